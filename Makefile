@@ -1,0 +1,120 @@
+# libquant: one Makefile, everything in build/. `make help` lists the goals.
+#
+# Files are found by wildcard: a new .c in a known folder is built without a line here.
+# Variables: CC, CFLAGS, WERROR=1 (warnings are errors), SAN=address|undefined|thread, SETUP=0 (install nothing),
+# B (build folder), TIME (seconds per fuzz target).
+
+B ?= build
+CC ?= cc
+# gcc also where make's built-in default is cc
+ifeq ($(origin CC),default)
+CC := gcc
+endif
+CFLAGS ?= -O2 -g
+WARN := -Wall -Wextra -Wconversion -Wshadow -Wstrict-prototypes -Wpointer-arith
+STD := -std=c11 -D_GNU_SOURCE -ffp-contract=off -fno-math-errno -fvisibility=hidden -fPIC -pthread
+ifdef WERROR
+WARN += -Werror
+endif
+ifdef SAN
+STD += -fsanitize=$(SAN) -fno-omit-frame-pointer -fno-sanitize-recover=all
+LDSAN := -fsanitize=$(SAN)
+endif
+ALL_CFLAGS = $(STD) $(WARN) $(CFLAGS) -I$(B)/gen
+LDLIBS := -ljansson -lm -pthread
+TEST_LIBS := $(shell pkg-config --libs check 2>/dev/null || echo -lcheck)
+
+ARCH := $(shell $(CC) -dumpmachine)
+KERNEL_DIRS := kernels/ref kernels/cpu
+ifneq (,$(findstring x86_64,$(ARCH)))
+KERNEL_DIRS += kernels/cpu/x86
+endif
+LIB_DIRS := libquant libquant/formats libquant/quantizers libquant/transforms libquant/loaders libquant/archs \
+            libquant/tokenizers $(KERNEL_DIRS)
+LIB_SRC := $(foreach d,$(LIB_DIRS),$(wildcard $(d)/*.c))
+LIB_OBJ := $(LIB_SRC:%.c=$(B)/obj/%.o)
+TOOL_SRC := $(wildcard tools/*.c) $(wildcard bench/*.c)
+TOOL_OBJ := $(TOOL_SRC:%.c=$(B)/obj/%.o)
+TEST_SRC := $(wildcard tests/test_*.c)
+TEST_BIN := $(TEST_SRC:tests/%.c=$(B)/tests/%)
+TEST_HELP := $(patsubst tests/%.c,$(B)/obj/tests/%.o,$(wildcard tests/help_*.c))
+FUZZ_SRC := $(wildcard tests/fuzz_*.c)
+FUZZ_BIN := $(FUZZ_SRC:tests/%.c=$(B)/fuzz/%)
+RECIPES := $(wildcard libquant/recipes/*.txt)
+
+.PHONY: all lib tools test check demo bench fuzz clean help setup tests-build
+.DEFAULT_GOAL := all
+
+all: lib tools
+lib: $(B)/libquant.a $(B)/libquant.so
+tools: $(B)/lq
+
+# Formats decode the same bits everywhere: keep their arithmetic as written.
+$(B)/obj/libquant/formats/%.o: STD += -DQ_HOST
+
+$(B)/obj/%.o: %.c
+	@mkdir -p $(@D)
+	$(CC) $(ALL_CFLAGS) -MMD -MP -c $< -o $@
+
+# Recipes are texts in the tree and string literals in the library.
+$(B)/gen/recipes.inc: $(RECIPES)
+	@mkdir -p $(@D)
+	@for f in $(RECIPES); do n=$$(basename $$f .txt); printf 'RECIPE("%s",\n' $$n; \
+	  sed -e 's/\\/\\\\/g' -e 's/"/\\"/g' -e 's/^\(.*\)$$/"\1\\n"/' $$f; printf ')\n'; done > $@.tmp && mv $@.tmp $@
+$(B)/obj/libquant/recipe.o: $(B)/gen/recipes.inc
+
+$(B)/libquant.a: $(LIB_OBJ)
+	@rm -f $@
+	$(AR) rcs $@ $^
+$(B)/libquant.so: $(LIB_OBJ)
+	$(CC) $(LDSAN) -shared -Wl,-soname,libquant.so.0 -Wl,-z,defs -o $@ $^ $(LDLIBS)
+$(B)/lq: $(TOOL_OBJ) $(B)/libquant.a
+	$(CC) $(LDSAN) -o $@ $^ $(LDLIBS)
+
+# Tests: each tests/test_X.c is a program over the library's objects.
+$(B)/tests/%: $(B)/obj/tests/%.o $(TEST_HELP) $(B)/libquant.a
+	@mkdir -p $(@D)
+	$(CC) $(LDSAN) -o $@ $^ $(TEST_LIBS) $(LDLIBS)
+$(B)/obj/tests/%.o: WARN := $(filter-out -Wconversion,$(WARN))
+
+tests-build: all $(TEST_BIN)
+test: setup
+	@$(MAKE) --no-print-directory tests-build
+	@B=$(B) CC="$(CC)" tests/run.sh
+check: test
+
+demo: setup
+	@$(MAKE) --no-print-directory all
+	@$(B)/lq bench quality
+
+setup:
+ifneq ($(SETUP),0)
+	@tools/setup.sh
+endif
+
+# Fuzz targets: built with clang's libFuzzer under ASan and UBSan from scratch objects of their own.
+FUZZ_CFLAGS := -std=c11 -D_GNU_SOURCE -ffp-contract=off -O1 -g -fsanitize=fuzzer-no-link,address,undefined \
+               -fno-sanitize-recover=all -pthread -I$(B)/gen
+FUZZ_OBJ := $(LIB_SRC:%.c=$(B)/fuzz/obj/%.o)
+$(B)/fuzz/obj/libquant/formats/%.o: FUZZ_CFLAGS += -DQ_HOST
+$(B)/fuzz/obj/libquant/recipe.o: $(B)/gen/recipes.inc
+$(B)/fuzz/obj/%.o: %.c
+	@mkdir -p $(@D)
+	clang $(FUZZ_CFLAGS) -MMD -MP -c $< -o $@
+$(B)/fuzz/%: tests/%.c $(FUZZ_OBJ)
+	clang $(FUZZ_CFLAGS) -fsanitize=fuzzer,address,undefined -o $@ $^ $(LDLIBS)
+fuzz: setup
+	@$(MAKE) --no-print-directory $(FUZZ_BIN)
+	@for f in $(FUZZ_BIN); do tests/fuzz.sh $$f $(or $(TIME),60) || exit 1; done
+
+clean:
+	rm -rf $(B)
+
+help:
+	@echo 'make          build/lq, build/libquant.a, build/libquant.so'
+	@echo 'make demo     quantize the bundled model with every scheme and print what each one costs'
+	@echo 'make test     build and run all tests'
+	@echo 'make fuzz     run every fuzz target for TIME seconds (60)'
+	@echo 'make clean    remove the build folder'
+
+-include $(shell find $(B) -name '*.d' 2>/dev/null)

@@ -1,0 +1,379 @@
+/* libquant.h: the public interface of libquant, an engine that quantizes large language models and runs them.
+ *
+ * Read it from top to bottom: status, context, formats, model, quantize, session, text, decode, sample, evaluate.
+ * A program that generates text needs nine functions: lq_open, lq_model_open, lq_session_open, lq_tokenize, lq_decode,
+ * lq_sample, lq_detokenize and the closes; tools/examples/generate.c is such a program.
+ *
+ * Rules that hold for every function here
+ *   Errors     A function that can fail returns lq_status: 0 (LQ_OK) or a negative code. On failure every out-parameter
+ *              is untouched, and lq_error_detail() says in one sentence which file, key, tensor or byte was at fault.
+ *              After a code at or below LQ_FATAL the object may only be closed. Nothing aborts, exits, prints, raises
+ *              or catches a signal, reads the environment, or changes the locale.
+ *   Memory     Inputs belong to the caller and are read only during the call. Borrowed results say until when they
+ *              live. Variable output takes `size_t *n`: in = capacity, out = needed; when the capacity is too small the
+ *              call fails with LQ_E_ARG, writes nothing but *n, and can be repeated. Every close accepts NULL.
+ *   Structs    Options and infos begin with `uint32_t size`, which the caller sets to sizeof of the struct; a NULL
+ *              options pointer means defaults, and so does each zero field. Fields are only ever added at the end.
+ *   Threads    lq_ctx is thread-safe once open. lq_model is immutable and shared freely. lq_session serves one thread
+ *              at a time; several sessions run in parallel. lq_session_cancel may be called from any thread.
+ *              Callbacks run on the thread that made the call.
+ *   Text       UTF-8 in and out, with explicit lengths; invalid UTF-8 passes through tokenization unchanged.
+ */
+#ifndef LIBQUANT_H
+#define LIBQUANT_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#if defined(__GNUC__)
+#define LQ_API __attribute__((visibility("default")))
+#else
+#define LQ_API
+#endif
+
+/* ------------------------------------------------------------------------------------------------ version, status */
+
+#define LQ_VERSION_MAJOR 0
+#define LQ_VERSION_MINOR 1
+#define LQ_VERSION_PATCH 0
+
+typedef int32_t lq_status;
+
+enum {
+    LQ_OK = 0,
+    LQ_E_ARG = -1,          /* an argument is out of its documented range */
+    LQ_E_IO = -2,           /* the operating system refused a read or write, or there is no space */
+    LQ_E_TRUNCATED = -3,    /* a file ends before what it announces */
+    LQ_E_FORMAT = -4,       /* a file breaks the rules of its format */
+    LQ_E_LIMIT = -5,        /* a file or request exceeds a stated limit */
+    LQ_E_UNSUPPORTED = -6,  /* valid, but not something this build can do */
+    LQ_E_INCONSISTENT = -7, /* parts of a model contradict one another */
+    LQ_E_NOMEM = -8,        /* not enough memory */
+    LQ_E_CONTEXT = -9,      /* a sequence would exceed the context of its session */
+    LQ_E_BUSY = -10,        /* another process or thread holds the object */
+    LQ_E_CANCELLED = -11,   /* a callback or lq_session_cancel asked to stop */
+    LQ_E_NUMERIC = -12,     /* logits or scales are not finite */
+    LQ_FATAL = -100,        /* codes at or below: the object may only be closed */
+    LQ_E_DEVICE = -101,     /* a device failed or vanished */
+    LQ_E_INTERNAL = -102    /* a bug in libquant */
+};
+
+/* The library's version at run time as major * 10000 + minor * 100 + patch. */
+LQ_API uint32_t lq_version(void);
+/* The same as text, "0.1.0". Static storage. */
+LQ_API const char *lq_version_string(void);
+/* The name of a status code, "LQ_E_FORMAT"; "LQ_E_?" for a code this build does not know. Static storage. */
+LQ_API const char *lq_status_name(lq_status status);
+/* One sentence about the last failure on the calling thread; "" when none yet. Valid until this thread's next call. */
+LQ_API const char *lq_error_detail(void);
+
+/* ------------------------------------------------------------------------------------------------ context, devices */
+
+typedef struct lq_ctx lq_ctx;
+typedef struct lq_model lq_model;
+typedef struct lq_session lq_session;
+
+typedef enum { LQ_LOG_ERROR = 0, LQ_LOG_WARN = 1, LQ_LOG_INFO = 2, LQ_LOG_DEBUG = 3 } lq_log_level;
+
+/* Memory hook. `alloc` returns `bytes` bytes aligned to `align` (a power of two) or NULL; `free` gets the same `bytes`
+ * that were asked for. Both must be thread-safe. */
+typedef struct lq_allocator {
+    void *(*alloc)(void *user, size_t bytes, size_t align);
+    void (*free)(void *user, void *ptr, size_t bytes);
+    void *user;
+} lq_allocator;
+
+typedef struct lq_options {
+    uint32_t size;
+    uint32_t threads;              /* default for models and sessions; 0 = what affinity and cgroup quota allow */
+    const char *isa;               /* highest instruction set used: "scalar", "avx2"; NULL = the best present */
+    const lq_allocator *allocator; /* copied; NULL = the C library's */
+    /* Called with each message; may come from any thread. NULL = silent. */
+    void (*log)(void *user, lq_log_level level, const char *message);
+    void *log_user;
+} lq_options;
+
+/* Open a context: the devices and the defaults that models and sessions share. Close it after them. */
+LQ_API lq_status lq_open(const lq_options *options, lq_ctx **out);
+LQ_API void lq_close(lq_ctx *ctx);
+
+typedef struct lq_device_info {
+    uint32_t size;
+    uint32_t threads;     /* CPU: threads a session uses by default */
+    char name[64];        /* "cpu:0" */
+    char description[96]; /* "AMD EPYC, avx2" */
+    char isa[32];         /* the instruction set in use after masking */
+    uint64_t memory;      /* bytes of memory the device can offer now, cgroup and RLIMIT_AS counted */
+} lq_device_info;
+
+LQ_API uint32_t lq_device_count(const lq_ctx *ctx);
+LQ_API lq_status lq_device_info_get(const lq_ctx *ctx, uint32_t index, lq_device_info *info);
+
+/* ------------------------------------------------------------------------------------------------ formats, schemes */
+
+typedef struct lq_format_info {
+    uint32_t size;
+    uint32_t block_weights; /* weights per block along a row */
+    uint32_t block_bytes;
+    int32_t gguf_id;        /* its tensor type in GGUF files; -1 = none */
+    const char *name;       /* "q4_k"; static storage */
+    double bits_per_weight;
+} lq_format_info;
+
+/* Tensor formats, by index below lq_format_count or by name. A name is the only stable key. */
+LQ_API uint32_t lq_format_count(void);
+LQ_API lq_status lq_format_info_get(uint32_t index, lq_format_info *info);
+LQ_API lq_status lq_format_find(const char *name, uint32_t *index);
+
+/* Quantization schemes ("q4_k_m") are recipes that give each tensor a format. Index below lq_scheme_count; names and
+ * one-line descriptions are static storage. Returns NULL past the end. */
+LQ_API uint32_t lq_scheme_count(void);
+LQ_API const char *lq_scheme_name(uint32_t index, const char **description);
+
+/* ------------------------------------------------------------------------------------------------ model */
+
+typedef struct lq_model_options {
+    uint32_t size;
+    uint32_t check_tensors; /* 1 = read every weight and refuse non-finite values with LQ_E_INCONSISTENT */
+    uint32_t no_mmap;       /* 1 = read the file into memory. The default maps it, which is unsafe for a file that
+                               another program truncates while the model is open (the system then raises SIGBUS) */
+} lq_model_options;
+
+/* Open a model: a GGUF file (any shard of a split set), or a Hugging Face directory with config.json and safetensors.
+ * Everything is validated before it is used; names, shapes and formats are bound here. The files stay open until the
+ * model is closed. */
+LQ_API lq_status lq_model_open(lq_ctx *ctx, const char *path, const lq_model_options *options, lq_model **out);
+LQ_API void lq_model_close(lq_model *model);
+
+typedef struct lq_model_info {
+    uint32_t size;
+    char architecture[32];  /* "llama" */
+    char name[64];
+    char container[32];     /* "gguf v3", "huggingface" */
+    char file_scheme[32];   /* the scheme the file says it was made with, "q4_k_m"; "" = unknown */
+    uint32_t layers, heads, heads_kv, head_dim, embedding, feed_forward, vocabulary;
+    uint32_t context;       /* trained context in tokens */
+    uint64_t parameters;
+    uint64_t weight_bytes;  /* bytes of all tensors as stored */
+    uint64_t bytes_per_token; /* weight bytes read to decode one token: all but the embedding table, of which one row */
+    double bits_per_weight;
+    uint32_t tensors;
+    int32_t bos, eos;       /* token ids, -1 = none */
+    uint32_t add_bos;       /* 1 = the model expects a BOS token first */
+} lq_model_info;
+
+LQ_API lq_status lq_model_info_get(const lq_model *model, lq_model_info *info);
+
+/* A metadata value as text (numbers printed, strings copied with a terminating NUL, arrays as "[n values]"), by key, or
+ * by index with key = NULL. `name` (may be NULL) receives the key, borrowed until the model is closed.
+ * LQ_E_ARG when there is no such key or index. */
+LQ_API lq_status lq_model_meta(const lq_model *model, const char *key, uint32_t index, const char **name, char *text,
+                               size_t *n);
+
+typedef struct lq_tensor_info {
+    uint32_t size;
+    uint32_t rank;
+    uint64_t shape[8];      /* shape[0] is the contiguous dimension: the inputs of a matrix */
+    uint64_t bytes;
+    const char *name;       /* as in the file; borrowed until the model is closed */
+    const char *role;       /* the class of the tensor, "ffn_down"; "" when the architecture does not use it */
+    const char *format;     /* static storage */
+} lq_tensor_info;
+
+/* The tensor at an index below lq_model_info.tensors, in file order. */
+LQ_API lq_status lq_model_tensor(const lq_model *model, uint32_t index, lq_tensor_info *info);
+
+/* Decode row `row` (rows counted over all dimensions but the first) of a tensor to shape[0] floats. */
+LQ_API lq_status lq_model_tensor_row(const lq_model *model, uint32_t index, uint64_t row, float *out);
+
+/* ------------------------------------------------------------------------------------------------ quantize */
+
+/* Progress of a long call: `done` of `total` units. Return non-zero to cancel: the call then ends with LQ_E_CANCELLED
+ * and leaves nothing behind. */
+typedef int (*lq_progress)(void *user, uint64_t done, uint64_t total, const char *what);
+
+typedef struct lq_tensor_report {
+    uint32_t size;
+    const char *name, *from, *to; /* valid during the callback */
+    const char *wanted;           /* what the scheme asked for: differs from `to` on a fall-back */
+    uint64_t weights, bytes;
+    double rel_error;             /* ||W - Q|| / ||W|| (Frobenius), 0 when copied */
+} lq_tensor_report;
+
+typedef struct lq_quantize_options {
+    uint32_t size;
+    const char *scheme;     /* required: a name of lq_scheme_name, or a format name for "everything that format" */
+    uint32_t threads;
+    uint32_t force;         /* 1 = replace an existing destination */
+    uint32_t requantize;    /* 1 = accept a source that is already quantized */
+    uint32_t dry_run;       /* 1 = report what would be written, write nothing */
+    lq_progress progress;   /* counts weights; may be NULL */
+    void (*report)(void *user, const lq_tensor_report *tensor); /* after each tensor; may be NULL */
+    void *user;
+} lq_quantize_options;
+
+typedef struct lq_quantize_result {
+    uint32_t size;
+    uint32_t tensors, fallbacks;
+    uint64_t weights, bytes;      /* bytes of the whole file */
+    double bits_per_weight, seconds;
+} lq_quantize_result;
+
+/* Write the model at `src` (GGUF or Hugging Face directory) to the GGUF file `dst`. Streams tensor by tensor. The file
+ * appears under its name only when it is complete and was read back; on any failure nothing is left behind.
+ * LQ_E_ARG: dst is src, or exists without `force`, or src is quantized without `requantize`; LQ_E_IO: too little space;
+ * LQ_E_BUSY: another process writes dst. `result` may be NULL. */
+LQ_API lq_status lq_quantize(lq_ctx *ctx, const char *src, const char *dst, const lq_quantize_options *options,
+                             lq_quantize_result *result);
+
+/* ------------------------------------------------------------------------------------------------ session */
+
+typedef struct lq_session_options {
+    uint32_t size;
+    uint32_t context;        /* tokens per sequence; 0 = the trained context */
+    uint32_t batch;          /* most tokens evaluated in one pass over the weights; 0 = 512; longer input is split */
+    uint32_t max_logits;     /* most rows of logits one lq_decode may ask for; 0 = 1 */
+    uint32_t threads;        /* 0 = the context's */
+    const char *activations; /* "f32" = FP32 activations everywhere; NULL = what the fastest kernels want (8 bit) */
+} lq_session_options;
+
+/* A session is one mutable timeline over a model: the KV cache and the logits. All its memory is allocated here. */
+LQ_API lq_status lq_session_open(lq_model *model, const lq_session_options *options, lq_session **out);
+LQ_API void lq_session_close(lq_session *session);
+
+/* Make the running call of this session return LQ_E_CANCELLED within one layer. From any thread or a signal handler.
+ * Without a running call the next one returns it at once. The sequence keeps the tokens of finished passes. */
+LQ_API void lq_session_cancel(lq_session *session);
+
+typedef struct lq_plan_info {
+    uint32_t size;
+    uint32_t context, batch, threads;
+    uint64_t weights;       /* bytes of weights, mapped from the file unless no_mmap */
+    uint64_t kv;            /* bytes of the KV cache */
+    uint64_t activations;   /* bytes of activations, logits and scratch */
+    uint64_t total;
+} lq_plan_info;
+
+/* The bytes that a session with these options needs, without opening it. */
+LQ_API lq_status lq_model_plan(const lq_model *model, const lq_session_options *options, lq_plan_info *info);
+
+typedef struct lq_session_info {
+    uint32_t size;
+    uint32_t context, batch, max_logits, threads;
+    uint32_t trained_context;
+    uint64_t kv_bytes, activation_bytes;
+} lq_session_info;
+LQ_API lq_status lq_session_info_get(const lq_session *session, lq_session_info *info);
+
+/* Tokens in the sequence, and shortening it to `length` tokens (a later decode overwrites what is cut). */
+LQ_API uint32_t lq_seq_length(const lq_session *session);
+LQ_API lq_status lq_seq_truncate(lq_session *session, uint32_t length);
+
+typedef struct lq_stats {
+    uint32_t size;
+    uint32_t last_logits_hash;       /* FNV-1a of the last row of logits: equal hashes = equal bits */
+    uint64_t prefill_tokens, decode_tokens; /* decode = passes over one token */
+    double prefill_seconds, decode_seconds;
+    uint64_t decode_bytes;           /* weight and KV bytes read by the decode passes */
+} lq_stats;
+LQ_API lq_status lq_session_stats(const lq_session *session, lq_stats *stats);
+
+/* ------------------------------------------------------------------------------------------------ text */
+
+enum {
+    LQ_TOKENIZE_BOS = 1,          /* put BOS first where the model wants it (never twice) */
+    LQ_TOKENIZE_PARSE_SPECIAL = 2 /* text that spells a special token becomes that token; without it, plain text */
+};
+
+/* Tokenize `bytes` bytes of text (any bytes, NUL included). */
+LQ_API lq_status lq_tokenize(const lq_model *model, const char *text, size_t bytes, uint32_t flags, int32_t *ids,
+                             size_t *n);
+
+enum {
+    LQ_DETOKENIZE_SPECIAL = 1, /* spell out special tokens; without it they are empty */
+    LQ_DETOKENIZE_MIDDLE = 2,  /* the ids follow others: keep the leading space that the start of a text drops */
+    LQ_DETOKENIZE_STREAM = 4   /* stop before a UTF-8 character whose last bytes may still come; see lq_detokenize */
+};
+
+/* The bytes of `count` tokens; no terminating NUL. LQ_E_ARG names the first id outside the vocabulary.
+ * With LQ_DETOKENIZE_STREAM an incomplete UTF-8 character at the end is held back: a streaming caller detokenizes all
+ * ids since the last complete point and prints what is new. */
+LQ_API lq_status lq_detokenize(const lq_model *model, const int32_t *ids, size_t count, uint32_t flags, char *text,
+                               size_t *n);
+
+/* The id of a token by its exact spelling ("</s>"), special or not; -1 when there is none. */
+LQ_API int32_t lq_token_find(const lq_model *model, const char *piece);
+
+/* ------------------------------------------------------------------------------------------------ decode, sample */
+
+/* Append `count` tokens to the sequence and evaluate them. Logits are kept for the tokens from index `logits_from` on
+ * (count - 1 = the last alone, 0 = all, count = none); at most max_logits of them.
+ * LQ_E_CONTEXT: the sequence would exceed the context, nothing is evaluated. LQ_E_NUMERIC: logits are not finite. */
+LQ_API lq_status lq_decode(lq_session *session, const int32_t *ids, size_t count, size_t logits_from);
+
+/* Row `row` of the logits that the last lq_decode kept: `vocabulary` floats, borrowed until the next call on the
+ * session. LQ_E_ARG when there is no such row. */
+LQ_API lq_status lq_logits(const lq_session *session, uint32_t row, const float **out);
+
+typedef struct lq_sampler {
+    uint32_t size;
+    float temperature; /* 0 = greedy: the lowest id among the largest logits */
+    uint32_t top_k;    /* keep the k most likely; 0 = all */
+    float top_p;       /* then the smallest set with this much probability; 0 or 1 = all */
+    float min_p;       /* then those with at least this fraction of the best one's probability; 0 = all */
+    uint64_t seed;
+} lq_sampler;
+
+/* Choose a token from the last row of logits: temperature, then top-k, top-p, min-p, then one draw from a counter-based
+ * generator keyed by (seed, sequence length), so that the same seed and text always give the same token. */
+LQ_API lq_status lq_sample(lq_session *session, const lq_sampler *sampler, int32_t *id);
+
+/* The same from any row of `n` logits, with `position` in the place of the sequence length. Pure. */
+LQ_API lq_status lq_sample_logits(const float *logits, size_t n, const lq_sampler *sampler, uint64_t position,
+                                  int32_t *id);
+
+/* ------------------------------------------------------------------------------------------------ evaluate */
+
+typedef struct lq_eval_options {
+    uint32_t size;
+    uint32_t window;       /* tokens per chunk; 0 = 512 where the trained context allows, else the trained context */
+    uint64_t max_tokens;   /* use at most this many tokens of the text; 0 = all */
+    uint32_t score_all;    /* 0 = score the second half of each chunk; 1 = every position ("the papers' way") */
+    lq_progress progress;  /* counts tokens evaluated */
+    void *user;
+} lq_eval_options;
+
+typedef struct lq_eval_result {
+    uint32_t size;
+    uint32_t window;
+    uint64_t tokens;       /* tokens scored */
+    uint64_t evaluated;    /* tokens run through the model */
+    double nll, ppl, ppl_se; /* mean negative log-likelihood in nats, exp of it, its standard error */
+    /* against the reference; zero from lq_evaluate */
+    double ppl_ratio, kld_mean, kld_se, kld_median, kld_p90, kld_p95, kld_p99, kld_p999, kld_max;
+    double same_top;       /* fraction of positions whose most likely token agrees */
+    double dp_mean, dp_rms; /* difference of the right token's probability: mean, root mean square */
+} lq_eval_result;
+
+/* Perplexity of `count` tokens of a text (tokenized once with LQ_TOKENIZE_BOS): non-overlapping chunks of `window`
+ * tokens, the first of each replaced by BOS where the model wants one, an empty KV cache per chunk. The session needs
+ * a context of at least `window` and max_logits of at least window / 2 (score_all: window); its sequence is replaced.
+ * LQ_E_ARG names the tokens required when the text is too short for one chunk. */
+LQ_API lq_status lq_evaluate(lq_session *session, const int32_t *ids, size_t count, const lq_eval_options *options,
+                             lq_eval_result *result);
+
+/* Score `sessions` candidates against a reference over the same text in one sweep: results[i] gets perplexity and the
+ * KL divergence D(reference || candidate). All vocabularies must be equal (LQ_E_INCONSISTENT). `reference_result` may
+ * be NULL. */
+LQ_API lq_status lq_compare(lq_session *reference, lq_session *const *candidates, size_t n_candidates,
+                            const int32_t *ids, size_t count, const lq_eval_options *options,
+                            lq_eval_result *reference_result, lq_eval_result *results);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

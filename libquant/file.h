@@ -1,0 +1,53 @@
+/* file.h: files: read, map, identify; outputs that are temporary until complete.
+ *
+ * The only place that opens, maps, writes, renames or stats a file. Every error sentence names the path. Interrupted
+ * calls are repeated, short reads completed. Layer L0. */
+#ifndef Q_FILE_H
+#define Q_FILE_H
+
+#include "memory.h"
+
+typedef struct q_file q_file;
+
+enum { Q_FILE_MAP = 1 }; /* map the file read-only; without it q_file_read is the only access */
+
+/* Open a regular file for reading. Directories, FIFOs, sockets and devices are LQ_E_FORMAT without blocking; the
+ * size is taken at this moment and never trusted to stay. */
+lq_status q_file_open(const q_alloc *a, const char *path, uint32_t flags, q_file **out);
+void q_file_close(q_file *f);
+const char *q_file_path(const q_file *f);
+uint64_t q_file_size(const q_file *f);
+/* The mapping, NULL when not mapped (or an empty file). */
+const uint8_t *q_file_data(const q_file *f);
+/* Exactly n bytes at offset; LQ_E_TRUNCATED past the end, LQ_E_IO when the system fails. Thread-safe. */
+lq_status q_file_read(const q_file *f, uint64_t offset, void *dst, uint64_t n);
+/* LQ_E_IO when size, mtime or inode differ from those at open: the file was changed under us. */
+lq_status q_file_unchanged(const q_file *f);
+
+/* A whole small file as bytes with a NUL after the end; LQ_E_LIMIT above max. Free with q_delete. */
+lq_status q_file_slurp(const q_alloc *a, const char *path, uint64_t max, uint8_t **data, uint64_t *n);
+
+typedef enum { Q_PATH_NONE, Q_PATH_FILE, Q_PATH_DIR, Q_PATH_OTHER } q_path_kind;
+q_path_kind q_path_kind_of(const char *path);
+/* True when both name the same inode (symbolic and hard links followed). */
+bool q_path_same(const char *a, const char *b);
+/* dir + "/" + name into buf; LQ_E_LIMIT when it does not fit. */
+lq_status q_path_join(char *buf, size_t n, const char *dir, q_str name);
+
+/* An output file: bytes go to a locked temporary in the same directory, and reach the final name in commit. */
+typedef struct q_outfile q_outfile;
+/* Refuses: missing or read-only directory (LQ_E_IO), less free space than `bytes` (LQ_E_IO), existing path without
+ * force (LQ_E_ARG), a second writer of the same path (LQ_E_BUSY). A stale temporary of a dead writer is replaced. */
+lq_status q_outfile_open(const q_alloc *a, const char *path, uint64_t bytes, bool force, q_outfile **out);
+lq_status q_outfile_write(q_outfile *f, const void *data, uint64_t n);
+uint64_t q_outfile_written(const q_outfile *f);
+/* The temporary's path, for reading back before commit. */
+const char *q_outfile_temp(const q_outfile *f);
+/* Flush to the disk so that the temporary can be read back and checked. */
+lq_status q_outfile_sync(q_outfile *f);
+/* Rename over the final name and sync the directory; frees f. */
+lq_status q_outfile_commit(q_outfile *f);
+/* Remove the temporary; frees f. NULL is fine. */
+void q_outfile_discard(q_outfile *f);
+
+#endif

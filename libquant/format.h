@@ -1,0 +1,69 @@
+/* format.h: the record of a tensor format, and the table of all of them.
+ *
+ * A format is one file libquant/formats/X.c with a codec (codec.h) and, under Q_HOST, this record; plus the line
+ * FORMAT(x, gguf id) in formats.def. What the bits mean is here; how to choose them is a quantizer's business, by
+ * means of fit, nearest and emit alone. Layer L1. */
+#ifndef Q_FORMAT_H
+#define Q_FORMAT_H
+
+#include "codec.h"
+#include "status.h"
+
+enum { Q_UNIT = 32, Q_MAX_BLOCK = 256, Q_MAX_GROUPS = 16 };
+
+/* What `fit` is asked. */
+typedef struct q_fit_in {
+    const float *x;      /* one block: `weights` values; finite */
+    const float *weight; /* importance of the squared error of each value, >= 0; NULL = the format's own default */
+    bool search;         /* false: the reference encoder, one closed-form choice; true: search for less weighted error */
+} q_fit_in;
+
+/* The parameters of one block, as they will read back after storage (scales already rounded to their stored type).
+ * Code q of weight j in group g = j / (weights / groups) has the value `scale[g] * level - min[g]`, where level is q
+ * itself or an entry of the format's codebook. d, dmin, sc, mn are for the format's emit. */
+typedef struct q_grid {
+    float d, dmin;
+    int16_t sc[Q_MAX_GROUPS], mn[Q_MAX_GROUPS];
+    float scale[Q_MAX_GROUPS], min[Q_MAX_GROUPS];
+} q_grid;
+
+typedef struct q_format {
+    const char *name;
+    int32_t weights;      /* per block; 1 for float formats */
+    int32_t bytes;        /* per block */
+    int32_t row_head;     /* bytes ahead of the first block of each row */
+    const char *fallback; /* the format for rows whose length is not a multiple of `weights`; NULL when weights == 1 */
+    bool has_min;         /* split yields minima */
+
+    /* 32 weights: unit `sub` of block `block`. For weights == 1 sub is 0 and `block` counts units of 32 weights, all of
+     * which must be readable: q_decode_row takes care of tails. */
+    void (*decode)(const uint8_t *row, int block, int sub, float *y);
+    /* The integer form (codec.h); NULL for formats without one. */
+    void (*split)(const uint8_t *row, int block, int sub, int *q, int *sc, int *mn, float *d);
+
+    void (*fit)(const q_fit_in *in, q_grid *grid);
+    /* The best code for value x as weight j of the block; *value = what it decodes to. */
+    int32_t (*nearest)(const q_grid *grid, int32_t j, float x, float *value);
+    /* Write `bytes` bytes from `weights` codes. */
+    void (*emit)(const q_grid *grid, const int32_t *codes, uint8_t *block);
+} q_format;
+
+/* The table from formats.def, in its order. */
+extern const q_format *const q_formats[];
+extern const int32_t q_format_gguf_ids[]; /* parallel: the GGUF tensor type, -1 = none */
+uint32_t q_format_count(void);
+const q_format *q_format_find(const char *name);     /* NULL when unknown */
+const q_format *q_format_by_gguf(uint32_t id);       /* NULL when not in the table */
+int32_t q_format_gguf_id(const q_format *f);
+
+/* Bytes of a row of n weights; false when n is not a multiple of the block or the size overflows. */
+bool q_row_bytes(const q_format *f, uint64_t n, uint64_t *bytes);
+
+/* Decode a row of n weights (n as q_row_bytes accepts; a tail of less than 32 is fine for weights == 1). Reads no byte
+ * beyond the row. */
+void q_decode_row(const q_format *f, const uint8_t *row, int64_t n, float *y);
+
+/* Encode a row with fit / nearest / emit, block by block; weight may be NULL, else n entries. */
+void q_encode_row(const q_format *f, const float *x, const float *weight, bool search, int64_t n, uint8_t *row);
+
+#endif

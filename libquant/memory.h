@@ -1,0 +1,41 @@
+/* memory.h: every allocation of the library, through one hook.
+ *
+ * malloc and free appear in memory.c alone (checked by tests/check_layers.sh). Blocks are Q_ALIGN-aligned. Layer L0. */
+#ifndef Q_MEMORY_H
+#define Q_MEMORY_H
+
+#include "status.h"
+
+typedef lq_allocator q_alloc;
+
+/* The C library's allocator; what a NULL hook means. */
+extern const q_alloc q_alloc_libc;
+
+/* `count` items of `item` bytes, zeroed; NULL on overflow or exhaustion, with the sentence set (LQ_E_NOMEM).
+ * count == 0 gives a valid block. */
+void *q_new(const q_alloc *a, uint64_t count, uint64_t item);
+/* The same without zeroing, for buffers that are wholly overwritten before they are read. */
+void *q_new_raw(const q_alloc *a, uint64_t count, uint64_t item);
+/* Grow to `count` items; contents kept, new items zeroed; NULL leaves the old block valid. */
+void *q_grow(const q_alloc *a, void *p, uint64_t old_count, uint64_t count, uint64_t item);
+/* Size is kept in a header before the block. p may be NULL. */
+void q_delete(const q_alloc *a, void *p);
+
+#define Q_NEW(a, type, count) ((type *)q_new((a), (uint64_t)(count), sizeof(type)))
+
+/* An arena: many small pieces with one life, freed at once. Zero-initialize, set `alloc`. */
+typedef struct q_arena {
+    const q_alloc *alloc;
+    struct q_arena_chunk *chunks;
+    uint64_t used, limit; /* bytes handed out; limit 0 = none, otherwise exceeding it is LQ_E_LIMIT */
+} q_arena;
+/* Zeroed, 16-byte aligned; NULL on exhaustion (sentence set). */
+void *q_arena_new(q_arena *arena, uint64_t count, uint64_t item);
+/* A NUL-terminated copy. */
+char *q_arena_str(q_arena *arena, q_str s);
+void q_arena_free(q_arena *arena);
+
+/* Bytes of memory this process may still use: the least of free RAM, cgroup limits (v1, v2) and RLIMIT_AS. */
+uint64_t q_memory_available(void);
+
+#endif

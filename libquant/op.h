@@ -1,0 +1,188 @@
+/* op.h: the operations: their meaning, their order of summation, their error bound, and what a kernel of one is given.
+ *
+ * Operations are coarse, so that a model's table states intent (GLU, attention, experts) and no backend has to guess it
+ * back from small pieces. kernels/ref/ defines each one in scalar C; every other kernel is checked against that.
+ *
+ * Notation: c = column (one token of the batch), y, x, z, v, u = operand views, w = weight matrix [rows, k].
+ * All activations are float32. "dot" below is the float dot product with this stated order, which makes results
+ * independent of thread count, batch and chunk:
+ *
+ *   dot(a, b, k): 16 lanes; lane l takes i = l, l+16, l+32, ... in ascending order with one fused multiply-add each,
+ *                 starting from 0; then lanes are added pairwise: l and l+8, then l and l+4, l+2, l+1.
+ *
+ * Sums of squares and plain sums use the same lanes. With 8-bit activations (a kernel row's choice, see q_act):
+ *
+ *   idot: within one activation block integers are exact: I = sum of sc*q*a, M = sum of mn*a over the block (int32);
+ *         then in ascending block order acc = fma(d[0]*da, (float)I, acc), and where the format has minima
+ *         acc = fma(-(d[1]*da), (float)M, acc); acc starts from 0. A format block longer than the activation block
+ *         splits it; a shorter one is applied once per format block.
+ *
+ * Operation   Meaning; `kind` from q_kind; parallel unit
+ *   EMBED     y = w[id] * scale + w2[position] + w3[0]   (w2 learned positions, w3 token types; each optional; scale 0 = 1).
+ *             With no ids the batch's x rows are copied.                                            unit: column
+ *   NORM      RMS: y = x * (1 / sqrt(mean(x*x) + eps)) * w + b;  LAYER: (x - mean) / sqrt(var + eps) * w + b;
+ *             L2: x / max(sqrt(sum x*x), eps), no weight. add: y += .                               unit: column
+ *             Domain OUT: x is read at the wanted columns, y written compactly.
+ *   HEADNORM  NORM over each head of the view; w has `width` values, shared by the heads, or heads*width of them.
+ *             With z: the result times silu(z) (gated norm).                                        unit: column
+ *   MATMUL    y[h, r] = w[h * y.width + r] . x[h] + b[h * y.width + r] for each head h; x with one head feeds all rows.
+ *             add: y += . Optional adapter: + lora_scale * B (A x).                                 unit: row of w
+ *   GLU       y = act(x) * z, or act(x) with no z. SWIGLU_CLAMP (gpt-oss): x' = min(x, limit),
+ *             z' = clamp(z, -limit, limit), y = x' * sigmoid(alpha * x') * (z' + 1).                unit: column
+ *   ROPE      rotates the first `rot` values of each head by position * freqs[i], times mscale.
+ *             PAIRS: (2i, 2i+1) together; HALVES: (i, i + rot/2). y may be x.                       unit: column
+ *   KV_PUT    stores K = x and V = z (heads of the view = KV heads) at the column's position in the pages of its
+ *             sequence. Without z the values are a prefix of the keys (latent attention).           unit: column
+ *   ATTN      y[h] = softmax(scale * q[h] . K + mask) V, over the pages of the column's sequence, positions <= its own
+ *             and > own - window; query head h reads KV head h / (heads / kv_heads). softcap s: s * tanh(score / s).
+ *             ALIBI adds slope(h) * (key - query). w = learned sinks: one more score per head without a value.
+ *             With z and v (K and V views): no pages, no causal mask, all columns of the sequence.
+ *             Order: keys in blocks of Q_KV_TOKENS at absolute positions, ascending. In a block: scores by dot, their
+ *             maximum, exp of the difference, the sum of exps and the weighted values by fma in ascending key. Blocks
+ *             merge in ascending order: with M = max(m, m'), both sides scaled by exp(m - M), exp(m' - M).
+ *                                                                                           unit: column * head
+ *   ROUTE     logits = w . x + b; chooses n_used of n_expert; y = n_used ids as floats, then n_used weights.
+ *             SOFTMAX: softmax over all, then choose; SOFTMAX_TOP: softmax over the chosen; SIGMOID: sigmoid, chosen by
+ *             value + b2. renorm: weights divided by their sum; then times scale. Ties: the lower id. Chosen in
+ *             descending order. n_groups > 1: only the n_groups_used best groups (sum of their two best) compete.
+ *                                                                                                   unit: column
+ *   MOE_GLU   y[i] = act(w[e_i] x + b[e_i]) * (w2[e_i] x + b2[e_i]) for the chosen experts i < n_used (z = ROUTE's y).
+ *             Without w2: plain activation.                                                unit: row of an expert
+ *   MOE_DOWN  y = sum over i ascending of weight_i * (w[e_i] x[i] + b[e_i]). add: y += .    unit: row of an expert
+ *   CONV      depthwise causal convolution over `taps` tokens of the sequence, then act (NONE, SILU);
+ *             y[ch] = act(sum over t ascending of w[ch, t] * x[c - taps + 1 + t, ch] + b[ch]); state: last taps - 1 inputs.
+ *                                                                                                   unit: channel
+ *   SCAN      gated delta rule. Per head, S [k width, v width] carried from token to token: S *= exp(w[h] * softplus(
+ *             u[h] + b[h])); r = sigmoid(u[heads + h]) * (v - S^T k); S += k r^T; y = scale * S^T q. x = q, z = k. Query
+ *             head h reads key head h / (heads / key heads). (Yang et al., Gated Delta Networks, arXiv:2412.06464.)
+ *                                                                                                   unit: head of v
+ *   SCALE     y = scale * x, times sigmoid(z) where z has one value per column; softcap s: s * tanh(./s). add: y += .
+ *                                                                                                   unit: column
+ *   COPY      y = x (slices of any heads, width, stride). Domain OUT gathers the wanted columns.    unit: column
+ *   HEAD      logits[o] = scale * (w . x[o] + b), soft-capped; x holds the wanted columns compactly. unit: row of w
+ *   SAMPLE    one token per wanted row from its logits, as lq_sample_logits.                        unit: wanted row
+ *
+ * Bounds, against the reference with the same activation format: integer parts exact; float results
+ * NMSE = |y - ref|^2 / |ref|^2 <= 1e-7 for MATMUL, HEAD and the experts (bit-equal where the order above is kept),
+ * 1e-9 for NORM, HEADNORM, ROPE, SCALE, GLU, CONV, 1e-7 for ATTN, ROUTE weights and SCAN; EMBED, COPY, KV_PUT exact.
+ *
+ * Layer L1. */
+#ifndef Q_OP_H
+#define Q_OP_H
+
+#include "format.h"
+
+typedef enum {
+#define OP(name, ref, unit) Q_OP_##name,
+#include "ops.def"
+#undef OP
+    Q_OP_COUNT
+} q_op;
+
+/* What one parallel unit of an operation is: q_op_units() counts them for a step and batch. */
+typedef enum { Q_UNIT_COLUMN, Q_UNIT_ROW, Q_UNIT_COLUMN_HEAD, Q_UNIT_EXPERT_ROW, Q_UNIT_CHANNEL, Q_UNIT_HEAD,
+               Q_UNIT_OUT } q_op_unit;
+
+typedef enum {
+    Q_KIND_NONE = 0,
+    Q_NORM_RMS = 0, Q_NORM_LAYER, Q_NORM_L2,
+    Q_ACT_NONE = 0, Q_ACT_SILU, Q_ACT_GELU, Q_ACT_GELU_TANH, Q_ACT_RELU, Q_ACT_RELU2, Q_ACT_SIGMOID, Q_ACT_SWIGLU_CLAMP,
+    Q_ROPE_PAIRS = 0, Q_ROPE_HALVES,
+    Q_ATTN_CAUSAL = 0, Q_ATTN_ALIBI,
+    Q_ROUTE_SOFTMAX = 0, Q_ROUTE_SOFTMAX_TOP, Q_ROUTE_SIGMOID
+} q_kind;
+
+enum { Q_KV_TOKENS = 32 }; /* tokens per page, and keys per block of attention */
+
+/* A format for activations inside a product: a kernel row names the one it wants, and compiling a plan inserts one
+ * quantization per (slot, format), shared by all products that read the slot. */
+typedef struct q_act {
+    const char *name;
+    int32_t weights, bytes; /* per block */
+    /* n is a multiple of `weights`. */
+    void (*quantize)(const float *x, int64_t n, void *dst);
+} q_act;
+
+/* 8 bits per value, one scale per 32: d = amax / 127, q = round to nearest (ties away from zero) of x / d.
+ * Sums are of q per 16 values, for formats with minima. */
+typedef struct q_a8_32 {
+    float d;
+    int16_t sum[2];
+    int8_t q[32];
+} q_a8_32;
+/* The same with one scale per 256, for formats in super-blocks. */
+typedef struct q_a8_256 {
+    float d;
+    int16_t sum[16];
+    int8_t q[256];
+} q_a8_256;
+extern const q_act q_act_a8_32, q_act_a8_256; /* kernels/ref/act.c */
+
+/* A resolved weight: rows of `k` values. Experts are consecutive matrices. Owned by the model. */
+typedef struct q_weight {
+    const q_format *format;
+    const uint8_t *data;    /* first byte of row 0 of matrix 0 (a row range is already applied) */
+    uint64_t row_bytes;
+    uint64_t matrix_bytes;  /* from one expert to the next; 0 for a single matrix */
+    int32_t rows, k, matrices;
+    const void *packed;     /* a backend's own layout, made by its pack(); NULL = none */
+    const char *name;       /* the tensor's name, for messages */
+} q_weight;
+
+/* Where an operand lies: value i of head h of column c is slot[c * slot_width + offset + h * stride + i]. */
+typedef struct q_view {
+    int32_t slot; /* 0 = absent */
+    int32_t offset, heads, width, stride;
+} q_view;
+
+/* One resolved step of a plan. */
+typedef struct q_inst {
+    uint8_t op, kind;
+    uint8_t add;   /* y += */
+    uint8_t out;   /* domain OUT: the wanted columns */
+    uint8_t group; /* consecutive steps with the same non-zero group are independent of one another */
+    uint8_t renorm;
+    int32_t layer; /* -1 before the first layer, n_layers after the last */
+    q_view y, x, z, v, u;
+    const q_weight *w, *w2, *w3, *b, *b2; /* b, b2: biases, one row of float32 per matrix */
+    const q_weight *lora_a, *lora_b;
+    float eps, scale, softcap, limit, alpha, mscale, lora_scale;
+    int32_t window;                        /* 0 = none */
+    int32_t rot;                           /* ROPE: values rotated per head, even */
+    const float *freqs;                    /* ROPE: rot / 2 angular frequencies */
+    int32_t n_expert, n_used, n_groups, n_groups_used;
+    int32_t taps;
+    int32_t kv_group, kv_layer;            /* KV_PUT, ATTN: page pool, and the layer's ordinal in it */
+    int64_t state;                         /* CONV, SCAN: offset in floats into the sequence's recurrent state */
+} q_inst;
+
+struct q_plan;
+struct q_batch;
+
+/* What a kernel sees of one run, besides its instruction. */
+typedef struct q_exec {
+    const struct q_plan *plan;
+    const struct q_batch *batch;
+    float *const *slots;         /* [plan->n_slots] base of each slot; [0] unused */
+    uint8_t *const *kv;          /* [plan->n_kv] base of each page pool */
+    const q_act *act;            /* reference MATMUL, HEAD, MOE_*: quantize activations to this first; NULL = float32 */
+    void *scratch;               /* of this thread */
+    size_t scratch_bytes;
+} q_exec;
+
+/* Work on units [begin, end) of a step. Units are independent. */
+typedef void (*q_op_fn)(const q_inst *s, const q_exec *e, int64_t begin, int64_t end);
+
+typedef struct q_op_info {
+    const char *name;
+    q_op_unit unit;
+    q_op_fn ref; /* the definition, kernels/ref/ */
+} q_op_info;
+extern const q_op_info q_ops[Q_OP_COUNT];
+
+/* Number of parallel units of a step for a batch of n columns of which n_out are wanted. */
+int64_t q_op_units(const q_inst *s, int32_t n, int32_t n_out);
+/* Most scratch bytes per thread that the reference of this step needs. */
+size_t q_ref_scratch(const q_inst *s, int32_t n_columns);
+
+#endif

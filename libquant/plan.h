@@ -1,0 +1,73 @@
+/* plan.h: a compiled model: resolved steps, slots, page pools; and the batch that a plan is run with.
+ *
+ * A plan is made once by L3 when a session opens and handed whole to a backend, which may rewrite it into whatever it
+ * replays. After that only batches cross. Layer L1. */
+#ifndef Q_PLAN_H
+#define Q_PLAN_H
+
+#include "op.h"
+
+/* A pool of KV pages for layers that share window, heads, widths and format. In a page, layer after layer: K of every
+ * KV head [heads][Q_KV_TOKENS][k_width], then V [heads][Q_KV_TOKENS][v_width], as binary16. */
+typedef struct q_kv_pool {
+    int32_t layers, heads, k_width, v_width;
+    int32_t window;        /* 0 = none */
+    uint64_t layer_bytes;  /* K and V of one layer in a page */
+    uint64_t page_bytes;   /* layers * layer_bytes */
+    uint32_t pages;        /* pages in the pool */
+} q_kv_pool;
+
+/* Address of the K rows of (page, layer, head); V rows follow at q_kv_v. Rows are Q_KV_TOKENS x width halves. */
+static inline uint8_t *q_kv_k(const q_kv_pool *p, uint8_t *base, uint32_t page, int32_t layer, int32_t head) {
+    return base + (uint64_t)page * p->page_bytes + (uint64_t)layer * p->layer_bytes +
+           (uint64_t)head * Q_KV_TOKENS * (uint64_t)p->k_width * 2;
+}
+static inline uint8_t *q_kv_v(const q_kv_pool *p, uint8_t *base, uint32_t page, int32_t layer, int32_t head) {
+    if (p->v_width == 0) return q_kv_k(p, base, page, layer, head); /* values are a prefix of the keys */
+    return base + (uint64_t)page * p->page_bytes + (uint64_t)layer * p->layer_bytes +
+           (uint64_t)p->heads * Q_KV_TOKENS * (uint64_t)p->k_width * 2 +
+           (uint64_t)head * Q_KV_TOKENS * (uint64_t)p->v_width * 2;
+}
+
+typedef struct q_plan {
+    const q_inst *insts;
+    int32_t n_insts, n_layers;
+    const int32_t *slot_width; /* [n_slots] floats per column; [0] unused */
+    int32_t n_slots;
+    int32_t columns;           /* most columns of a batch */
+    int32_t outs;              /* most wanted columns of a batch */
+    int32_t vocab;
+    const q_kv_pool *kv;
+    int32_t n_kv;
+    uint64_t state_floats;     /* recurrent state per sequence */
+    int32_t context;           /* most positions of a sequence */
+    bool f32_activations;      /* never quantize activations */
+} q_plan;
+
+/* One sequence as a batch refers to it. */
+typedef struct q_seq_ref {
+    const uint32_t *const *pages; /* [pool][position / Q_KV_TOKENS] -> page; covers all positions of the batch */
+    float *state;                 /* recurrent state, NULL when the plan has none */
+} q_seq_ref;
+
+typedef struct q_batch {
+    int32_t n;              /* columns, 1 .. plan->columns */
+    const int32_t *ids;     /* [n] token ids in [0, vocab), or NULL with x */
+    const float *x;         /* [n][width of the first slot]: hidden rows in the place of ids */
+    const int32_t *pos;     /* [n] absolute positions; columns of one sequence are consecutive and ascending */
+    const int32_t *seq;     /* [n] index into seqs */
+    const q_seq_ref *seqs;
+    int32_t n_seqs;
+    int32_t n_out;          /* wanted columns, 0 .. plan->outs */
+    const int32_t *out;     /* [n_out] ascending column numbers */
+    float *logits;          /* [n_out][vocab] */
+    const lq_sampler *sampler; /* SAMPLE: one for all wanted rows, NULL = no sampling */
+    const uint64_t *draw;   /* SAMPLE: [n_out] position that keys the generator */
+    int32_t *sampled;       /* SAMPLE: [n_out] */
+    const int *cancel;      /* polled (atomically) between layers; non-zero = stop; may be NULL */
+    /* Called on the caller's thread before each MATMUL with its float input (`x` view): calibration and tests. */
+    void (*tap)(void *user, const q_inst *s, const float *x, int32_t n, int32_t stride);
+    void *tap_user;
+} q_batch;
+
+#endif

@@ -1,0 +1,37 @@
+/* threads.h: the thread pool, its barrier and its work counter; the clock.
+ *
+ * All OS threading calls are in threads.c. A pool runs one function on all its threads (the caller's is thread 0);
+ * workers spin briefly and then sleep between runs. Layer L0. */
+#ifndef Q_THREADS_H
+#define Q_THREADS_H
+
+#include "memory.h"
+
+typedef struct q_pool q_pool;
+
+/* Threads to use by default: the affinity mask and the cgroup CPU quota counted; at least 1. */
+uint32_t q_threads_default(void);
+
+/* `threads` in [1, 1024]. One thread makes no OS thread. */
+lq_status q_pool_open(const q_alloc *a, uint32_t threads, q_pool **out);
+void q_pool_close(q_pool *pool);
+uint32_t q_pool_threads(const q_pool *pool);
+
+/* Run fn(arg, thread) on every thread and return when all have returned. Not reentrant. */
+void q_pool_run(q_pool *pool, void (*fn)(void *arg, uint32_t thread), void *arg);
+
+/* Inside a run: wait until every thread is here. Memory written before is visible after. */
+void q_pool_barrier(q_pool *pool);
+
+/* Inside a run: claim the next `step` of [0, total) from the shared counter; returns false when none is left.
+ * Every thread calls it with the same numbers between two barriers; the barrier resets the counter. */
+bool q_pool_claim(q_pool *pool, int64_t total, int64_t step, int64_t *begin, int64_t *end);
+
+/* Outside a run: fn(arg, begin, end, thread) over chunks of [0, total). */
+void q_pool_for(q_pool *pool, int64_t total, int64_t step,
+                void (*fn)(void *arg, int64_t begin, int64_t end, uint32_t thread), void *arg);
+
+/* Monotonic seconds. */
+double q_clock(void);
+
+#endif

@@ -1,0 +1,60 @@
+/* harness.h: what every test program shares: Check, a main, and skips that are printed and counted.
+ *
+ * A test program is tests/test_X.c with `HARNESS_MAIN(suite function)`. Tests link to the library's internals, write
+ * only below t_tmp(), and read only the tree (t_root()). */
+#ifndef HARNESS_H
+#define HARNESS_H
+
+#include <check.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "../libquant/base.h"
+
+/* A skipped test says why; tests/run.sh counts these lines. */
+#define T_SKIP(...)                  \
+    do {                             \
+        printf("SKIP: " __VA_ARGS__); \
+        printf("\n");                \
+        fflush(stdout);              \
+        return;                      \
+    } while (0)
+
+/* Root of the tree, and a fresh writable folder for this program (removed by tests/run.sh). */
+static inline const char *t_root(void) {
+    const char *r = getenv("T_ROOT");
+    return r ? r : ".";
+}
+static inline const char *t_tmp(void) {
+    const char *r = getenv("T_TMP");
+    return r ? r : "/tmp";
+}
+static inline char *t_path(char *buf, size_t n, const char *dir, const char *name) {
+    snprintf(buf, n, "%s/%s", dir, name);
+    return buf;
+}
+
+/* A small deterministic generator for test data (splitmix64). */
+static inline uint64_t t_rand(uint64_t *s) {
+    uint64_t z = (*s += 0x9E3779B97F4A7C15u);
+    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9u;
+    z = (z ^ (z >> 27)) * 0x94D049BB133111EBu;
+    return z ^ (z >> 31);
+}
+static inline float t_uniform(uint64_t *s) { return (float)(t_rand(s) >> 40) * 0x1p-24f * 2.0f - 1.0f; }
+/* Roughly normal: the sum of four uniforms. */
+static inline float t_normal(uint64_t *s) {
+    return (t_uniform(s) + t_uniform(s) + t_uniform(s) + t_uniform(s)) * 0.866f;
+}
+
+#define HARNESS_MAIN(make_suite)                     \
+    int main(void) {                                 \
+        SRunner *r_ = srunner_create(make_suite());  \
+        srunner_run_all(r_, CK_NORMAL);              \
+        const int f_ = srunner_ntests_failed(r_);    \
+        srunner_free(r_);                            \
+        return f_ ? 1 : 0;                           \
+    }
+
+#endif
