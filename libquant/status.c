@@ -1,0 +1,65 @@
+/* status.c: the thread-local sentence behind lq_error_detail, and the names of codes. Layer L0. */
+#include "status.h"
+
+#include <stdarg.h>
+#include <stdio.h>
+
+static _Thread_local char detail[1024];
+
+const char *lq_error_detail(void) { return detail; }
+
+/* File content may carry control characters: a sentence must be safe to print on a terminal. */
+static void make_printable(char *s) {
+    for (; *s; s++)
+        if ((unsigned char)*s < 32 || *s == 127) *s = '?';
+}
+
+lq_status q_fail(lq_status code, const char *fmt, ...) {
+    char text[sizeof detail]; /* arguments may point into `detail` */
+    va_list args;
+    va_start(args, fmt);
+    vsnprintf(text, sizeof text, fmt, args);
+    va_end(args);
+    make_printable(text);
+    memcpy(detail, text, sizeof detail);
+    return code;
+}
+
+lq_status q_fail_in(lq_status code, const char *fmt, ...) {
+    char head[512], text[sizeof detail];
+    va_list args;
+    va_start(args, fmt);
+    vsnprintf(head, sizeof head, fmt, args);
+    va_end(args);
+    snprintf(text, sizeof text, "%s: %.500s", head, detail);
+    make_printable(text);
+    memcpy(detail, text, sizeof detail);
+    return code;
+}
+
+const char *lq_status_name(lq_status status) {
+    static const struct {
+        lq_status code;
+        const char *name;
+    } names[] = {
+        {LQ_OK, "LQ_OK"},
+        {LQ_E_ARG, "LQ_E_ARG"},
+        {LQ_E_IO, "LQ_E_IO"},
+        {LQ_E_TRUNCATED, "LQ_E_TRUNCATED"},
+        {LQ_E_FORMAT, "LQ_E_FORMAT"},
+        {LQ_E_LIMIT, "LQ_E_LIMIT"},
+        {LQ_E_UNSUPPORTED, "LQ_E_UNSUPPORTED"},
+        {LQ_E_INCONSISTENT, "LQ_E_INCONSISTENT"},
+        {LQ_E_NOMEM, "LQ_E_NOMEM"},
+        {LQ_E_CONTEXT, "LQ_E_CONTEXT"},
+        {LQ_E_BUSY, "LQ_E_BUSY"},
+        {LQ_E_CANCELLED, "LQ_E_CANCELLED"},
+        {LQ_E_NUMERIC, "LQ_E_NUMERIC"},
+        {LQ_FATAL, "LQ_FATAL"},
+        {LQ_E_DEVICE, "LQ_E_DEVICE"},
+        {LQ_E_INTERNAL, "LQ_E_INTERNAL"},
+    };
+    for (size_t i = 0; i < Q_COUNT(names); i++)
+        if (names[i].code == status) return names[i].name;
+    return "LQ_E_?";
+}
