@@ -1,0 +1,54 @@
+/* bind.h: from a directory of names to an architecture's roles: which tensor is what, and every hyper-parameter.
+ *
+ * Done once when a model opens; checks that every tensor the architecture needs is there with the shape its
+ * hyper-parameters demand, and that nothing is left over. Layer L3. */
+#ifndef Q_BIND_H
+#define Q_BIND_H
+
+#include "arch.h"
+
+/* One weight of the model under its GGUF name, wherever it comes from. */
+typedef struct q_bind_item {
+    q_str name;           /* GGUF name, "blk.3.attn_q.weight" */
+    int32_t role;         /* index into arch->weights */
+    int32_t layer;        /* -1 = one per model */
+    const q_tensor *src;  /* shape and bytes in the source */
+    q_map map;            /* what makes the source's rows the GGUF ones; Q_MAP_SAME for GGUF sources */
+    int32_t map_heads;
+} q_bind_item;
+
+typedef struct q_binding {
+    const q_directory *dir;
+    const q_arch *arch;
+    q_hparams hp;
+    int32_t layers;
+    q_bind_item *items;   /* GGUF sources: file order; Hugging Face: the order of the architecture's table */
+    uint32_t n_items;
+    int32_t *tensor_item; /* [dir->n_tensors] index into items, -1 = none */
+    /* [arch->n_weights * layers] index into items or -1; layer 0 for one-per-model roles. Tied roles point at the
+     * tensor they share. */
+    int32_t *by_role;
+    q_arena arena;
+} q_binding;
+
+/* The directory must outlive the binding. LQ_E_UNSUPPORTED names an unknown architecture or configuration field;
+ * LQ_E_INCONSISTENT names the tensor or key. */
+lq_status q_bind(const q_alloc *a, const q_log *log, const q_directory *dir, q_binding **out);
+void q_binding_close(q_binding *b);
+
+/* The item of a role (0-based) at a layer; NULL when the model has none. */
+const q_bind_item *q_bind_find(const q_binding *b, int32_t role, int32_t layer);
+
+/* Rows [first, first + n) of an item as the GGUF tensor has them. Raw: row_bytes each, in the source's format (not for
+ * PLUS_ONE, TRANSPOSE). Decoded: shape[0] floats each. Thread-safe. */
+lq_status q_bind_read_raw(const q_binding *b, const q_bind_item *item, uint64_t first, uint64_t n, uint8_t *out);
+lq_status q_bind_read(const q_alloc *a, const q_binding *b, const q_bind_item *item, uint64_t first, uint64_t n,
+                      float *out);
+
+/* The GGUF keys that describe this model's hyper-parameters, from general.architecture to <arch>.vocab_size, in the
+ * standard order and types; `file_type` is general.file_type. For sources that are not GGUF: a GGUF source's own keys
+ * are passed through by the caller. */
+lq_status q_bind_export(const q_binding *b, const char *model_name, uint32_t file_type, q_arena *arena, q_meta *out,
+                        uint32_t cap, uint32_t *n);
+
+#endif
