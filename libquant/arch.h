@@ -37,10 +37,11 @@ typedef struct q_hparam_row {
     const char *gguf;   /* key after "<arch>."; a leading '=' makes it a whole key; NULL = not in GGUF */
     const char *hf;     /* path in config.json; NULL = not there */
     bool integer;       /* a float value is then an error */
-    bool optional;      /* take `otherwise`, or the value of `same_as` */
+    bool optional;      /* without it: `otherwise`, or `same_as` / `over` where same_as is given */
+    bool quiet;         /* written to files only when it differs from that default */
     double min, max;    /* allowed range, inclusive */
     double otherwise;
-    int32_t same_as;    /* a q_hparam + 1: the default is that one's value; 0 = `otherwise` */
+    q_hparam same_as, over; /* Q_HP_NONE = none; both stand earlier in the table */
 } q_hparam_row;
 
 /* A configuration value that must be as given, or absent: "hidden_act" = "silu". Anything else is LQ_E_UNSUPPORTED. */
@@ -76,7 +77,7 @@ typedef struct q_part {
 } q_part;
 
 /* One step of a layer's table. Names of fields are those of q_inst (op.h); the small integers are: slots for
- * y x z v u, roles (weight row + 1; 0 = none) for w w2 w3 b b2, q_hparam + 1 (0 = none) for hp_*. */
+ * y x z v u, roles (weight row + 1; 0 = none) for w w2 w3 b b2, q_hparam (Q_HP_NONE = none) for hp_*. */
 typedef struct q_step {
     uint8_t op, y, x, z, v, u;
     uint8_t w, w2, w3, b, b2;
@@ -100,6 +101,7 @@ typedef struct q_arch {
     const char *aliases;      /* further GGUF names, comma-separated, or NULL */
     const char *hf_classes;   /* config.json "architectures" entries, comma-separated */
     const char *hf_ignored;   /* config.json fields that do not change the function, beyond the common ones */
+    const char *ignored_tensors; /* endings of tensor names that carry nothing the steps need, comma-separated */
     const q_hparam_row *hparams;
     uint32_t n_hparams;
     const q_fixed_row *fixed;
