@@ -1,0 +1,425 @@
+/* file.c: every system call on files: reading, mapping, identifying, and outputs that are temporary until complete.
+ *
+ * Owns the rule that only regular files are read (opened without blocking, judged by fstat, so a FIFO or a device never
+ * holds us), and the life of an output: a locked temporary in the destination's directory, checked for space before the
+ * first byte, renamed over the final name only after fsync. Refuses everything else with the path in the sentence.
+ * Layer L0. */
+#include "file.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <sys/file.h>
+#include <sys/mman.h>
+#include <sys/resource.h>
+#include <sys/stat.h>
+#include <sys/statvfs.h>
+#include <unistd.h>
+
+/* Bytes per read or write call: far below the 2 GiB at which the kernel cuts a call short. */
+enum { PIECE = 1 << 30, NAME_BYTES = 255 };
+
+/* The sentence of a failed system call: "cannot WHAT PATH: reason". */
+static lq_status fail_errno(int error, const char *what, const char *path) {
+    char text[128];
+    const char *reason = strerror_r(error, text, sizeof text);
+    return q_fail(error == ENOMEM ? LQ_E_NOMEM : LQ_E_IO, "cannot %s %s: %s", what, path, reason);
+}
+
+static const char *kind_name(mode_t mode) {
+    if (S_ISDIR(mode)) return "a directory";
+    if (S_ISFIFO(mode)) return "a FIFO";
+    if (S_ISSOCK(mode)) return "a socket";
+    if (S_ISCHR(mode) || S_ISBLK(mode)) return "a device";
+    return "not a regular file";
+}
+
+/* ------------------------------------------------------------------------------------------------ reading */
+
+struct q_file {
+    const q_alloc *alloc;
+    char *path;
+    int fd;
+    uint64_t size;
+    struct timespec mtime;
+    dev_t dev;
+    ino_t ino;
+    void *map; /* NULL when not mapped */
+};
+
+static char *copy_text(const q_alloc *a, const char *s) {
+    const size_t n = strlen(s) + 1;
+    char *p = (char *)q_new_raw(a, n, 1);
+    if (p) memcpy(p, s, n);
+    return p;
+}
+
+static lq_status open_regular(const char *path, int *fd, struct stat *st) {
+    /* stat first: opening some devices acts on them. fstat after: the path may have changed in between. */
+    if (stat(path, st) != 0) return fail_errno(errno, "open", path);
+    if (!S_ISREG(st->st_mode)) return q_fail(LQ_E_FORMAT, "%s is %s, not a file", path, kind_name(st->st_mode));
+    do *fd = open(path, O_RDONLY | O_CLOEXEC | O_NOCTTY | O_NONBLOCK);
+    while (*fd < 0 && errno == EINTR);
+    if (*fd < 0) return fail_errno(errno, "open", path);
+    if (fstat(*fd, st) != 0) {
+        const int error = errno;
+        close(*fd);
+        return fail_errno(error, "inspect", path);
+    }
+    if (!S_ISREG(st->st_mode) || st->st_size < 0) {
+        close(*fd);
+        return q_fail(LQ_E_FORMAT, "%s is %s, not a file", path, kind_name(st->st_mode));
+    }
+    return LQ_OK;
+}
+
+lq_status q_file_open(const q_alloc *a, const char *path, uint32_t flags, q_file **out) {
+    if (!path || !*path) return q_fail(LQ_E_ARG, "the path of a file to read is empty");
+    int fd = -1;
+    struct stat st;
+    Q_TRY(open_regular(path, &fd, &st));
+    q_file *f = Q_NEW(a, q_file, 1);
+    if (!f || !(f->path = copy_text(a, path))) {
+        q_delete(a, f);
+        close(fd);
+        return LQ_E_NOMEM;
+    }
+    f->alloc = a;
+    f->fd = fd;
+    f->size = (uint64_t)st.st_size;
+    f->mtime = st.st_mtim;
+    f->dev = st.st_dev;
+    f->ino = st.st_ino;
+    if ((flags & Q_FILE_MAP) && f->size) {
+        int error = ENOMEM;
+        void *p = MAP_FAILED;
+        if (f->size <= SIZE_MAX / 2) {
+            p = mmap(NULL, (size_t)f->size, PROT_READ, MAP_PRIVATE, fd, 0);
+            error = errno;
+        }
+        if (p == MAP_FAILED) {
+            q_file_close(f);
+            return fail_errno(error, "map", path);
+        }
+        f->map = p;
+    }
+    *out = f;
+    return LQ_OK;
+}
+
+void q_file_close(q_file *f) {
+    if (!f) return;
+    if (f->map) munmap(f->map, (size_t)f->size);
+    close(f->fd);
+    q_delete(f->alloc, f->path);
+    q_delete(f->alloc, f);
+}
+
+const char *q_file_path(const q_file *f) { return f->path; }
+uint64_t q_file_size(const q_file *f) { return f->size; }
+const uint8_t *q_file_data(const q_file *f) { return (const uint8_t *)f->map; }
+
+lq_status q_file_read(const q_file *f, uint64_t offset, void *dst, uint64_t n) {
+    uint64_t end;
+    if (q_add_overflow(offset, n, &end) || end > f->size)
+        return q_fail(LQ_E_TRUNCATED, "%s: %llu bytes at offset %llu lie beyond its end (%llu bytes)", f->path,
+                      (unsigned long long)n, (unsigned long long)offset, (unsigned long long)f->size);
+    uint8_t *p = (uint8_t *)dst;
+    while (n) {
+        const ssize_t got = pread(f->fd, p, (size_t)Q_MIN(n, (uint64_t)PIECE), (off_t)offset);
+        if (got < 0 && errno == EINTR) continue;
+        if (got < 0) return fail_errno(errno, "read", f->path);
+        if (got == 0)
+            return q_fail(LQ_E_IO, "%s was made shorter while it was read: nothing at offset %llu", f->path,
+                          (unsigned long long)offset);
+        p += got;
+        n -= (uint64_t)got;
+        offset += (uint64_t)got;
+    }
+    return LQ_OK;
+}
+
+lq_status q_file_unchanged(const q_file *f) {
+    struct stat own, named;
+    if (fstat(f->fd, &own) != 0) return fail_errno(errno, "inspect", f->path);
+    if ((uint64_t)own.st_size != f->size)
+        return q_fail(LQ_E_IO, "%s was changed while in use: it had %llu bytes and now has %llu", f->path,
+                      (unsigned long long)f->size, (unsigned long long)own.st_size);
+    if (own.st_mtim.tv_sec != f->mtime.tv_sec || own.st_mtim.tv_nsec != f->mtime.tv_nsec)
+        return q_fail(LQ_E_IO, "%s was changed while in use: it was written to", f->path);
+    if (stat(f->path, &named) != 0) return fail_errno(errno, "find again", f->path);
+    if (named.st_dev != f->dev || named.st_ino != f->ino)
+        return q_fail(LQ_E_IO, "%s was replaced by another file while in use", f->path);
+    return LQ_OK;
+}
+
+lq_status q_file_slurp(const q_alloc *a, const char *path, uint64_t max, uint8_t **data, uint64_t *n) {
+    q_file *f;
+    Q_TRY(q_file_open(a, path, 0, &f));
+    const uint64_t size = f->size;
+    lq_status status = LQ_OK;
+    uint8_t *p = NULL;
+    if (size > max)
+        status = q_fail(LQ_E_LIMIT, "%s has %llu bytes; at most %llu are read", path, (unsigned long long)size,
+                        (unsigned long long)max);
+    else if (!(p = (uint8_t *)q_new_raw(a, size + 1, 1)))
+        status = LQ_E_NOMEM;
+    else
+        status = q_file_read(f, 0, p, size);
+    q_file_close(f);
+    if (status != LQ_OK) {
+        q_delete(a, p);
+        return status;
+    }
+    p[size] = 0;
+    *data = p;
+    *n = size;
+    return LQ_OK;
+}
+
+/* ------------------------------------------------------------------------------------------------ paths */
+
+q_path_kind q_path_kind_of(const char *path) {
+    struct stat st;
+    if (stat(path, &st) != 0) return Q_PATH_NONE;
+    return S_ISREG(st.st_mode) ? Q_PATH_FILE : S_ISDIR(st.st_mode) ? Q_PATH_DIR : Q_PATH_OTHER;
+}
+
+bool q_path_same(const char *a, const char *b) {
+    struct stat x, y;
+    return stat(a, &x) == 0 && stat(b, &y) == 0 && x.st_dev == y.st_dev && x.st_ino == y.st_ino;
+}
+
+lq_status q_path_join(char *buf, size_t n, const char *dir, q_str name) {
+    const size_t d = strlen(dir);
+    const bool slash = d != 0 && dir[d - 1] != '/';
+    if (name.n && memchr(name.p, 0, (size_t)name.n))
+        return q_fail(LQ_E_FORMAT, "a file name contains a zero byte: %.*s", Q_STR_ARG(name));
+    if (name.n >= n || d + slash + name.n >= n)
+        return q_fail(LQ_E_LIMIT, "the path %.100s/%.*s is too long", dir, Q_STR_ARG(name));
+    memcpy(buf, dir, d);
+    if (slash) buf[d] = '/';
+    if (name.n) memcpy(buf + d + slash, name.p, (size_t)name.n);
+    buf[d + slash + name.n] = 0;
+    return LQ_OK;
+}
+
+/* ------------------------------------------------------------------------------------------------ writing */
+
+struct q_outfile {
+    const q_alloc *alloc;
+    char *path, *temp;           /* as the caller gave it; the temporary beside it */
+    const char *name, *temp_name; /* their last components */
+    int dir, fd;
+    bool force, dirty;           /* dirty: bytes written since the last fsync */
+    uint64_t written, most;      /* most: RLIMIT_FSIZE, beyond which a write would raise SIGXFSZ */
+};
+
+/* Split the path and name the temporary: ".NAME.lq-tmp", with a hash in place of a long name's end, so that it fits and
+ * stays the same for every writer of that path. */
+static lq_status name_temp(q_outfile *f, const char *path) {
+    const char *slash = strrchr(path, '/');
+    const char *name = slash ? slash + 1 : path;
+    const size_t dir = (size_t)(name - path), n = strlen(name);
+    if (n == 0 || strcmp(name, ".") == 0 || strcmp(name, "..") == 0)
+        return q_fail(LQ_E_ARG, "%s is not the name of a file to write", path[0] ? path : "an empty path");
+    if (!(f->path = copy_text(f->alloc, path))) return LQ_E_NOMEM;
+    f->name = f->path + dir;
+    const size_t room = dir + NAME_BYTES + 1;
+    if (!(f->temp = (char *)q_new_raw(f->alloc, room, 1))) return LQ_E_NOMEM;
+    memcpy(f->temp, path, dir);
+    char *t = f->temp + dir;
+    if (n + sizeof "..lq-tmp" - 1 <= NAME_BYTES)
+        snprintf(t, room - dir, ".%s.lq-tmp", name);
+    else
+        snprintf(t, room - dir, ".%.200s-%08x.lq-tmp", name, (unsigned)q_fnv32(name, n));
+    f->temp_name = t;
+    return LQ_OK;
+}
+
+static lq_status open_dir(q_outfile *f) {
+    const size_t n = (size_t)(f->name - f->path);
+    char *dir = (char *)q_new(f->alloc, n + 2, 1);
+    if (!dir) return LQ_E_NOMEM;
+    memcpy(dir, n ? f->path : ".", n ? n : 1);
+    do f->dir = open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    while (f->dir < 0 && errno == EINTR);
+    lq_status status = LQ_OK;
+    if (f->dir < 0) status = fail_errno(errno, "write into the directory", dir);
+    q_delete(f->alloc, dir);
+    return status;
+}
+
+/* What lies at the final name now. The link itself counts, not its target: rename replaces the link. */
+static lq_status check_target(const q_outfile *f) {
+    struct stat st;
+    if (fstatat(f->dir, f->name, &st, AT_SYMLINK_NOFOLLOW) != 0)
+        return errno == ENOENT ? LQ_OK : fail_errno(errno, "write", f->path);
+    if (!S_ISREG(st.st_mode) && !S_ISLNK(st.st_mode))
+        return q_fail(LQ_E_ARG, "%s is %s: it cannot be replaced by a file", f->path, kind_name(st.st_mode));
+    if (!f->force) return q_fail(LQ_E_ARG, "%s exists already", f->path);
+    return LQ_OK;
+}
+
+/* Open and lock the temporary. Whoever holds the lock on the inode that the name leads to is the writer; an inode that
+ * lost its name (the last writer renamed or removed it between our open and our lock) is let go and we start again. */
+static lq_status open_temp(q_outfile *f) {
+    for (int attempt = 0; attempt < 16; attempt++) {
+        const int flags = O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY;
+        do f->fd = openat(f->dir, f->temp_name, flags, 0666);
+        while (f->fd < 0 && errno == EINTR);
+        if (f->fd < 0) return fail_errno(errno, "create", f->temp);
+        struct stat own, named;
+        if (fstat(f->fd, &own) != 0) return fail_errno(errno, "inspect", f->temp);
+        if (!S_ISREG(own.st_mode)) {
+            close(f->fd);
+            f->fd = -1; /* not ours: discard must not remove it */
+            return q_fail(LQ_E_IO, "%s is %s: cannot use it as a temporary file", f->temp, kind_name(own.st_mode));
+        }
+        int locked;
+        do locked = flock(f->fd, LOCK_EX | LOCK_NB);
+        while (locked != 0 && errno == EINTR);
+        if (locked != 0) {
+            const int error = errno;
+            close(f->fd);
+            f->fd = -1;
+            if (error == EWOULDBLOCK) return q_fail(LQ_E_BUSY, "%s is being written by someone else", f->path);
+            return fail_errno(error, "lock", f->temp);
+        }
+        if (fstatat(f->dir, f->temp_name, &named, AT_SYMLINK_NOFOLLOW) == 0 && named.st_dev == own.st_dev &&
+            named.st_ino == own.st_ino)
+            return LQ_OK;
+        close(f->fd);
+        f->fd = -1;
+    }
+    return q_fail(LQ_E_BUSY, "%s: other writers keep replacing its temporary file", f->path);
+}
+
+/* Free space before the first byte, by the file system's count and by reserving the blocks where it can. */
+static lq_status reserve(const q_outfile *f, uint64_t bytes) {
+    if (bytes > f->most)
+        return q_fail(LQ_E_IO, "%s needs %llu bytes; this process may write files of at most %llu", f->path,
+                      (unsigned long long)bytes, (unsigned long long)f->most);
+    struct statvfs v;
+    int rc;
+    do rc = fstatvfs(f->dir, &v);
+    while (rc != 0 && errno == EINTR);
+    if (rc == 0 && v.f_blocks) { /* some network file systems count no blocks at all */
+        uint64_t left;
+        if (q_mul_overflow((uint64_t)v.f_bavail, v.f_frsize ? v.f_frsize : v.f_bsize, &left)) left = UINT64_MAX;
+        if (left < bytes)
+            return q_fail(LQ_E_IO, "%s needs %llu bytes; its file system has %llu left", f->path,
+                          (unsigned long long)bytes, (unsigned long long)left);
+    }
+    if (bytes == 0) return LQ_OK;
+    if (bytes > INT64_MAX) return q_fail(LQ_E_IO, "%s needs more bytes than a file can have", f->path);
+    do rc = fallocate(f->fd, FALLOC_FL_KEEP_SIZE, 0, (off_t)bytes);
+    while (rc != 0 && errno == EINTR);
+    if (rc != 0 && (errno == ENOSPC || errno == EDQUOT || errno == EFBIG))
+        return fail_errno(errno, "reserve space for", f->path);
+    return LQ_OK;
+}
+
+static void free_outfile(q_outfile *f) {
+    if (f->fd >= 0) close(f->fd); /* and with it the lock */
+    if (f->dir >= 0) close(f->dir);
+    q_delete(f->alloc, f->path);
+    q_delete(f->alloc, f->temp);
+    q_delete(f->alloc, f);
+}
+
+lq_status q_outfile_open(const q_alloc *a, const char *path, uint64_t bytes, bool force, q_outfile **out) {
+    if (!path) return q_fail(LQ_E_ARG, "the path of a file to write is missing");
+    q_outfile *f = Q_NEW(a, q_outfile, 1);
+    if (!f) return LQ_E_NOMEM;
+    f->alloc = a;
+    f->dir = f->fd = -1;
+    f->force = force;
+    struct rlimit limit;
+    f->most = getrlimit(RLIMIT_FSIZE, &limit) == 0 && limit.rlim_cur != RLIM_INFINITY ? (uint64_t)limit.rlim_cur
+                                                                                       : UINT64_MAX;
+    lq_status status = name_temp(f, path);
+    if (status == LQ_OK) status = open_dir(f);
+    if (status == LQ_OK) status = check_target(f);
+    if (status == LQ_OK) status = open_temp(f);
+    if (status != LQ_OK) {
+        free_outfile(f);
+        return status;
+    }
+    /* Again, now that we hold the lock: the writer before us may have finished in between. */
+    status = check_target(f);
+    if (status == LQ_OK && ftruncate(f->fd, 0) != 0) status = fail_errno(errno, "empty", f->temp);
+    if (status == LQ_OK) status = reserve(f, bytes);
+    if (status != LQ_OK) {
+        q_outfile_discard(f);
+        return status;
+    }
+    *out = f;
+    return LQ_OK;
+}
+
+lq_status q_outfile_write(q_outfile *f, const void *data, uint64_t n) {
+    const uint8_t *p = (const uint8_t *)data;
+    if (n > f->most || f->written > f->most - n)
+        return q_fail(LQ_E_IO, "%s would exceed the largest file this process may write (%llu bytes)", f->path,
+                      (unsigned long long)f->most);
+    while (n) {
+        const ssize_t put = write(f->fd, p, (size_t)Q_MIN(n, (uint64_t)PIECE));
+        if (put < 0 && errno == EINTR) continue;
+        if (put < 0) return fail_errno(errno, "write", f->temp);
+        p += put;
+        n -= (uint64_t)put;
+        f->written += (uint64_t)put;
+        f->dirty = true;
+    }
+    return LQ_OK;
+}
+
+uint64_t q_outfile_written(const q_outfile *f) { return f->written; }
+const char *q_outfile_temp(const q_outfile *f) { return f->temp; }
+
+lq_status q_outfile_sync(q_outfile *f) {
+    /* Blocks reserved beyond the end go back. */
+    if (ftruncate(f->fd, (off_t)f->written) != 0) return fail_errno(errno, "set the length of", f->temp);
+    int rc;
+    do rc = fsync(f->fd);
+    while (rc != 0 && errno == EINTR);
+    if (rc != 0) return fail_errno(errno, "flush", f->temp);
+    f->dirty = false;
+    return LQ_OK;
+}
+
+static lq_status rename_temp(const q_outfile *f) {
+    if (!f->force) {
+        if (renameat2(f->dir, f->temp_name, f->dir, f->name, RENAME_NOREPLACE) == 0) return LQ_OK;
+        if (errno == EEXIST) return q_fail(LQ_E_ARG, "%s exists already: it appeared during the writing", f->path);
+        if (errno != EINVAL && errno != ENOSYS) return fail_errno(errno, "rename the temporary file to", f->path);
+        Q_TRY(check_target(f)); /* a file system without the flag */
+    }
+    if (renameat(f->dir, f->temp_name, f->dir, f->name) != 0)
+        return fail_errno(errno, "rename the temporary file to", f->path);
+    return LQ_OK;
+}
+
+lq_status q_outfile_commit(q_outfile *f) {
+    lq_status status = f->dirty || f->written == 0 ? q_outfile_sync(f) : LQ_OK;
+    if (status == LQ_OK) status = rename_temp(f);
+    if (status != LQ_OK) {
+        q_outfile_discard(f);
+        return status;
+    }
+    int rc;
+    do rc = fsync(f->dir);
+    while (rc != 0 && errno == EINTR);
+    /* Some file systems cannot sync a directory; that is no loss we could mend. */
+    if (rc != 0 && errno != EINVAL && errno != EROFS && errno != ENOTSUP)
+        status = fail_errno(errno, "flush the directory of", f->path);
+    free_outfile(f);
+    return status;
+}
+
+void q_outfile_discard(q_outfile *f) {
+    if (!f) return;
+    if (f->fd >= 0) unlinkat(f->dir, f->temp_name, 0);
+    free_outfile(f);
+}
