@@ -10,57 +10,74 @@
  *   dot(a, b, k): 16 lanes; lane l takes i = l, l+16, l+32, ... in ascending order with one fused multiply-add each,
  *                 starting from 0; then lanes are added pairwise: l and l+8, then l and l+4, l+2, l+1.
  *
- * Sums of squares and plain sums use the same lanes. With 8-bit activations (a kernel row's choice, see q_act):
+ * Sums of squares and plain sums of a row (NORM, HEADNORM) use the same lanes; every other sum states its order below.
+ * "fma from 0" is one fused multiply-add per term, in ascending order. A scale or mscale of 0 counts as 1.
+ * With 8-bit activations (a kernel row's choice, see q_act):
  *
  *   idot: within one activation block integers are exact: I = sum of sc*q*a, M = sum of mn*a over the block (int32);
  *         then in ascending block order acc = fma(d[0]*da, (float)I, acc), and where the format has minima
  *         acc = fma(-(d[1]*da), (float)M, acc); acc starts from 0. A format block longer than the activation block
- *         splits it; a shorter one is applied once per format block.
+ *         is split by it; a shorter one is applied once per format block. A weight whose k is not a multiple of the
+ *         activation block, or whose format has no split, uses dot on float32.
  *
  * Operation   Meaning; `kind` from q_kind; parallel unit
- *   EMBED     y = w[id] * scale + w2[position] + w3[0]   (w2 learned positions, w3 token types; each optional; scale 0 = 1).
- *             With no ids the batch's x rows are copied.                                            unit: column
+ *   EMBED     y = w[id] * scale + w2[position] + w3[0] (w2 learned positions, w3 token types; each optional), added
+ *             in this order. With no ids the batch's x rows are copied. ids and positions lie within the tables.
+ *                                                                                                   unit: column
  *   NORM      RMS: y = x * (1 / sqrt(mean(x*x) + eps)) * w + b;  LAYER: (x - mean) / sqrt(var + eps) * w + b;
- *             L2: x / max(sqrt(sum x*x), eps), no weight. add: y += .                               unit: column
- *             Domain OUT: x is read at the wanted columns, y written compactly.
+ *             L2: x / max(sqrt(sum x*x), eps), no weight. w and b optional. add: y += . One head.  unit: column
+ *             Domain OUT: x is read at the wanted columns, y written compactly. (So does COPY; any other step of domain
+ *             OUT reads and writes compact columns.)
  *   HEADNORM  NORM over each head of the view; w has `width` values, shared by the heads, or heads*width of them.
  *             With z: the result times silu(z) (gated norm).                                        unit: column
  *   MATMUL    y[h, r] = w[h * y.width + r] . x[h] + b[h * y.width + r] for each head h; x with one head feeds all rows.
- *             add: y += . Optional adapter: + lora_scale * B (A x).                                 unit: row of w
+ *             Optional adapter: + lora_scale * B (A x), float32 dots. Then add: y += .              unit: row of w
  *   GLU       y = act(x) * z, or act(x) with no z. SWIGLU_CLAMP (gpt-oss): x' = min(x, limit),
  *             z' = clamp(z, -limit, limit), y = x' * sigmoid(alpha * x') * (z' + 1).                unit: column
- *   ROPE      rotates the first `rot` values of each head by position * freqs[i], times mscale.
- *             PAIRS: (2i, 2i+1) together; HALVES: (i, i + rot/2). y may be x.                       unit: column
+ *   ROPE      rotates the first `rot` values of each head by the float32 product position * freqs[i], and multiplies
+ *             them by mscale; the others are copied. PAIRS: (2i, 2i+1) together; HALVES: (i, i + rot/2). y may be x.
+ *                                                                                                   unit: column
  *   KV_PUT    stores K = x and V = z (heads of the view = KV heads) at the column's position in the pages of its
  *             sequence. Without z the values are a prefix of the keys (latent attention).           unit: column
  *   ATTN      y[h] = softmax(scale * q[h] . K + mask) V, over the pages of the column's sequence, positions <= its own
  *             and > own - window; query head h reads KV head h / (heads / kv_heads). softcap s: s * tanh(score / s).
- *             ALIBI adds slope(h) * (key - query). w = learned sinks: one more score per head without a value.
- *             With z and v (K and V views): no pages, no causal mask, all columns of the sequence.
+ *             ALIBI then adds -slope(h) * |key - query|; slope(h) = 2^(-a (h+1) / n) for the largest power of two
+ *             n <= heads, heads from n on take 2^(-a (2 (h - n) + 1) / 2n); a = alpha, 0 = 8.
+ *             w = learned sinks: one more score per head without a value. Value width = y's width.
+ *             With z and v (K and V views; no v: prefix of K): no pages, no causal mask, no window, all columns of the
+ *             sequence, their positions in the place of those in pages.
  *             Order: keys in blocks of Q_KV_TOKENS at absolute positions, ascending. In a block: scores by dot, their
  *             maximum, exp of the difference, the sum of exps and the weighted values by fma in ascending key. Blocks
- *             merge in ascending order: with M = max(m, m'), both sides scaled by exp(m - M), exp(m' - M).
+ *             merge in ascending order: with M = max(m, m'), l = fma(l', exp(m' - M), l * exp(m - M)), and so each
+ *             value; a sink merges last, as a block of sum 1; then values times 1 / l.
  *                                                                                           unit: column * head
  *   ROUTE     logits = w . x + b; chooses n_used of n_expert; y = n_used ids as floats, then n_used weights.
  *             SOFTMAX: softmax over all, then choose; SOFTMAX_TOP: softmax over the chosen; SIGMOID: sigmoid, chosen by
  *             value + b2. renorm: weights divided by their sum; then times scale. Ties: the lower id. Chosen in
- *             descending order. n_groups > 1: only the n_groups_used best groups (sum of their two best) compete.
+ *             descending order. w is used in float32; sums over experts ascend. n_groups > 1: only the
+ *             n_groups_used best groups (sum of their two best) compete.
  *                                                                                                   unit: column
  *   MOE_GLU   y[i] = act(w[e_i] x + b[e_i]) * (w2[e_i] x + b2[e_i]) for the chosen experts i < n_used (z = ROUTE's y).
  *             Without w2: plain activation.                                                unit: row of an expert
- *   MOE_DOWN  y = sum over i ascending of weight_i * (w[e_i] x[i] + b[e_i]). add: y += .    unit: row of an expert
+ *   MOE_DOWN  y = sum over i ascending of weight_i * (w[e_i] x[i] + b[e_i]), fma from 0 (z = ROUTE's y).
+ *             add: y += .                                                                  unit: row of an expert
  *   CONV      depthwise causal convolution over `taps` tokens of the sequence, then act (NONE, SILU);
- *             y[ch] = act(sum over t ascending of w[ch, t] * x[c - taps + 1 + t, ch] + b[ch]); state: last taps - 1 inputs.
+ *             y[ch] = act(sum over t ascending of w[ch, t] * x[c - taps + 1 + t, ch] + b[ch]), fma from 0.
+ *             State in floats: [channel][taps - 1], the last inputs, oldest first; zero at a sequence's start.
  *                                                                                                   unit: channel
  *   SCAN      gated delta rule. Per head, S [k width, v width] carried from token to token: S *= exp(w[h] * softplus(
- *             u[h] + b[h])); r = sigmoid(u[heads + h]) * (v - S^T k); S += k r^T; y = scale * S^T q. x = q, z = k. Query
- *             head h reads key head h / (heads / key heads). (Yang et al., Gated Delta Networks, arXiv:2412.06464.)
+ *             u[h] + b[h])); r = sigmoid(u[heads + h]) * (v - S^T k); S += k r^T; y = scale * S^T q. x = q, z = k.
+ *             Head h of v reads head h / (heads / theirs) of q and of k; u = [2 * heads], flat over its view. S^T k and S^T q
+ *             are fma from 0 over ascending k. State in floats: [head][k][v], zero at a sequence's start.
+ *             (Yang et al., Gated Delta Networks, arXiv:2412.06464.)
  *                                                                                                   unit: head of v
  *   SCALE     y = scale * x, times sigmoid(z) where z has one value per column; softcap s: s * tanh(./s). add: y += .
  *                                                                                                   unit: column
- *   COPY      y = x (slices of any heads, width, stride). Domain OUT gathers the wanted columns.    unit: column
+ *   COPY      y = x (slices of any heads, width, stride): value by value in order, or one head of y's width into
+ *             every head of y. Domain OUT gathers the wanted columns.                               unit: column
  *   HEAD      logits[o] = scale * (w . x[o] + b), soft-capped; x holds the wanted columns compactly. unit: row of w
- *   SAMPLE    one token per wanted row from its logits, as lq_sample_logits.                        unit: wanted row
+ *   SAMPLE    one token per wanted row from its logits, as lq_sample_logits (q_ref_sample_row); -1 where that fails.
+ *             x.width = the size of the vocabulary (for its scratch).                               unit: wanted row
  *
  * Bounds, against the reference with the same activation format: integer parts exact; float results
  * NMSE = |y - ref|^2 / |ref|^2 <= 1e-7 for MATMUL, HEAD and the experts (bit-equal where the order above is kept),
@@ -103,8 +120,10 @@ typedef struct q_act {
     void (*quantize)(const float *x, int64_t n, void *dst);
 } q_act;
 
-/* 8 bits per value, one scale per 32: d = amax / 127, q = round to nearest (ties away from zero) of x / d.
- * Sums are of q per 16 values, for formats with minima. */
+/* 8 bits per value, one scale per 32: d = amax / 127, q = x * (1 / d) rounded to nearest, ties to even, all in float32;
+ * |q| <= 127. A d below 2^-126 counts as 0: d and all q are 0. A block with an infinity or NaN gets d = NaN and q = 0,
+ * so that products show it. Sums are of q per 16 values, for formats with minima. Every q_act's block is laid out so:
+ * d, sums, q. */
 typedef struct q_a8_32 {
     float d;
     int16_t sum[2];
@@ -182,7 +201,19 @@ extern const q_op_info q_ops[Q_OP_COUNT];
 
 /* Number of parallel units of a step for a batch of n columns of which n_out are wanted. */
 int64_t q_op_units(const q_inst *s, int32_t n, int32_t n_out);
-/* Most scratch bytes per thread that the reference of this step needs. */
+/* Most scratch bytes per thread that the reference of this step needs. Scratch is Q_ALIGN-aligned. */
 size_t q_ref_scratch(const q_inst *s, int32_t n_columns);
+
+/* The definition of SAMPLE and lq_sample_logits, for a row of n logits. Temperature 0: the lowest id among the largest.
+ * Else p = exp((logit - largest) / temperature); the order is descending logit, ties: the lower id. top_k keeps the
+ * first k; top_p keeps the fewest of these whose p reach top_p of their sum, summed in that order; min_p keeps those
+ * with p >= min_p; the first is always kept. The draw takes the first id, in ascending id, whose running sum of kept p
+ * exceeds u * total, u uniform in [0, 1) from (seed, position) alone. Sums are double. A logit of minus infinity is
+ * never chosen (a mask).
+ * LQ_E_NUMERIC: NaN or plus infinity among the logits, or nothing to choose from. LQ_E_ARG: a knob out of its range.
+ * *id is untouched on failure. scratch: q_ref_sample_bytes(n), 4-aligned; not used when greedy. */
+lq_status q_ref_sample_row(const float *logits, int64_t n, const lq_sampler *s, uint64_t position, int32_t *id,
+                           void *scratch);
+size_t q_ref_sample_bytes(int64_t n);
 
 #endif
