@@ -60,6 +60,7 @@ $(B)/obj/%.o: %.c
 $(B)/gen/recipes.inc: $(RECIPES)
 	@mkdir -p $(@D)
 	@for f in $(RECIPES); do n=$$(basename $$f .txt); printf 'RECIPE("%s",\n' $$n; \
+	  sed -n -e 's/\\/\\\\/g' -e 's/"/\\"/g' -e '1s/^# *\(.*\)$$/"\1",/p' $$f; \
 	  sed -e 's/\\/\\\\/g' -e 's/"/\\"/g' -e 's/^\(.*\)$$/"\1\\n"/' $$f; printf ')\n'; done > $@.tmp && mv $@.tmp $@
 $(B)/obj/libquant/recipe.o: $(B)/gen/recipes.inc
 

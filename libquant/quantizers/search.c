@@ -1,0 +1,68 @@
+/* search.c: search each block's parameters for the least weighted squared error, then take the nearest codes.
+ *
+ * The search itself is the format's (fit with `search`); what is decided here is how much each weight's error counts.
+ * With the mean square of the inputs (job->diagonal) weight i of a row counts im_i * sqrt(sigma2 + x_i^2): the first
+ * factor is what the error does to the output, the second says that the large weights of a block carry it. Without
+ * statistics the format's own default applies. Rows are independent. Layer L2. */
+#include <math.h>
+
+#include "../quantizer.h"
+
+/* Row heads are q_encode_row's business, and the weighted path below writes blocks itself. */
+static bool accepts(const q_format *f) { return f->row_head == 0 && f->weights <= Q_MAX_BLOCK; }
+
+static double sum_squares(const float *x, int64_t n) {
+    double s = 0;
+    for (int64_t i = 0; i < n; i++) s += (double)x[i] * (double)x[i];
+    return s;
+}
+
+/* One row with importance. sigma2 is the mean square of the row, for super-blocks twice that of the super-block: it
+ * keeps small weights from being ignored, and a super-block has enough weights for an estimate of its own. */
+static void encode_weighted(const q_format *f, const float *x, const float *im, int64_t k, uint8_t *row) {
+    const bool super = f->weights == Q_MAX_BLOCK;
+    const double row_sigma2 = super ? 0 : sum_squares(x, k) / (double)k;
+    for (int64_t at = 0; at < k; at += f->weights, row += f->bytes) {
+        float w[Q_MAX_BLOCK];
+        int32_t codes[Q_MAX_BLOCK];
+        const double sigma2 = super ? 2 * sum_squares(x + at, f->weights) / f->weights : row_sigma2;
+        double total = 0;
+        for (int32_t j = 0; j < f->weights; j++) {
+            const double v = x[at + j];
+            w[j] = (float)((double)im[at + j] * sqrt(sigma2 + v * v));
+            total += (double)w[j];
+        }
+        /* A block whose inputs were never seen (all weights 0) has no best fit: the format's default is the best guess. */
+        const bool usable = total > 0 && isfinite((float)total);
+        const q_fit_in in = {x + at, usable ? w : NULL, true};
+        q_grid grid;
+        memset(&grid, 0, sizeof grid);
+        f->fit(&in, &grid);
+        for (int32_t j = 0; j < f->weights; j++) {
+            float value;
+            codes[j] = f->nearest(&grid, j, x[at + j], &value);
+        }
+        f->emit(&grid, codes, row);
+    }
+}
+
+static lq_status quantize(const q_quant_job *job, uint8_t *dst) {
+    const q_format *f = job->format;
+    uint64_t row_bytes;
+    if (job->k < 0 || !q_row_bytes(f, (uint64_t)job->k, &row_bytes))
+        return q_fail(LQ_E_INTERNAL, "quantizer search: rows of %lld weights do not fit format %s", (long long)job->k,
+                      f->name);
+    /* A format of single weights has nothing to search: every value has its own scale. */
+    const bool weighted = job->diagonal && f->weights > 1;
+    for (int64_t r = 0; r < job->rows; r++) {
+        const float *x = job->x + r * job->k;
+        uint8_t *row = dst + (uint64_t)r * row_bytes;
+        if (weighted)
+            encode_weighted(f, x, job->diagonal, job->k, row);
+        else
+            q_encode_row(f, x, NULL, f->weights > 1, job->k, row);
+    }
+    return LQ_OK;
+}
+
+const q_quantizer q_quantizer_search = {"search", Q_NEEDS_NONE, accepts, quantize};
