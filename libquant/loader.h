@@ -61,6 +61,18 @@ typedef enum { Q_NAMES_GGUF, Q_NAMES_HF } q_names;
 
 typedef struct q_loader q_loader;
 
+/* A hash index over names, shared by the loaders: open addressing over positions of an array of q_str at a stride. The
+ * hash is keyed by where things lie in memory, so that a file cannot be made to collide. */
+typedef struct q_index {
+    uint32_t *cells; /* position + 1; 0 = empty */
+    uint32_t mask;
+    uint64_t key[2];
+} q_index;
+/* LQ_E_INCONSISTENT naming the first duplicate (as `what`). Free cells with q_delete. */
+lq_status q_index_build(const q_alloc *a, const void *first, size_t stride, uint32_t n, const char *what, q_index *out);
+/* Position or -1. */
+int64_t q_index_find(const q_index *index, const void *first, size_t stride, q_str name);
+
 typedef struct q_directory {
     const q_loader *loader;
     q_names names;
@@ -76,6 +88,10 @@ typedef struct q_directory {
     const uint8_t *tokenizer; /* its bytes */
     uint64_t tokenizer_bytes;
     void *owner;             /* the loader's */
+    /* Lookup by name. A loader that builds them to find duplicates leaves them here; q_directory_open builds the rest
+     * and q_directory_close frees them (with alloc). Without cells, as in a directory made by hand, lookups scan. */
+    const q_alloc *alloc;
+    q_index meta_index, tensor_index;
 } q_directory;
 
 typedef struct q_load_options {
@@ -105,16 +121,6 @@ const q_tensor *q_directory_tensor(const q_directory *dir, q_str name);
 /* n bytes at `offset` of a tensor, from the mapping or the file. */
 lq_status q_tensor_read(const q_directory *dir, const q_tensor *t, uint64_t offset, void *dst, uint64_t n);
 
-/* A hash index over names, shared by the loaders: open addressing over positions of an array of q_str at a stride. */
-typedef struct q_index {
-    uint32_t *cells; /* position + 1; 0 = empty */
-    uint32_t mask;
-} q_index;
-/* LQ_E_INCONSISTENT naming the first duplicate (as `what`). Free cells with q_delete. */
-lq_status q_index_build(const q_alloc *a, const void *first, size_t stride, uint32_t n, const char *what, q_index *out);
-/* Position or -1. */
-int64_t q_index_find(const q_index *index, const void *first, size_t stride, q_str name);
-
 /* ---- writing */
 
 typedef struct q_out_tensor {
@@ -122,6 +128,7 @@ typedef struct q_out_tensor {
     const q_format *format;
     uint32_t rank;
     uint64_t shape[8];
+    const char *type_name; /* format NULL: an integer type as in q_tensor ("i32") */
 } q_out_tensor;
 
 typedef struct q_writer q_writer; /* a writer's own */

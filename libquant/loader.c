@@ -1,0 +1,183 @@
+/* loader.c: choosing a loader, saying why none fits, and looking up what it found.
+ *
+ * Owns the name indices of a directory and reading a tensor's bytes. Knows no container: what it says about pickle
+ * files and empty folders is what a person who picked the wrong file needs to hear. Layer L1. */
+#include "loader.h"
+
+/* ------------------------------------------------------------------------------------------------ index */
+
+static uint64_t fold(uint64_t a, uint64_t b) {
+    __extension__ typedef unsigned __int128 wide;
+    const wide p = (wide)a * b;
+    return (uint64_t)p ^ (uint64_t)(p >> 64);
+}
+
+/* Eight bytes at a time through a multiplication whose factors the file's author does not know. */
+static uint64_t hash_name(const q_index *index, q_str s) {
+    const char *p = s.p;
+    uint64_t h = index->key[0] ^ s.n, n = s.n;
+    for (; n >= 8; n -= 8, p += 8) h = fold(h ^ q_load64(p), index->key[1]);
+    uint64_t tail = 0;
+    if (n) memcpy(&tail, p, (size_t)n);
+    return fold(h ^ tail, index->key[1]);
+}
+
+static q_str name_at(const void *first, size_t stride, uint64_t i) {
+    q_str s;
+    memcpy(&s, (const uint8_t *)first + stride * i, sizeof s);
+    return s;
+}
+
+lq_status q_index_build(const q_alloc *a, const void *first, size_t stride, uint32_t n, const char *what,
+                        q_index *out) {
+    uint64_t size = 16;
+    while (size < (uint64_t)n * 2) size *= 2;
+    q_index index = {.cells = Q_NEW(a, uint32_t, size), .mask = (uint32_t)(size - 1)};
+    if (!index.cells) return LQ_E_NOMEM;
+    const uint64_t heap = (uint64_t)(uintptr_t)index.cells, stack = (uint64_t)(uintptr_t)&index;
+    index.key[0] = fold(heap ^ 0x9E3779B97F4A7C15u, stack ^ 0xD1B54A32D192ED03u);
+    index.key[1] = fold(stack ^ 0x8CB92BA72F3D8DD7u, heap ^ 0xAAAAAAAA55555555u) | 1;
+    for (uint32_t i = 0; i < n; i++) {
+        const q_str s = name_at(first, stride, i);
+        uint64_t c = hash_name(&index, s) & index.mask;
+        for (; index.cells[c]; c = (c + 1) & index.mask)
+            if (q_str_eq(s, name_at(first, stride, index.cells[c] - 1))) {
+                q_delete(a, index.cells);
+                return q_fail(LQ_E_INCONSISTENT, "%s \"%.*s\" appears twice (as number %u and number %u)", what,
+                              Q_STR_ARG(s), index.cells[c] - 1, i);
+            }
+        index.cells[c] = i + 1;
+    }
+    *out = index;
+    return LQ_OK;
+}
+
+int64_t q_index_find(const q_index *index, const void *first, size_t stride, q_str name) {
+    if (!index->cells) return -1;
+    for (uint64_t c = hash_name(index, name) & index->mask; index->cells[c]; c = (c + 1) & index->mask)
+        if (q_str_eq(name, name_at(first, stride, index->cells[c] - 1))) return (int64_t)index->cells[c] - 1;
+    return -1;
+}
+
+/* With cells by hash, without by scanning. */
+static int64_t find(const q_index *index, const void *first, size_t stride, uint32_t n, q_str name) {
+    if (index->cells) return q_index_find(index, first, stride, name);
+    for (uint32_t i = 0; i < n; i++)
+        if (q_str_eq(name, name_at(first, stride, i))) return i;
+    return -1;
+}
+
+const q_meta *q_directory_meta(const q_directory *dir, const char *key) {
+    _Static_assert(offsetof(q_meta, key) == 0, "the index reads a q_str at the start of each item");
+    const int64_t i = find(&dir->meta_index, dir->meta, sizeof(q_meta), dir->n_meta, q_str_of(key));
+    return i < 0 ? NULL : &dir->meta[i];
+}
+
+const q_tensor *q_directory_tensor(const q_directory *dir, q_str name) {
+    _Static_assert(offsetof(q_tensor, name) == 0, "the index reads a q_str at the start of each item");
+    const int64_t i = find(&dir->tensor_index, dir->tensors, sizeof(q_tensor), dir->n_tensors, name);
+    return i < 0 ? NULL : &dir->tensors[i];
+}
+
+/* ------------------------------------------------------------------------------------------------ open, close, read */
+
+static bool ends_with(const char *s, const char *end) {
+    const size_t n = strlen(s), e = strlen(end);
+    return n >= e && strcmp(s + n - e, end) == 0;
+}
+
+static bool has_file(const char *dir, const char *name) {
+    char path[4096];
+    return q_path_join(path, sizeof path, dir, q_str_of(name)) == LQ_OK && q_path_kind_of(path) == Q_PATH_FILE;
+}
+
+static lq_status refuse_pickle(const char *path) {
+    return q_fail(LQ_E_UNSUPPORTED,
+                  "%s holds pickled weights, which can run code when they are read: convert them to safetensors", path);
+}
+
+/* No loader takes the directory: say what is missing. */
+static lq_status refuse_directory(const char *path) {
+    static const char *const pickles[] = {"pytorch_model.bin", "pytorch_model.bin.index.json",
+                                          "pytorch_model-00001-of-00002.bin", "consolidated.00.pth", "model.pt"};
+    if (!has_file(path, "model.safetensors") && !has_file(path, "model.safetensors.index.json"))
+        for (size_t i = 0; i < Q_COUNT(pickles); i++)
+            if (has_file(path, pickles[i])) return refuse_pickle(path);
+    if (!has_file(path, "config.json"))
+        return q_fail(LQ_E_FORMAT, "%s is a directory without a config.json: name a GGUF file or a model's directory",
+                      path);
+    return q_fail(LQ_E_FORMAT, "%s has a config.json but no model.safetensors or model.safetensors.index.json", path);
+}
+
+/* No loader takes the file: say what it looks like. */
+static lq_status refuse_file(const q_load_options *options, const char *path) {
+    static const char *const pickles[] = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"};
+    q_file *f;
+    Q_TRY(q_file_open(options->alloc, path, 0, &f)); /* names what is wrong with a path that leads nowhere */
+    uint8_t b[4] = {0};
+    const uint64_t size = q_file_size(f), n = Q_MIN(size, (uint64_t)4);
+    const lq_status status = q_file_read(f, 0, b, n);
+    q_file_close(f);
+    if (status != LQ_OK) return status;
+    for (size_t i = 0; i < Q_COUNT(pickles); i++)
+        if (ends_with(path, pickles[i])) return refuse_pickle(path);
+    if (n >= 2 && b[0] == 0x80 && b[1] >= 2 && b[1] <= 5) return refuse_pickle(path);
+    if (n == 4 && memcmp(b, "PK\3\4", 4) == 0) return refuse_pickle(path);
+    if (size == 0) return q_fail(LQ_E_TRUNCATED, "%s is empty", path);
+    return q_fail(LQ_E_FORMAT, "%s is not a model file that is known here: it begins with bytes %02x %02x %02x %02x",
+                  path, b[0], b[1], b[2], b[3]);
+}
+
+lq_status q_directory_open(const char *path, const q_load_options *options, q_directory **out) {
+    if (!path || !*path) return q_fail(LQ_E_ARG, "the path of a model is empty");
+    q_load_options o = {0};
+    if (options) o = *options;
+    if (!o.alloc) o.alloc = &q_alloc_libc;
+    const q_path_kind kind = q_path_kind_of(path);
+    const q_loader *loader = NULL;
+    if (kind == Q_PATH_FILE || kind == Q_PATH_DIR)
+        for (const q_loader *const *l = q_loaders; *l && !loader; l++)
+            if ((*l)->detect(path)) loader = *l;
+    if (!loader) return kind == Q_PATH_DIR ? refuse_directory(path) : refuse_file(&o, path);
+
+    q_directory *dir;
+    Q_TRY(loader->open(path, &o, &dir));
+    dir->loader = loader;
+    dir->alloc = o.alloc;
+    lq_status status = LQ_OK;
+    if (!dir->meta_index.cells)
+        status = q_index_build(o.alloc, dir->meta, sizeof(q_meta), dir->n_meta, "key", &dir->meta_index);
+    if (status == LQ_OK && !dir->tensor_index.cells)
+        status = q_index_build(o.alloc, dir->tensors, sizeof(q_tensor), dir->n_tensors, "tensor", &dir->tensor_index);
+    if (status != LQ_OK) {
+        q_directory_close(dir);
+        return q_fail_in(status, "%s", path);
+    }
+    *out = dir;
+    return LQ_OK;
+}
+
+void q_directory_close(q_directory *dir) {
+    if (!dir) return;
+    if (dir->alloc) {
+        q_delete(dir->alloc, dir->meta_index.cells);
+        q_delete(dir->alloc, dir->tensor_index.cells);
+    }
+    if (dir->loader) dir->loader->close(dir);
+}
+
+lq_status q_tensor_read(const q_directory *dir, const q_tensor *t, uint64_t offset, void *dst, uint64_t n) {
+    uint64_t end;
+    if (q_add_overflow(offset, n, &end) || end > t->bytes)
+        return q_fail(LQ_E_ARG, "tensor %.*s: bytes %llu to %llu are beyond its %llu", Q_STR_ARG(t->name),
+                      (unsigned long long)offset, (unsigned long long)(offset + n), (unsigned long long)t->bytes);
+    if (n == 0) return LQ_OK;
+    if (t->data) {
+        memcpy(dst, t->data + offset, (size_t)n);
+        return LQ_OK;
+    }
+    if (t->file >= dir->n_files)
+        return q_fail(LQ_E_INTERNAL, "tensor %.*s belongs to no open file", Q_STR_ARG(t->name));
+    const lq_status status = q_file_read(dir->files[t->file], t->offset + offset, dst, n);
+    return status == LQ_OK ? LQ_OK : q_fail_in(status, "tensor %.*s", Q_STR_ARG(t->name));
+}
