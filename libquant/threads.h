@@ -14,6 +14,8 @@ uint32_t q_threads_default(void);
 
 /* `threads` in [1, 1024]. One thread makes no OS thread. */
 lq_status q_pool_open(const q_alloc *a, uint32_t threads, q_pool **out);
+/* What q_pool_open asks of the allocator, in one block. */
+uint64_t q_pool_bytes(uint32_t threads);
 void q_pool_close(q_pool *pool);
 uint32_t q_pool_threads(const q_pool *pool);
 

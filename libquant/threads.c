@@ -1,0 +1,290 @@
+/* threads.c: the thread pool, its barrier and its work counter; how many threads to use; the clock.
+ *
+ * Owns every OS threading call of the library. A pool is one allocation; its workers live until it is closed, block all
+ * signals (an embedder's handlers never run on them) and never call back into the embedder. Waiting is always for one
+ * 32-bit word to change: spin for some microseconds, because the next step of a plan is usually that near, then sleep
+ * on a condition variable. A pool with more threads than CPUs does not spin: it would burn the slice of the thread that
+ * it waits for. Layer L0. */
+#include "threads.h"
+
+#include <errno.h>
+#include <pthread.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <time.h>
+#include <unistd.h>
+
+enum { SPINS = 4000, MAX_THREADS = 1024, WORKER_STACK = 2 << 20 };
+
+typedef struct worker {
+    q_pool *pool;
+    pthread_t id;
+    uint32_t index;
+} worker;
+
+/* Words that different threads write live on cache lines of their own. */
+struct q_pool {
+    const q_alloc *alloc;
+    uint32_t threads, started, spins;
+    void (*fn)(void *arg, uint32_t thread);
+    void *arg;
+    pthread_mutex_t lock;
+    pthread_cond_t woken;
+    _Alignas(64) atomic_uint run;     /* number of the current run: workers wait for it to change */
+    atomic_bool stop;
+    _Alignas(64) atomic_uint pending; /* workers still inside the current run */
+    _Alignas(64) atomic_uint arrived; /* at the barrier */
+    _Alignas(64) atomic_uint phase;   /* barriers passed */
+    _Alignas(64) atomic_uint sleepers;
+    _Alignas(64) _Atomic int64_t next; /* the work counter */
+    _Alignas(64) worker workers[];
+};
+
+static inline void pause_cpu(void) {
+#if defined(__x86_64__) || defined(__i386__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    __asm__ __volatile__("yield");
+#endif
+}
+
+/* Wait until *word differs from `old`. A sleeper counts itself before its last look at the word, and a waker changes the
+ * word before it looks at the count; both sequentially consistent, so one of the two sees the other. */
+static void wait_change(q_pool *p, atomic_uint *word, uint32_t old) {
+    for (uint32_t i = 0; i < p->spins; i++) {
+        if (atomic_load_explicit(word, memory_order_acquire) != old) return;
+        pause_cpu();
+    }
+    pthread_mutex_lock(&p->lock);
+    atomic_fetch_add(&p->sleepers, 1);
+    while (atomic_load(word) == old) pthread_cond_wait(&p->woken, &p->lock);
+    atomic_fetch_sub(&p->sleepers, 1);
+    pthread_mutex_unlock(&p->lock);
+}
+
+static void wake(q_pool *p) {
+    if (atomic_load(&p->sleepers) == 0) return;
+    pthread_mutex_lock(&p->lock);
+    pthread_cond_broadcast(&p->woken);
+    pthread_mutex_unlock(&p->lock);
+}
+
+static void *worker_main(void *arg) {
+    const worker *w = (const worker *)arg;
+    q_pool *p = w->pool;
+    for (uint32_t seen = 0;;) {
+        wait_change(p, &p->run, seen);
+        seen++;
+        if (atomic_load(&p->stop)) return NULL;
+        p->fn(p->arg, w->index);
+        if (atomic_fetch_sub(&p->pending, 1) == 1) wake(p);
+    }
+}
+
+uint64_t q_pool_bytes(uint32_t threads) { return sizeof(q_pool) + (uint64_t)threads * sizeof(worker) + Q_ALIGN; }
+
+lq_status q_pool_open(const q_alloc *a, uint32_t threads, q_pool **out) {
+    if (threads < 1 || threads > MAX_THREADS)
+        return q_fail(LQ_E_ARG, "%u threads: between 1 and %d are possible", threads, MAX_THREADS);
+    q_pool *p = (q_pool *)q_new(a, q_pool_bytes(threads) - Q_ALIGN, 1);
+    if (!p) return LQ_E_NOMEM;
+    p->alloc = a;
+    p->threads = threads;
+    p->spins = threads <= q_threads_default() ? SPINS : 0;
+    if (pthread_mutex_init(&p->lock, NULL) != 0) {
+        q_delete(a, p);
+        return q_fail(LQ_E_NOMEM, "the system has no room for another lock");
+    }
+    if (pthread_cond_init(&p->woken, NULL) != 0) {
+        pthread_mutex_destroy(&p->lock);
+        q_delete(a, p);
+        return q_fail(LQ_E_NOMEM, "the system has no room for another condition variable");
+    }
+    pthread_attr_t attr;
+    sigset_t all, before;
+    sigfillset(&all);
+    int err = pthread_attr_init(&attr);
+    if (err == 0) {
+        pthread_attr_setstacksize(&attr, WORKER_STACK);
+        pthread_sigmask(SIG_SETMASK, &all, &before);
+        for (uint32_t i = 1; i < threads && err == 0; i++) {
+            worker *w = &p->workers[i];
+            w->pool = p;
+            w->index = i;
+            err = pthread_create(&w->id, &attr, worker_main, w);
+            if (err == 0) p->started++;
+        }
+        pthread_sigmask(SIG_SETMASK, &before, NULL);
+        pthread_attr_destroy(&attr);
+    }
+    if (err != 0) {
+        const uint32_t started = p->started;
+        q_pool_close(p);
+        return q_fail(LQ_E_NOMEM, "the system refused thread %u of %u (error %d)", started + 2, threads, err);
+    }
+    *out = p;
+    return LQ_OK;
+}
+
+void q_pool_close(q_pool *p) {
+    if (!p) return;
+    atomic_store(&p->stop, true);
+    atomic_fetch_add(&p->run, 1);
+    wake(p);
+    for (uint32_t i = 1; i <= p->started; i++) pthread_join(p->workers[i].id, NULL);
+    pthread_cond_destroy(&p->woken);
+    pthread_mutex_destroy(&p->lock);
+    q_delete(p->alloc, p);
+}
+
+uint32_t q_pool_threads(const q_pool *p) { return p->threads; }
+
+void q_pool_run(q_pool *p, void (*fn)(void *arg, uint32_t thread), void *arg) {
+    atomic_store_explicit(&p->next, 0, memory_order_relaxed);
+    if (p->threads == 1) {
+        fn(arg, 0);
+        return;
+    }
+    p->fn = fn;
+    p->arg = arg;
+    atomic_store(&p->pending, p->threads - 1);
+    atomic_fetch_add(&p->run, 1);
+    wake(p);
+    fn(arg, 0);
+    for (uint32_t left; (left = atomic_load_explicit(&p->pending, memory_order_acquire)) != 0;)
+        wait_change(p, &p->pending, left);
+}
+
+void q_pool_barrier(q_pool *p) {
+    if (p->threads == 1) {
+        atomic_store_explicit(&p->next, 0, memory_order_relaxed);
+        return;
+    }
+    /* Read before arriving: once this thread is counted, the last one may move the phase on. */
+    const uint32_t phase = atomic_load_explicit(&p->phase, memory_order_relaxed);
+    if (atomic_fetch_add_explicit(&p->arrived, 1, memory_order_acq_rel) + 1 < p->threads) {
+        wait_change(p, &p->phase, phase);
+        return;
+    }
+    atomic_store_explicit(&p->arrived, 0, memory_order_relaxed);
+    atomic_store_explicit(&p->next, 0, memory_order_relaxed);
+    atomic_fetch_add(&p->phase, 1);
+    wake(p);
+}
+
+bool q_pool_claim(q_pool *p, int64_t total, int64_t step, int64_t *begin, int64_t *end) {
+    /* The look before the claim keeps the counter within threads * step of the total. */
+    if (atomic_load_explicit(&p->next, memory_order_relaxed) >= total) return false;
+    const int64_t at = atomic_fetch_add_explicit(&p->next, step, memory_order_relaxed);
+    if (at >= total) return false;
+    *begin = at;
+    *end = Q_MIN(total - at, step) + at;
+    return true;
+}
+
+typedef struct for_job {
+    q_pool *pool;
+    int64_t total, step;
+    void (*fn)(void *arg, int64_t begin, int64_t end, uint32_t thread);
+    void *arg;
+} for_job;
+
+static void for_thread(void *arg, uint32_t thread) {
+    const for_job *j = (const for_job *)arg;
+    for (int64_t b, e; q_pool_claim(j->pool, j->total, j->step, &b, &e);) j->fn(j->arg, b, e, thread);
+}
+
+void q_pool_for(q_pool *p, int64_t total, int64_t step,
+                void (*fn)(void *arg, int64_t begin, int64_t end, uint32_t thread), void *arg) {
+    for_job j = {p, total, Q_MAX(step, (int64_t)1), fn, arg};
+    if (total > 0) q_pool_run(p, for_thread, &j);
+}
+
+double q_clock(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+/* ---- how many threads: CPUs in the affinity mask, bounded by the CPU quota of every control group above us */
+
+static uint32_t affinity_count(void) {
+    cpu_set_t sets[8]; /* 8192 CPUs */
+    memset(sets, 0, sizeof sets);
+    if (sched_getaffinity(0, sizeof sets, sets) == 0) {
+        const int n = CPU_COUNT_S(sizeof sets, sets);
+        if (n > 0) return (uint32_t)n;
+    }
+    const long n = sysconf(_SC_NPROCESSORS_ONLN);
+    return n > 0 ? (uint32_t)n : 1;
+}
+
+static bool read_line(const char *path, char *line, size_t n) {
+    FILE *f = fopen(path, "re");
+    if (!f) return false;
+    const bool ok = fgets(line, (int)n, f) != NULL;
+    fclose(f);
+    return ok;
+}
+
+/* CPUs that quota / period allow, rounded up; `limit` when there is no quota. */
+static uint32_t bounded(long long quota, long long period, uint32_t limit) {
+    if (quota <= 0 || period <= 0) return limit;
+    const long long cpus = quota / period + (quota % period != 0);
+    return cpus < (long long)limit ? (uint32_t)cpus : limit;
+}
+
+static uint32_t group_quota(const char *mount, const char *path, int version, uint32_t limit) {
+    char file[1200], line[128];
+    long long quota, period;
+    if (version == 2) {
+        snprintf(file, sizeof file, "%s%s/cpu.max", mount, path);
+        if (read_line(file, line, sizeof line) && sscanf(line, "%lld %lld", &quota, &period) == 2)
+            return bounded(quota, period, limit);
+        return limit; /* "max 100000": no quota */
+    }
+    snprintf(file, sizeof file, "%s%s/cpu.cfs_quota_us", mount, path);
+    if (!read_line(file, line, sizeof line) || sscanf(line, "%lld", &quota) != 1) return limit;
+    snprintf(file, sizeof file, "%s%s/cpu.cfs_period_us", mount, path);
+    if (!read_line(file, line, sizeof line) || sscanf(line, "%lld", &period) != 1) return limit;
+    return bounded(quota, period, limit);
+}
+
+/* The quotas from `path` up to the root of its hierarchy. In a container the mount may show our own group as its root,
+ * whatever the path says, which is why the root is always read too. */
+static uint32_t groups_quota(const char *mount, char *path, int version, uint32_t limit) {
+    for (;;) {
+        if (strcmp(path, "/") == 0) path[0] = '\0';
+        limit = group_quota(mount, path, version, limit);
+        char *slash = strrchr(path, '/');
+        if (!slash) return limit;
+        *slash = '\0';
+    }
+}
+
+/* Does the comma-separated list of v1 controllers have "cpu"? */
+static bool names_cpu(const char *list) {
+    for (const char *p = list; p; p = strchr(p, ',') ? strchr(p, ',') + 1 : NULL)
+        if (strncmp(p, "cpu", 3) == 0 && (p[3] == ',' || p[3] == '\0')) return true;
+    return false;
+}
+
+uint32_t q_threads_default(void) {
+    uint32_t limit = Q_MIN(affinity_count(), (uint32_t)MAX_THREADS);
+    FILE *f = fopen("/proc/self/cgroup", "re");
+    if (!f) return limit;
+    char line[1024];
+    while (fgets(line, sizeof line, f)) { /* "0::/path" or "4:cpu,cpuacct:/path" */
+        line[strcspn(line, "\n")] = '\0';
+        char *list = strchr(line, ':'), *path = list ? strchr(list + 1, ':') : NULL;
+        if (!path || path[1] != '/') continue;
+        list++;
+        *path++ = '\0';
+        if (list[0] == '\0') limit = groups_quota("/sys/fs/cgroup", path, 2, limit);
+        else if (names_cpu(list)) limit = groups_quota("/sys/fs/cgroup/cpu", path, 1, limit);
+    }
+    fclose(f);
+    return Q_MAX(limit, 1u);
+}
