@@ -68,7 +68,7 @@
  *   SCAN      gated delta rule. Per head, S [k width, v width] carried from token to token: S *= exp(w[h] * softplus(
  *             u[h] + b[h])); r = sigmoid(u[heads + h]) * (v - S^T k); S += k r^T; y = scale * S^T q. x = q, z = k.
  *             Head h of v reads head h / (heads / theirs) of q and of k; u = [2 * heads], flat over its view.
- *             S^T k and S^T q are fma from 0 over ascending k. State in floats: [head][k][v], zero at a sequence's start.
+ *             S^T k and S^T q are fma from 0 over ascending k. State in floats: [head][k][v], zero at a sequence start.
  *             (Yang et al., Gated Delta Networks, arXiv:2412.06464.)
  *                                                                                                   unit: head of v
  *   SCALE     y = scale * x, times sigmoid(z) where z has one value per column; softcap s: s * tanh(./s). add: y += .

@@ -1,6 +1,6 @@
 /* act.c: the 8-bit activation formats. A block with an infinity or NaN is marked by d = NaN, never refused: the
- * logits then show it. Rounding is by the float addition itself (1.5 * 2^23 pushes the fraction out), ties to even, which vector
- * conversions do as well. Layer L2. */
+ * logits then show it. Rounding is by the float addition itself (1.5 * 2^23 pushes the fraction out), ties to even,
+ * which vector conversions do as well. Layer L2. */
 #include "../../libquant/op.h"
 
 static void quantize_block(const float *x, int weights, float *d_out, int16_t *sum, int8_t *q) {

@@ -2,8 +2,8 @@
  * products of weight rows with float32 or 8-bit activations.
  *
  * kernels/ref is the definition of every operation (libquant/op.h has the words): scalar C without a target
- * attribute, correct before fast. Operands, weights and page tables were checked by whoever bound the plan; nothing is refused here.
- * Layer L2; other kernels may include this file. */
+ * attribute, correct before fast. Operands, weights and page tables were checked by whoever bound the plan; nothing is
+ * refused here. Layer L2; other kernels may include this file. */
 #ifndef Q_REF_H
 #define Q_REF_H
 

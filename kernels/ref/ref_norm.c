@@ -16,7 +16,7 @@ static const float *learned(const q_weight *w, q_ref_carve *carve) {
     return v;
 }
 
-/* One vector: y = (x - mean) * r, then times w, plus b, times silu(z), each rounded; w, b, z may be NULL. y may be x. */
+/* One vector: y = (x - mean) * r, then * w, + b, * silu(z), each rounded; w, b, z may be NULL. y may be x. */
 static void norm(const q_inst *s, const float *x, const float *w, const float *b, const float *z, float *y,
                  int64_t n) {
     float mean = 0, r;

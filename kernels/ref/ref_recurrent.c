@@ -1,5 +1,5 @@
-/* ref_recurrent.c: CONV and SCAN, the operations with state from token to token. Columns of one sequence are consecutive.
- * Layer L2. */
+/* ref_recurrent.c: CONV and SCAN, the operations with state from token to token. Columns of one sequence are
+ * consecutive. Layer L2. */
 #include "ref.h"
 
 void q_ref_conv(const q_inst *s, const q_exec *e, int64_t begin, int64_t end) {
