@@ -185,6 +185,23 @@ q_path_kind q_path_kind_of(const char *path) {
     return S_ISREG(st.st_mode) ? Q_PATH_FILE : S_ISDIR(st.st_mode) ? Q_PATH_DIR : Q_PATH_OTHER;
 }
 
+size_t q_path_head(const char *path, void *buf, size_t n) {
+    struct stat st;
+    if (stat(path, &st) != 0 || !S_ISREG(st.st_mode)) return 0;
+    const int fd = open(path, O_RDONLY | O_CLOEXEC | O_NOCTTY | O_NONBLOCK);
+    if (fd < 0) return 0;
+    size_t have = 0;
+    if (fstat(fd, &st) == 0 && S_ISREG(st.st_mode))
+        while (have < n) {
+            const ssize_t got = pread(fd, (uint8_t *)buf + have, n - have, (off_t)have);
+            if (got < 0 && errno == EINTR) continue;
+            if (got <= 0) break;
+            have += (size_t)got;
+        }
+    close(fd);
+    return have;
+}
+
 bool q_path_same(const char *a, const char *b) {
     struct stat x, y;
     return stat(a, &x) == 0 && stat(b, &y) == 0 && x.st_dev == y.st_dev && x.st_ino == y.st_ino;

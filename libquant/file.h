@@ -29,6 +29,9 @@ lq_status q_file_slurp(const q_alloc *a, const char *path, uint64_t max, uint8_t
 
 typedef enum { Q_PATH_NONE, Q_PATH_FILE, Q_PATH_DIR, Q_PATH_OTHER } q_path_kind;
 q_path_kind q_path_kind_of(const char *path);
+/* The first bytes of a regular file, at most n; returns how many, 0 when it cannot be read. Allocates nothing and
+ * leaves the error sentence alone: for guessing what a file is. */
+size_t q_path_head(const char *path, void *buf, size_t n);
 /* True when both name the same inode (symbolic and hard links followed). */
 bool q_path_same(const char *a, const char *b);
 /* dir + "/" + name into buf; LQ_E_LIMIT when it does not fit. */
