@@ -51,8 +51,7 @@ typedef struct q_fixed_row {
 } q_fixed_row;
 
 /* How a Hugging Face tensor becomes the GGUF one; each has an inverse. */
-typedef enum { Q_MAP_SAME, Q_MAP_ROPE_PAIRS /* rows of each head: halves interleaved */, Q_MAP_PLUS_ONE,
-               Q_MAP_TRANSPOSE } q_map;
+typedef enum { Q_MAP_SAME, Q_MAP_ROPE_PAIRS /* rows of each head: halves interleaved */, Q_MAP_PLUS_ONE } q_map;
 
 typedef struct q_weight_row {
     const char *role;   /* class name, as recipes and reports use it: "attn_q" */
@@ -87,7 +86,8 @@ typedef struct q_step {
     uint8_t w_row;      /* q_dim: first row of w (and bias) used; the number is y's heads * width */
     uint8_t hp_eps, hp_scale, hp_softcap, hp_limit, hp_alpha, hp_window, hp_base;
     uint8_t rot;        /* ROPE: q_dim of values rotated per head */
-    float scale;        /* constant factor, on top of hp_scale; 0 = 1 */
+    float scale;        /* constant factor; 0 = 1 */
+    float scale_pow;    /* hp_scale is raised to this: -0.5 = one over its square root; 0 = taken as it is */
 } q_step;
 
 /* The table of one kind of layer. */

@@ -85,7 +85,7 @@ static const q_step layer[] = {
     {.op = Q_OP_ROPE, .y = Q, .x = Q, .yp = Q_HEADS, .xp = Q_HEADS, .rot = D(ROT), .hp_base = Q_HP_ROPE_BASE, .group = 2},
     {.op = Q_OP_ROPE, .y = K, .x = K, .yp = K_HEADS, .xp = K_HEADS, .rot = D(ROT), .hp_base = Q_HP_ROPE_BASE, .group = 2},
     {.op = Q_OP_KV_PUT, .x = K, .z = V, .xp = K_HEADS, .zp = V_HEADS},
-    {.op = Q_OP_ATTN, .y = Y, .x = Q, .yp = Y_HEADS, .xp = Q_HEADS},
+    {.op = Q_OP_ATTN, .y = Y, .x = Q, .yp = Y_HEADS, .xp = Q_HEADS, .hp_scale = Q_HP_HEAD_K, .scale_pow = -0.5f},
     {.op = Q_OP_MATMUL, .y = X, .x = Y, .w = ATTN_OUTPUT, .add = 1},
     {.op = Q_OP_NORM, .y = H, .x = X, .w = FFN_NORM, .hp_eps = Q_HP_EPS},
     {.op = Q_OP_MATMUL, .y = G, .x = H, .w = FFN_GATE, .group = 3},

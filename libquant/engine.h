@@ -1,0 +1,100 @@
+/* engine.h: the objects behind the public handles, shared by the files of layer L3.
+ *
+ * ctx owns the device; model owns the directory, the binding, the text object and the resolved weights; session owns
+ * one plan with its KV pages. Only L3 and api.c include this. */
+#ifndef Q_ENGINE_H
+#define Q_ENGINE_H
+
+#include <stdatomic.h>
+
+#include "backend.h"
+#include "bind.h"
+#include "recipe.h"
+#include "text.h"
+
+struct lq_ctx {
+    q_alloc alloc;
+    q_log log;
+    uint32_t threads;
+    const q_backend *backend;
+    q_device *device;
+};
+
+struct lq_model {
+    lq_ctx *ctx;
+    const q_alloc *alloc;
+    q_directory *dir;
+    q_binding *binding;
+    q_text *text;
+    q_weight *weights;   /* [binding->n_items]; vectors always as float32 */
+    void **owned;        /* [n_items] memory behind weights that the file's bytes could not serve; NULL = the file's */
+    q_buffer *packed;    /* [n_items] a backend's own layouts */
+    uint64_t owned_bytes;
+    q_arena names;       /* NUL-terminated copies of what files hold without a terminator */
+    const char **meta_names, **tensor_names;
+};
+
+lq_status q_ctx_open(const lq_options *options, lq_ctx **out);
+void q_ctx_close(lq_ctx *ctx);
+
+lq_status q_model_open(lq_ctx *ctx, const char *path, const lq_model_options *options, lq_model **out);
+void q_model_close(lq_model *model);
+void q_model_info(const lq_model *model, lq_model_info *info);
+lq_status q_model_meta(const lq_model *model, const char *key, uint32_t index, const char **name, char *text, size_t *n);
+lq_status q_model_tensor_info(const lq_model *model, uint32_t index, lq_tensor_info *info);
+lq_status q_model_tensor_row(const lq_model *model, uint32_t index, uint64_t row, float *out);
+/* Bytes of weights that one decoded token reads. */
+uint64_t q_model_bytes_per_token(const lq_model *model);
+
+/* Session options with every default filled in and every range checked. */
+typedef struct q_session_shape {
+    uint32_t context, batch, max_logits, threads;
+    bool f32_activations;
+} q_session_shape;
+lq_status q_session_shape_of(const lq_model *model, const lq_session_options *options, q_session_shape *out);
+
+/* A plan with its arrays in `arena`. */
+lq_status q_plan_build(const lq_model *model, const q_session_shape *shape, q_arena *arena, q_plan **out);
+/* KV bytes of a plan's pools. */
+uint64_t q_plan_kv_bytes(const q_plan *plan);
+
+struct lq_session {
+    lq_model *model;
+    const q_alloc *alloc;
+    q_session_shape shape;
+    q_arena arena;        /* the plan, page tables and batch arrays */
+    q_plan *plan;
+    q_buffer *kv;         /* [plan->n_kv] */
+    q_program *program;
+    uint32_t **pages;     /* [plan->n_kv][context / Q_KV_TOKENS] */
+    float *logits;        /* [max_logits][vocab] */
+    int32_t *pos, *seq, *out;
+    float *state;         /* recurrent state, NULL when the plan has none */
+    void *sample_scratch;
+    uint32_t length;      /* tokens in the sequence */
+    uint32_t n_logits;    /* rows kept by the last decode */
+    atomic_int cancel;
+    bool running;
+    lq_stats stats;
+};
+lq_status q_session_open(lq_model *model, const lq_session_options *options, lq_session **out);
+void q_session_close(lq_session *session);
+/* What a session with this shape allocates: KV, and all the rest. */
+lq_status q_session_measure(const lq_model *model, const q_session_shape *shape, uint64_t *kv, uint64_t *rest);
+lq_status q_session_decode(lq_session *s, const int32_t *ids, size_t count, size_t logits_from);
+lq_status q_session_sample(lq_session *s, const lq_sampler *sampler, int32_t *id);
+lq_status q_sample_logits(const q_alloc *a, const float *logits, size_t n, const lq_sampler *sampler, uint64_t position,
+                          int32_t *id);
+
+/* Score `n` candidates and a reference (NULL: none, n = 1) over one text in one sweep. */
+lq_status q_evaluate(lq_session *reference, lq_session *const *candidates, size_t n, const int32_t *ids, size_t count,
+                     const lq_eval_options *options, lq_eval_result *reference_result, lq_eval_result *results);
+
+/* A caller's info or options struct of `size` bytes may be older or newer than ours: copy what both have. The caller's
+ * `size` field keeps its value. */
+void q_struct_out(void *theirs, const void *ours, size_t our_size);
+/* Fills `ours` (zeroed, our_size bytes) from theirs (may be NULL); LQ_E_ARG when its size is absurd or bytes that we do
+ * not know are not zero. */
+lq_status q_struct_in(const void *theirs, void *ours, size_t our_size, const char *what);
+
+#endif

@@ -1,0 +1,304 @@
+/* model.c: contexts and models: opens the device, the directory, the binding and the text object, and resolves every
+ * weight to bytes once. A weight is the file's own bytes where they can be used in place; vectors become float32, and
+ * rows whose order differs between conventions are copied. Layer L3. */
+#include "engine.h"
+
+#include <math.h>
+#include <stdio.h>
+
+/* ------------------------------------------------------------------------------------------- structs with a size */
+
+void q_struct_out(void *theirs, const void *ours, size_t our_size) {
+    uint32_t size;
+    memcpy(&size, theirs, sizeof size);
+    const size_t n = Q_MIN((size_t)size, our_size);
+    if (n > sizeof size) memcpy((char *)theirs + sizeof size, (const char *)ours + sizeof size, n - sizeof size);
+    if (size > our_size) memset((char *)theirs + our_size, 0, size - our_size); /* fields of a newer caller */
+}
+
+lq_status q_struct_in(const void *theirs, void *ours, size_t our_size, const char *what) {
+    memset(ours, 0, our_size);
+    if (!theirs) return LQ_OK;
+    uint32_t size;
+    memcpy(&size, theirs, sizeof size);
+    if (size < sizeof size || size > 4096)
+        return q_fail(LQ_E_ARG, "%s.size is %u: set it to sizeof of the struct", what, size);
+    memcpy(ours, theirs, Q_MIN((size_t)size, our_size));
+    for (size_t i = our_size; i < size; i++)
+        if (((const char *)theirs)[i])
+            return q_fail(LQ_E_ARG, "%s sets a field that this version of libquant does not know", what);
+    return LQ_OK;
+}
+
+/* ------------------------------------------------------------------------------------------- context */
+
+lq_status q_ctx_open(const lq_options *options, lq_ctx **out) {
+    lq_options o;
+    Q_TRY(q_struct_in(options, &o, sizeof o, "lq_options"));
+    if (o.threads > 1024) return q_fail(LQ_E_ARG, "%u threads were asked for; at most 1024", o.threads);
+    const q_alloc alloc = o.allocator ? *o.allocator : q_alloc_libc;
+    if (!alloc.alloc || !alloc.free) return q_fail(LQ_E_ARG, "lq_options.allocator lacks a function");
+    lq_ctx *ctx = Q_NEW(&alloc, lq_ctx, 1);
+    if (!ctx) return LQ_E_NOMEM;
+    ctx->alloc = alloc;
+    ctx->log = (q_log){o.log, o.log_user};
+    ctx->threads = o.threads ? o.threads : q_threads_default();
+    ctx->backend = q_backends[0];
+    const q_device_options d = {.alloc = &ctx->alloc, .log = &ctx->log, .isa = o.isa, .threads = ctx->threads};
+    const lq_status s = ctx->backend->open(0, &d, &ctx->device);
+    if (s != LQ_OK) {
+        q_ctx_close(ctx);
+        return s;
+    }
+    *out = ctx;
+    return LQ_OK;
+}
+
+void q_ctx_close(lq_ctx *ctx) {
+    if (!ctx) return;
+    const q_alloc alloc = ctx->alloc;
+    if (ctx->device) ctx->backend->close(ctx->device);
+    q_delete(&alloc, ctx);
+}
+
+/* ------------------------------------------------------------------------------------------- weights */
+
+static lq_status vector_as_f32(lq_model *m, uint32_t i) {
+    const q_bind_item *item = &m->binding->items[i];
+    const uint64_t n = item->src->shape[0];
+    float *v = (float *)q_new_raw(m->alloc, n, sizeof *v);
+    if (!v) return LQ_E_NOMEM;
+    m->owned[i] = v;
+    Q_TRY(q_bind_read(m->alloc, m->binding, item, 0, 1, v));
+    m->weights[i].format = q_format_find("f32");
+    m->weights[i].data = (const uint8_t *)v;
+    m->weights[i].row_bytes = n * sizeof *v;
+    return LQ_OK;
+}
+
+static lq_status resolve_weight(lq_model *m, uint32_t i) {
+    const q_bind_item *item = &m->binding->items[i];
+    const q_tensor *t = item->src;
+    q_weight *w = &m->weights[i];
+    *w = (q_weight){.format = t->format, .data = t->data, .row_bytes = t->row_bytes, .k = (int32_t)t->shape[0],
+                    .rows = (int32_t)t->shape[1], .matrices = (int32_t)t->shape[2], .name = item->name.p};
+    if (w->matrices > 1) w->matrix_bytes = t->row_bytes * t->shape[1];
+    const bool vector = m->binding->arch->weights[item->role].rows == 0;
+    if (vector) return vector_as_f32(m, i);
+    if (t->data && item->map == Q_MAP_SAME) return LQ_OK;
+    uint8_t *copy = (uint8_t *)q_new_raw(m->alloc, t->bytes, 1);
+    if (!copy) return LQ_E_NOMEM;
+    m->owned[i] = copy;
+    m->owned_bytes += t->bytes;
+    w->data = copy;
+    return q_bind_read_raw(m->binding, item, 0, t->rows, copy);
+}
+
+/* The operation that multiplies with a role, for the backend's packing; -1 = none does. */
+static int32_t product_of_role(const q_arch *a, int32_t role) {
+    for (uint32_t k = 0; k < a->n_layer_kinds + 2; k++) {
+        const q_layer_table *t = k == 0 ? &a->first : k == 1 ? &a->last : &a->layers[k - 2];
+        for (uint32_t i = 0; i < t->n; i++) {
+            const q_step *s = &t->steps[i];
+            const bool product = s->op == Q_OP_MATMUL || s->op == Q_OP_HEAD || s->op == Q_OP_MOE_GLU || s->op == Q_OP_MOE_DOWN;
+            if (product && (s->w == role + 1 || s->w2 == role + 1) && !s->w_row) return s->op;
+        }
+    }
+    return -1;
+}
+
+static lq_status pack_weight(lq_model *m, uint32_t i) {
+    const q_backend *be = m->ctx->backend;
+    const int32_t op = product_of_role(m->binding->arch, m->binding->items[i].role);
+    if (op < 0) return LQ_OK;
+    const uint64_t bytes = be->pack_bytes(m->ctx->device, (q_op)op, &m->weights[i]);
+    if (bytes == 0) return LQ_OK;
+    Q_TRY(be->alloc(m->ctx->device, bytes, &m->packed[i]));
+    Q_TRY(be->pack(m->ctx->device, (q_op)op, &m->weights[i], &m->packed[i]));
+    m->weights[i].packed = m->packed[i].host;
+    m->owned_bytes += bytes;
+    return LQ_OK;
+}
+
+/* Every value finite: a damaged scale would otherwise surface as a strange answer. */
+static lq_status check_values(const lq_model *m, uint32_t i) {
+    const q_weight *w = &m->weights[i];
+    float *row = (float *)q_new_raw(m->alloc, (uint64_t)w->k, sizeof *row);
+    if (!row) return LQ_E_NOMEM;
+    lq_status s = LQ_OK;
+    const int64_t rows = (int64_t)w->rows * w->matrices;
+    for (int64_t r = 0; r < rows && s == LQ_OK; r++) {
+        q_decode_row(w->format, w->data + (uint64_t)r * w->row_bytes, w->k, row);
+        for (int32_t j = 0; j < w->k && s == LQ_OK; j++)
+            if (!isfinite(row[j]))
+                s = q_fail(LQ_E_INCONSISTENT, "tensor '%s' has a value that is not finite in row %lld, column %d", w->name,
+                           (long long)r, j);
+    }
+    q_delete(m->alloc, row);
+    return s;
+}
+
+static lq_status resolve_weights(lq_model *m, bool check) {
+    const uint32_t n = m->binding->n_items;
+    m->weights = Q_NEW(m->alloc, q_weight, n);
+    m->owned = Q_NEW(m->alloc, void *, n);
+    m->packed = Q_NEW(m->alloc, q_buffer, n);
+    if (!m->weights || !m->owned || !m->packed) return LQ_E_NOMEM;
+    for (uint32_t i = 0; i < n; i++) {
+        Q_TRY(resolve_weight(m, i));
+        if (check) Q_TRY(check_values(m, i));
+        Q_TRY(pack_weight(m, i));
+    }
+    return LQ_OK;
+}
+
+/* Names that the API lends out are terminated by NUL; those in a mapped file are not. */
+static lq_status copy_names(lq_model *m) {
+    m->names.alloc = m->alloc;
+    m->meta_names = (const char **)q_arena_new(&m->names, m->dir->n_meta, sizeof *m->meta_names);
+    m->tensor_names = (const char **)q_arena_new(&m->names, m->dir->n_tensors, sizeof *m->tensor_names);
+    if (!m->meta_names || !m->tensor_names) return LQ_E_NOMEM;
+    for (uint32_t i = 0; i < m->dir->n_meta; i++)
+        if (!(m->meta_names[i] = q_arena_str(&m->names, m->dir->meta[i].key))) return LQ_E_NOMEM;
+    for (uint32_t i = 0; i < m->dir->n_tensors; i++)
+        if (!(m->tensor_names[i] = q_arena_str(&m->names, m->dir->tensors[i].name))) return LQ_E_NOMEM;
+    return LQ_OK;
+}
+
+/* ------------------------------------------------------------------------------------------- open and close */
+
+static lq_status open_parts(lq_model *m, const char *path, const lq_model_options *o) {
+    const q_load_options load = {.alloc = m->alloc, .log = &m->ctx->log, .map = !o->no_mmap};
+    Q_TRY(q_directory_open(path, &load, &m->dir));
+    Q_TRY(q_bind(m->alloc, &m->ctx->log, m->dir, &m->binding));
+    Q_TRY(q_text_open(m->alloc, &m->ctx->log, m->dir, &m->text));
+    const int32_t tokens = q_text_vocab(m->text)->n;
+    if ((double)tokens > m->binding->hp.v[Q_HP_VOCAB])
+        return q_fail(LQ_E_INCONSISTENT, "the tokenizer has %d tokens, the embedding only %g rows", tokens,
+                      m->binding->hp.v[Q_HP_VOCAB]);
+    Q_TRY(resolve_weights(m, o->check_tensors != 0));
+    return copy_names(m);
+}
+
+lq_status q_model_open(lq_ctx *ctx, const char *path, const lq_model_options *options, lq_model **out) {
+    lq_model_options o;
+    Q_TRY(q_struct_in(options, &o, sizeof o, "lq_model_options"));
+    lq_model *m = Q_NEW(&ctx->alloc, lq_model, 1);
+    if (!m) return LQ_E_NOMEM;
+    m->ctx = ctx;
+    m->alloc = &ctx->alloc;
+    lq_status s = open_parts(m, path, &o);
+    if (s != LQ_OK) {
+        if (!strstr(lq_error_detail(), path)) s = q_fail_in(s, "%s", path);
+        q_model_close(m);
+        return s;
+    }
+    *out = m;
+    return LQ_OK;
+}
+
+void q_model_close(lq_model *m) {
+    if (!m) return;
+    const uint32_t n = m->binding ? m->binding->n_items : 0;
+    for (uint32_t i = 0; i < n; i++) {
+        if (m->owned) q_delete(m->alloc, m->owned[i]);
+        if (m->packed && m->packed[i].bytes) m->ctx->backend->free(m->ctx->device, &m->packed[i]);
+    }
+    q_delete(m->alloc, m->weights);
+    q_delete(m->alloc, m->owned);
+    q_delete(m->alloc, m->packed);
+    q_arena_free(&m->names);
+    q_text_close(m->text);
+    q_binding_close(m->binding);
+    q_directory_close(m->dir);
+    q_delete(m->alloc, m);
+}
+
+/* ------------------------------------------------------------------------------------------- information */
+
+uint64_t q_model_bytes_per_token(const lq_model *m) {
+    const q_binding *b = m->binding;
+    uint64_t n = 0;
+    for (uint32_t i = 0; i < b->n_items; i++) {
+        const q_tensor *t = b->items[i].src;
+        const bool table = strcmp(b->arch->weights[b->items[i].role].role, "token_embd") == 0;
+        n += table ? t->row_bytes : t->bytes;
+    }
+    /* A tied output matrix is the embedding table, read whole. */
+    for (uint32_t r = 0; r < b->arch->n_weights; r++) {
+        const q_bind_item *item = b->arch->weights[r].tied ? q_bind_find(b, (int32_t)r, -1) : NULL;
+        if (item && item->role != (int32_t)r) n += item->src->bytes;
+    }
+    return n;
+}
+
+void q_model_info(const lq_model *m, lq_model_info *info) {
+    const q_binding *b = m->binding;
+    const double *hp = b->hp.v;
+    const q_vocab *v = q_text_vocab(m->text);
+    *info = (lq_model_info){.layers = (uint32_t)hp[Q_HP_LAYERS], .heads = (uint32_t)hp[Q_HP_HEADS],
+                            .heads_kv = (uint32_t)hp[Q_HP_HEADS_KV], .head_dim = (uint32_t)hp[Q_HP_HEAD_K],
+                            .embedding = (uint32_t)hp[Q_HP_EMBD], .feed_forward = (uint32_t)hp[Q_HP_FF],
+                            .vocabulary = (uint32_t)hp[Q_HP_VOCAB], .context = (uint32_t)hp[Q_HP_CONTEXT],
+                            .tensors = m->dir->n_tensors, .bos = v->bos, .eos = v->eos, .add_bos = v->add_bos};
+    snprintf(info->architecture, sizeof info->architecture, "%s", b->arch->name);
+    snprintf(info->container, sizeof info->container, "%s", m->dir->container);
+    const q_meta *name = q_directory_meta(m->dir, b->dir->names == Q_NAMES_GGUF ? "general.name" : "_name_or_path");
+    if (name && name->type == Q_META_STRING)
+        snprintf(info->name, sizeof info->name, "%.*s", (int)Q_MIN(name->s.n, (uint64_t)63), name->s.p);
+    const q_meta *ft = q_directory_meta(m->dir, "general.file_type");
+    const char *scheme = ft ? q_recipe_by_file_type(ft->u) : NULL;
+    if (b->dir->names == Q_NAMES_GGUF && scheme) snprintf(info->file_scheme, sizeof info->file_scheme, "%s", scheme);
+    for (uint32_t i = 0; i < m->dir->n_tensors; i++) {
+        info->parameters += m->dir->tensors[i].shape[0] * m->dir->tensors[i].rows;
+        info->weight_bytes += m->dir->tensors[i].bytes;
+    }
+    info->bytes_per_token = q_model_bytes_per_token(m);
+    info->bits_per_weight = info->parameters ? 8.0 * (double)info->weight_bytes / (double)info->parameters : 0;
+}
+
+lq_status q_model_meta(const lq_model *m, const char *key, uint32_t index, const char **name, char *text, size_t *n) {
+    const q_meta *v = NULL;
+    if (key) v = q_directory_meta(m->dir, key);
+    else if (index < m->dir->n_meta) v = &m->dir->meta[index];
+    if (!v) return q_fail(LQ_E_ARG, "there is no metadata key %s", key ? key : "at that index");
+    char number[64];
+    q_str s = q_str_of(number);
+    if (v->type == Q_META_STRING) s = v->s;
+    else if (v->type == Q_META_BOOL) snprintf(number, sizeof number, "%s", v->i ? "true" : "false");
+    else if (v->type == Q_META_ARRAY) snprintf(number, sizeof number, "[%llu values]", (unsigned long long)v->count);
+    else if (v->type == Q_META_F32 || v->type == Q_META_F64) snprintf(number, sizeof number, "%.9g", v->f);
+    else if (v->type == Q_META_U64) snprintf(number, sizeof number, "%llu", (unsigned long long)v->u);
+    else snprintf(number, sizeof number, "%lld", (long long)v->i);
+    if (s.p == number) s.n = strlen(number);
+    const size_t cap = *n;
+    *n = (size_t)s.n + 1;
+    if (cap < *n) return q_fail(LQ_E_ARG, "the value needs %zu bytes, the buffer has %zu", *n, cap);
+    memcpy(text, s.p, (size_t)s.n);
+    text[s.n] = 0;
+    if (name) *name = m->meta_names[v - m->dir->meta];
+    return LQ_OK;
+}
+
+lq_status q_model_tensor_info(const lq_model *m, uint32_t index, lq_tensor_info *info) {
+    if (index >= m->dir->n_tensors)
+        return q_fail(LQ_E_ARG, "tensor %u was asked for; the model has %u", index, m->dir->n_tensors);
+    const q_tensor *t = &m->dir->tensors[index];
+    const int32_t item = m->binding->tensor_item[index];
+    *info = (lq_tensor_info){.rank = t->rank, .bytes = t->bytes, .name = m->tensor_names[index],
+                             .role = item < 0 ? "" : m->binding->arch->weights[m->binding->items[item].role].role,
+                             .format = t->type_name};
+    memcpy(info->shape, t->shape, sizeof info->shape);
+    return LQ_OK;
+}
+
+lq_status q_model_tensor_row(const lq_model *m, uint32_t index, uint64_t row, float *out) {
+    if (index >= m->dir->n_tensors)
+        return q_fail(LQ_E_ARG, "tensor %u was asked for; the model has %u", index, m->dir->n_tensors);
+    const q_tensor *t = &m->dir->tensors[index];
+    if (row >= t->rows || !t->format)
+        return q_fail(LQ_E_ARG, "row %llu of tensor '%s' cannot be decoded (%llu rows of %s)", (unsigned long long)row,
+                      m->tensor_names[index], (unsigned long long)t->rows, t->type_name);
+    const q_bind_item plain = {.src = t, .map = Q_MAP_SAME, .map_heads = 1};
+    return q_bind_read(m->alloc, m->binding, &plain, row, 1, out);
+}

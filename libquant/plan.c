@@ -1,0 +1,232 @@
+/* plan.c: turns an architecture's step tables into a plan: views in slots, weights by pointer, page pools, numbers.
+ *
+ * Everything that a run needs is resolved here; nothing is looked up by name afterwards. Layer L3. */
+#include "engine.h"
+
+#include <math.h>
+
+typedef struct builder {
+    const lq_model *model;
+    const q_arch *arch;
+    const q_hparams *hp;
+    q_arena *arena;
+    q_plan *plan;
+    q_inst *insts;
+    int32_t *slot_width;
+    q_kv_pool *pools;
+} builder;
+
+static int32_t dim(const builder *b, uint8_t d, int32_t layer) { return (int32_t)q_dim_value(b->hp, (q_dim)d, layer); }
+
+/* A named hyper-parameter, or `otherwise` when the step names none or the model gives none. */
+static double number(const builder *b, uint8_t hp, int32_t layer, double otherwise) {
+    if (!hp) return otherwise;
+    const double v = q_hp(b->hp, (q_hparam)hp, layer);
+    return isnan(v) ? otherwise : v;
+}
+
+static q_view view_of(const builder *b, uint8_t slot, const q_part *part, int32_t layer) {
+    if (!slot) return (q_view){0, 0, 0, 0, 0};
+    q_view v = {.slot = slot, .heads = 1, .width = b->slot_width[slot]};
+    if (part->heads) v.heads = dim(b, part->heads, layer);
+    if (part->width) v.width = dim(b, part->width, layer);
+    v.offset = dim(b, part->offset, layer);
+    v.stride = part->stride ? dim(b, part->stride, layer) : v.width;
+    return v;
+}
+
+static lq_status view_fits(const builder *b, const q_view *v, const q_step *s) {
+    if (!v->slot) return LQ_OK;
+    const int64_t end = v->offset + (int64_t)(v->heads - 1) * v->stride + v->width;
+    if (v->width < 1 || v->heads < 1 || end > b->slot_width[v->slot])
+        return q_fail(LQ_E_INTERNAL, "architecture '%s': a view of slot '%s' in a step %s leaves the slot", b->arch->name,
+                      b->arch->slots[v->slot].name, q_ops[s->op].name);
+    return LQ_OK;
+}
+
+/* The weight of a role at a layer; *out NULL when the model has none. `rows` > 0 takes that many from `first` on: of a
+ * matrix rows, of a vector values. */
+static lq_status weight_of(const builder *b, uint8_t role, int32_t layer, int32_t first, int32_t rows,
+                           const q_weight **out) {
+    *out = NULL;
+    if (!role) return LQ_OK;
+    const q_bind_item *item = q_bind_find(b->model->binding, role - 1, layer);
+    if (!item) return LQ_OK;
+    const q_weight *w = &b->model->weights[item - b->model->binding->items];
+    *out = w;
+    const bool vector = b->arch->weights[role - 1].rows == 0; /* a bias: its values go with the rows */
+    const int64_t has = vector ? w->k : (int64_t)w->rows * w->matrices;
+    if (rows == 0 || (first == 0 && rows == has)) return LQ_OK;
+    if (first + rows > has || w->matrices > 1)
+        return q_fail(LQ_E_INTERNAL, "rows %d to %d of '%s' were asked for", first, first + rows, w->name);
+    q_weight *part = (q_weight *)q_arena_new(b->arena, 1, sizeof *part);
+    if (!part) return LQ_E_NOMEM;
+    *part = *w;
+    if (vector) {
+        part->data += (uint64_t)first * sizeof(float);
+        part->k = rows;
+    } else {
+        part->data += (uint64_t)first * w->row_bytes;
+        part->rows = rows;
+    }
+    part->packed = NULL; /* a packed layout is of the whole */
+    *out = part;
+    return LQ_OK;
+}
+
+/* Page pool for a layer's keys and values: shared by layers of the same shape and window. */
+static int32_t pool_of(builder *b, int32_t layer, int32_t window, int32_t *ordinal) {
+    const int32_t heads = dim(b, b->arch->dim_kv_heads, layer), k = dim(b, b->arch->dim_k, layer),
+                  v = dim(b, b->arch->dim_v, layer);
+    int32_t i = 0;
+    for (; i < b->plan->n_kv; i++) {
+        const q_kv_pool *p = &b->pools[i];
+        if (p->heads == heads && p->k_width == k && p->v_width == v && p->window == window) break;
+    }
+    q_kv_pool *p = &b->pools[i];
+    if (i == b->plan->n_kv) {
+        b->plan->n_kv++;
+        *p = (q_kv_pool){.heads = heads, .k_width = k, .v_width = v, .window = window};
+        p->layer_bytes = (uint64_t)heads * Q_KV_TOKENS * (uint64_t)(k + v) * 2;
+    }
+    *ordinal = p->layers++;
+    return i;
+}
+
+static lq_status rope_freqs(const builder *b, q_inst *t, const q_step *s, int32_t layer) {
+    const double base = number(b, s->hp_base, layer, 10000.0);
+    t->rot = dim(b, s->rot, layer);
+    float *f = (float *)q_arena_new(b->arena, (uint64_t)t->rot / 2, sizeof *f);
+    if (!f) return LQ_E_NOMEM;
+    for (int32_t i = 0; i < t->rot / 2; i++) f[i] = (float)pow(base, -2.0 * i / t->rot);
+    t->freqs = f;
+    t->mscale = 1.0f;
+    return LQ_OK;
+}
+
+/* Recurrent steps carry state from token to token: each gets its place in the sequence's state (layouts: op.h). */
+static void recurrent_state(const builder *b, q_inst *t) {
+    t->state = (int64_t)b->plan->state_floats;
+    if (t->op == Q_OP_CONV) {
+        t->taps = t->w ? t->w->k : 1;
+        b->plan->state_floats += (uint64_t)t->y.heads * (uint64_t)t->y.width * (uint64_t)(t->taps - 1);
+    } else {
+        b->plan->state_floats += (uint64_t)t->v.heads * (uint64_t)t->z.width * (uint64_t)t->v.width;
+    }
+}
+
+/* Products must agree with their operands: a table with a wrong dimension fails here, not in a kernel. */
+static lq_status check_product(const builder *b, const q_inst *t) {
+    const bool head = t->op == Q_OP_HEAD;
+    if (t->op != Q_OP_MATMUL && !head) return LQ_OK;
+    const int64_t rows = head ? b->plan->vocab : (int64_t)t->y.heads * t->y.width;
+    if (!t->w) return q_fail(LQ_E_INTERNAL, "architecture '%s': a product has no weight", b->arch->name);
+    if (t->w->k != t->x.width || (int64_t)t->w->rows * t->w->matrices != rows)
+        return q_fail(LQ_E_INTERNAL, "'%s' is %d x %d; its step in '%s' needs %d x %lld", t->w->name, t->w->k, t->w->rows,
+                      b->arch->name, t->x.width, (long long)rows);
+    return LQ_OK;
+}
+
+static lq_status add_step(builder *b, const q_step *s, int32_t layer) {
+    q_inst t = {.op = s->op, .kind = s->kind, .add = s->add, .out = s->out, .group = s->group, .renorm = s->renorm,
+                .layer = layer};
+    const int32_t L = layer < 0 || layer >= b->plan->n_layers ? -1 : layer;
+    t.y = view_of(b, s->y, &s->yp, L);
+    t.x = view_of(b, s->x, &s->xp, L);
+    t.z = view_of(b, s->z, &s->zp, L);
+    t.v = view_of(b, s->v, &s->vp, L);
+    t.u = view_of(b, s->u, &s->up, L);
+    const q_view *const views[] = {&t.y, &t.x, &t.z, &t.v, &t.u};
+    for (size_t i = 0; i < Q_COUNT(views); i++) Q_TRY(view_fits(b, views[i], s));
+    const int32_t first = dim(b, s->w_row, L), rows = s->op == Q_OP_MATMUL ? t.y.heads * t.y.width : 0;
+    Q_TRY(weight_of(b, s->w, L, first, rows, &t.w));
+    Q_TRY(weight_of(b, s->b, L, first, rows, &t.b));
+    Q_TRY(weight_of(b, s->w2, L, 0, 0, &t.w2));
+    Q_TRY(weight_of(b, s->w3, L, 0, 0, &t.w3));
+    Q_TRY(weight_of(b, s->b2, L, 0, 0, &t.b2));
+    if (s->opt && s->w && !t.w) return LQ_OK; /* the model has no such step */
+    t.eps = (float)number(b, s->hp_eps, L, 0);
+    const double base = number(b, s->hp_scale, L, 1.0);
+    t.scale = (float)((s->scale_pow != 0.0f ? pow(base, (double)s->scale_pow) : base) * (s->scale != 0.0f ? (double)s->scale : 1.0));
+    t.softcap = (float)number(b, s->hp_softcap, L, 0);
+    t.limit = (float)number(b, s->hp_limit, L, 0);
+    t.alpha = (float)number(b, s->hp_alpha, L, 0);
+    t.window = (int32_t)number(b, s->hp_window, L, 0);
+    t.n_expert = (int32_t)number(b, Q_HP_EXPERTS, L, 0);
+    t.n_used = (int32_t)number(b, Q_HP_EXPERTS_USED, L, 0);
+    t.n_groups = (int32_t)number(b, Q_HP_EXPERT_GROUPS, L, 0);
+    t.n_groups_used = (int32_t)number(b, Q_HP_EXPERT_GROUPS_USED, L, 0);
+    if (s->op == Q_OP_CONV || s->op == Q_OP_SCAN) recurrent_state(b, &t);
+    if (s->op == Q_OP_ROPE) Q_TRY(rope_freqs(b, &t, s, L));
+    if (s->op == Q_OP_KV_PUT) t.kv_group = pool_of(b, L, t.window, &t.kv_layer);
+    if (s->op == Q_OP_ATTN && !s->z) { /* reads what this layer's KV_PUT stored */
+        const q_inst *put = NULL;
+        for (int32_t i = b->plan->n_insts - 1; i >= 0 && !put && b->insts[i].layer == layer; i--)
+            if (b->insts[i].op == Q_OP_KV_PUT) put = &b->insts[i];
+        if (!put) return q_fail(LQ_E_INTERNAL, "architecture '%s': ATTN without KV_PUT in its layer", b->arch->name);
+        t.kv_group = put->kv_group;
+        t.kv_layer = put->kv_layer;
+        t.window = put->window;
+    }
+    Q_TRY(check_product(b, &t));
+    const char *reason = b->model->ctx->backend->supports(b->model->ctx->device, &t);
+    if (reason) return q_fail(LQ_E_UNSUPPORTED, "the step %s of layer %d: %s", q_ops[t.op].name, layer, reason);
+    b->insts[b->plan->n_insts++] = t;
+    return LQ_OK;
+}
+
+static lq_status add_table(builder *b, const q_layer_table *table, int32_t layer) {
+    for (uint32_t i = 0; i < table->n; i++) Q_TRY(add_step(b, &table->steps[i], layer));
+    return LQ_OK;
+}
+
+static const q_layer_table *layer_table(const builder *b, int32_t layer) {
+    return &b->arch->layers[b->arch->layer_kind ? b->arch->layer_kind(b->hp, layer) : 0];
+}
+
+static lq_status build(builder *b, const q_session_shape *shape) {
+    q_plan *p = b->plan;
+    const q_arch *a = b->arch;
+    uint64_t steps = (uint64_t)a->first.n + a->last.n;
+    for (int32_t l = 0; l < p->n_layers; l++) steps += layer_table(b, l)->n;
+    b->insts = (q_inst *)q_arena_new(b->arena, steps, sizeof *b->insts);
+    b->slot_width = (int32_t *)q_arena_new(b->arena, a->n_slots, sizeof *b->slot_width);
+    b->pools = (q_kv_pool *)q_arena_new(b->arena, (uint64_t)p->n_layers, sizeof *b->pools);
+    if (!b->insts || !b->slot_width || !b->pools) return LQ_E_NOMEM;
+    for (uint32_t i = 1; i < a->n_slots; i++) /* widths may differ by layer: a slot holds the widest */
+        for (int32_t l = -1; l < p->n_layers; l++) b->slot_width[i] = Q_MAX(b->slot_width[i], dim(b, a->slots[i].width, l));
+    Q_TRY(add_table(b, &a->first, -1));
+    for (int32_t l = 0; l < p->n_layers; l++) Q_TRY(add_table(b, layer_table(b, l), l));
+    Q_TRY(add_table(b, &a->last, p->n_layers));
+    for (int32_t i = 0; i < p->n_kv; i++) {
+        b->pools[i].page_bytes = (uint64_t)b->pools[i].layers * b->pools[i].layer_bytes;
+        b->pools[i].pages = (shape->context + Q_KV_TOKENS - 1) / Q_KV_TOKENS;
+    }
+    p->insts = b->insts;
+    p->slot_width = b->slot_width;
+    p->kv = b->pools;
+    return LQ_OK;
+}
+
+lq_status q_plan_build(const lq_model *model, const q_session_shape *shape, q_arena *arena, q_plan **out) {
+    q_plan *p = (q_plan *)q_arena_new(arena, 1, sizeof *p);
+    if (!p) return LQ_E_NOMEM;
+    const q_binding *bind = model->binding;
+    p->n_layers = bind->layers;
+    p->n_slots = (int32_t)bind->arch->n_slots;
+    p->columns = (int32_t)shape->batch;
+    p->outs = (int32_t)Q_MIN(shape->max_logits, shape->batch);
+    p->vocab = (int32_t)bind->hp.v[Q_HP_VOCAB];
+    p->context = (int32_t)shape->context;
+    p->f32_activations = shape->f32_activations;
+    builder b = {.model = model, .arch = bind->arch, .hp = &bind->hp, .arena = arena, .plan = p};
+    Q_TRY(build(&b, shape));
+    *out = p;
+    return LQ_OK;
+}
+
+uint64_t q_plan_kv_bytes(const q_plan *plan) {
+    uint64_t n = 0;
+    for (int32_t i = 0; i < plan->n_kv; i++) n += plan->kv[i].page_bytes * plan->kv[i].pages;
+    return n;
+}

@@ -1,0 +1,219 @@
+/* session.c: one timeline over a model: KV pages, batches, logits, statistics.
+ *
+ * All memory is allocated at open and measured beforehand to the byte; decoding allocates nothing. One sequence so far;
+ * its pages are handed out in order. Layer L3. */
+#include "engine.h"
+
+#include <math.h>
+
+enum { DEFAULT_BATCH = 512, MAX_BATCH = 65536, MAX_CONTEXT = 1 << 28 };
+
+lq_status q_session_shape_of(const lq_model *model, const lq_session_options *options, q_session_shape *out) {
+    lq_session_options o;
+    Q_TRY(q_struct_in(options, &o, sizeof o, "lq_session_options"));
+    const uint32_t trained = (uint32_t)model->binding->hp.v[Q_HP_CONTEXT];
+    q_session_shape s = {.context = o.context ? o.context : trained, .batch = o.batch ? o.batch : DEFAULT_BATCH,
+                         .max_logits = o.max_logits ? o.max_logits : 1,
+                         .threads = o.threads ? o.threads : model->ctx->threads};
+    if (s.context > trained)
+        return q_fail(LQ_E_CONTEXT, "a context of %u tokens was asked for; the model was trained for %u", s.context, trained);
+    if (s.context > MAX_CONTEXT || s.batch > MAX_BATCH || s.threads > 1024)
+        return q_fail(LQ_E_ARG, "context %u, batch %u or threads %u is out of range (at most %d, %d, 1024)", s.context,
+                      s.batch, s.threads, MAX_CONTEXT, MAX_BATCH);
+    s.batch = Q_MIN(s.batch, s.context);
+    if (s.max_logits > s.context)
+        return q_fail(LQ_E_ARG, "max_logits %u exceeds the context %u", s.max_logits, s.context);
+    if (o.activations && strcmp(o.activations, "f32") != 0 && strcmp(o.activations, "auto") != 0)
+        return q_fail(LQ_E_ARG, "activations '%s' is not one of: auto, f32", o.activations);
+    s.f32_activations = o.activations && strcmp(o.activations, "f32") == 0;
+    *out = s;
+    return LQ_OK;
+}
+
+/* Bytes a session holds besides KV pages and the program: arrays sized by the shape. */
+static uint64_t array_bytes(const q_plan *p, const q_session_shape *s) {
+    const uint64_t pages = (s->context + Q_KV_TOKENS - 1) / Q_KV_TOKENS;
+    return (uint64_t)s->max_logits * (uint64_t)p->vocab * sizeof(float) + (uint64_t)s->batch * 3 * sizeof(int32_t) +
+           (uint64_t)p->n_kv * pages * sizeof(uint32_t) + p->state_floats * sizeof(float) +
+           q_ref_sample_bytes((int64_t)p->vocab);
+}
+
+lq_status q_session_measure(const lq_model *model, const q_session_shape *shape, uint64_t *kv, uint64_t *rest) {
+    q_arena arena = {.alloc = model->alloc};
+    q_plan *plan;
+    const lq_status s = q_plan_build(model, shape, &arena, &plan);
+    if (s == LQ_OK) {
+        *kv = q_plan_kv_bytes(plan);
+        *rest = array_bytes(plan, shape) + model->ctx->backend->measure(model->ctx->device, plan, shape->threads);
+    }
+    q_arena_free(&arena);
+    return s;
+}
+
+static lq_status open_parts(lq_session *s) {
+    const q_backend *be = s->model->ctx->backend;
+    q_device *dev = s->model->ctx->device;
+    Q_TRY(q_plan_build(s->model, &s->shape, &s->arena, &s->plan));
+    const q_plan *p = s->plan;
+    const uint64_t need = q_plan_kv_bytes(p) + array_bytes(p, &s->shape) + be->measure(dev, p, s->shape.threads);
+    const uint64_t have = q_memory_available();
+    if (need > have)
+        return q_fail(LQ_E_NOMEM, "a session with context %u and batch %u needs %llu MiB; %llu MiB are available",
+                      s->shape.context, s->shape.batch, (unsigned long long)(need >> 20), (unsigned long long)(have >> 20));
+    s->kv = (q_buffer *)q_arena_new(&s->arena, (uint64_t)p->n_kv, sizeof *s->kv);
+    s->pages = (uint32_t **)q_arena_new(&s->arena, (uint64_t)p->n_kv, sizeof *s->pages);
+    if (!s->kv || !s->pages) return LQ_E_NOMEM;
+    const uint64_t n_pages = (s->shape.context + Q_KV_TOKENS - 1) / Q_KV_TOKENS;
+    for (int32_t i = 0; i < p->n_kv; i++) {
+        Q_TRY(be->alloc(dev, p->kv[i].page_bytes * p->kv[i].pages, &s->kv[i]));
+        s->pages[i] = (uint32_t *)q_arena_new(&s->arena, n_pages, sizeof **s->pages);
+        if (!s->pages[i]) return LQ_E_NOMEM;
+        for (uint32_t j = 0; j < n_pages; j++) s->pages[i][j] = j;
+    }
+    s->logits = (float *)q_new(s->alloc, (uint64_t)s->shape.max_logits * (uint64_t)p->vocab, sizeof *s->logits);
+    s->pos = (int32_t *)q_arena_new(&s->arena, s->shape.batch, sizeof *s->pos);
+    s->seq = (int32_t *)q_arena_new(&s->arena, s->shape.batch, sizeof *s->seq);
+    s->out = (int32_t *)q_arena_new(&s->arena, s->shape.batch, sizeof *s->out);
+    if (p->state_floats && !(s->state = (float *)q_arena_new(&s->arena, p->state_floats, sizeof *s->state))) return LQ_E_NOMEM;
+    s->sample_scratch = q_new_raw(s->alloc, q_ref_sample_bytes((int64_t)p->vocab), 1);
+    if (!s->logits || !s->pos || !s->seq || !s->out || !s->sample_scratch) return LQ_E_NOMEM;
+    return be->compile(dev, p, s->kv, s->shape.threads, &s->program);
+}
+
+lq_status q_session_open(lq_model *model, const lq_session_options *options, lq_session **out) {
+    q_session_shape shape;
+    Q_TRY(q_session_shape_of(model, options, &shape));
+    lq_session *s = Q_NEW(model->alloc, lq_session, 1);
+    if (!s) return LQ_E_NOMEM;
+    s->model = model;
+    s->alloc = model->alloc;
+    s->arena.alloc = model->alloc;
+    s->shape = shape;
+    const lq_status st = open_parts(s);
+    if (st != LQ_OK) {
+        q_session_close(s);
+        return st;
+    }
+    *out = s;
+    return LQ_OK;
+}
+
+void q_session_close(lq_session *s) {
+    if (!s) return;
+    const q_backend *be = s->model->ctx->backend;
+    if (s->program) be->release(s->program);
+    for (int32_t i = 0; s->kv && i < s->plan->n_kv; i++)
+        if (s->kv[i].bytes) be->free(s->model->ctx->device, &s->kv[i]);
+    q_delete(s->alloc, s->logits);
+    q_delete(s->alloc, s->sample_scratch);
+    q_arena_free(&s->arena);
+    q_delete(s->alloc, s);
+}
+
+/* ------------------------------------------------------------------------------------------- decode */
+
+/* Weight bytes, and the KV rows of `length` positions in every pool. */
+static uint64_t bytes_read(const lq_session *s, uint32_t length) {
+    uint64_t n = q_model_bytes_per_token(s->model);
+    for (int32_t i = 0; i < s->plan->n_kv; i++) {
+        const q_kv_pool *p = &s->plan->kv[i];
+        const uint64_t tokens = p->window ? Q_MIN(length, (uint32_t)p->window) : length;
+        n += tokens * (p->page_bytes / Q_KV_TOKENS);
+    }
+    return n;
+}
+
+/* One pass: n tokens from position s->length on; logits for those from index `from` on. */
+static lq_status pass(lq_session *s, const int32_t *ids, uint32_t n, uint32_t from) {
+    for (uint32_t i = 0; i < n; i++) {
+        s->pos[i] = (int32_t)(s->length + i);
+        s->seq[i] = 0;
+    }
+    uint32_t n_out = 0;
+    for (uint32_t i = from; i < n; i++) s->out[n_out++] = (int32_t)i;
+    if (s->length == 0 && s->state) memset(s->state, 0, s->plan->state_floats * sizeof *s->state);
+    const q_seq_ref seq = {.pages = (const uint32_t *const *)s->pages, .state = s->state};
+    q_batch b = {.n = (int32_t)n, .ids = ids, .pos = s->pos, .seq = s->seq, .seqs = &seq, .n_seqs = 1,
+                 .n_out = (int32_t)n_out, .out = s->out,
+                 .logits = s->logits + (uint64_t)s->n_logits * (uint64_t)s->plan->vocab,
+                 .cancel = (const int *)(const void *)&s->cancel};
+    const double begin = q_clock();
+    const q_backend *be = s->model->ctx->backend;
+    Q_TRY(be->run(s->program, &b, 0, s->plan->n_insts));
+    Q_TRY(be->wait(s->model->ctx->device));
+    const double seconds = q_clock() - begin;
+    s->length += n;
+    s->n_logits += n_out;
+    if (n == 1) {
+        s->stats.decode_tokens++;
+        s->stats.decode_seconds += seconds;
+        s->stats.decode_bytes += bytes_read(s, s->length);
+    } else {
+        s->stats.prefill_tokens += n;
+        s->stats.prefill_seconds += seconds;
+    }
+    return LQ_OK;
+}
+
+static lq_status check_logits(const lq_session *s) {
+    const uint64_t n = (uint64_t)s->n_logits * (uint64_t)s->plan->vocab;
+    for (uint64_t i = 0; i < n; i++)
+        if (!isfinite(s->logits[i]))
+            return q_fail(LQ_E_NUMERIC, "the logits are not finite (row %llu, token %llu): the model's weights are damaged",
+                          (unsigned long long)(i / (uint64_t)s->plan->vocab), (unsigned long long)(i % (uint64_t)s->plan->vocab));
+    return LQ_OK;
+}
+
+lq_status q_session_decode(lq_session *s, const int32_t *ids, size_t count, size_t from) {
+    if (count == 0 || !ids) return q_fail(LQ_E_ARG, "lq_decode: no tokens");
+    if (from > count) return q_fail(LQ_E_ARG, "lq_decode: logits from token %zu of %zu", from, count);
+    if (count - from > s->shape.max_logits)
+        return q_fail(LQ_E_ARG, "lq_decode: %zu rows of logits were asked for, the session keeps %u (max_logits)",
+                      count - from, s->shape.max_logits);
+    if (count > s->shape.context - s->length)
+        return q_fail(LQ_E_CONTEXT, "%zu tokens after %u exceed the context of %u", count, s->length, s->shape.context);
+    for (size_t i = 0; i < count; i++)
+        if (ids[i] < 0 || ids[i] >= s->plan->vocab)
+            return q_fail(LQ_E_ARG, "lq_decode: token %zu is %d, outside the vocabulary of %d", i, ids[i], s->plan->vocab);
+    s->n_logits = 0;
+    lq_status st = LQ_OK;
+    for (size_t done = 0; done < count && st == LQ_OK;) {
+        const size_t n = Q_MIN(count - done, (size_t)s->shape.batch);
+        const size_t skip = from > done ? Q_MIN(from - done, n) : 0;
+        st = pass(s, ids + done, (uint32_t)n, (uint32_t)skip);
+        done += n;
+    }
+    atomic_store(&s->cancel, 0);
+    if (st == LQ_OK) st = check_logits(s);
+    if (st != LQ_OK) {
+        s->n_logits = 0;
+        return st;
+    }
+    if (s->n_logits) {
+        const uint64_t row = (uint64_t)s->plan->vocab;
+        s->stats.last_logits_hash = q_fnv32(s->logits + (s->n_logits - 1) * row, (size_t)row * sizeof(float));
+    }
+    return LQ_OK;
+}
+
+/* ------------------------------------------------------------------------------------------- sample */
+
+lq_status q_session_sample(lq_session *s, const lq_sampler *sampler, int32_t *id) {
+    if (s->n_logits == 0) return q_fail(LQ_E_ARG, "lq_sample: the last lq_decode kept no logits");
+    lq_sampler o;
+    Q_TRY(q_struct_in(sampler, &o, sizeof o, "lq_sampler"));
+    const uint64_t row = (uint64_t)s->plan->vocab;
+    return q_ref_sample_row(s->logits + (s->n_logits - 1) * row, (int64_t)row, &o, s->length, id, s->sample_scratch);
+}
+
+lq_status q_sample_logits(const q_alloc *a, const float *logits, size_t n, const lq_sampler *sampler, uint64_t position,
+                          int32_t *id) {
+    if (n == 0 || n > INT32_MAX) return q_fail(LQ_E_ARG, "lq_sample_logits: %zu logits", n);
+    lq_sampler o;
+    Q_TRY(q_struct_in(sampler, &o, sizeof o, "lq_sampler"));
+    void *scratch = q_new_raw(a, q_ref_sample_bytes((int64_t)n), 1);
+    if (!scratch) return LQ_E_NOMEM;
+    const lq_status s = q_ref_sample_row(logits, (int64_t)n, &o, position, id, scratch);
+    q_delete(a, scratch);
+    return s;
+}
