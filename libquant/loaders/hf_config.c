@@ -1,0 +1,164 @@
+/* hf_config.c: JSON objects as flat metadata: config.json and tokenizer_config.json.
+ *
+ * Refuses empty keys, keys that are too long or too many once joined; two that become equal are found by hf_dir.c.
+ * Recurses at most Q_LIMIT_JSON_DEPTH deep, which the JSON scanner has checked. Layer L2. */
+#include "safetensors.h"
+
+#include <stdio.h>
+
+/* The joined key while walking. */
+typedef struct walk {
+    q_hf_meta *meta;
+    bool scalars_only;
+    uint32_t n;
+    char key[Q_HF_MAX_KEY];
+} walk;
+
+static lq_status add_value(walk *w, const json_t *v);
+
+static lq_status push_key(walk *w, const char *name, size_t n, bool dot) {
+    if (n == 0) return q_fail(LQ_E_FORMAT, "an empty key under '%.*s'", (int)Q_MIN(w->n, 200u), w->key);
+    if (n + dot > sizeof w->key - w->n)
+        return q_fail(LQ_E_LIMIT, "the key '%.*s%.*s…' is longer than %d bytes", (int)Q_MIN(w->n, 200u), w->key,
+                      (int)Q_MIN(n, (size_t)40), name, Q_HF_MAX_KEY);
+    if (dot) w->key[w->n++] = '.';
+    memcpy(w->key + w->n, name, n);
+    w->n += (uint32_t)n;
+    return LQ_OK;
+}
+
+static lq_status fail_key(const walk *w, lq_status s) {
+    return q_fail_in(s, "key '%.*s'", (int)Q_MIN(w->n, 200u), w->key);
+}
+
+static lq_status new_meta(walk *w, q_meta_type type, q_meta **out) {
+    q_hf_meta *m = w->meta;
+    if (m->n == Q_LIMIT_KEYS) return fail_key(w, q_fail(LQ_E_LIMIT, "more than %d keys", Q_LIMIT_KEYS));
+    if (m->n == m->cap) {
+        const uint64_t cap = m->cap ? m->cap * 2 : 64;
+        q_meta *items = (q_meta *)q_grow(m->alloc, m->items, m->n, cap, sizeof *items);
+        if (!items) return LQ_E_NOMEM;
+        m->items = items;
+        m->cap = cap;
+    }
+    char *key = q_arena_str(m->arena, (q_str){w->key, w->n});
+    if (!key) return LQ_E_NOMEM;
+    *out = &m->items[m->n++];
+    **out = (q_meta){.key = {key, w->n}, .type = type, .count = 1};
+    return LQ_OK;
+}
+
+static lq_status copy_string(walk *w, const json_t *v, q_str *out) {
+    const q_str s = {json_string_value(v), json_string_length(v)};
+    if (s.n > Q_LIMIT_STRING) return fail_key(w, q_fail(LQ_E_LIMIT, "a string of %llu bytes", (unsigned long long)s.n));
+    char *p = q_arena_str(w->meta->arena, s);
+    if (!p) return LQ_E_NOMEM;
+    *out = (q_str){p, s.n};
+    return LQ_OK;
+}
+
+/* ---- arrays */
+
+static bool all_of(const json_t *array, bool (*is)(const json_t *)) {
+    for (size_t i = 0; i < json_array_size(array); i++)
+        if (!is(json_array_get(array, i))) return false;
+    return true;
+}
+static bool is_integer(const json_t *v) { return json_is_integer(v); }
+static bool is_number(const json_t *v) { return json_is_number(v); }
+static bool is_boolean(const json_t *v) { return json_is_boolean(v); }
+static bool is_string(const json_t *v) { return json_is_string(v); }
+static bool is_natural(const json_t *v) { return json_is_integer(v) && json_integer_value(v) >= 0; }
+
+static lq_status add_strings(walk *w, const json_t *array) {
+    const size_t n = json_array_size(array);
+    q_meta *m;
+    Q_TRY(new_meta(w, Q_META_ARRAY, &m));
+    q_str *strs = (q_str *)q_arena_new(w->meta->arena, n, sizeof *strs);
+    if (!strs) return LQ_E_NOMEM;
+    m->item = Q_META_STRING;
+    m->count = n;
+    m->strs = strs;
+    for (size_t i = 0; i < n; i++) Q_TRY(copy_string(w, json_array_get(array, i), &strs[i]));
+    return LQ_OK;
+}
+
+static lq_status add_numbers(walk *w, const json_t *array) {
+    const size_t n = json_array_size(array);
+    const q_meta_type item = all_of(array, is_boolean)   ? Q_META_BOOL
+                             : all_of(array, is_natural) ? Q_META_U64
+                             : all_of(array, is_integer) ? Q_META_I64
+                                                         : Q_META_F64;
+    const size_t size = item == Q_META_BOOL ? 1 : 8;
+    q_meta *m;
+    Q_TRY(new_meta(w, Q_META_ARRAY, &m));
+    uint8_t *raw = (uint8_t *)q_arena_new(w->meta->arena, n, size);
+    if (!raw) return LQ_E_NOMEM;
+    m->item = item;
+    m->count = n;
+    m->raw = raw;
+    for (size_t i = 0; i < n; i++) {
+        const json_t *v = json_array_get(array, i);
+        const int64_t whole = json_integer_value(v);
+        const double real = json_number_value(v);
+        if (item == Q_META_BOOL) raw[i] = json_is_true(v);
+        else memcpy(raw + i * 8, item == Q_META_F64 ? (const void *)&real : (const void *)&whole, 8);
+    }
+    return LQ_OK;
+}
+
+static lq_status add_array(walk *w, const json_t *array) {
+    if (w->scalars_only) return LQ_OK;
+    if (json_array_size(array) > Q_LIMIT_ARRAY)
+        return fail_key(w, q_fail(LQ_E_LIMIT, "an array of more than %d elements", Q_LIMIT_ARRAY));
+    if (all_of(array, is_string)) return add_strings(w, array);
+    if (all_of(array, is_number) || all_of(array, is_boolean)) return add_numbers(w, array);
+    for (size_t i = 0; i < json_array_size(array); i++) {
+        char name[24];
+        const int len = snprintf(name, sizeof name, "%zu", i);
+        const uint32_t n = w->n;
+        Q_TRY(push_key(w, name, (size_t)len, true));
+        Q_TRY(add_value(w, json_array_get(array, i)));
+        w->n = n;
+    }
+    return LQ_OK;
+}
+
+/* ---- members */
+
+static lq_status add_members(walk *w, const json_t *object, bool dot) {
+    /* jansson iterates in the text's order; its iterators want a mutable object, which they do not change. */
+    json_t *o = (json_t *)(uintptr_t)object;
+    for (void *it = json_object_iter(o); it; it = json_object_iter_next(o, it)) {
+        const uint32_t n = w->n;
+        Q_TRY(push_key(w, json_object_iter_key(it), json_object_iter_key_len(it), dot));
+        Q_TRY(add_value(w, json_object_iter_value(it)));
+        w->n = n;
+    }
+    return LQ_OK;
+}
+
+static lq_status add_value(walk *w, const json_t *v) {
+    if (json_is_null(v)) return LQ_OK;
+    if (json_is_object(v)) return add_members(w, v, true);
+    if (json_is_array(v)) return add_array(w, v);
+    const bool negative = json_is_integer(v) && json_integer_value(v) < 0;
+    const q_meta_type type = json_is_string(v)    ? Q_META_STRING
+                             : json_is_boolean(v) ? Q_META_BOOL
+                             : json_is_real(v)    ? Q_META_F64
+                             : negative           ? Q_META_I64
+                                                  : Q_META_U64;
+    q_meta *m;
+    Q_TRY(new_meta(w, type, &m));
+    if (type == Q_META_STRING) return copy_string(w, v, &m->s);
+    m->i = json_is_boolean(v) ? json_is_true(v) : json_integer_value(v);
+    m->u = negative ? 0 : (uint64_t)m->i;
+    m->f = json_is_boolean(v) ? (double)m->i : json_number_value(v);
+    return LQ_OK;
+}
+
+lq_status q_hf_flatten(q_hf_meta *meta, const json_t *root, const char *prefix, bool scalars_only) {
+    walk w = {.meta = meta, .scalars_only = scalars_only};
+    if (*prefix) Q_TRY(push_key(&w, prefix, strlen(prefix), false));
+    return add_members(&w, root, false);
+}

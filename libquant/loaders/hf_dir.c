@@ -1,0 +1,412 @@
+/* hf_dir.c: a Hugging Face model directory: which files it consists of, and the loader's record.
+ *
+ * config.json, then either model.safetensors or the shards that model.safetensors.index.json lists; beside them
+ * tokenizer_config.json and tokenizer.model (or tokenizer.json) where present. Other files, generation_config.json
+ * among them, are not looked at. Refuses shard names that lead anywhere else, an index that disagrees with the shards
+ * in any tensor or in the total size, and keys that become ambiguous when joined. Pickled weights are never opened
+ * (loader.c says so). The container itself is safetensors.c's, metadata hf_config.c's. Layer L2. */
+#include "safetensors.h"
+
+enum { PATH_BYTES = 4096, CONFIG_BYTES = 16 << 20, TOKENIZER_BYTES = 64 << 20 };
+static const char config_name[] = "config.json", single_name[] = "model.safetensors",
+                  index_name[] = "model.safetensors.index.json", tokenizer_config_name[] = "tokenizer_config.json";
+
+typedef struct hf_dir {
+    q_directory dir;
+    const q_alloc *alloc;
+    q_arena arena;
+    q_st_list tensors;
+    q_hf_meta meta;
+    uint8_t *tokenizer;
+    uint64_t header_bytes; /* of all files */
+} hf_dir;
+
+static lq_status join(char buf[PATH_BYTES], const char *dir, const char *name) {
+    return q_path_join(buf, PATH_BYTES, dir, q_str_of(name));
+}
+
+static bool has_file(const char *dir, const char *name) {
+    char path[PATH_BYTES];
+    return join(path, dir, name) == LQ_OK && q_path_kind_of(path) == Q_PATH_FILE;
+}
+
+static bool ends_with(q_str s, const char *end) {
+    const size_t n = strlen(end);
+    return s.n > n && memcmp(s.p + s.n - n, end, n) == 0;
+}
+
+/* ------------------------------------------------------------------------------------------------ the shard index */
+
+typedef struct index_entry {
+    q_str tensor;
+    uint32_t shard; /* as listed first; position in `shards` */
+} index_entry;
+
+enum { CELL_BITS = 12 };
+typedef struct shard_index {
+    const q_alloc *alloc;
+    q_arena arena; /* escaped strings */
+    uint8_t *text;
+    index_entry *entries;
+    uint64_t n, cap;
+    uint32_t n_shards;
+    bool has_total, has_map;
+    uint64_t total;
+    q_str shards[Q_LIMIT_SHARDS];
+    uint32_t cells[1 << CELL_BITS]; /* hash table of shards: position + 1 */
+} shard_index;
+_Static_assert(1 << CELL_BITS >= 2 * Q_LIMIT_SHARDS, "the table always has free cells");
+
+static void free_index(shard_index *x) {
+    if (!x) return;
+    const q_alloc *a = x->alloc;
+    q_arena_free(&x->arena);
+    q_delete(a, x->entries);
+    q_delete(a, x->text);
+    q_delete(a, x);
+}
+
+/* A plain name of a safetensors file: whatever it names lies in the directory itself. */
+static lq_status check_shard_name(q_str name) {
+    bool plain = ends_with(name, ".safetensors") && name.n <= 255 && name.p[0] != '.';
+    for (uint64_t i = 0; plain && i < name.n; i++) {
+        const unsigned char c = (unsigned char)name.p[i];
+        plain = c >= 32 && c != 127 && c != '/' && c != '\\' && c != ':';
+    }
+    return plain ? LQ_OK : q_fail(LQ_E_FORMAT, "shard '%.*s' is not the plain name of a safetensors file",
+                                  Q_STR_ARG(name));
+}
+
+/* The position of a shard, added when new. Hashed from a start that the file's author does not know, since a million
+ * tensors may name a thousand shards. */
+static lq_status find_shard(shard_index *x, q_str name, uint32_t *shard) {
+    uint64_t h = (uint64_t)(uintptr_t)x * 0x9E3779B97F4A7C15u;
+    for (uint64_t i = 0; i < name.n; i++) h = (h ^ (uint8_t)name.p[i]) * 1099511628211u;
+    uint32_t c = (uint32_t)(h >> (64 - CELL_BITS));
+    for (; x->cells[c]; c = (c + 1) % Q_COUNT(x->cells))
+        if (q_str_eq(name, x->shards[x->cells[c] - 1])) {
+            *shard = x->cells[c] - 1;
+            return LQ_OK;
+        }
+    Q_TRY(check_shard_name(name));
+    if (x->n_shards == Q_LIMIT_SHARDS) return q_fail(LQ_E_LIMIT, "more than %d shards", Q_LIMIT_SHARDS);
+    *shard = x->n_shards++;
+    x->shards[*shard] = name;
+    x->cells[c] = x->n_shards;
+    return LQ_OK;
+}
+
+static lq_status read_weight_map(shard_index *x, q_json_reader *r) {
+    bool first = true, more;
+    if (x->has_map) return q_fail(LQ_E_FORMAT, "duplicate key 'weight_map'");
+    x->has_map = true;
+    Q_TRY(q_json_expect(r, '{'));
+    for (;;) {
+        index_entry e;
+        q_str shard;
+        Q_TRY(q_json_next(r, '}', &first, &more));
+        if (!more) return LQ_OK;
+        Q_TRY(q_json_key(r, &e.tensor));
+        Q_TRY(q_json_string(r, &shard));
+        const lq_status s = find_shard(x, shard, &e.shard);
+        if (s != LQ_OK) return q_fail_in(s, "tensor '%.*s'", Q_STR_ARG(e.tensor));
+        if (x->n == Q_LIMIT_TENSORS) return q_fail(LQ_E_LIMIT, "more than %d tensors", Q_LIMIT_TENSORS);
+        if (x->n == x->cap) {
+            const uint64_t cap = x->cap ? x->cap * 2 : 64;
+            index_entry *entries = (index_entry *)q_grow(x->alloc, x->entries, x->n, cap, sizeof *entries);
+            if (!entries) return LQ_E_NOMEM;
+            x->entries = entries;
+            x->cap = cap;
+        }
+        x->entries[x->n++] = e;
+    }
+}
+
+static lq_status read_index_metadata(shard_index *x, q_json_reader *r) {
+    bool first = true, more;
+    Q_TRY(q_json_expect(r, '{'));
+    for (;;) {
+        q_str key;
+        Q_TRY(q_json_next(r, '}', &first, &more));
+        if (!more) return LQ_OK;
+        Q_TRY(q_json_key(r, &key));
+        if (!q_str_is(key, "total_size")) {
+            Q_TRY(q_json_skip(r));
+            continue;
+        }
+        if (x->has_total) return q_fail(LQ_E_FORMAT, "duplicate key 'total_size'");
+        x->has_total = true;
+        const lq_status s = q_json_uint(r, &x->total);
+        if (s != LQ_OK) return q_fail_in(s, "total_size");
+    }
+}
+
+static lq_status read_index(shard_index *x, uint64_t n) {
+    q_json_reader r = {.data = x->text, .n = n, .what = index_name, .arena = &x->arena};
+    bool first = true, more;
+    Q_TRY(q_json_expect(&r, '{'));
+    for (;;) {
+        q_str key;
+        Q_TRY(q_json_next(&r, '}', &first, &more));
+        if (!more) break;
+        Q_TRY(q_json_key(&r, &key));
+        Q_TRY(q_str_is(key, "weight_map") ? read_weight_map(x, &r)
+              : q_str_is(key, "metadata") ? read_index_metadata(x, &r)
+                                          : q_json_skip(&r));
+    }
+    Q_TRY(q_json_end(&r));
+    return x->n ? LQ_OK : q_fail(LQ_E_FORMAT, "it has no 'weight_map' with tensors");
+}
+
+/* Shards in the order of their names, whatever the map's: positions in `order`, and back in `rank`. */
+static void order_shards(const shard_index *x, uint32_t *order, uint32_t *rank) {
+    for (uint32_t i = 0; i < x->n_shards; i++) {
+        uint32_t j = i;
+        for (; j > 0; j--) {
+            const q_str a = x->shards[i], b = x->shards[order[j - 1]];
+            const int c = memcmp(a.p, b.p, (size_t)Q_MIN(a.n, b.n));
+            if (c > 0 || (c == 0 && a.n > b.n)) break;
+            order[j] = order[j - 1];
+        }
+        order[j] = i;
+    }
+    for (uint32_t i = 0; i < x->n_shards; i++) rank[order[i]] = i;
+}
+
+/* Every listed tensor is in the file that the index says, none is listed twice, and none is missing from the list. */
+static lq_status check_index(const shard_index *x, const uint32_t *rank, const hf_dir *h) {
+    const q_tensor *t = h->tensors.items;
+    uint8_t *listed = (uint8_t *)q_new(h->alloc, h->tensors.n, 1);
+    if (!listed) return LQ_E_NOMEM;
+    lq_status s = LQ_OK;
+    uint64_t total = 0;
+    for (uint64_t i = 0; s == LQ_OK && i < x->n; i++) {
+        const index_entry *e = &x->entries[i];
+        const int64_t at = q_index_find(&h->dir.tensor_index, t, sizeof *t, e->tensor);
+        if (at < 0 || t[at].file != rank[e->shard])
+            s = q_fail(LQ_E_FORMAT, "tensor '%.*s' is not in '%.*s', where the index puts it", Q_STR_ARG(e->tensor),
+                       Q_STR_ARG(x->shards[e->shard]));
+        else if (listed[at]) s = q_fail(LQ_E_FORMAT, "tensor '%.*s' is listed twice", Q_STR_ARG(e->tensor));
+        else listed[at] = 1;
+    }
+    for (uint64_t i = 0; s == LQ_OK && i < h->tensors.n; i++) {
+        total += t[i].bytes; /* cannot wrap: each file's tensors fit the file */
+        if (!listed[i]) s = q_fail(LQ_E_FORMAT, "tensor '%.*s' is in a shard but not listed", Q_STR_ARG(t[i].name));
+    }
+    q_delete(h->alloc, listed);
+    if (s == LQ_OK && x->has_total && x->total != total)
+        s = q_fail(LQ_E_FORMAT, "total_size is %llu; the tensors have %llu bytes", (unsigned long long)x->total,
+                   (unsigned long long)total);
+    return s == LQ_OK ? s : q_fail_in(s, "%s", index_name);
+}
+
+/* ------------------------------------------------------------------------------------------------ weights */
+
+static lq_status read_container(hf_dir *h, uint32_t file) {
+    const q_file *f = h->dir.files[file];
+    const uint64_t size = q_file_size(f);
+    uint8_t head[9] = {0};
+    uint64_t n = 0;
+    Q_TRY(q_file_read(f, 0, head, Q_MIN(size, (uint64_t)sizeof head)));
+    Q_TRY(q_st_header_length(head, size, &n));
+    h->header_bytes += n;
+    if (h->header_bytes > Q_LIMIT_METADATA)
+        return q_fail(LQ_E_LIMIT, "the headers together exceed %d bytes", Q_LIMIT_METADATA);
+    uint8_t *json = (uint8_t *)q_arena_new(&h->arena, n, 1); /* names point into it */
+    if (!json) return LQ_E_NOMEM;
+    Q_TRY(q_file_read(f, 8, json, n));
+    return q_st_header(&h->arena, json, n, size - 8 - n, file, &h->tensors);
+}
+
+static lq_status add_file(hf_dir *h, const char *path, bool map) {
+    const uint32_t i = h->dir.n_files;
+    Q_TRY(q_file_open(h->alloc, path, map ? Q_FILE_MAP : 0, &h->dir.files[i]));
+    h->dir.n_files++;
+    const lq_status s = read_container(h, i);
+    return s == LQ_OK ? s : q_fail_in(s, "%s", path);
+}
+
+static lq_status make_files(hf_dir *h, uint32_t n) {
+    h->dir.files = (q_file **)q_arena_new(&h->arena, n, sizeof(q_file *));
+    return h->dir.files ? LQ_OK : LQ_E_NOMEM;
+}
+
+/* All tensors are known: their index, which also finds duplicates, and where their bytes are. */
+static lq_status seal_tensors(hf_dir *h) {
+    h->dir.tensors = h->tensors.items;
+    h->dir.n_tensors = (uint32_t)h->tensors.n;
+    const lq_status s = q_index_build(h->alloc, h->tensors.items, sizeof(q_tensor), h->dir.n_tensors, "tensor",
+                                      &h->dir.tensor_index);
+    if (s != LQ_OK) return s == LQ_E_INCONSISTENT ? LQ_E_FORMAT : s;
+    for (uint64_t i = 0; i < h->tensors.n; i++) {
+        q_tensor *t = &h->tensors.items[i];
+        const uint8_t *data = q_file_data(h->dir.files[t->file]);
+        t->data = data ? data + t->offset : NULL;
+    }
+    return LQ_OK;
+}
+
+static lq_status open_shards(hf_dir *h, shard_index *x, const char *dir, bool map) {
+    char path[PATH_BYTES];
+    uint64_t n;
+    Q_TRY(join(path, dir, index_name));
+    Q_TRY(q_file_slurp(h->alloc, path, Q_LIMIT_JSON_HEADER, &x->text, &n));
+    lq_status s = read_index(x, n);
+    if (s != LQ_OK) return q_fail_in(s, "%s", path);
+    uint32_t *order = (uint32_t *)q_arena_new(&h->arena, (uint64_t)x->n_shards * 2, sizeof *order);
+    if (!order) return LQ_E_NOMEM;
+    uint32_t *rank = order + x->n_shards;
+    order_shards(x, order, rank);
+    Q_TRY(make_files(h, x->n_shards));
+    for (uint32_t i = 0; i < x->n_shards; i++) {
+        const q_str name = x->shards[order[i]];
+        Q_TRY(q_path_join(path, sizeof path, dir, name));
+        if (q_path_kind_of(path) == Q_PATH_NONE)
+            return q_fail(LQ_E_FORMAT, "%s/%s: shard '%.*s' is missing", dir, index_name, Q_STR_ARG(name));
+        Q_TRY(add_file(h, path, map));
+    }
+    s = seal_tensors(h);
+    if (s == LQ_OK) s = check_index(x, rank, h);
+    return s == LQ_OK ? s : q_fail_in(s, "%s", dir);
+}
+
+/* `file`: the container that the caller named, or NULL. */
+static lq_status open_weights(hf_dir *h, const char *dir, const char *file, bool map) {
+    char path[PATH_BYTES];
+    const bool single = has_file(dir, single_name);
+    if (has_file(dir, index_name)) {
+        shard_index *x = Q_NEW(h->alloc, shard_index, 1);
+        if (!x) return LQ_E_NOMEM;
+        x->alloc = x->arena.alloc = h->alloc;
+        lq_status s = open_shards(h, x, dir, map);
+        bool listed = false;
+        for (uint32_t i = 0; i < x->n_shards; i++) listed = listed || q_str_is(x->shards[i], single_name);
+        if (s == LQ_OK && single && !listed)
+            s = q_fail(LQ_E_INCONSISTENT, "%s has both %s and an index that does not list it", dir, single_name);
+        free_index(x);
+        Q_TRY(s);
+    } else {
+        if (!single && !file)
+            return q_fail(LQ_E_FORMAT, "%s has neither %s nor %s", dir, single_name, index_name);
+        Q_TRY(make_files(h, 1));
+        Q_TRY(join(path, dir, single_name));
+        Q_TRY(add_file(h, single ? path : file, map));
+        const lq_status s = seal_tensors(h);
+        if (s != LQ_OK) return q_fail_in(s, "%s", single ? path : file);
+    }
+    for (uint32_t i = 0; file && i < h->dir.n_files; i++)
+        if (q_path_same(file, q_file_path(h->dir.files[i]))) return LQ_OK;
+    return file ? q_fail(LQ_E_ARG, "%s is not part of the model in its directory", file) : LQ_OK;
+}
+
+/* ------------------------------------------------------------------------------------------------ configuration */
+
+static lq_status read_config(hf_dir *h, const char *dir, const char *name, const char *prefix) {
+    char path[PATH_BYTES];
+    uint8_t *text;
+    uint64_t n;
+    json_t *root = NULL;
+    const bool side = *prefix != 0;
+    Q_TRY(join(path, dir, name));
+    Q_TRY(q_file_slurp(h->alloc, path, CONFIG_BYTES, &text, &n));
+    /* A tokenizer without limit writes model_max_length as an integer of 31 digits. */
+    lq_status s = q_json_parse(h->alloc, text, n, side ? Q_JSON_WIDE : 0, path, &root);
+    q_delete(h->alloc, text);
+    if (s != LQ_OK) return s;
+    const uint64_t begin = h->meta.n;
+    s = q_hf_flatten(&h->meta, root, prefix, side);
+    q_json_free(root);
+    static const char reserved[] = "tokenizer_config";
+    for (uint64_t i = begin; s == LQ_OK && !side && i < h->meta.n; i++) {
+        const q_str key = h->meta.items[i].key;
+        if (key.n >= sizeof reserved - 1 && memcmp(key.p, reserved, sizeof reserved - 1) == 0)
+            s = q_fail(LQ_E_FORMAT, "the key '%.*s' belongs to another file", Q_STR_ARG(key));
+    }
+    return s == LQ_OK ? s : q_fail_in(s, "%s", path);
+}
+
+static lq_status read_configs(hf_dir *h, const char *dir) {
+    if (!has_file(dir, config_name)) return q_fail(LQ_E_FORMAT, "%s has no %s", dir, config_name);
+    Q_TRY(read_config(h, dir, config_name, ""));
+    if (has_file(dir, tokenizer_config_name)) Q_TRY(read_config(h, dir, tokenizer_config_name, "tokenizer_config."));
+    h->dir.meta = h->meta.items;
+    h->dir.n_meta = (uint32_t)h->meta.n;
+    const lq_status s = q_index_build(h->alloc, h->meta.items, sizeof(q_meta), h->dir.n_meta, "joined key",
+                                      &h->dir.meta_index);
+    if (s == LQ_OK) return s;
+    return q_fail_in(s == LQ_E_INCONSISTENT ? LQ_E_FORMAT : s, "%s/%s", dir, config_name);
+}
+
+static lq_status read_tokenizer(hf_dir *h, const char *dir) {
+    static const char *const names[] = {"tokenizer.model", "tokenizer.json"};
+    for (size_t i = 0; i < Q_COUNT(names); i++) {
+        if (!has_file(dir, names[i])) continue;
+        char path[PATH_BYTES];
+        Q_TRY(join(path, dir, names[i]));
+        Q_TRY(q_file_slurp(h->alloc, path, TOKENIZER_BYTES, &h->tokenizer, &h->dir.tokenizer_bytes));
+        h->dir.tokenizer = h->tokenizer;
+        h->dir.tokenizer_file = q_str_of(names[i]);
+        break;
+    }
+    return LQ_OK;
+}
+
+/* ------------------------------------------------------------------------------------------------ the loader */
+
+static bool hf_detect(const char *path) {
+    if (q_path_kind_of(path) == Q_PATH_FILE) return ends_with(q_str_of(path), ".safetensors");
+    return has_file(path, config_name) && (has_file(path, single_name) || has_file(path, index_name));
+}
+
+static void hf_close(q_directory *dir) {
+    hf_dir *h = (hf_dir *)dir->owner;
+    const q_alloc *a = h->alloc;
+    for (uint32_t i = 0; i < dir->n_files; i++) q_file_close(dir->files[i]);
+    q_arena_free(&h->arena);
+    q_delete(a, h->tensors.items);
+    q_delete(a, h->meta.items);
+    q_delete(a, h->tokenizer);
+    q_delete(a, h);
+}
+
+/* The directory of a file's path; "." for a bare name. */
+static lq_status parent_of(const char *path, char buf[PATH_BYTES]) {
+    const char *slash = strrchr(path, '/');
+    const size_t n = slash ? (size_t)(slash - path) + (slash == path) : 1;
+    if (n >= PATH_BYTES) return q_fail(LQ_E_LIMIT, "the path %.100s… is too long", path);
+    memcpy(buf, slash ? path : ".", n);
+    buf[n] = 0;
+    return LQ_OK;
+}
+
+static lq_status hf_open(const char *path, const q_load_options *options, q_directory **out) {
+    char dir[PATH_BYTES];
+    const bool is_file = q_path_kind_of(path) == Q_PATH_FILE;
+    if (is_file) {
+        Q_TRY(parent_of(path, dir));
+        if (!has_file(dir, config_name))
+            return q_fail(LQ_E_FORMAT, "%s has no %s beside it, without which its tensors are not a model", path,
+                          config_name);
+    }
+    hf_dir *h = Q_NEW(options->alloc, hf_dir, 1);
+    if (!h) return LQ_E_NOMEM;
+    h->alloc = h->arena.alloc = h->tensors.alloc = h->meta.alloc = options->alloc;
+    h->meta.arena = &h->arena;
+    h->dir.owner = h;
+    h->dir.names = Q_NAMES_HF;
+    memcpy(h->dir.container, "huggingface", sizeof "huggingface");
+    const char *where = is_file ? dir : path;
+    lq_status s = read_configs(h, where);
+    if (s == LQ_OK) s = open_weights(h, where, is_file ? path : NULL, options->map);
+    if (s == LQ_OK) s = read_tokenizer(h, where);
+    if (s != LQ_OK) {
+        q_delete(h->alloc, h->dir.meta_index.cells);
+        q_delete(h->alloc, h->dir.tensor_index.cells);
+        hf_close(&h->dir);
+        return s;
+    }
+    *out = &h->dir;
+    return LQ_OK;
+}
+
+const q_loader q_loader_safetensors = {"safetensors", hf_detect, hf_open, hf_close};
