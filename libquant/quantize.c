@@ -1,0 +1,464 @@
+/* quantize.c: lq_quantize: choose a format per tensor, read rows, quantize, measure the error, write.
+ *
+ * Everything that can be refused is refused before the first weight is read: an output that is one of the inputs or
+ * already there, a quantized source, formats that GGUF lacks, too little space. Then tensors stream through in file
+ * order: a piece of rows is read and quantized by the pool, checked by decoding it back, and written by the caller's
+ * thread. Rows are independent and sums of errors are kept per row, so neither bytes nor figures depend on the threads.
+ * A weight or a result that is not finite is refused by tensor and row. Layer L3. */
+#include "quantize.h"
+
+#include <math.h>
+#include <stdio.h>
+
+#include "recipe.h"
+#include "text.h"
+#include "threads.h"
+
+enum {
+    SPAN_WEIGHTS = 1 << 14,    /* weights that a thread takes at a time */
+    PIECE_PER_THREAD = 1 << 18, /* weights per thread between two writes */
+    PIECE_WEIGHTS = 1 << 20,   /* and at least this many */
+    EXTRA_KEYS = 64,           /* room for the tokenizer's keys, file type and version */
+    MAX_THREADS = 1024
+};
+
+/* The first failure that a thread met, in the order of rows. */
+typedef struct trouble {
+    lq_status status; /* LQ_OK = none */
+    uint64_t row;
+    char text[1024];
+} trouble;
+
+typedef struct work {
+    const q_alloc *alloc;
+    const q_log *log;
+    const char *src, *dst;
+    const lq_quantize_options *options;
+    q_arena arena; /* names and keys */
+    q_directory *dir;
+    q_binding *binding;
+    q_text *text;
+    q_recipe *recipe;
+    q_pool *pool;
+    uint32_t threads;
+    q_recipe_choice *choices; /* [n_items] */
+    q_out_tensor *outs;       /* [n_items] */
+    q_meta *meta;
+    uint32_t n_meta;
+    q_writer *writer;
+    lq_quantize_result result;
+    uint64_t tensor_bytes, done;
+
+    /* the piece in flight */
+    const q_bind_item *item;
+    const q_recipe_choice *choice;
+    bool copy;
+    uint64_t first_row, row_bytes;
+    uint64_t span_floats;   /* room per thread: twice this many floats */
+    float *floats;          /* [threads][2][span_floats] */
+    uint8_t *out;           /* rows of the piece */
+    double *error2, *norm2; /* [rows of the piece] sums of squares */
+    trouble *troubles;      /* [threads] */
+} work;
+
+/* ---- what is refused before any work */
+
+static lq_status same_file(const work *w, const char *input) {
+    if (q_path_kind_of(w->dst) == Q_PATH_NONE || !q_path_same(input, w->dst)) return LQ_OK;
+    return q_fail(LQ_E_ARG, "%s: the output is one of the inputs (%s)", w->dst, input);
+}
+
+/* The destination must not be the source under any name: a shard, a link, a side file of a directory. */
+static lq_status check_destination(const work *w) {
+    Q_TRY(same_file(w, w->src));
+    for (uint32_t i = 0; i < w->dir->n_files; i++)
+        if (w->dir->files[i]) Q_TRY(same_file(w, q_file_path(w->dir->files[i])));
+    if (q_path_kind_of(w->src) == Q_PATH_DIR) {
+        const q_str side[] = {q_str_of("config.json"), q_str_of("tokenizer_config.json"),
+                              q_str_of("model.safetensors.index.json"), w->dir->tokenizer_file};
+        for (size_t i = 0; i < Q_COUNT(side); i++) {
+            char path[4200];
+            if (side[i].n == 0) continue;
+            Q_TRY(q_path_join(path, sizeof path, w->src, side[i]));
+            Q_TRY(same_file(w, path));
+        }
+    }
+    if (!w->options->dry_run && !w->options->force && q_path_kind_of(w->dst) != Q_PATH_NONE)
+        return q_fail(LQ_E_ARG, "%s exists already; 'force' replaces it", w->dst);
+    return LQ_OK;
+}
+
+static lq_status check_source(const work *w) {
+    if (w->options->requantize) return LQ_OK;
+    for (uint32_t i = 0; i < w->binding->n_items; i++) {
+        const q_bind_item *item = &w->binding->items[i];
+        if (item->src->format->weights > 1)
+            return q_fail(LQ_E_ARG, "%s is already quantized (tensor %.*s is %s), and quantizing again adds to its "
+                          "error; 'requantize' allows it", w->src, Q_STR_ARG(item->name), item->src->format->name);
+    }
+    return LQ_OK;
+}
+
+/* ---- formats */
+
+static lq_status choose_one(work *w, uint32_t i, int32_t gqa, bool tied) {
+    const q_bind_item *item = &w->binding->items[i];
+    const q_tensor *t = item->src;
+    const q_recipe_tensor about = {
+        .name = item->name, .role = w->binding->arch->weights[item->role].role, .layer = item->layer,
+        .layers = w->binding->layers, .gqa = gqa, .rank = t->rank, .k = t->shape[0], .tied = tied, .importance = false};
+    q_recipe_choice *c = &w->choices[i];
+    Q_TRY(q_recipe_choose(w->recipe, &about, c));
+    if (q_format_gguf_id(c->format) < 0)
+        return q_fail(LQ_E_UNSUPPORTED, "tensor %.*s: format %s has no type in GGUF files", Q_STR_ARG(item->name),
+                      c->format->name);
+    if (c->quantizer->needs != Q_NEEDS_NONE)
+        return q_fail(LQ_E_ARG, "tensor %.*s: quantizer %s needs calibration statistics", Q_STR_ARG(item->name),
+                      c->quantizer->name);
+    q_out_tensor *o = &w->outs[i];
+    o->name = item->name;
+    o->format = c->format;
+    o->rank = t->rank;
+    memcpy(o->shape, t->shape, sizeof o->shape);
+    uint64_t row_bytes;
+    if (!q_row_bytes(c->format, t->shape[0], &row_bytes))
+        return q_fail(LQ_E_INTERNAL, "tensor %.*s: rows do not fit format %s", Q_STR_ARG(item->name), c->format->name);
+    w->tensor_bytes += row_bytes * t->rows;
+    w->result.weights += t->shape[0] * t->rows;
+    if (c->format != c->wanted) {
+        w->result.fallbacks++;
+        q_log_write(w->log, LQ_LOG_WARN, "tensor %.*s: rows of %llu weights do not fill blocks of %s; %s instead",
+                    Q_STR_ARG(item->name), (unsigned long long)t->shape[0], c->wanted->name, c->format->name);
+    }
+    return LQ_OK;
+}
+
+static lq_status choose_formats(work *w) {
+    const q_binding *b = w->binding;
+    w->choices = Q_NEW(w->alloc, q_recipe_choice, b->n_items);
+    w->outs = Q_NEW(w->alloc, q_out_tensor, b->n_items);
+    if (!w->choices || !w->outs) return LQ_E_NOMEM;
+    const double heads = b->hp.v[Q_HP_HEADS], kv = b->hp.v[Q_HP_HEADS_KV];
+    const int32_t gqa = kv >= 1 && heads >= kv ? (int32_t)(heads / kv) : 1;
+    bool tied = true; /* no item plays the part of an output matrix */
+    for (uint32_t i = 0; i < b->n_items; i++) tied &= strcmp(b->arch->weights[b->items[i].role].role, "output") != 0;
+    for (uint32_t i = 0; i < b->n_items; i++) Q_TRY(choose_one(w, i, gqa, tied));
+    w->result.tensors = b->n_items;
+    w->result.bits_per_weight = w->result.weights ? 8.0 * (double)w->tensor_bytes / (double)w->result.weights : 0;
+    return LQ_OK;
+}
+
+/* ---- keys */
+
+static q_meta key_u32(const char *key, uint32_t v) {
+    q_meta m;
+    memset(&m, 0, sizeof m);
+    m.key = q_str_of(key);
+    m.type = Q_META_U32;
+    m.count = 1;
+    m.u = v;
+    m.i = v;
+    m.f = v;
+    return m;
+}
+
+static bool starts_with(q_str s, const char *prefix) {
+    const size_t n = strlen(prefix);
+    return s.n >= n && memcmp(s.p, prefix, n) == 0;
+}
+
+/* The last component of the source's path: what a model in a directory is called. */
+static const char *model_name(work *w) {
+    size_t end = strlen(w->src);
+    while (end > 1 && w->src[end - 1] == '/') end--;
+    size_t begin = end;
+    while (begin > 0 && w->src[begin - 1] != '/') begin--;
+    const q_str s = {w->src + begin, end - begin};
+    if (s.n == 0 || q_str_is(s, ".") || q_str_is(s, "..") || q_str_is(s, "/")) return "model";
+    char *name = q_arena_str(&w->arena, s);
+    /* File names are bytes, strings in GGUF are text: outside ASCII the container's check decides, control bytes go. */
+    for (char *p = name; p && *p; p++)
+        if ((unsigned char)*p < 0x20 || *p == 0x7F) *p = '_';
+    return name;
+}
+
+/* A GGUF source keeps its keys and their order; a Hugging Face one gets the standard keys. What describes the file and
+ * not the model is ours: the file type, the version of the block formats, and nothing about shards. */
+static lq_status collect_keys(work *w) {
+    const int32_t file_type = q_recipe_file_type(w->recipe);
+    const bool gguf = w->dir->names == Q_NAMES_GGUF;
+    uint64_t cap = (uint64_t)w->dir->n_meta + w->binding->arch->n_hparams + EXTRA_KEYS;
+    w->meta = Q_NEW(w->alloc, q_meta, cap);
+    if (!w->meta) return LQ_E_NOMEM;
+    uint32_t n = 0;
+    if (gguf) {
+        memcpy(w->meta, w->dir->meta, w->dir->n_meta * sizeof(q_meta));
+        n = w->dir->n_meta;
+    } else {
+        const char *name = model_name(w);
+        if (!name) return LQ_E_NOMEM;
+        Q_TRY(q_bind_export(w->binding, name, file_type < 0 ? 0 : (uint32_t)file_type, &w->arena, w->meta,
+                            (uint32_t)cap, &n));
+        uint32_t more = 0;
+        Q_TRY(q_text_export(w->text, &w->arena, w->meta + n, (uint32_t)cap - n, &more));
+        n += more;
+    }
+    bool has_type = false, quantized = false;
+    for (uint32_t i = 0; i < n; i++) {
+        q_meta *m = &w->meta[i];
+        const bool is_type = q_str_is(m->key, "general.file_type");
+        if (starts_with(m->key, "split.") || q_str_is(m->key, "general.quantization_version")) continue;
+        if (is_type && file_type < 0) continue;
+        has_type |= is_type;
+        w->meta[w->n_meta++] = is_type ? key_u32("general.file_type", (uint32_t)file_type) : *m;
+    }
+    if (!has_type && file_type >= 0) w->meta[w->n_meta++] = key_u32("general.file_type", (uint32_t)file_type);
+    for (uint32_t i = 0; i < w->binding->n_items; i++) quantized |= w->outs[i].format->weights > 1;
+    if (quantized) w->meta[w->n_meta++] = key_u32("general.quantization_version", 2);
+    return LQ_OK;
+}
+
+/* ---- a piece of rows */
+
+static lq_status not_finite(const work *w, uint64_t row, uint64_t k, const float *x, const float *stored) {
+    for (uint64_t j = 0; j < k; j++) {
+        if (!isfinite(x[j]))
+            return q_fail(LQ_E_INCONSISTENT, "tensor %.*s: the weight in row %llu, column %llu is not finite",
+                          Q_STR_ARG(w->item->name), (unsigned long long)row, (unsigned long long)j);
+        if (stored && !isfinite(stored[j]))
+            return q_fail(LQ_E_NUMERIC, "tensor %.*s: the weight %g in row %llu, column %llu is too large for format %s",
+                          Q_STR_ARG(w->item->name), (double)x[j], (unsigned long long)row, (unsigned long long)j,
+                          w->choice->format->name);
+    }
+    return LQ_OK;
+}
+
+/* x * 0 is 0, and NaN for infinities and NaN: one pass without branches, in eight sums that the compiler vectorizes. */
+static bool all_finite(const float *x, uint64_t n) {
+    float s[8] = {0};
+    uint64_t j = 0;
+    for (; j + 8 <= n; j += 8)
+        for (int i = 0; i < 8; i++) s[i] += x[j + (uint64_t)i] * 0.0f;
+    for (; j < n; j++) s[0] += x[j] * 0.0f;
+    for (int i = 1; i < 8; i++) s[0] += s[i];
+    return s[0] == 0.0f;
+}
+
+static void row_errors(const float *x, const float *y, uint64_t k, double *error2, double *norm2) {
+    double e = 0, n = 0;
+    for (uint64_t j = 0; j < k; j++) {
+        const double d = (double)x[j] - (double)y[j];
+        e += d * d;
+        n += (double)x[j] * (double)x[j];
+    }
+    *error2 = e;
+    *norm2 = n;
+}
+
+/* Rows [begin, end) of the piece. On failure *bad is the row of the tensor. */
+static lq_status do_rows(work *w, uint64_t begin, uint64_t end, float *x, float *y, uint64_t *bad) {
+    const q_tensor *t = w->item->src;
+    const uint64_t k = t->shape[0], n = end - begin, first = w->first_row + begin;
+    uint8_t *out = w->out + begin * w->row_bytes;
+    *bad = first;
+    if (w->copy) {
+        Q_TRY(q_bind_read_raw(w->binding, w->item, first, n, out));
+        for (uint64_t r = 0; r < n; r++) {
+            *bad = first + r;
+            q_decode_row(t->format, out + r * w->row_bytes, (int64_t)k, x);
+            if (!all_finite(x, k)) Q_TRY(not_finite(w, *bad, k, x, NULL));
+        }
+        return LQ_OK;
+    }
+    Q_TRY(q_bind_read(w->alloc, w->binding, w->item, first, n, x));
+    for (uint64_t r = 0; r < n; r++) {
+        *bad = first + r;
+        if (!all_finite(x + r * k, k)) Q_TRY(not_finite(w, *bad, k, x + r * k, NULL));
+    }
+    *bad = first;
+    const q_quant_job job = {w->choice->format, x, (int64_t)n, (int64_t)k, NULL, NULL};
+    Q_TRY(w->choice->quantizer->quantize(&job, out));
+    for (uint64_t r = 0; r < n; r++) {
+        *bad = first + r;
+        q_decode_row(w->choice->format, out + r * w->row_bytes, (int64_t)k, y);
+        if (!all_finite(y, k)) Q_TRY(not_finite(w, *bad, k, x + r * k, y));
+        row_errors(x + r * k, y, k, &w->error2[begin + r], &w->norm2[begin + r]);
+    }
+    return LQ_OK;
+}
+
+static void span(void *arg, int64_t begin, int64_t end, uint32_t thread) {
+    work *w = (work *)arg;
+    trouble *t = &w->troubles[thread];
+    if (t->status != LQ_OK) return; /* a thread's spans ascend: its first failure is its lowest */
+    float *x = w->floats + (uint64_t)thread * 2 * w->span_floats;
+    uint64_t row = 0;
+    const lq_status st = do_rows(w, (uint64_t)begin, (uint64_t)end, x, x + w->span_floats, &row);
+    if (st == LQ_OK) return;
+    t->status = st;
+    t->row = row;
+    snprintf(t->text, sizeof t->text, "%s", lq_error_detail()); /* the sentence is the thread's own */
+}
+
+/* The failure of the lowest row, whichever thread met it. */
+static lq_status first_trouble(const work *w) {
+    const trouble *first = NULL;
+    for (uint32_t i = 0; i < w->threads; i++)
+        if (w->troubles[i].status != LQ_OK && (!first || w->troubles[i].row < first->row)) first = &w->troubles[i];
+    return first ? q_fail(first->status, "%s", first->text) : LQ_OK;
+}
+
+/* ---- all tensors */
+
+static uint64_t span_rows(uint64_t k) { return k >= SPAN_WEIGHTS ? 1 : SPAN_WEIGHTS / Q_MAX(k, (uint64_t)1); }
+static uint64_t piece_rows(const work *w, const q_tensor *t) {
+    const uint64_t weights = Q_MAX((uint64_t)w->threads * PIECE_PER_THREAD, (uint64_t)PIECE_WEIGHTS);
+    return Q_MIN(t->rows, Q_MAX(weights / Q_MAX(t->shape[0], (uint64_t)1), (uint64_t)1));
+}
+
+static lq_status make_buffers(work *w) {
+    uint64_t out = 0, rows = 0;
+    for (uint32_t i = 0; i < w->binding->n_items; i++) {
+        const q_tensor *t = w->binding->items[i].src;
+        uint64_t row_bytes;
+        if (!q_row_bytes(w->outs[i].format, t->shape[0], &row_bytes)) return LQ_E_INTERNAL;
+        const uint64_t n = piece_rows(w, t);
+        rows = Q_MAX(rows, n);
+        out = Q_MAX(out, n * row_bytes);
+        w->span_floats = Q_MAX(w->span_floats, Q_MIN(span_rows(t->shape[0]), n) * t->shape[0]);
+    }
+    w->floats = (float *)q_new_raw(w->alloc, (uint64_t)w->threads * 2, w->span_floats * sizeof(float));
+    w->out = (uint8_t *)q_new_raw(w->alloc, out, 1);
+    w->error2 = Q_NEW(w->alloc, double, rows);
+    w->norm2 = Q_NEW(w->alloc, double, rows);
+    w->troubles = Q_NEW(w->alloc, trouble, w->threads);
+    return w->floats && w->out && w->error2 && w->norm2 && w->troubles ? LQ_OK : LQ_E_NOMEM;
+}
+
+static lq_status progress(const work *w) {
+    if (!w->options->progress) return LQ_OK;
+    char name[256];
+    snprintf(name, sizeof name, "%.*s", w->item ? (int)Q_MIN(w->item->name.n, (uint64_t)255) : 0,
+             w->item ? w->item->name.p : "");
+    if (w->options->progress(w->options->user, w->done, w->result.weights, name) == 0) return LQ_OK;
+    return q_fail(LQ_E_CANCELLED, "quantizing %s was cancelled; nothing was written", w->src);
+}
+
+static lq_status report(const work *w, uint32_t i, double rel_error) {
+    if (!w->options->report) return LQ_OK;
+    const q_bind_item *item = &w->binding->items[i];
+    char *name = (char *)q_new(w->alloc, item->name.n + 1, 1);
+    if (!name) return LQ_E_NOMEM;
+    memcpy(name, item->name.p, (size_t)item->name.n);
+    const uint64_t k = item->src->shape[0];
+    uint64_t row_bytes = 0;
+    const q_recipe_choice *c = &w->choices[i];
+    (void)q_row_bytes(c->format, k, &row_bytes); /* checked when it was chosen */
+    const lq_tensor_report r = {.size = (uint32_t)sizeof r, .name = name, .from = item->src->format->name,
+                                .to = c->format->name, .wanted = c->wanted->name, .weights = k * item->src->rows,
+                                .bytes = row_bytes * item->src->rows, .rel_error = rel_error};
+    w->options->report(w->options->user, &r);
+    q_delete(w->alloc, name);
+    return LQ_OK;
+}
+
+static lq_status write_tensor(work *w, uint32_t i) {
+    w->item = &w->binding->items[i];
+    w->choice = &w->choices[i];
+    const q_tensor *t = w->item->src;
+    const uint64_t k = t->shape[0], n = piece_rows(w, t);
+    w->copy = t->format == w->choice->format && (w->item->map == Q_MAP_SAME || w->item->map == Q_MAP_ROPE_PAIRS);
+    if (!q_row_bytes(w->choice->format, k, &w->row_bytes)) return LQ_E_INTERNAL;
+    double error2 = 0, norm2 = 0;
+    for (uint64_t row = 0; row < t->rows; row += n) {
+        Q_TRY(progress(w));
+        const uint64_t rows = Q_MIN(n, t->rows - row);
+        w->first_row = row;
+        q_pool_for(w->pool, (int64_t)rows, (int64_t)Q_MIN(span_rows(k), n), span, w);
+        Q_TRY(first_trouble(w));
+        for (uint64_t r = 0; r < rows && !w->copy; r++) {
+            error2 += w->error2[r];
+            norm2 += w->norm2[r];
+        }
+        Q_TRY(q_writer_gguf.write(w->writer, w->out, rows * w->row_bytes));
+        w->done += rows * k;
+    }
+    return report(w, i, norm2 > 0 ? sqrt(error2 / norm2) : 0);
+}
+
+static lq_status write_file(work *w) {
+    Q_TRY(make_buffers(w));
+    Q_TRY(q_pool_open(w->alloc, w->threads, &w->pool));
+    Q_TRY(q_writer_gguf.open(w->alloc, w->dst, w->options->force != 0, w->meta, w->n_meta, w->outs, w->binding->n_items,
+                             &w->writer));
+    for (uint32_t i = 0; i < w->binding->n_items; i++) Q_TRY(write_tensor(w, i));
+    Q_TRY(progress(w));
+    for (uint32_t i = 0; i < w->dir->n_files; i++)
+        if (w->dir->files[i]) Q_TRY(q_file_unchanged(w->dir->files[i]));
+    q_writer *writer = w->writer;
+    w->writer = NULL; /* commit frees it in every case */
+    return q_writer_gguf.commit(writer);
+}
+
+static lq_status run(work *w) {
+    const lq_quantize_options *o = w->options;
+    if (!o || !o->scheme) return q_fail(LQ_E_ARG, "quantize: no scheme was given");
+    if (!w->dst && !o->dry_run) return q_fail(LQ_E_ARG, "quantize: no destination was given");
+    if (w->threads == 0 || w->threads > MAX_THREADS)
+        return q_fail(LQ_E_ARG, "quantize: %u threads are outside 1 to %d", w->threads, MAX_THREADS);
+    Q_TRY(q_recipe_find(w->alloc, o->scheme, &w->recipe));
+    /* Unmapped: the pages of a source larger than memory would count as ours. */
+    const q_load_options load = {.alloc = w->alloc, .log = w->log, .map = false, .allow_gaps = false};
+    Q_TRY(q_directory_open(w->src, &load, &w->dir));
+    if (w->dst) Q_TRY(check_destination(w));
+    Q_TRY(q_bind(w->alloc, w->log, w->dir, &w->binding));
+    Q_TRY(check_source(w));
+    Q_TRY(choose_formats(w));
+    if (w->dir->names != Q_NAMES_GGUF) Q_TRY(q_text_open(w->alloc, w->log, w->dir, &w->text));
+    Q_TRY(collect_keys(w));
+    Q_TRY(q_writer_gguf.measure(w->meta, w->n_meta, w->outs, w->binding->n_items, &w->result.bytes));
+    if (!o->dry_run) return write_file(w);
+    for (uint32_t i = 0; i < w->binding->n_items; i++) Q_TRY(report(w, i, 0));
+    return LQ_OK;
+}
+
+static void release(work *w) {
+    q_writer_gguf.discard(w->writer);
+    if (w->pool) q_pool_close(w->pool);
+    q_delete(w->alloc, w->floats);
+    q_delete(w->alloc, w->out);
+    q_delete(w->alloc, w->error2);
+    q_delete(w->alloc, w->norm2);
+    q_delete(w->alloc, w->troubles);
+    q_delete(w->alloc, w->choices);
+    q_delete(w->alloc, w->outs);
+    q_delete(w->alloc, w->meta);
+    if (w->text) q_text_close(w->text);
+    q_binding_close(w->binding);
+    if (w->dir) q_directory_close(w->dir);
+    q_recipe_close(w->recipe);
+    q_arena_free(&w->arena);
+}
+
+lq_status q_quantize(const q_alloc *a, const q_log *log, uint32_t threads, const char *src, const char *dst,
+                     const lq_quantize_options *options, lq_quantize_result *result) {
+    const double begin = q_clock();
+    work w;
+    memset(&w, 0, sizeof w);
+    w.alloc = a;
+    w.log = log;
+    w.src = src;
+    w.dst = dst;
+    w.options = options;
+    w.arena.alloc = a;
+    w.threads = options && options->threads ? options->threads : threads ? threads : q_threads_default();
+    const lq_status st = run(&w);
+    release(&w);
+    if (st == LQ_OK && result) {
+        const uint32_t size = result->size;
+        *result = w.result;
+        result->size = size;
+        result->seconds = q_clock() - begin;
+    }
+    return st;
+}
