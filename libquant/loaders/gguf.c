@@ -339,7 +339,7 @@ static lq_status read_header(cursor *c) {
     if (legacy_name(p))
         return q_fail(LQ_E_FORMAT, "a file of the legacy format %s: convert it to GGUF first", legacy_name(p));
     if (memcmp(p, "GGUF", 4) != 0)
-        return q_fail(LQ_E_FORMAT, "not a GGUF file: begins with bytes %02x %02x %02x %02x", p[0], p[1], p[2], p[3]);
+        return q_fail(LQ_E_FORMAT, "not a GGUF file: begins with %02x %02x %02x %02x", p[0], p[1], p[2], p[3]);
     Q_TRY(need32(c, &s->version));
     if (s->version != 2 && s->version != 3) {
         const uint32_t v = s->version;
