@@ -1,0 +1,390 @@
+/* cpu.c: the CPU backend: the vtable, how a plan is compiled, and memory. program.c runs what is compiled here.
+ *
+ * Compiling chooses a kernel for each step, turns the plan into stages (a step, or the quantization of a slot that
+ * products read in 8 bits), and lays everything a run needs out in one block: the same function lays out with no base to
+ * measure, so that what was promised is what is allocated. Refuses nothing that op.h describes: a step without a kernel
+ * of its own runs the reference. Layer L2. */
+#include "program.h"
+
+#include <stdio.h>
+
+struct q_device {
+    const q_alloc *alloc;
+    const q_log *log;
+    q_isa isa;
+    uint32_t threads;
+};
+
+extern const q_backend q_backend_cpu;
+
+const q_cpu_kernel q_cpu_kernels[] = {
+#define PRODUCT(weight, activation, isa_, rows_, name_)                                                       \
+    {.name = #name_, .op = Q_OP_MATMUL, .format = #weight, .act = Q_CPU_ACT_##activation, .isa = Q_ISA_##isa_, \
+     .rows = rows_, .mm = q_##name_, .mm_scratch = q_##name_##_scratch},
+#define STEP(op_, isa_, name_)                                                                        \
+    {.name = #name_, .op = Q_OP_##op_, .format = "any", .isa = Q_ISA_##isa_, .fn = q_##name_,         \
+     .scratch = q_##name_##_scratch, .accepts = q_##name_##_accepts},
+#define ACTIVATION(activation, isa_, name_)                                                            \
+    {.name = #name_, .op = Q_OP_COUNT, .act = Q_CPU_ACT_##activation, .isa = Q_ISA_##isa_, .quantize = q_##name_},
+#include "kernels.def"
+#undef PRODUCT
+#undef STEP
+#undef ACTIVATION
+};
+uint32_t q_cpu_kernel_count(void) { return (uint32_t)Q_COUNT(q_cpu_kernels); }
+
+/* Names of the reference functions, for kernel_name: "ref_norm". */
+static const char *const ref_names[Q_OP_COUNT] = {
+#define OP(name, fn, unit) [Q_OP_##name] = &#fn[2],
+#include "../../libquant/ops.def"
+#undef OP
+};
+
+/* ------------------------------------------------------------------------------------------------ choosing kernels */
+
+static bool is_product(const q_inst *s) {
+    return (s->op == Q_OP_MATMUL || s->op == Q_OP_HEAD) && !(s->lora_a && s->lora_b);
+}
+
+static bool fits(const q_cpu_kernel *k, const q_inst *s, q_isa isa, bool f32_activations) {
+    if (k->isa > isa || k->quantize) return false;
+    if (!k->mm) return k->op == s->op && (!k->accepts || k->accepts(s));
+    if (!is_product(s)) return false;
+    if (strcmp(k->format, "any") != 0 && strcmp(k->format, s->w->format->name) != 0) return false;
+    return !k->act || (!f32_activations && s->w->k % k->act->weights == 0);
+}
+
+static const q_cpu_kernel *choose(const q_inst *s, q_isa isa, bool f32_activations) {
+    for (size_t i = Q_COUNT(q_cpu_kernels); i-- > 0;)
+        if (fits(&q_cpu_kernels[i], s, isa, f32_activations)) return &q_cpu_kernels[i];
+    return NULL;
+}
+
+static void (*choose_quantize(const q_act *act, q_isa isa))(const float *, int64_t, void *) {
+    for (size_t i = Q_COUNT(q_cpu_kernels); i-- > 0;)
+        if (q_cpu_kernels[i].quantize && q_cpu_kernels[i].act == act && q_cpu_kernels[i].isa <= isa)
+            return q_cpu_kernels[i].quantize;
+    return act->quantize;
+}
+
+/* -------------------------------------------------------------------------------------------------------- stages */
+
+/* The quantized form of x that a product reads. */
+static q_cpu_copy_key key_of(const q_inst *s, const q_act *act) {
+    q_cpu_copy_key k = {.slot = s->x.slot, .offset = s->x.offset, .k = s->w->k, .heads = 1, .stride = 0, .act = act};
+    if (s->op == Q_OP_MATMUL && s->x.heads > 1 && s->y.heads > 1) {
+        k.heads = s->x.heads;
+        k.stride = s->x.stride;
+    }
+    return k;
+}
+static bool same_key(const q_cpu_copy_key *a, const q_cpu_copy_key *b) {
+    return a->slot == b->slot && a->offset == b->offset && a->k == b->k && a->heads == b->heads &&
+           a->stride == b->stride && a->act == b->act;
+}
+
+static int32_t find_copy(const q_program *p, const q_cpu_copy_key *key) {
+    for (int32_t i = 0; i < p->n_copies; i++)
+        if (same_key(&p->copies[i].key, key)) return i;
+    return -1;
+}
+
+static int32_t add_copy(q_program *p, const q_cpu_copy_key *key, q_isa isa) {
+    const int32_t found = find_copy(p, key);
+    if (found >= 0) return found;
+    q_cpu_copy *c = &p->copies[p->n_copies];
+    c->key = *key;
+    c->quantize = choose_quantize(key->act, isa);
+    c->head_bytes = (uint64_t)(key->k / key->act->weights) * (uint64_t)key->act->bytes;
+    c->column_bytes = c->head_bytes * (uint64_t)key->heads;
+    return p->n_copies++;
+}
+
+/* Did a stage made so far leave this copy in the state that a step now wants? */
+static bool is_fresh(const q_program *p, const q_cpu_copy_key *key) {
+    for (int32_t i = p->n_stages; i-- > 0;) {
+        const q_cpu_stage *t = &p->stages[i];
+        if (t->makes >= 0 && same_key(&p->copies[t->makes].key, key)) return true;
+        if (t->makes < 0 && p->plan->insts[t->step].y.slot == key->slot) return false;
+    }
+    return false;
+}
+
+/* Stages of the plan in order. The copies that the steps of a group want are all made before its first step. */
+static void make_stages(q_program *p, q_isa isa) {
+    const q_plan *plan = p->plan;
+    for (int32_t i = 0; i < plan->n_insts; i++) {
+        const q_inst *s = &plan->insts[i];
+        const q_cpu_kernel *kernel = choose(s, isa, plan->f32_activations);
+        const bool opens = i == 0 || s->group == 0 || plan->insts[i - 1].group != s->group;
+        p->first_stage[i] = p->n_stages;
+        for (int32_t m = i; opens && m < plan->n_insts && (m == i || (s->group && plan->insts[m].group == s->group)); m++) {
+            const q_cpu_kernel *k = choose(&plan->insts[m], isa, plan->f32_activations);
+            if (!k || !k->act) continue;
+            const q_cpu_copy_key key = key_of(&plan->insts[m], k->act);
+            if (is_fresh(p, &key)) continue;
+            const int32_t c = add_copy(p, &key, isa);
+            p->stages[p->n_stages++] = (q_cpu_stage){.step = m, .makes = c, .reads = -1, .columns = true};
+        }
+        q_cpu_stage t = {.step = i, .makes = -1, .reads = -1, .kernel = kernel};
+        t.columns = q_ops[s->op].unit == Q_UNIT_COLUMN;
+        t.gathers = s->out && (s->op == Q_OP_NORM || s->op == Q_OP_COPY);
+        t.fn = kernel && kernel->fn ? kernel->fn : q_ops[s->op].ref;
+        if (kernel && kernel->act) {
+            const q_cpu_copy_key key = key_of(s, kernel->act);
+            t.reads = find_copy(p, &key);
+        }
+        p->stages[p->n_stages++] = t;
+    }
+    p->first_stage[plan->n_insts] = p->n_stages;
+}
+
+/* --------------------------------------------------------------------------------------------------------- memory */
+
+/* Pieces of a block, each Q_ALIGN-aligned; with base NULL only counted. A total that overflows stays at a number that no
+ * allocator grants. */
+typedef struct carve {
+    uint8_t *base;
+    uint64_t used;
+} carve;
+static void *take(carve *c, uint64_t count, uint64_t item) {
+    uint64_t bytes;
+    const uint64_t at = c->used;
+    if (q_mul_overflow(count, item, &bytes) || bytes > UINT64_MAX / 8 || at > UINT64_MAX / 8) {
+        c->used = UINT64_MAX / 4;
+        return NULL;
+    }
+    c->used = at + q_round_up(bytes, Q_ALIGN);
+    return c->base ? c->base + at : NULL;
+}
+
+/* The program and its tables. */
+static q_program *lay_out_tables(const q_plan *plan, carve *c) {
+    q_program *p = take(c, 1, sizeof *p);
+    const uint64_t n = (uint64_t)plan->n_insts;
+    int32_t *first_stage = take(c, n + 1, sizeof *first_stage);
+    q_cpu_stage *stages = take(c, 2 * n, sizeof *stages); /* a product has at most one copy made for it */
+    q_cpu_copy *copies = take(c, n, sizeof *copies);
+    float **slots = take(c, (uint64_t)plan->n_slots, sizeof *slots);
+    uint8_t **kv = take(c, (uint64_t)plan->n_kv, sizeof *kv);
+    if (!c->base) return NULL;
+    p->plan = plan;
+    p->first_stage = first_stage;
+    p->stages = stages;
+    p->copies = copies;
+    p->slots = slots;
+    p->kv = kv;
+    return p;
+}
+
+/* Scratch of one thread for a stage. A kernel may hand unusual cases to the reference. */
+static uint64_t scratch_of(const q_inst *s, const q_cpu_kernel *k, int32_t columns) {
+    if (k && k->mm) {
+        const uint64_t bias = s->b ? q_round_up((uint64_t)s->w->rows * sizeof(float), Q_ALIGN) : 0;
+        return bias + k->mm_scratch(s->w->k, columns);
+    }
+    return Q_MAX(k ? k->scratch(s, columns) : 0, (uint64_t)q_ref_scratch(s, columns));
+}
+
+/* Slots, copies and scratch. The tables of p are complete. */
+static void lay_out_data(q_program *p, uint32_t threads, carve *c) {
+    const q_plan *plan = p->plan;
+    const int32_t columns = Q_MAX(plan->columns, plan->outs);
+    for (int32_t i = 1; i < plan->n_slots; i++)
+        p->slots[i] = take(c, (uint64_t)columns * (uint64_t)plan->slot_width[i], sizeof(float));
+    for (int32_t i = 0; i < p->n_copies; i++)
+        p->copies[i].data = take(c, (uint64_t)columns, p->copies[i].column_bytes);
+    p->scratch_bytes = 0;
+    for (int32_t i = 0; i < p->n_stages; i++) {
+        const q_cpu_stage *t = &p->stages[i];
+        if (t->makes >= 0) continue;
+        p->scratch_bytes = Q_MAX(p->scratch_bytes, scratch_of(&plan->insts[t->step], t->kernel, columns));
+    }
+    p->scratch_bytes = q_round_up(p->scratch_bytes, Q_ALIGN);
+    p->scratch = take(c, threads, p->scratch_bytes);
+}
+
+/* A program with its tables filled; what its data will need in *data_bytes. */
+static lq_status make_program(const q_device *dev, const q_plan *plan, uint32_t threads, q_program **out,
+                              uint64_t *table_bytes, uint64_t *data_bytes) {
+    carve c = {NULL, 0};
+    lay_out_tables(plan, &c);
+    *table_bytes = c.used;
+    void *block = q_new(dev->alloc, c.used, 1);
+    if (!block) return LQ_E_NOMEM;
+    c = (carve){block, 0};
+    q_program *p = lay_out_tables(plan, &c);
+    p->alloc = dev->alloc;
+    make_stages(p, dev->isa);
+    c = (carve){NULL, 0};
+    lay_out_data(p, threads, &c);
+    *data_bytes = c.used;
+    *out = p;
+    return LQ_OK;
+}
+
+static uint64_t cpu_measure(const q_device *dev, const q_plan *plan, uint32_t threads) {
+    q_program *p;
+    uint64_t tables, data;
+    if (threads == 0) threads = dev->threads;
+    if (make_program(dev, plan, threads, &p, &tables, &data) != LQ_OK) return UINT64_MAX;
+    q_delete(dev->alloc, p);
+    return tables + Q_ALIGN + data + Q_ALIGN + q_pool_bytes(threads); /* q_new puts a header before each block */
+}
+
+static void cpu_release(q_program *p) {
+    if (!p) return;
+    q_pool_close(p->pool);
+    q_delete(p->alloc, p->data);
+    q_delete(p->alloc, p);
+}
+
+static lq_status cpu_compile(q_device *dev, const q_plan *plan, const q_buffer *kv, uint32_t threads, q_program **out) {
+    q_program *p;
+    uint64_t tables, data;
+    if (threads == 0) threads = dev->threads;
+    Q_TRY(make_program(dev, plan, threads, &p, &tables, &data));
+    for (int32_t i = 0; i < plan->n_kv; i++) p->kv[i] = kv[i].host;
+    lq_status status = LQ_OK;
+    p->data = q_new(dev->alloc, data, 1);
+    if (!p->data) status = LQ_E_NOMEM;
+    if (status == LQ_OK) {
+        carve c = {p->data, 0};
+        lay_out_data(p, threads, &c);
+        status = q_pool_open(dev->alloc, threads, &p->pool);
+    }
+    if (status != LQ_OK) {
+        cpu_release(p);
+        return status;
+    }
+    *out = p;
+    return LQ_OK;
+}
+
+/* --------------------------------------------------------------------------------------------------------- vtable */
+
+static uint32_t cpu_probe(void) { return 1; }
+
+static lq_status cpu_open(uint32_t index, const q_device_options *options, q_device **out) {
+    const q_alloc *alloc = options && options->alloc ? options->alloc : &q_alloc_libc;
+    q_isa isa;
+    if (index != 0) return q_fail(LQ_E_ARG, "there is one CPU device, number 0, and no number %u", index);
+    Q_TRY(q_isa_choose(options ? options->isa : NULL, &isa));
+    q_device *dev = Q_NEW(alloc, q_device, 1);
+    if (!dev) return LQ_E_NOMEM;
+    dev->alloc = alloc;
+    dev->log = options ? options->log : NULL;
+    dev->isa = isa;
+    dev->threads = options && options->threads ? options->threads : q_threads_default();
+    q_log_write(dev->log, LQ_LOG_DEBUG, "cpu:0 runs %s kernels on %u threads", q_isa_names[isa], dev->threads);
+    *out = dev;
+    return LQ_OK;
+}
+
+static void cpu_close(q_device *dev) {
+    if (dev) q_delete(dev->alloc, dev);
+}
+
+static void cpu_info(const q_device *dev, lq_device_info *info) {
+    char brand[64];
+    q_cpu_brand(brand, sizeof brand);
+    info->threads = dev->threads;
+    snprintf(info->name, sizeof info->name, "cpu:0");
+    snprintf(info->description, sizeof info->description, "%s, %s", brand[0] ? brand : "CPU", q_isa_names[dev->isa]);
+    snprintf(info->isa, sizeof info->isa, "%s", q_isa_names[dev->isa]);
+    info->memory = q_memory_available();
+}
+
+static lq_status cpu_alloc(q_device *dev, uint64_t bytes, q_buffer *out) {
+    void *p = q_new(dev->alloc, bytes, 1);
+    if (!p) return LQ_E_NOMEM;
+    *out = (q_buffer){.host = p, .device = 0, .bytes = bytes};
+    return LQ_OK;
+}
+
+static void cpu_free(q_device *dev, q_buffer *buffer) {
+    q_delete(dev->alloc, buffer->host);
+    *buffer = (q_buffer){0};
+}
+
+static lq_status check_range(const q_buffer *b, uint64_t offset, uint64_t n) {
+    if (n <= b->bytes && offset <= b->bytes - n) return LQ_OK;
+    return q_fail(LQ_E_INTERNAL, "%llu bytes at %llu lie outside a buffer of %llu bytes", (unsigned long long)n,
+                  (unsigned long long)offset, (unsigned long long)b->bytes);
+}
+
+static lq_status cpu_write(q_device *dev, q_buffer *dst, uint64_t offset, const void *src, uint64_t n) {
+    Q_UNUSED(dev);
+    Q_TRY(check_range(dst, offset, n));
+    if (n) memcpy((uint8_t *)dst->host + offset, src, (size_t)n);
+    return LQ_OK;
+}
+
+static lq_status cpu_read(q_device *dev, const q_buffer *src, uint64_t offset, void *dst, uint64_t n) {
+    Q_UNUSED(dev);
+    Q_TRY(check_range(src, offset, n));
+    if (n) memcpy(dst, (const uint8_t *)src->host + offset, (size_t)n);
+    return LQ_OK;
+}
+
+static lq_status cpu_copy(q_device *dev, q_buffer *dst, uint64_t to, const q_buffer *src, uint64_t from, uint64_t n) {
+    Q_UNUSED(dev);
+    Q_TRY(check_range(dst, to, n));
+    Q_TRY(check_range(src, from, n));
+    if (n) memmove((uint8_t *)dst->host + to, (const uint8_t *)src->host + from, (size_t)n);
+    return LQ_OK;
+}
+
+/* All kernels read the file's bytes: they are bound by memory in decode, and in prefill unpack a tile for all columns. */
+static uint64_t cpu_pack_bytes(q_device *dev, q_op op, const q_weight *w) {
+    Q_UNUSED(dev);
+    Q_UNUSED(op);
+    Q_UNUSED(w);
+    return 0;
+}
+
+static lq_status cpu_pack(q_device *dev, q_op op, const q_weight *w, q_buffer *dst) {
+    Q_UNUSED(dev);
+    Q_UNUSED(op);
+    Q_UNUSED(dst);
+    return q_fail(LQ_E_INTERNAL, "tensor \"%s\": the CPU has no layout of its own to pack to", w->name ? w->name : "?");
+}
+
+static const char *cpu_supports(const q_device *dev, const q_inst *s) {
+    Q_UNUSED(dev);
+    return s->op < Q_OP_COUNT ? NULL : "unknown operation";
+}
+
+static lq_status cpu_wait(q_device *dev) { /* run returns when all is done */
+    Q_UNUSED(dev);
+    return LQ_OK;
+}
+
+static const char *cpu_kernel_name(const q_program *p, int32_t i) {
+    if (i < 0 || i >= p->plan->n_insts) return "";
+    const q_cpu_stage *t = &p->stages[p->first_stage[i]];
+    while (t->makes >= 0) t++; /* copies made for the step and its group come first */
+    return t->kernel ? t->kernel->name : ref_names[p->plan->insts[i].op];
+}
+
+const q_backend q_backend_cpu = {
+    .name = "cpu",
+    .probe = cpu_probe,
+    .open = cpu_open,
+    .close = cpu_close,
+    .info = cpu_info,
+    .alloc = cpu_alloc,
+    .free = cpu_free,
+    .write = cpu_write,
+    .read = cpu_read,
+    .copy = cpu_copy,
+    .pack_bytes = cpu_pack_bytes,
+    .pack = cpu_pack,
+    .supports = cpu_supports,
+    .measure = cpu_measure,
+    .compile = cpu_compile,
+    .release = cpu_release,
+    .run = q_cpu_run,
+    .wait = cpu_wait,
+    .kernel_name = cpu_kernel_name,
+};

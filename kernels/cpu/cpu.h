@@ -1,0 +1,80 @@
+/* cpu.h: private to kernels/cpu: instruction sets, the record of a kernel, and what a product kernel is given.
+ *
+ * cpu.c chooses kernels and walks plans; a kernel file implements rows of kernels.def and knows nothing of plans beyond
+ * op.h. Layer L2. */
+#ifndef Q_CPU_H
+#define Q_CPU_H
+
+#include "../../libquant/backend.h"
+#include "../ref/ref.h"
+
+typedef enum {
+#define ISA(name) Q_ISA_##name,
+#include "isa.def"
+#undef ISA
+    Q_ISA_COUNT
+} q_isa;
+
+extern const char *const q_isa_names[Q_ISA_COUNT];
+bool q_isa_present(q_isa isa);
+/* The best rung up to the one named; NULL = the best present. LQ_E_ARG: no such name; LQ_E_UNSUPPORTED: not here. */
+lq_status q_isa_choose(const char *name, q_isa *out);
+/* The processor's own name for itself, trimmed; "" when it has none. */
+void q_cpu_brand(char *text, size_t n);
+
+/* One call of a product kernel: y[c][r] = w[r] . x[c] for all rows r and columns c, in the order of op.h. Then the bias
+ * is added, and then, with `add`, what y held. */
+typedef struct q_mm {
+    const q_format *format;
+    const uint8_t *w;     /* first row; of any alignment */
+    uint64_t row_bytes;
+    int64_t rows;
+    int64_t k;            /* a multiple of the format's block and of the activation's */
+    const uint8_t *x;     /* column 0: k floats, or k / act->weights blocks; 4-aligned */
+    int64_t x_stride;     /* bytes from a column to the next */
+    int64_t n;            /* columns, at least 1 */
+    float *y;
+    int64_t y_stride;     /* floats from a column to the next */
+    const float *bias;    /* [rows] or NULL */
+    bool add;
+    void *scratch;        /* Q_ALIGN-aligned, as many bytes as the row's `scratch` says */
+} q_mm;
+
+/* A line of kernels.def. Products have `mm`, other operations `fn`, activation formats `quantize`. */
+typedef struct q_cpu_kernel {
+    const char *name;     /* op_weight_act[_tile]__isa */
+    q_op op;              /* products: MATMUL, which stands for HEAD too */
+    const char *format;   /* of the weight; "any" */
+    const q_act *act;     /* what a product reads; NULL = float32 */
+    q_isa isa;
+    int32_t rows;         /* products: what a chunk of rows is best a multiple of */
+    void (*mm)(const q_mm *m);
+    uint64_t (*mm_scratch)(int64_t k, int64_t columns);
+    q_op_fn fn;
+    uint64_t (*scratch)(const q_inst *s, int32_t columns);
+    bool (*accepts)(const q_inst *s); /* NULL = any step of its operation */
+    void (*quantize)(const float *x, int64_t n, void *dst);
+} q_cpu_kernel;
+
+extern const q_cpu_kernel q_cpu_kernels[];
+uint32_t q_cpu_kernel_count(void);
+
+/* kernels.def writes activation formats by name. */
+#define Q_CPU_ACT_f32 NULL
+#define Q_CPU_ACT_a8_32 (&q_act_a8_32)
+#define Q_CPU_ACT_a8_256 (&q_act_a8_256)
+
+#define PRODUCT(weight, activation, isa_, rows_, name_)  \
+    void q_##name_(const q_mm *m);                       \
+    uint64_t q_##name_##_scratch(int64_t k, int64_t n);
+#define STEP(op_, isa_, name_)                                                      \
+    void q_##name_(const q_inst *s, const q_exec *e, int64_t begin, int64_t end);   \
+    uint64_t q_##name_##_scratch(const q_inst *s, int32_t columns);                 \
+    bool q_##name_##_accepts(const q_inst *s);
+#define ACTIVATION(activation, isa_, name_) void q_##name_(const float *x, int64_t n, void *dst);
+#include "kernels.def"
+#undef PRODUCT
+#undef STEP
+#undef ACTIVATION
+
+#endif
