@@ -1,0 +1,452 @@
+/* fit.c: the searches behind every format's `fit`.
+ *
+ * A block is first brought to magnitudes around 1 (by a power of two, hence exactly) and its weights to a maximum of 1,
+ * so that neither subnormal nor huge input loses precision. The search then goes in two stages:
+ *   groups  for each group, scales over a range are tried; each try rounds the values to levels and solves the least
+ *           squares for the scale (and minimum) that suit those levels; the best one is polished by repeating that.
+ *   block   the groups' scales and minima become multiples of d and dmin; then, in turns, every group takes the multiple
+ *           next to its own with the least error, and d, dmin are solved by least squares for all groups together.
+ * Sums are taken over residuals, not over values: the gain of a step is then a small difference of small numbers, and
+ * float32 suffices at 8 bits. The last word has the error of the grid as it will be decoded: where the reference
+ * encoder's grid is better, that one is returned. Layer L1. */
+#include "fit.h"
+
+#include <float.h>
+#include <math.h>
+
+enum { MAX_TURNS = 4, POLISH = 6 };
+
+/* One block, normalised: x = value * 2^-exponent. */
+typedef struct problem {
+    const q_shape *shape;
+    int n;                  /* values per group */
+    int exponent;
+    float x[Q_MAX_BLOCK], w[Q_MAX_BLOCK];
+    float first, mid[15], step[15]; /* of a codebook: the lowest level, borders and distances between neighbours */
+    float top, bottom;      /* highest and lowest level */
+} problem;
+
+/* Sums over a group for levels l chosen under (s, m), of the residual r = x - (s * l - m). */
+typedef struct sums {
+    float w, wr, wrr, wl, wll, wrl;
+} sums;
+
+uint16_t q_fit_half(float f) {
+    return q_f32_to_half(f > 65504.0f ? 65504.0f : f < -65504.0f ? -65504.0f : f);
+}
+
+static float level(const q_shape *s, int32_t code) {
+    return s->table ? (float)s->table[code] : s->levels ? s->levels[code] : (float)code;
+}
+
+static bool has_book(const q_shape *s) { return s->table || s->levels; }
+
+/* Round to nearest in float arithmetic: adding 1.5 * 2^23 leaves no room for a fraction. For |v| < 2^22. */
+static float round_near(float v) { return (v + 12582912.0f) - 12582912.0f; }
+
+static int round_to(float v, int lo, int hi) {
+    if (!(v > (float)lo)) return lo;
+    if (v >= (float)hi) return hi;
+    return (int)round_near(v);
+}
+
+int32_t q_fit_nearest(const q_shape *s, const q_grid *grid, int32_t j, float x, float *value) {
+    const int g = j / (s->weights / s->groups);
+    const float scale = grid->scale[g], min = grid->min[g];
+    int32_t code = s->lo;
+    if (scale == 0.0f) {
+        while (code < s->hi && level(s, code) < 0.0f) code++; /* all the same: take the plain zero */
+        *value = scale * level(s, code) - min;
+        return code;
+    }
+    const float v = (x + min) / scale;
+    if (has_book(s)) {
+        for (int k = 0; k < 15; k++) code += v > (level(s, k) + level(s, k + 1)) * 0.5f;
+    } else {
+        code = round_to(v, s->lo, s->hi);
+    }
+    /* The division has rounded: let the decoded values of the neighbours decide. */
+    float best = scale * level(s, code) - min;
+    double error = fabs((double)x - (double)best);
+    const int32_t middle = code;
+    for (int32_t other = middle - 1; other <= middle + 1; other += 2) {
+        if (other < s->lo || other > s->hi) continue;
+        const float y = scale * level(s, other) - min;
+        const double e = fabs((double)x - (double)y);
+        if (e < error) {
+            error = e;
+            best = y;
+            code = other;
+        }
+    }
+    *value = best;
+    return code;
+}
+
+/* Fill p; false when all values are zero. */
+static bool prepare(const q_shape *s, const q_fit_in *in, problem *p) {
+    float amax = 0.0f, wmax = 0.0f, square = 0.0f;
+    p->shape = s;
+    p->n = s->weights / s->groups;
+    for (int i = 0; i < s->weights; i++) {
+        amax = fmaxf(amax, fabsf(in->x[i]));
+        if (in->weight && in->weight[i] <= FLT_MAX) wmax = fmaxf(wmax, in->weight[i]);
+    }
+    if (!(amax > 0.0f && amax <= FLT_MAX)) return false;
+    (void)frexpf(amax, &p->exponent);
+    const double down = ldexp(1.0, -p->exponent);
+    for (int i = 0; i < s->weights; i++) {
+        p->x[i] = (float)((double)in->x[i] * down);
+        square += p->x[i] * p->x[i];
+    }
+    const float rms = sqrtf(square / (float)s->weights);
+    for (int i = 0; i < s->weights; i++) {
+        const float a = fabsf(p->x[i]);
+        if (wmax > 0.0f)
+            p->w[i] = in->weight[i] > 0.0f && in->weight[i] <= FLT_MAX ? (float)((double)in->weight[i] / (double)wmax)
+                                                                       : 0.0f;
+        else
+            p->w[i] = s->prior == Q_PRIOR_FLAT ? 1.0f : s->prior == Q_PRIOR_MIXED ? rms + a : a * a;
+    }
+    for (int i = 0; i < s->weights; i += p->n) { /* a group that does not count still wants parameters of its own */
+        float total = 0.0f;
+        for (int k = 0; k < p->n; k++) total += p->w[i + k];
+        if (!(total > 0.0f))
+            for (int k = 0; k < p->n; k++) p->w[i + k] = 1e-6f;
+    }
+    p->bottom = level(s, s->lo);
+    p->top = level(s, s->hi);
+    p->first = p->bottom;
+    for (int k = 0; has_book(s) && k < 15; k++) {
+        p->mid[k] = (level(s, k) + level(s, k + 1)) * 0.5f;
+        p->step[k] = level(s, k + 1) - level(s, k);
+    }
+    return true;
+}
+
+/* Levels for the values of group g under inv = 1 / s. */
+static void levels_of(const problem *p, int g, float inv, float m, float *l) {
+    const float *x = p->x + g * p->n;
+    const float lo = p->bottom, hi = p->top;
+    if (!has_book(p->shape)) {
+        for (int i = 0; i < p->n; i++) {
+            float v = (x[i] + m) * inv;
+            v = v > lo ? v : lo;
+            v = v < hi ? v : hi;
+            l[i] = round_near(v);
+        }
+        return;
+    }
+    for (int i = 0; i < p->n; i++) l[i] = p->first;
+    for (int k = 0; k < 15; k++) {
+        const float mid = p->mid[k], step = p->step[k];
+        for (int i = 0; i < p->n; i++) l[i] += x[i] * inv > mid ? step : 0.0f;
+    }
+}
+
+/* `lanes` partial sums break the chain of additions. */
+static void sums_at(const problem *p, int g, float s, float m, sums *out) {
+    enum { LANES = 4 };
+    const float *x = p->x + g * p->n, *w = p->w + g * p->n;
+    float l[Q_MAX_BLOCK], a[6][LANES] = {{0}};
+    levels_of(p, g, s != 0.0f ? 1.0f / s : 0.0f, m, l);
+    for (int i = 0; i < p->n; i += LANES) {
+        for (int k = 0; k < LANES; k++) {
+            const float r = x[i + k] - (s * l[i + k] - m), wr = w[i + k] * r, wl = w[i + k] * l[i + k];
+            a[0][k] += w[i + k];
+            a[1][k] += wr;
+            a[2][k] += wr * r;
+            a[3][k] += wl;
+            a[4][k] += wl * l[i + k];
+            a[5][k] += wr * l[i + k];
+        }
+    }
+    float t[6];
+    for (int c = 0; c < 6; c++) t[c] = (a[c][0] + a[c][2]) + (a[c][1] + a[c][3]);
+    *out = (sums){t[0], t[1], t[2], t[3], t[4], t[5]};
+}
+
+/* Least squares: the changes of s and m that suit the levels best; returns the error that then remains. A shape with
+ * stored minima has m >= 0. */
+static float solve(const sums *t, bool with_min, float *s, float *m) {
+    const float s0 = *s, m0 = *m;
+    const double W = (double)t->w, L = (double)t->wl, LL = (double)t->wll, R = (double)t->wr, RL = (double)t->wrl;
+    double ds = LL > 0 ? RL / LL : 0, dm = 0;
+    if (with_min) {
+        const double det = W * LL - L * L;
+        if (det > 1e-9 * W * LL) {
+            ds = (W * RL - L * R) / det;
+            dm = (L * RL - LL * R) / det;
+        } else {
+            ds = 0;
+            dm = W > 0 ? -R / W : 0;
+        }
+    }
+    *s = (float)((double)s0 + ds);
+    *m = (float)((double)m0 + dm);
+    return (float)((double)t->wrr - 2 * ds * RL + 2 * dm * R + ds * ds * LL - 2 * ds * dm * L + dm * dm * W);
+}
+
+/* As solve, with m kept at or above zero where minima are stored multiples. */
+static float solve_bounded(const problem *p, const sums *t, float *s, float *m) {
+    const float s0 = *s, m0 = *m;
+    const bool with_min = p->shape->mn_hi != 0;
+    float e = solve(t, with_min, s, m);
+    if (p->shape->mn_hi > 0 && *m < 0.0f) {
+        /* m = 0: x - s l = r + (s0 - s) l - m0; move the residual there and solve for s alone */
+        const double L = (double)t->wl, LL = (double)t->wll, W = (double)t->w, c = (double)m0;
+        const double R = (double)t->wr - c * W, RL = (double)t->wrl - c * L;
+        const double RR = (double)t->wrr - 2 * c * (double)t->wr + c * c * W;
+        const double ds = LL > 0 ? RL / LL : 0;
+        Q_UNUSED(R);
+        *s = (float)((double)s0 + ds);
+        *m = 0.0f;
+        e = (float)(RR - ds * RL);
+    }
+    if (p->shape->sc_lo >= 0 && p->shape->sc_hi > 1 && *s < 0.0f) *s = 0.0f;
+    return e;
+}
+
+/* Repeat "levels for the parameters, parameters for the levels" from (s, m) while the error falls. */
+static float polish(const problem *p, int g, float *s, float *m, int turns) {
+    float best = FLT_MAX, ts = *s, tm = *m;
+    for (int turn = 0; turn < turns; turn++) {
+        sums t;
+        sums_at(p, g, ts, tm, &t);
+        if (!(t.wrr < best)) break;
+        best = t.wrr;
+        *s = ts;
+        *m = tm;
+        (void)solve_bounded(p, &t, &ts, &tm);
+    }
+    return best;
+}
+
+/* The value of largest magnitude of a group. */
+static float extreme(const problem *p, int g) {
+    float best = 0.0f;
+    for (int i = 0; i < p->n; i++)
+        if (fabsf(p->x[g * p->n + i]) > fabsf(best)) best = p->x[g * p->n + i];
+    return best;
+}
+
+static float reference_scale(const problem *p, int g) {
+    const float x = extreme(p, g), at = p->shape->reference;
+    return at > 0.0f ? fabsf(x) / at : x / at;
+}
+
+static float search_scale(const problem *p, int g) {
+    const q_shape *sh = p->shape;
+    const float x = extreme(p, g);
+    float best_s = 0.0f, best = FLT_MAX, none = 0.0f;
+    if (x == 0.0f) return 0.0f;
+    for (int k = 0; k <= 2 * sh->steps + 1; k++) {
+        const float t = sh->from + (sh->to - sh->from) * (float)(k / 2) / (float)sh->steps;
+        float s = k % 2 ? x / t : -x / t;
+        sums at;
+        sums_at(p, g, s, 0.0f, &at);
+        const float e = solve(&at, false, &s, &none);
+        if (e < best) {
+            best = e;
+            best_s = s;
+        }
+    }
+    polish(p, g, &best_s, &none, POLISH);
+    return best_s;
+}
+
+/* Lowest and highest of the range that levels 0 .. hi are spread over. */
+static void range(const problem *p, int g, float *lo, float *hi) {
+    *lo = FLT_MAX;
+    *hi = -FLT_MAX;
+    for (int i = 0; i < p->n; i++) {
+        *lo = fminf(*lo, p->x[g * p->n + i]);
+        *hi = fmaxf(*hi, p->x[g * p->n + i]);
+    }
+    if (p->shape->mn_hi > 0) { /* a stored minimum can only lower */
+        *lo = fminf(*lo, 0.0f);
+        *hi = fmaxf(*hi, *lo);
+    }
+}
+
+static void reference_min(const problem *p, int g, float *s, float *m) {
+    float lo, hi;
+    range(p, g, &lo, &hi);
+    *s = (hi - lo) / p->top;
+    *m = -lo;
+}
+
+static void search_min(const problem *p, int g, float *s, float *m) {
+    const q_shape *sh = p->shape;
+    float lo, hi, best = FLT_MAX;
+    range(p, g, &lo, &hi);
+    *s = 0.0f;
+    *m = -lo;
+    if (!(hi > lo)) return;
+    for (int k = 0; k <= sh->steps; k++) {
+        const float t = sh->from + (sh->to - sh->from) * (float)k / (float)sh->steps;
+        float ts = (hi - lo) / t, tm = -lo;
+        sums at;
+        sums_at(p, g, ts, tm, &at);
+        (void)solve_bounded(p, &at, &ts, &tm);
+        const float e = polish(p, g, &ts, &tm, p->top < 4.0f ? 4 : 2);
+        if (e < best) {
+            best = e;
+            *s = ts;
+            *m = tm;
+        }
+    }
+    polish(p, g, s, m, POLISH);
+}
+
+/* The stored form of a real d: a finite half or float; `back` is it in the normalised block. */
+static float stored(const problem *p, float d, float *back) {
+    const double up = ldexp((double)d, p->exponent);
+    float v;
+    if (p->shape->full)
+        v = up > (double)FLT_MAX ? FLT_MAX : up < -(double)FLT_MAX ? -FLT_MAX : (float)up;
+    else
+        v = q_half_to_f32(q_fit_half((float)fmax(-70000.0, fmin(70000.0, up))));
+    *back = (float)ldexp((double)v, -p->exponent);
+    return v;
+}
+
+/* What follows from d, dmin, sc and mn. The products are those of the decoder. */
+static void finish(const q_shape *s, q_grid *grid) {
+    for (int g = 0; g < s->groups; g++) {
+        grid->scale[g] = grid->d * (float)grid->sc[g];
+        grid->min[g] = grid->dmin * (float)grid->mn[g];
+    }
+}
+
+/* Parameters of a block being refined: the grid, and its d and dmin in the normalised block. */
+typedef struct trial {
+    q_grid grid;
+    float d, dmin;
+} trial;
+
+static void set_d(const problem *p, trial *t, float d, float dmin) {
+    t->grid.d = stored(p, d, &t->d);
+    t->grid.dmin = p->shape->mn_hi != 0 ? stored(p, dmin, &t->dmin) : 0.0f;
+}
+
+/* Make stored multiples of the groups' scales and minima. */
+static void assemble(const problem *p, const float *s, const float *m, trial *t) {
+    const q_shape *sh = p->shape;
+    float smax = 0.0f, mmax = 0.0f;
+    memset(t, 0, sizeof *t);
+    if (sh->sc_hi == 1) {
+        set_d(p, t, s[0], -m[0]);
+        t->grid.sc[0] = 1;
+        t->grid.mn[0] = (int16_t)(sh->mn_hi < 0 ? -1 : 0);
+        return;
+    }
+    for (int g = 0; g < sh->groups; g++) {
+        if (fabsf(s[g]) > fabsf(smax)) smax = s[g];
+        mmax = fmaxf(mmax, m[g]);
+    }
+    set_d(p, t, smax / (float)(sh->sc_lo < 0 ? sh->sc_lo : sh->sc_hi),
+          sh->mn_hi > 0 ? mmax / (float)sh->mn_hi : 0.0f);
+    for (int g = 0; g < sh->groups; g++) {
+        t->grid.sc[g] = (int16_t)(t->d != 0.0f ? round_to(s[g] / t->d, sh->sc_lo, sh->sc_hi) : 0);
+        t->grid.mn[g] = (int16_t)(t->dmin != 0.0f ? round_to(m[g] / t->dmin, 0, sh->mn_hi) : 0);
+    }
+}
+
+/* Give every group the multiples next to its own with the least error; returns that of the block and the least-squares
+ * d and dmin for the levels chosen. */
+static double choose_multiples(const problem *p, trial *t, float *d, float *dmin) {
+    const q_shape *sh = p->shape;
+    double AA = 0, AB = 0, BB = 0, RA = 0, RB = 0, total = 0;
+    const int reach = sh->mn_hi > 0 ? 1 : 0;
+    for (int g = 0; g < sh->groups; g++) {
+        const int sc = t->grid.sc[g], mn = t->grid.mn[g];
+        sums best = {0};
+        bool found = false;
+        for (int a = Q_MAX(sc - 1, sh->sc_lo); a <= Q_MIN(sc + 1, sh->sc_hi); a++) {
+            for (int b = Q_MAX(mn - reach, 0); b <= Q_MIN(mn + reach, sh->mn_hi); b++) {
+                sums at;
+                sums_at(p, g, t->d * (float)a, t->dmin * (float)b, &at);
+                if (found && !(at.wrr < best.wrr)) continue;
+                found = true;
+                best = at;
+                t->grid.sc[g] = (int16_t)a;
+                t->grid.mn[g] = (int16_t)b;
+            }
+        }
+        const double A = (double)t->grid.sc[g], B = (double)t->grid.mn[g];
+        AA += A * A * (double)best.wll;
+        AB += A * B * (double)best.wl;
+        BB += B * B * (double)best.w;
+        RA += A * (double)best.wrl;
+        RB += B * (double)best.wr;
+        total += (double)best.wrr;
+    }
+    const double det = AA * BB - AB * AB;
+    double dd = AA > 0 ? RA / AA : 0, dm = 0;
+    if (BB > 0 && det > 1e-9 * AA * BB) {
+        dd = (RA * BB - AB * RB) / det;
+        dm = (AB * RA - AA * RB) / det;
+    }
+    *d = (float)((double)t->d + dd);
+    *dmin = (float)((double)t->dmin + dm);
+    return total;
+}
+
+static void refine(const problem *p, trial *t) {
+    trial now = *t;
+    double best = HUGE_VAL;
+    if (p->shape->sc_hi == 1) return;
+    for (int turn = 0; turn < MAX_TURNS; turn++) {
+        float d, dmin;
+        const double e = choose_multiples(p, &now, &d, &dmin);
+        if (!(e < best)) return;
+        best = e;
+        *t = now;
+        set_d(p, &now, d, fmaxf(dmin, 0.0f));
+    }
+}
+
+/* Weighted error of a grid as it will be decoded. */
+static double error_of(const problem *p, const float *x, const q_grid *grid) {
+    double e = 0;
+    for (int j = 0; j < p->shape->weights; j++) {
+        float value;
+        (void)q_fit_nearest(p->shape, grid, j, x[j], &value);
+        const double r = (double)x[j] - (double)value;
+        e += (double)p->w[j] * r * r;
+    }
+    return e;
+}
+
+static void fit(const q_shape *s, const q_fit_in *in, q_grid *grid, bool with_min) {
+    problem p;
+    trial reference, best;
+    float sc[Q_MAX_GROUPS], mn[Q_MAX_GROUPS] = {0};
+    memset(grid, 0, sizeof *grid);
+    if (!prepare(s, in, &p)) {
+        for (int g = 0; s->sc_hi == 1 && g < s->groups; g++) grid->sc[g] = 1;
+        for (int g = 0; s->mn_hi < 0 && g < s->groups; g++) grid->mn[g] = -1;
+        finish(s, grid);
+        return;
+    }
+    for (int g = 0; g < s->groups; g++) {
+        if (with_min) reference_min(&p, g, &sc[g], &mn[g]);
+        else sc[g] = reference_scale(&p, g);
+    }
+    assemble(&p, sc, mn, &reference);
+    finish(s, &reference.grid);
+    *grid = reference.grid;
+    if (!in->search) return;
+    for (int g = 0; g < s->groups; g++) {
+        if (with_min) search_min(&p, g, &sc[g], &mn[g]);
+        else sc[g] = search_scale(&p, g);
+    }
+    assemble(&p, sc, mn, &best);
+    refine(&p, &best);
+    finish(s, &best.grid);
+    if (error_of(&p, in->x, &best.grid) < error_of(&p, in->x, grid)) *grid = best.grid;
+}
+
+void q_fit_symmetric(const q_shape *s, const q_fit_in *in, q_grid *grid) { fit(s, in, grid, false); }
+void q_fit_minimum(const q_shape *s, const q_fit_in *in, q_grid *grid) { fit(s, in, grid, true); }
