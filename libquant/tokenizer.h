@@ -24,7 +24,20 @@ typedef struct q_vocab {
     q_arena arena;            /* owns the arrays */
 } q_vocab;
 
-enum { Q_LIMIT_VOCAB = 1 << 24, Q_LIMIT_PIECE = 1 << 20 };
+/* Longest piece: real ones stay below 200 bytes, and merging costs time in proportion to it. */
+enum { Q_LIMIT_VOCAB = 1 << 24, Q_LIMIT_PIECE = 1 << 14, Q_LIMIT_SPECIAL = 1024 };
+
+/* A set of byte strings searched for the longest that begins a text: special tokens, user-defined pieces. match.c. */
+typedef struct q_match {
+    struct q_match_item *items; /* sorted by bytes */
+    uint32_t n;
+    uint32_t first[257];        /* items by first byte: first[b] .. first[b + 1] */
+} q_match;
+/* Of the `n_ids` ids, pieces[id] goes in; pieces must outlive it. LQ_E_LIMIT beyond Q_LIMIT_SPECIAL bytes. */
+lq_status q_match_build(const q_alloc *a, const q_str *pieces, const int32_t *ids, uint32_t n_ids, q_match *out);
+void q_match_free(const q_alloc *a, q_match *m);
+/* The id of the longest one that begins text[0 .. n), and its length; -1 when there is none. */
+int32_t q_match_find(const q_match *m, const char *text, uint64_t n, uint32_t *length);
 
 typedef struct q_tokenizer_kind {
     const char *name;       /* "spm" */
