@@ -502,9 +502,9 @@ lq_status q_text_detokenize(const q_text *t, const int32_t *ids, size_t count, u
                       (unsigned long long)cap);
     start = !(flags & LQ_DETOKENIZE_MIDDLE);
     for (size_t i = 0, at = 0; i < count && at < total; i++) {
-        const size_t bytes = Q_MIN(spell(t, ids[i], flags, &start, piece), total - at);
-        memcpy(text + at, piece, bytes);
-        at += bytes;
+        const size_t bytes = spell(t, ids[i], flags, &start, piece), take = Q_MIN(bytes, total - at);
+        memcpy(text + at, piece, take);
+        at += take;
     }
     return LQ_OK;
 }
