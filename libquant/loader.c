@@ -42,9 +42,10 @@ lq_status q_index_build(const q_alloc *a, const void *first, size_t stride, uint
         uint64_t c = hash_name(&index, s) & index.mask;
         for (; index.cells[c]; c = (c + 1) & index.mask)
             if (q_str_eq(s, name_at(first, stride, index.cells[c] - 1))) {
+                const uint32_t before = index.cells[c] - 1;
                 q_delete(a, index.cells);
                 return q_fail(LQ_E_INCONSISTENT, "%s \"%.*s\" appears twice (as number %u and number %u)", what,
-                              Q_STR_ARG(s), index.cells[c] - 1, i);
+                              Q_STR_ARG(s), before, i);
             }
         index.cells[c] = i + 1;
     }
