@@ -1,0 +1,57 @@
+#!/bin/sh
+# cli_eval.sh: lq eval: its numbers and keys, and texts that do not do.
+. "$(dirname "$0")/cli_lib.sh"
+"$LQ" quantize "$POCKET" f16.gguf -s f16 2>/dev/null
+"$LQ" quantize "$POCKET" q4.gguf -s q4_0 2>/dev/null
+n=2048
+
+exits 0 "eval" "$LQ" eval f16.gguf --text "$TEXT/prose.txt" --max-tokens $n --json; json_is "eval"
+has "eval" tokens nll ppl ppl_se evaluated window seconds
+holds "eval: window" "$(json window)" = 256; holds "eval: evaluated" "$(json evaluated)" = $n
+compare "eval: scored" "$(json tokens)" ">=" $((n / 2 - 8))
+ppl=$(json ppl); compare "eval: perplexity" "$ppl" "<" 60; compare "eval: perplexity" "$ppl" ">" 10
+"$LQ" eval "$POCKET" --text - --max-tokens $n --json <"$TEXT/prose.txt" >"$out" 2>"$err"
+holds "the folder, from standard input" "$(json ppl)" = "$ppl"
+exits 0 "score-all" "$LQ" eval f16.gguf --text "$TEXT/prose.txt" --max-tokens $n --score-all --json
+compare "score-all" "$(json tokens)" ">=" $((n - 16))
+exits 0 "text form" "$LQ" eval f16.gguf --text "$TEXT/prose.txt" --max-tokens 512; says "text form" "^perplexity" "$out"
+
+# Against a reference.
+exits 0 "against" "$LQ" eval q4.gguf --against f16.gguf --text "$TEXT/prose.txt" --max-tokens $n --json
+json_is "against"
+has "against" tokens nll ppl ppl_se ppl_ratio kld_mean kld_median kld_p99 kld_max same_top kld_p90 dp_rms reference.ppl
+holds "against: reference" "$(json reference.ppl)" = "$ppl"
+compare "against: divergence" "$(json kld_mean)" ">" 0.001; compare "against: divergence" "$(json kld_mean)" "<" 0.1
+compare "against: order" "$(json kld_median)" "<" "$(json kld_p99)"
+compare "against: order" "$(json kld_p99)" "<=" "$(json kld_max)"
+compare "against: top" "$(json same_top)" ">" 0.7
+exits 0 "against, text" "$LQ" eval q4.gguf --against f16.gguf --text "$TEXT/prose.txt" --max-tokens 512
+says "against, text" "^KL divergence" "$out"
+exits 0 "against itself" "$LQ" eval f16.gguf --against f16.gguf --text "$TEXT/prose.txt" --max-tokens 512 --json
+compare "against itself" "$(json kld_max)" "==" 0; compare "against itself" "$(json same_top)" "==" 1
+
+# The same number for any number of threads; FP32 activations and scalar code are close to it.
+exits 0 "threads" "$LQ" eval q4.gguf --text "$TEXT/prose.txt" --max-tokens 512 --threads 1 --json; one=$(json nll)
+exits 0 "threads" "$LQ" eval q4.gguf --text "$TEXT/prose.txt" --max-tokens 512 --threads 2 --json
+holds "threads" "$(json nll)" = "$one"
+exits 0 "f32" "$LQ" eval q4.gguf --text "$TEXT/prose.txt" --max-tokens 256 --activations f32 --json; f32=$(json nll)
+exits 0 "scalar" "$LQ" eval q4.gguf --text "$TEXT/prose.txt" --max-tokens 256 --isa scalar --json
+compare "scalar" "($(json nll) - $f32) ^ 2" "<" 0.01
+exits 2 "isa" "$LQ" eval q4.gguf --text "$TEXT/prose.txt" --isa avx9000
+
+# C12: texts that do not do; the message says how many tokens are needed.
+: >empty.txt; printf 'too short' >short.txt; head -c 100000 /dev/urandom >noise.txt
+printf 'text\000with a NUL' >nul.txt
+for f in empty short noise nul; do
+    exits 3 "$f" "$LQ" eval f16.gguf --text $f.txt --json; says "$f" "256 .*needed\|256 tokens"; json_is "$f"
+done
+exits 3 "empty standard input" "$LQ" eval f16.gguf --text -; says "empty standard input" "standard input is empty"
+exits 4 "no text" "$LQ" eval f16.gguf --text none.txt; says "no text" "none.txt"
+exits 2 "few tokens" "$LQ" eval f16.gguf --text "$TEXT/prose.txt" --max-tokens 100
+exits 2 "long window" "$LQ" eval f16.gguf --text "$TEXT/prose.txt" --ctx 512; says "long window" "256"
+exits 4 "no reference" "$LQ" eval f16.gguf --against none.gguf --text "$TEXT/prose.txt"
+
+"$LQ" eval f16.gguf --text "$TEXT/prose.txt" --isa scalar -t 1 >"$out" 2>"$err" & pid=$!
+sleep 0.5; kill -INT $pid; wait $pid
+holds "SIGINT" $? -eq 130; silent "SIGINT"
+finish

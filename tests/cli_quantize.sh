@@ -1,0 +1,96 @@
+#!/bin/sh
+# cli_quantize.sh: lq quantize: every scheme, refusals and what lifts them, odd file names, limits, interruption.
+. "$(dirname "$0")/cli_lib.sh"
+q() { "$LQ" quantize "$@"; }
+nothing_left() { # WHAT: no file but those that were there before
+    left=$(find "$T_TMP" -name '*.gguf*' -newer mark -o -name '.*gguf*' -newer mark -o -name '*.tmp*' -newer mark)
+    if [ -z "$left" ]; then pass; else fail "$1: left $left"; fi
+}
+
+# Every scheme, and what info says of the result.
+for s in $("$LQ" info --schemes | cut -d' ' -f1); do
+    exits 0 "scheme $s" q "$POCKET" "$s.gguf" --scheme "$s" --json; json_is "scheme $s"
+    bytes=$(json bytes)
+    holds "scheme $s: bytes" "$(wc -c <"$s.gguf")" -eq "${bytes:-0}"
+    exits 0 "info $s" "$LQ" info "$s.gguf" --json
+    holds "info $s" "$(json scheme)" = "$s"
+done
+holds "q4_k_m is smaller than q8_0" "$(wc -c <q4_k_m.gguf)" -lt "$(wc -c <q8_0.gguf)"
+
+# The same bytes for any number of threads, and from a GGUF as from the folder.
+exits 0 "one thread" q "$POCKET" t1.gguf -s q4_k_m -t 1; silent "one thread"
+same "one thread" t1.gguf q4_k_m.gguf
+exits 0 "from a GGUF" q f16.gguf g.gguf -s q4_k_m
+exits 0 "-v" q "$POCKET" v.gguf -s q8_0 -v
+says "-v" "ffn_down" "$out"; says "-v" "rel. error" "$out"; says "-v" "bits per weight"
+
+# A dry run says the same and writes nothing.
+touch mark
+exits 0 "dry run" q "$POCKET" dry.gguf -s q4_k_m --dry-run --json; absent "dry run" dry.gguf; nothing_left "dry run"
+holds "dry run" "$(json bytes)" -eq "$(wc -c <q4_k_m.gguf)"
+exits 0 "dry run" q "$POCKET" dry.gguf -s q4_k_m --dry-run; says "dry run" "would write"
+
+# C03, C11, C02: refusals, and that they leave things as they are.
+cp q8_0.gguf keep.gguf
+exits 2 "exists" q "$POCKET" keep.gguf -s q4_0; says "exists" "--force"; same "exists" keep.gguf q8_0.gguf
+exits 0 "--force" q "$POCKET" keep.gguf -s q4_0 --force; same "--force" keep.gguf q4_0.gguf
+exits 2 "requantize" q q8_0.gguf r.gguf -s q4_0; says "requantize" "--requantize"; absent "requantize" r.gguf
+exits 0 "--requantize" q q8_0.gguf r.gguf -s q4_0 --requantize; holds "--requantize" -s r.gguf
+cp f16.gguf src.gguf; ln -s src.gguf link.gguf; ln src.gguf hard.gguf; mkdir sub
+for dst in src.gguf link.gguf hard.gguf sub/../src.gguf; do
+    exits 2 "same file as $dst" q src.gguf "$dst" -s q8_0 --force; says "same file" "same file\|is the source\|itself"
+    same "same file as $dst" src.gguf f16.gguf
+done
+
+# C04: the destination cannot be written.
+touch mark
+exits 4 "no such folder" q "$POCKET" none/x.gguf -s q8_0; says "no such folder" "none"
+exits 4 "no such source" q none x.gguf -s q8_0; nothing_left "no such source"
+if [ "$(id -u)" = 0 ]; then skip "read-only folder: root may write anywhere"; else
+    mkdir ro && chmod 555 ro
+    exits 4 "read-only folder" q "$POCKET" ro/x.gguf -s q8_0; chmod 755 ro
+fi
+touch mark
+exits 2 "a folder as DST" q "$POCKET" sub -s q8_0 --force; nothing_left "a folder as DST"
+
+# C05: no room; a file size limit stands for a full disk.
+touch mark
+(ulimit -f 1000; q "$POCKET" big.gguf -s q8_0 >"$out" 2>"$err"); holds "no room" $? -eq 4
+absent "no room" big.gguf; nothing_left "no room"
+
+# C08: two at once; one of them is refused or both took turns.
+q "$POCKET" two.gguf -s q2_k >two.out 2>&1 & pid=$!
+call q "$POCKET" two.gguf -s q2_k; wait $pid; first=$?
+case "$first $rc" in "0 7"|"7 0"|"0 2"|"2 0") pass ;; *) fail "two at once: exits $first and $rc" ;; esac
+same "two at once" two.gguf q2_k.gguf
+
+# C15, C16: names.
+odd="a b
+c.gguf"; mkdir "d e"
+exits 0 "spaces and newline" q "$POCKET" "d e/$odd" -s q4_0; same "spaces and newline" "d e/$odd" q4_0.gguf
+exits 0 "info of it" "$LQ" info "d e/$odd" --json; json_is "info of it"
+bad=$(printf 'x\377y.gguf')
+if : >"$bad" 2>/dev/null; then
+    rm -f "$bad"
+    exits 0 "not UTF-8" q "$POCKET" "$bad" -s q4_0 --json; json_is "not UTF-8"; same "not UTF-8" "$bad" q4_0.gguf
+else skip "the file system wants UTF-8 names"; fi
+long=$(printf '%04096d' 0)
+exits 4 "4096-byte path" q "$POCKET" "$long" -s q4_0
+exits 4 "4096-byte source" "$LQ" info "$long"
+exits 0 "after --" q -s q4_0 -- "$POCKET" -x.gguf; same "after --" ./-x.gguf q4_0.gguf
+if locale -a 2>/dev/null | grep -qi '^de_DE.utf-\?8$'; then
+    LC_ALL=de_DE.UTF-8 exits 0 "de_DE" q "$POCKET" de.gguf -s q4_0 --json; json_is "de_DE"
+else skip "no locale de_DE.UTF-8"; fi
+
+# C07: an interruption leaves nothing. Without a terminal nothing but lines is printed.
+touch mark
+for sig in INT TERM; do
+    q "$POCKET" int.gguf -s q2_k -t 1 >"$out" 2>"$err" & pid=$!
+    sleep 0.15; kill -$sig $pid; wait $pid; rc=$?
+    case $sig in INT) want=130 ;; *) want=143 ;; esac
+    if [ $rc -eq 0 ]; then skip "the machine was faster than SIG$sig"; rm -f int.gguf; else
+        holds "SIG$sig" $rc -eq $want; absent "SIG$sig" int.gguf; nothing_left "SIG$sig"
+    fi
+done
+if grep -q "$(printf '\033')" "$err"; then fail "escape codes without a terminal"; else pass; fi
+finish

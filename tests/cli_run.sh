@@ -1,0 +1,71 @@
+#!/bin/sh
+# cli_run.sh: lq run and the example program: pure output, the same text again, streams, interruption.
+. "$(dirname "$0")/cli_lib.sh"
+"$LQ" quantize "$POCKET" f16.gguf -s f16 2>/dev/null
+"$LQ" quantize "$POCKET" q4.gguf -s q4_k_m 2>/dev/null
+r() { "$LQ" run q4.gguf "$@"; }
+hash_of() { sed -n 's/.*logits \([0-9a-f]\{8\}\)$/\1/p' "$err"; }
+
+# Standard output is the text, byte for byte what --json reports.
+exits 0 "run" r -p "The ship" -n 24; cp "$out" text; h=$(hash_of)
+says "run: speed" "tokens/s, .* GB/s"; holds "run: hash" "${#h}" -eq 8; holds "run: text" -s text
+exits 0 "run JSON" r -p "The ship" -n 24 --json; json_is "run JSON"
+has "run JSON" text ids.0 prefill.tokens_per_s decode.tokens_per_s decode.bytes_per_s logits_hash stop
+printf '%s' "$(json text)" >again; printf '%s' "$(cat text)" >text.
+same "run JSON" again text.; holds "run JSON: hash" "$(json logits_hash)" = "$h"; holds "run JSON" "$(json tokens)" = 24
+exits 0 "stdin" true; printf 'The ship' | r -p - -n 24 >"$out" 2>"$err"; same "prompt from standard input" "$out" text
+
+# Equal hashes for any number of threads, equal texts for equal seeds.
+for t in 1 2; do
+    exits 0 "threads $t" r -p "The ship" -n 24 --threads $t; same "threads $t" "$out" text
+    holds "threads $t" "$(hash_of)" = "$h"
+done
+exits 0 "seed" r -p "The ship" -n 24 --temp 0.9 --top-k 40 --top-p 0.95 --min-p 0.02 --seed 7; cp "$out" seed7
+exits 0 "seed" r -p "The ship" -n 24 --temp 0.9 --top-k 40 --top-p 0.95 --min-p 0.02 --seed 7; same "seed" "$out" seed7
+exits 0 "seed" r -p "The ship" -n 24 --temp 0.9 --top-k 40 --top-p 0.95 --min-p 0.02 --seed 8
+if cmp -s "$out" seed7; then fail "another seed gave the same text"; else pass; fi
+
+# Limits.
+exits 0 "-n 0" r -p "The ship" -n 0; silent "-n 0"; holds "-n 0" "$(hash_of | wc -c)" -eq 9
+exits 0 "context" r -p "The ship" -n 100 --ctx 32 --ignore-eos; says "context" "context of 32 tokens is full"
+exits 2 "long prompt" r -p "$(head -c 3000 "$TEXT/prose.txt")" --ctx 64; says "long prompt" "64"; silent "long prompt"
+exits 0 "empty prompt" r -p "" -n 8; holds "empty prompt" -s "$out"
+exits 0 "empty standard input" r -p - -n 8
+r -p - -n 8 <&- >"$out" 2>"$err"; holds "closed standard input" $? -eq 4
+exits 0 "bytes" r -p "$(printf 'a\377b\303')" -n 4 --json; json_is "bytes"
+exits 0 "dashes" r --prompt=--json -n 4; holds "dashes" -s "$out"
+exits 0 "plain special" r -p "</s>" -n 2 --json; plain=$(json prompt_tokens)
+exits 0 "--special" r -p "</s>" -n 2 --json --special; compare "--special" "$(json prompt_tokens)" "<" "$plain"
+
+# C09, C07, C10.
+r -p "The ship" -n 24 >&- 2>"$err"; holds "stdout closed" $? -eq 4; says "stdout closed" "standard output"
+{ r -p "The ship" -n 200 --ignore-eos 2>"$err"; echo $? >rc; } | head -c 4 >/dev/null; sleep 0.2
+holds "reader gone" "$(cat rc)" -eq 4
+mkfifo pipe
+for sig in INT TERM; do
+    case $sig in INT) want=130 ;; *) want=143 ;; esac
+    r -p - <pipe >"$out" 2>"$err" & pid=$!
+    exec 9>pipe; sleep 0.2; kill -$sig $pid; wait $pid; rc=$?; exec 9>&-
+    holds "SIG$sig while reading" $rc -eq $want
+    "$LQ" run f16.gguf -p "The ship" -n 240 --ignore-eos --isa scalar -t 1 >"$out" 2>"$err" & pid=$!
+    sleep 0.3; kill -$sig $pid; wait $pid; rc=$?
+    if [ $rc -eq 0 ]; then skip "the machine was faster than SIG$sig"; else
+        holds "SIG$sig" $rc -eq $want; says "SIG$sig" "interrupted"; says "SIG$sig: hash" "logits"
+    fi
+done
+if [ -z "${SAN:-}" ]; then
+    (ulimit -v 40000; r -p x >"$out" 2>"$err"); rc=$?
+    holds "little memory" $rc -eq 5; says "little memory" "memory\|needs"
+else skip "little memory: sanitizers need the address space"; fi
+
+# The example: under 40 lines, libquant.h and the library alone, the same greedy text as `lq run`.
+example=$T_ROOT/tools/examples/generate.c
+holds "example: lines" "$(wc -l <"$example")" -lt 40
+if ${CC:-cc} -std=c11 -Wall -Wextra -Werror ${SAN:+-fsanitize=$SAN} -I"$T_ROOT/include" -o generate "$example" \
+    "$B/libquant.a" -ljansson -lm -pthread 2>"$err"; then pass; else fail "the example does not compile"; fi
+exits 0 "example" ./generate f16.gguf "The ship"; cp "$out" text
+call "$LQ" run f16.gguf -p "The ship" -n 32
+printf 'The ship%s\n' "$(cat "$out")" >again; same "example" again text
+exits 2 "example usage" ./generate
+exits 1 "example error" ./generate none.gguf x; says "example error" "LQ_E_IO"
+finish

@@ -1,0 +1,192 @@
+/* cli.h: what the commands of `lq` share: the command record, options, errors and exit codes, JSON, progress, signals.
+ *
+ * A command is one file that exports one `const cli_command` plus one line in commands.def. The record's tables drive
+ * the parser and the help text alike, so they cannot disagree. Commands see the library through libquant.h alone.
+ * Results go to standard output, everything else to standard error. */
+#ifndef CLI_H
+#define CLI_H
+
+#include <jansson.h>
+#include <stdbool.h>
+#include <stdio.h>
+
+#include "../include/libquant.h"
+
+#if defined(__GNUC__)
+#define CLI_PRINTF(fmt, args) __attribute__((format(printf, fmt, args)))
+#else
+#define CLI_PRINTF(fmt, args)
+#endif
+#define CLI_COUNT(a) (sizeof(a) / sizeof((a)[0]))
+
+/* ------------------------------------------------------------------------------------------------ exit codes */
+
+enum {
+    CLI_OK = 0,
+    CLI_CHECK_FAILED = 1,
+    CLI_USAGE = 2,
+    CLI_BAD_INPUT = 3,
+    CLI_IO = 4,
+    CLI_NOMEM = 5,
+    CLI_UNSUPPORTED = 6,
+    CLI_BUSY = 7,
+    CLI_INTERNAL = 70
+};
+
+/* ------------------------------------------------------------------------------------------------ commands, options */
+
+typedef enum {
+    CLI_END = 0,
+    CLI_GROUP, /* no option: a heading in the help text */
+    CLI_FLAG,  /* uint32_t, set to 1 */
+    CLI_UINT,  /* uint64_t within [min, max] */
+    CLI_REAL,  /* double within [min, max] */
+    CLI_TEXT,  /* const char * */
+    CLI_LIST   /* cli_list: every use appends one value */
+} cli_type;
+
+typedef struct cli_list {
+    const char **items; /* freed by the dispatcher */
+    size_t count;
+} cli_list;
+
+typedef struct cli_option {
+    cli_type type;
+    char letter;       /* "-n"; 0 = none */
+    uint32_t required;
+    size_t at;         /* offsetof(struct of the command, field) */
+    const char *name;  /* "threads"; for CLI_GROUP the heading */
+    const char *value; /* what the help calls the value: "N" */
+    double min, max;
+    const char *help;  /* each '\n' begins another line */
+    const char *also;  /* words that people try for this: "|bits|type|" */
+} cli_option;
+
+typedef struct cli_operand {
+    const char *name; /* "MODEL" */
+    size_t at;        /* a const char * */
+    uint32_t optional;
+    const char *help;
+} cli_operand;
+
+typedef struct cli cli;
+
+typedef struct cli_command {
+    const char *name;    /* "bench quality": the words after lq */
+    const char *summary; /* one line, no capital, no full stop */
+    const char *about;   /* paragraphs; lines as they are printed */
+    const cli_operand *operands;
+    const cli_option *options;
+    const char *examples;
+    size_t args_size;
+    const void *defaults; /* args_size bytes; NULL = zeros */
+    int (*run)(cli *c, const void *args);
+} cli_command;
+
+/* One run of the program. */
+struct cli {
+    const cli_command *command; /* NULL before it is known */
+    uint32_t json, help;
+    bool failed; /* an error was reported */
+};
+
+/* Option rows that several commands have. Threads as the library allows. */
+#define CLI_THREADS_MAX 1024
+#define CLI_OPT_THREADS(T)                                                                                             \
+    {.type = CLI_UINT,                                                                                                 \
+     .letter = 't',                                                                                                    \
+     .name = "threads",                                                                                                \
+     .value = "N",                                                                                                     \
+     .at = offsetof(T, threads),                                                                                       \
+     .min = 1,                                                                                                         \
+     .max = CLI_THREADS_MAX,                                                                                           \
+     .help = "threads to use (default: the CPUs this process may use)",                                                \
+     .also = "|jobs|cpus|cores|n-threads|"}
+#define CLI_OPT_ISA(T)                                                                                                 \
+    {.type = CLI_TEXT,                                                                                                 \
+     .name = "isa",                                                                                                    \
+     .value = "NAME",                                                                                                  \
+     .at = offsetof(T, isa),                                                                                           \
+     .help = "highest instruction set to use, such as scalar or avx2 (default: the best present)",                     \
+     .also = "|cpu|arch|simd|"}
+
+/* Parse argv[0..argc) into `args`. 0 to go on, else the exit code (already reported). */
+int cli_parse(cli *c, int argc, char **argv, void *args);
+void cli_args_free(const cli_command *command, void *args);
+void cli_help(FILE *f, const cli_command *command);
+/* Which of `names` (count, by a getter) is most like `word`; NULL when there is none. */
+const char *cli_nearest(const char *word, const char *(*name)(size_t i), size_t count);
+
+/* ------------------------------------------------------------------------------------------------ errors */
+
+/* Report a failed library call: its sentence, then `hint` (may be NULL) on the next line. Returns the exit code. */
+int cli_fail(cli *c, lq_status status, const char *hint);
+/* Report an error of our own with the meaning of `status`. Returns the exit code. */
+int cli_error(cli *c, lq_status status, const char *fmt, ...) CLI_PRINTF(3, 4);
+/* The same for wrong usage; points to the help text. Returns CLI_USAGE. */
+int cli_usage(cli *c, const char *fmt, ...) CLI_PRINTF(2, 3);
+int cli_nomem(cli *c);
+void cli_warn(const char *fmt, ...) CLI_PRINTF(1, 2);
+int cli_exit_code(lq_status status);
+/* Flush standard output; an exit code of 0 becomes CLI_IO when something did not arrive. */
+int cli_finish(cli *c, int code);
+
+/* ------------------------------------------------------------------------------------------------ JSON */
+
+/* Strings that are not UTF-8 get U+FFFD, numbers that are not finite become null. */
+json_t *cli_json_text(const char *text, size_t bytes);
+void cli_set(json_t *object, const char *key, json_t *value);
+void cli_set_text(json_t *object, const char *key, const char *text);
+void cli_set_int(json_t *object, const char *key, uint64_t value);
+void cli_set_real(json_t *object, const char *key, double value);
+void cli_set_bool(json_t *object, const char *key, bool value);
+/* Print and release. Returns `code`, or the exit code of a failure to print. */
+int cli_json_print(cli *c, json_t *value, int code);
+
+/* ------------------------------------------------------------------------------------------------ progress */
+
+typedef struct cli_progress {
+    const char *label;
+    double start, last; /* seconds; last = 0: nothing shown yet */
+    bool terminal, color, shown;
+} cli_progress;
+
+void cli_progress_begin(cli_progress *p, const char *label);
+/* An lq_progress with the cli_progress as `user`: shows, and cancels when interrupted. */
+int cli_progress_update(void *user, uint64_t done, uint64_t total, const char *what);
+/* Remove the bar, so that a line can be printed; the next update draws it again. */
+void cli_progress_clear(cli_progress *p);
+
+/* ------------------------------------------------------------------------------------------------ signals */
+
+/* From here on SIGINT and SIGTERM ask to stop once; the second one kills. SIGPIPE and SIGXFSZ are ignored. */
+void cli_signals(void);
+/* The signal that asked to stop, 0 = none. */
+int cli_interrupted(void);
+/* A signal cancels these sessions until cli_unwatch; call that before closing them. */
+void cli_watch(lq_session *const *sessions, size_t count);
+void cli_unwatch(void);
+
+/* ------------------------------------------------------------------------------------------------ files, text, models */
+
+double cli_clock(void);
+/* Read a whole file ("-" = standard input) with a NUL after it; the caller frees. Returns an exit code. */
+int cli_read(cli *c, const char *path, char **text, size_t *bytes);
+/* Read and tokenize a corpus and refuse one that is empty, binary, or under `required` tokens. Returns an exit code. */
+int cli_corpus(cli *c, const lq_model *model, const char *path, uint64_t required, int32_t **ids, size_t *count);
+/* Tokenize; the caller frees. */
+int cli_tokenize(cli *c, const lq_model *model, const char *text, size_t bytes, uint32_t flags, int32_t **ids,
+                 size_t *count);
+int cli_open(cli *c, uint64_t threads, const char *isa, lq_ctx **ctx);
+/* Open a session; out of memory reports what the plan needs. */
+int cli_session(cli *c, lq_model *model, const lq_session_options *options, lq_session **session);
+/* A short text by value: use `.s` within the same expression. */
+typedef struct cli_str {
+    char s[256];
+} cli_str;
+/* A string safe for a terminal and a table: control bytes become '?', what is too long is cut. */
+cli_str cli_safe(const char *text);
+/* "3.41 MiB" */
+cli_str cli_bytes(uint64_t bytes);
+
+#endif

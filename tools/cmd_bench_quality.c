@@ -1,0 +1,496 @@
+/* cmd_bench_quality.c: `lq bench quality`: what each quantization scheme costs in quality, and what it gives in size
+ * and speed.
+ *
+ * Writes the model once per scheme into a temporary folder (removed on every way out), scores all files against the
+ * FP16 one in a single sweep per text, and times each. The tables on standard output are the product. */
+#include "bench_speed.h"
+
+#include <errno.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+enum { MAX_SCHEMES = 64, MAX_TEXTS = 16, SPEED_PREFILL = 256, SPEED_DECODE = 64, SPEED_REPEAT = 3 };
+#define DEFAULT_TOKENS 34048 /* over all texts: half of them are scored */
+#define REFERENCE "f16"
+
+typedef struct args {
+    const char *model, *schemes, *keep, *activations;
+    cli_list texts;
+    uint64_t max_tokens, ctx, threads;
+} args;
+
+static const cli_operand operands[] = {{0}};
+
+static const cli_option options[] = {
+    {.type = CLI_GROUP, .name = "What to measure"},
+    {.type = CLI_TEXT,
+     .letter = 'm',
+     .name = "model",
+     .value = "SRC",
+     .at = offsetof(args, model),
+     .help = "the original: a Hugging Face folder or GGUF file (default: the bundled one)",
+     .also = "|source|src|"},
+    {.type = CLI_TEXT,
+     .letter = 's',
+     .name = "schemes",
+     .value = "A,B,..",
+     .at = offsetof(args, schemes),
+     .help = "which schemes, with commas between them (default: all)",
+     .also = "|scheme|types|bits|formats|"},
+    {.type = CLI_LIST,
+     .letter = 'x',
+     .name = "text",
+     .value = "FILE",
+     .at = offsetof(args, texts),
+     .help = "a text to score on; give it several times for several domains (default:\n"
+             "the bundled prose, technical, c and python)",
+     .also = "|file|corpus|texts|"},
+    {.type = CLI_UINT,
+     .name = "max-tokens",
+     .value = "N",
+     .at = offsetof(args, max_tokens),
+     .min = 4,
+     .max = 1e15,
+     .help = "use N tokens in all, divided among the texts; the second half of each window\n"
+             "is scored (default 34048, which scores at least 16,000)",
+     .also = "|tokens|limit|"},
+    {.type = CLI_UINT,
+     .letter = 'c',
+     .name = "ctx",
+     .value = "N",
+     .at = offsetof(args, ctx),
+     .min = 2,
+     .max = 16777216,
+     .help = "tokens per window (default 512, or the trained context where that is smaller)",
+     .also = "|context|window|"},
+    {.type = CLI_TEXT,
+     .name = "activations",
+     .value = "f32",
+     .at = offsetof(args, activations),
+     .help = "score with FP32 activations, to measure the weights alone"},
+    {.type = CLI_GROUP, .name = "How"},
+    CLI_OPT_THREADS(args),
+    {.type = CLI_TEXT,
+     .letter = 'k',
+     .name = "keep",
+     .value = "DIR",
+     .at = offsetof(args, keep),
+     .help = "write the quantized files to DIR and leave them there",
+     .also = "|output|out|dir|"},
+    {.type = CLI_END}};
+
+/* One scheme through all the steps. entries[0] is the reference and may not be shown. */
+typedef struct entry {
+    char name[32];
+    char path[4200];
+    bool written, shown;
+    double bits_per_weight;
+    uint64_t bytes;
+    lq_model *model;
+    lq_session *session;
+    lq_eval_result total;
+    lq_eval_result domain[MAX_TEXTS];
+    bench_speed speed;
+} entry;
+
+typedef struct bench {
+    const args *a;
+    char model_path[4200], text_paths[MAX_TEXTS][4200], text_names[MAX_TEXTS][24], dir[4100];
+    size_t texts;
+    bool temporary;
+    lq_ctx *ctx;
+    entry *entries;
+    size_t count;
+    uint32_t window;
+    cli_progress progress;
+    uint64_t done, total; /* of all phases of one bar */
+    char what[64];
+    double start;
+} bench;
+
+/* ------------------------------------------------------------------------------------------------ what to do */
+
+/* The bundled data: beside the build folder, installed, or in the current folder. */
+static bool find_data(char *dir, size_t n) {
+    static const char *const places[] = {"../bench/data", "../share/libquant"};
+    char exe[4000];
+    struct stat st;
+    const ssize_t len = readlink("/proc/self/exe", exe, sizeof exe - 1);
+    if (len > 0) {
+        exe[len] = 0;
+        *strrchr(exe, '/') = 0;
+        for (size_t i = 0; i < CLI_COUNT(places); i++) {
+            snprintf(dir, n, "%s/%s", exe, places[i]);
+            char probe[4200];
+            snprintf(probe, sizeof probe, "%s/pocket/config.json", dir);
+            if (stat(probe, &st) == 0) return true;
+        }
+    }
+    snprintf(dir, n, "bench/data");
+    return stat("bench/data/pocket/config.json", &st) == 0;
+}
+
+static void name_text(bench *b, const char *path) {
+    const char *base = strrchr(path, '/') ? strrchr(path, '/') + 1 : path;
+    char *name = b->text_names[b->texts];
+    snprintf(name, sizeof b->text_names[0], "%.23s", cli_safe(base).s);
+    char *dot = strrchr(name, '.');
+    if (dot && dot != name) *dot = 0;
+    snprintf(b->text_paths[b->texts++], sizeof b->text_paths[0], "%s", path);
+}
+
+static int choose_inputs(cli *c, bench *b) {
+    static const char *const bundled[] = {"prose", "technical", "c", "python"};
+    char dir[4100];
+    const args *a = b->a;
+    if (a->texts.count > MAX_TEXTS) return cli_usage(c, "--text: at most %d texts", MAX_TEXTS);
+    if ((!a->model || a->texts.count == 0) && !find_data(dir, sizeof dir)) {
+        return cli_error(c, LQ_E_IO, "the bundled model and texts were not found (../bench/data or ../share/libquant beside "
+                                     "the program, or bench/data here); name others with --model and --text");
+    }
+    if (a->model) snprintf(b->model_path, sizeof b->model_path, "%s", a->model);
+    else snprintf(b->model_path, sizeof b->model_path, "%s/pocket", dir);
+    for (size_t i = 0; i < a->texts.count; i++) name_text(b, a->texts.items[i]);
+    for (size_t i = 0; i < CLI_COUNT(bundled) && a->texts.count == 0; i++) {
+        char path[4200];
+        snprintf(path, sizeof path, "%s/text/%s.txt", dir, bundled[i]);
+        name_text(b, path);
+    }
+    return 0;
+}
+
+static const char *scheme_name(size_t i) { return lq_scheme_name((uint32_t)i, NULL); }
+
+/* entries[0] = the reference, then the schemes in the order asked for. */
+static int choose_schemes(cli *c, bench *b) {
+    const char *list = b->a->schemes;
+    const size_t known = lq_scheme_count();
+    snprintf(b->entries[0].name, sizeof b->entries[0].name, REFERENCE);
+    b->count = 1;
+    for (size_t i = 0; i < known && !list && b->count < MAX_SCHEMES; i++) {
+        snprintf(b->entries[b->count++].name, sizeof b->entries[0].name, "%s", scheme_name(i));
+    }
+    while (list && *list) {
+        const size_t n = strcspn(list, ",");
+        char word[32];
+        size_t k = 0;
+        snprintf(word, sizeof word, "%.*s", (int)(n < 31 ? n : 31), list);
+        while (k < known && strcmp(scheme_name(k), word) != 0) k++;
+        if (k == known) {
+            return cli_usage(c, "--schemes: there is no scheme '%s'; the nearest is %s", word,
+                             cli_nearest(word, scheme_name, known));
+        }
+        if (b->count == MAX_SCHEMES) return cli_usage(c, "--schemes: at most %d", MAX_SCHEMES - 1);
+        snprintf(b->entries[b->count++].name, sizeof b->entries[0].name, "%s", word);
+        list += n + (list[n] == ',');
+    }
+    if (b->count == 1) return cli_usage(c, "--schemes names none");
+    for (size_t i = 1; i < b->count; i++) b->entries[i].shown = true;
+    return 0;
+}
+
+static int choose_folder(cli *c, bench *b) {
+    if (b->a->keep) {
+        snprintf(b->dir, sizeof b->dir, "%s", b->a->keep);
+        if (mkdir(b->dir, 0777) != 0 && errno != EEXIST) {
+            return cli_error(c, LQ_E_IO, "--keep %s: %s", b->dir, strerror(errno));
+        }
+        return 0;
+    }
+    const char *tmp = getenv("TMPDIR");
+    snprintf(b->dir, sizeof b->dir, "%s/lq-bench.XXXXXX", tmp && tmp[0] ? tmp : "/tmp");
+    if (!mkdtemp(b->dir)) return cli_error(c, LQ_E_IO, "%s: %s", b->dir, strerror(errno));
+    b->temporary = true;
+    return 0;
+}
+
+/* ------------------------------------------------------------------------------------------------ steps */
+
+/* A bar over all the calls of one phase: each call counts from zero. */
+static int on_step(void *user, uint64_t done, uint64_t total, const char *what) {
+    bench *b = user;
+    (void)what;
+    const uint64_t at = total ? (uint64_t)((double)done / (double)total * 1000) : 0;
+    return cli_progress_update(&b->progress, b->done * 1000 + at, b->total * 1000, b->what);
+}
+
+/* The same scheme twice in the list, or f16 as reference and as candidate, is one file. */
+static entry *twin(const bench *b, size_t i) {
+    for (size_t k = 0; k < i; k++) {
+        if (strcmp(b->entries[k].name, b->entries[i].name) == 0) return &b->entries[k];
+    }
+    return NULL;
+}
+
+static int quantize_all(cli *c, bench *b) {
+    cli_progress_begin(&b->progress, "quantize");
+    b->total = b->count;
+    for (size_t i = 0; i < b->count; i++) {
+        entry *e = &b->entries[i];
+        const entry *same = twin(b, i);
+        lq_quantize_result r = {.size = sizeof r};
+        const lq_quantize_options o = {.size = sizeof o,
+                                       .scheme = e->name,
+                                       .threads = (uint32_t)b->a->threads,
+                                       .progress = on_step,
+                                       .user = b};
+        b->done = i;
+        snprintf(b->what, sizeof b->what, "%s", e->name);
+        snprintf(e->path, sizeof e->path, "%s/%s.gguf", b->dir, e->name);
+        if (same) {
+            e->bits_per_weight = same->bits_per_weight;
+            e->bytes = same->bytes;
+            continue;
+        }
+        const lq_status s = lq_quantize(b->ctx, b->model_path, e->path, &o, &r);
+        if (s != LQ_OK) {
+            cli_progress_clear(&b->progress);
+            return cli_fail(c, s, NULL);
+        }
+        e->written = true;
+        e->bits_per_weight = r.bits_per_weight;
+        e->bytes = r.bytes;
+    }
+    cli_progress_clear(&b->progress);
+    return 0;
+}
+
+static int open_all(cli *c, bench *b) {
+    for (size_t i = 0; i < b->count; i++) {
+        entry *e = &b->entries[i];
+        lq_model_info m = {.size = sizeof m};
+        lq_status s = lq_model_open(b->ctx, e->path, NULL, &e->model);
+        if (s == LQ_OK) s = lq_model_info_get(e->model, &m);
+        if (s != LQ_OK) return cli_fail(c, s, NULL);
+        if (i == 0) b->window = b->a->ctx ? (uint32_t)b->a->ctx : m.context < 512 ? m.context : 512;
+        if (b->window > m.context) {
+            return cli_usage(c, "--ctx %u: the model was trained with a context of %u tokens", b->window, m.context);
+        }
+        const lq_session_options so = {.size = sizeof so,
+                                       .context = b->window,
+                                       .max_logits = (b->window + 1) / 2,
+                                       .threads = (uint32_t)b->a->threads,
+                                       .activations = b->a->activations};
+        const int code = cli_session(c, e->model, &so, &e->session);
+        if (code != 0) return code;
+    }
+    return 0;
+}
+
+/* Add one text's result to the whole: means weighted by tokens, errors as of independent samples. */
+static void add_result(lq_eval_result *t, const lq_eval_result *r) {
+    const double n = (double)t->tokens, m = (double)r->tokens, all = n + m;
+    const double a = t->ppl > 0 ? t->ppl_se / t->ppl * n : 0, z = r->ppl > 0 ? r->ppl_se / r->ppl * m : 0;
+    if (all <= 0) return;
+    t->nll = (t->nll * n + r->nll * m) / all;
+    t->ppl = exp(t->nll);
+    t->ppl_se = t->ppl * sqrt(a * a + z * z) / all;
+    t->kld_se = sqrt(t->kld_se * t->kld_se * n * n + r->kld_se * r->kld_se * m * m) / all;
+    t->kld_mean = (t->kld_mean * n + r->kld_mean * m) / all;
+    t->same_top = (t->same_top * n + r->same_top * m) / all;
+    t->tokens += r->tokens;
+    t->evaluated += r->evaluated;
+}
+
+static int score_text(cli *c, bench *b, size_t text, uint64_t tokens) {
+    lq_session *sessions[MAX_SCHEMES];
+    lq_eval_result results[MAX_SCHEMES];
+    int32_t *ids;
+    size_t count;
+    int code = cli_corpus(c, b->entries[0].model, b->text_paths[text], b->window, &ids, &count);
+    if (code != 0) return code;
+    for (size_t i = 0; i < b->count; i++) {
+        sessions[i] = b->entries[i].session;
+        results[i] = (lq_eval_result){.size = sizeof *results};
+    }
+    const lq_eval_options o = {
+        .size = sizeof o, .window = b->window, .max_tokens = tokens, .progress = on_step, .user = b};
+    const lq_status s = lq_compare(sessions[0], sessions + 1, b->count - 1, ids, count, &o, &results[0], results + 1);
+    free(ids);
+    if (s != LQ_OK) {
+        cli_progress_clear(&b->progress);
+        return cli_fail(c, s, NULL);
+    }
+    for (size_t i = 0; i < b->count; i++) {
+        b->entries[i].domain[text] = results[i];
+        add_result(&b->entries[i].total, &results[i]);
+    }
+    return 0;
+}
+
+static int score_all(cli *c, bench *b) {
+    lq_session *sessions[MAX_SCHEMES];
+    uint64_t tokens = (b->a->max_tokens ? b->a->max_tokens : DEFAULT_TOKENS) / b->texts;
+    int code = 0;
+    tokens -= tokens % b->window; /* whole windows */
+    if (tokens == 0) tokens = b->window;
+    for (size_t i = 0; i < b->count; i++) sessions[i] = b->entries[i].session;
+    cli_progress_begin(&b->progress, "evaluate");
+    b->total = b->texts;
+    cli_watch(sessions, b->count);
+    for (size_t t = 0; t < b->texts && code == 0; t++) {
+        b->done = t;
+        snprintf(b->what, sizeof b->what, "%s", b->text_names[t]);
+        code = score_text(c, b, t, tokens);
+    }
+    cli_unwatch();
+    cli_progress_clear(&b->progress);
+    for (size_t i = 1; i < b->count; i++) {
+        entry *e = &b->entries[i];
+        e->total.ppl_ratio = exp(e->total.nll - b->entries[0].total.nll);
+    }
+    return code;
+}
+
+static int time_all(cli *c, bench *b) {
+    int code = 0;
+    cli_progress_begin(&b->progress, "time");
+    b->total = b->count;
+    for (size_t i = 1; i < b->count && code == 0; i++) {
+        b->done = i;
+        snprintf(b->what, sizeof b->what, "%s", b->entries[i].name);
+        if (on_step(b, 0, 1, NULL)) code = cli_error(c, LQ_E_CANCELLED, "interrupted");
+        else code = bench_speed_run(c, b->entries[i].model, SPEED_PREFILL, SPEED_DECODE, (uint32_t)b->a->threads,
+                                    SPEED_REPEAT, &b->entries[i].speed);
+    }
+    cli_progress_clear(&b->progress);
+    return code;
+}
+
+/* ------------------------------------------------------------------------------------------------ results */
+
+static void print_tables(const bench *b) {
+    const lq_eval_result *ref = &b->entries[0].total;
+    printf("%s: %llu tokens of %zu text%s scored per scheme, in windows of %u; original (%s) perplexity %.4f\n\n",
+           cli_safe(b->model_path).s, (unsigned long long)ref->tokens, b->texts, b->texts == 1 ? "" : "s", b->window,
+           REFERENCE, ref->ppl);
+    printf("%-8s %7s %12s   %-20s %9s  %10s  %8s  %10s  %9s\n", "scheme", "bits/w", "bytes", "perplexity", "to " REFERENCE,
+           "mean KLD", "same top", "prefill", "decode");
+    printf("%-8s %7s %12s   %-20s %9s  %10s  %8s  %10s  %9s\n", "", "", "", "", "", "", "", "tokens/s", "tokens/s");
+    for (size_t i = 1; i < b->count; i++) {
+        const entry *e = &b->entries[i];
+        char ppl[48];
+        snprintf(ppl, sizeof ppl, "%9.4f +- %.4f", e->total.ppl, e->total.ppl_se);
+        printf("%-8s %7.3f %12llu   %-20s %9.5f  %10.6f  %6.2f %%  %10.1f  %9.1f\n", e->name, e->bits_per_weight,
+               (unsigned long long)e->bytes, ppl, e->total.ppl_ratio, e->total.kld_mean, e->total.same_top * 100,
+               e->speed.prefill_per_s, e->speed.decode_per_s);
+    }
+    printf("\nmean KL divergence per text\n%-8s", "scheme");
+    for (size_t t = 0; t < b->texts; t++) printf(" %12.12s", b->text_names[t]);
+    putchar('\n');
+    for (size_t i = 1; i < b->count; i++) {
+        printf("%-8s", b->entries[i].name);
+        for (size_t t = 0; t < b->texts; t++) printf(" %12.6f", b->entries[i].domain[t].kld_mean);
+        putchar('\n');
+    }
+}
+
+static json_t *entry_json(const bench *b, const entry *e) {
+    json_t *o = json_object(), *prefill = json_object(), *decode = json_object(), *domains = json_object();
+    cli_set_text(o, "scheme", e->name);
+    cli_set_real(o, "bits_per_weight", e->bits_per_weight);
+    cli_set_int(o, "bytes", e->bytes);
+    cli_set_int(o, "tokens", e->total.tokens);
+    cli_set_real(o, "nll", e->total.nll);
+    cli_set_real(o, "ppl", e->total.ppl);
+    cli_set_real(o, "ppl_se", e->total.ppl_se);
+    cli_set_real(o, "ppl_ratio", e->total.ppl_ratio);
+    cli_set_real(o, "kld_mean", e->total.kld_mean);
+    cli_set_real(o, "kld_se", e->total.kld_se);
+    cli_set_real(o, "same_top", e->total.same_top);
+    cli_set_int(prefill, "tokens", e->speed.prefill_tokens);
+    cli_set_real(prefill, "tokens_per_s", e->speed.prefill_per_s);
+    cli_set_int(decode, "tokens", e->speed.decode_tokens);
+    cli_set_real(decode, "tokens_per_s", e->speed.decode_per_s);
+    cli_set_real(decode, "bytes_per_s", e->speed.decode_bytes_per_s);
+    cli_set(o, "prefill", prefill);
+    cli_set(o, "decode", decode);
+    for (size_t t = 0; t < b->texts; t++) {
+        json_t *d = json_object();
+        cli_set_int(d, "tokens", e->domain[t].tokens);
+        cli_set_real(d, "ppl", e->domain[t].ppl);
+        cli_set_real(d, "ppl_ratio", e->domain[t].ppl_ratio);
+        cli_set_real(d, "kld_mean", e->domain[t].kld_mean);
+        cli_set_real(d, "kld_p99", e->domain[t].kld_p99);
+        cli_set_real(d, "same_top", e->domain[t].same_top);
+        cli_set(domains, b->text_names[t], d);
+    }
+    cli_set(o, "texts", domains);
+    return o;
+}
+
+static int print_json(cli *c, const bench *b) {
+    json_t *o = json_object(), *ref = json_object(), *list = json_array();
+    cli_set_text(o, "model", b->model_path);
+    cli_set_int(o, "window", b->window);
+    cli_set_int(o, "tokens", b->entries[0].total.tokens);
+    cli_set_text(ref, "scheme", REFERENCE);
+    cli_set_real(ref, "nll", b->entries[0].total.nll);
+    cli_set_real(ref, "ppl", b->entries[0].total.ppl);
+    cli_set_real(ref, "ppl_se", b->entries[0].total.ppl_se);
+    cli_set(o, "reference", ref);
+    for (size_t i = 1; i < b->count; i++) (void)json_array_append_new(list, entry_json(b, &b->entries[i]));
+    cli_set(o, "schemes", list);
+    cli_set_real(o, "seconds", cli_clock() - b->start);
+    return cli_json_print(c, o, CLI_OK);
+}
+
+/* Everything a run leaves: sessions and models, then the files, then the folder. */
+static void clean_up(bench *b) {
+    for (size_t i = 0; i < b->count; i++) {
+        lq_session_close(b->entries[i].session);
+        lq_model_close(b->entries[i].model);
+        if (b->temporary && b->entries[i].written) unlink(b->entries[i].path);
+    }
+    if (b->temporary) rmdir(b->dir);
+    lq_close(b->ctx);
+}
+
+static int run(cli *c, const void *arguments) {
+    const args *a = arguments;
+    bench *b = calloc(1, sizeof *b);
+    entry *entries = calloc(MAX_SCHEMES, sizeof *entries);
+    int code = b && entries ? 0 : cli_nomem(c);
+    if (code == 0) {
+        *b = (bench){.a = a, .entries = entries, .start = cli_clock()};
+        if (a->activations && strcmp(a->activations, "f32") != 0) {
+            code = cli_usage(c, "--activations %s: only f32 can be asked for", a->activations);
+        }
+        if (code == 0) code = choose_schemes(c, b);
+        if (code == 0) code = choose_inputs(c, b);
+        if (code == 0) code = cli_open(c, a->threads, NULL, &b->ctx);
+        if (code == 0) code = choose_folder(c, b);
+        if (code == 0) code = quantize_all(c, b);
+        if (code == 0) code = open_all(c, b);
+        if (code == 0) code = score_all(c, b);
+        if (code == 0) code = time_all(c, b);
+        if (code == 0 && c->json) code = print_json(c, b);
+        else if (code == 0) print_tables(b);
+        if (code == 0 && !c->json) fprintf(stderr, "%.0f s\n", cli_clock() - b->start);
+        clean_up(b);
+    }
+    free(entries);
+    free(b);
+    return code;
+}
+
+const cli_command cli_command_bench_quality = {
+    .name = "bench quality",
+    .summary = "what every scheme costs in quality, and its size and speed",
+    .about = "Quantizes a model with each scheme, then scores all of them on the same texts against the FP16\n"
+             "original. Bits per weight and bytes say what a scheme saves; perplexity, and more sharply the\n"
+             "mean KL divergence, say what it costs (0 = predictions as of the original). The second table has\n"
+             "the divergence per text: the damage is not the same everywhere.\n\n"
+             "Needs room for all the files in $TMPDIR (or /tmp), and memory for all models at once; they are\n"
+             "mapped, so for large models choose few schemes.\n",
+    .operands = operands,
+    .options = options,
+    .examples = "  lq bench quality\n"
+                "  lq bench quality --schemes q8_0,q4_k_m,iq4_xs --text mine.txt --json\n"
+                "  lq bench quality --model my-model/ --schemes q4_k_m,q4_0 --max-tokens 100000 --keep out/\n",
+    .args_size = sizeof(args),
+    .run = run,
+};

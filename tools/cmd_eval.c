@@ -1,0 +1,209 @@
+/* cmd_eval.c: `lq eval`: perplexity of a model on a text, and its distance from a reference model.
+ *
+ * The numbers come from lq_evaluate and lq_compare; this file chooses the window, checks that the text suffices before
+ * anything is evaluated, and names the results. */
+#include "cli.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+typedef struct args {
+    const char *model, *text, *against, *activations, *isa;
+    uint64_t ctx, max_tokens, threads;
+    uint32_t score_all;
+} args;
+
+static const cli_operand operands[] = {{"MODEL", offsetof(args, model), 0, "a GGUF file or a Hugging Face folder"}, {0}};
+
+static const cli_option options[] = {
+    {.type = CLI_GROUP, .name = "What to measure"},
+    {.type = CLI_TEXT,
+     .letter = 'x',
+     .required = 1,
+     .name = "text",
+     .value = "FILE",
+     .at = offsetof(args, text),
+     .help = "a text the model was not trained on, in UTF-8; - reads standard input",
+     .also = "|file|corpus|prompt|"},
+    {.type = CLI_TEXT,
+     .letter = 'a',
+     .name = "against",
+     .value = "REF",
+     .at = offsetof(args, against),
+     .help = "also compare with this model, usually the original in f16",
+     .also = "|reference|ref|base|"},
+    {.type = CLI_UINT,
+     .letter = 'c',
+     .name = "ctx",
+     .value = "N",
+     .at = offsetof(args, ctx),
+     .min = 2,
+     .max = 16777216,
+     .help = "tokens per window (default 512, or the trained context where that is smaller)",
+     .also = "|context|window|ctx-size|n-ctx|"},
+    {.type = CLI_UINT,
+     .letter = 'm',
+     .name = "max-tokens",
+     .value = "N",
+     .at = offsetof(args, max_tokens),
+     .min = 2,
+     .max = 1e15,
+     .help = "use the first N tokens of the text (default: all)",
+     .also = "|tokens|limit|chunks|"},
+    {.type = CLI_FLAG,
+     .name = "score-all",
+     .at = offsetof(args, score_all),
+     .help = "score every position; without it, the second half of each window, where the\n"
+             "model has context to go by",
+     .also = "|stride|all|"},
+    {.type = CLI_GROUP, .name = "How"},
+    {.type = CLI_TEXT,
+     .name = "activations",
+     .value = "f32",
+     .at = offsetof(args, activations),
+     .help = "compute with FP32 activations, to measure the weights alone (default: what the\n"
+             "fastest kernels want, 8 bits)"},
+    CLI_OPT_THREADS(args),
+    CLI_OPT_ISA(args),
+    {.type = CLI_END}};
+
+static json_t *result_json(const lq_eval_result *r, bool compared) {
+    json_t *o = json_object();
+    cli_set_int(o, "tokens", r->tokens);
+    cli_set_int(o, "evaluated", r->evaluated);
+    cli_set_int(o, "window", r->window);
+    cli_set_real(o, "nll", r->nll);
+    cli_set_real(o, "ppl", r->ppl);
+    cli_set_real(o, "ppl_se", r->ppl_se);
+    if (!compared) return o;
+    cli_set_real(o, "ppl_ratio", r->ppl_ratio);
+    cli_set_real(o, "kld_mean", r->kld_mean);
+    cli_set_real(o, "kld_se", r->kld_se);
+    cli_set_real(o, "kld_median", r->kld_median);
+    cli_set_real(o, "kld_p90", r->kld_p90);
+    cli_set_real(o, "kld_p95", r->kld_p95);
+    cli_set_real(o, "kld_p99", r->kld_p99);
+    cli_set_real(o, "kld_p999", r->kld_p999);
+    cli_set_real(o, "kld_max", r->kld_max);
+    cli_set_real(o, "same_top", r->same_top);
+    cli_set_real(o, "dp_mean", r->dp_mean);
+    cli_set_real(o, "dp_rms", r->dp_rms);
+    return o;
+}
+
+static int print_json(cli *c, const args *a, const lq_eval_result *ref, const lq_eval_result *r, double seconds) {
+    json_t *o = result_json(r, a->against != NULL);
+    cli_set_text(o, "model", a->model);
+    cli_set_text(o, "text", a->text);
+    if (a->against) {
+        json_t *e = result_json(ref, false);
+        cli_set_text(e, "model", a->against);
+        cli_set(o, "reference", e);
+    }
+    cli_set_real(o, "seconds", seconds);
+    return cli_json_print(c, o, CLI_OK);
+}
+
+static void print_result(const args *a, const lq_eval_result *ref, const lq_eval_result *r, double seconds) {
+    printf("tokens scored     %llu of %llu, windows of %u\n", (unsigned long long)r->tokens,
+           (unsigned long long)r->evaluated, r->window);
+    printf("perplexity        %.4f +- %.4f  (%.6f nats per token)\n", r->ppl, r->ppl_se, r->nll);
+    if (a->against) {
+        printf("reference         %.4f +- %.4f  (%s)\n", ref->ppl, ref->ppl_se, cli_safe(a->against).s);
+        printf("ratio             %.6f\n", r->ppl_ratio);
+        printf("KL divergence     mean %.6f +- %.6f, median %.6f\n", r->kld_mean, r->kld_se, r->kld_median);
+        printf("  percentiles     90: %.5f   95: %.5f   99: %.5f   99.9: %.5f   maximum: %.5f\n", r->kld_p90, r->kld_p95,
+               r->kld_p99, r->kld_p999, r->kld_max);
+        printf("same top token    %.3f %%\n", r->same_top * 100);
+        printf("right token's p   mean change %+.4f %%, root mean square %.4f %%\n", r->dp_mean * 100, r->dp_rms * 100);
+    }
+    fprintf(stderr, "%.1f s, %.0f tokens/s\n", seconds, seconds > 0 ? (double)r->evaluated / seconds : 0.0);
+}
+
+/* The models are open: sessions, tokens, the sweep. models[1] is the reference or NULL. */
+static int evaluate(cli *c, const args *a, lq_model *const models[2]) {
+    lq_session *sessions[2] = {NULL, NULL};
+    lq_model_info info = {.size = sizeof info};
+    lq_eval_result r = {.size = sizeof r}, ref = {.size = sizeof ref};
+    int32_t *ids = NULL;
+    size_t count = 0;
+    cli_progress progress;
+    lq_status s = lq_model_info_get(models[0], &info);
+    if (s != LQ_OK) return cli_fail(c, s, NULL);
+    if (a->ctx > info.context) {
+        return cli_usage(c, "--ctx %llu: %s was trained with a context of %u tokens", (unsigned long long)a->ctx, a->model,
+                         info.context);
+    }
+    const uint32_t window = a->ctx ? (uint32_t)a->ctx : info.context < 512 ? info.context : 512;
+    if (a->max_tokens && a->max_tokens < window) {
+        return cli_usage(c, "--max-tokens %llu: one window alone has %u tokens; see --ctx",
+                         (unsigned long long)a->max_tokens, window);
+    }
+    int code = cli_corpus(c, models[0], a->text, window, &ids, &count);
+    if (code != 0) return code;
+    const lq_session_options so = {.size = sizeof so,
+                                   .context = window,
+                                   .max_logits = a->score_all ? window : (window + 1) / 2,
+                                   .threads = (uint32_t)a->threads,
+                                   .activations = a->activations};
+    for (int i = 0; i < 2 && code == 0; i++) {
+        if (models[i]) code = cli_session(c, models[i], &so, &sessions[i]);
+    }
+    if (code == 0) {
+        const lq_eval_options eo = {.size = sizeof eo,
+                                    .window = window,
+                                    .max_tokens = a->max_tokens,
+                                    .score_all = a->score_all,
+                                    .progress = cli_progress_update,
+                                    .user = &progress};
+        cli_progress_begin(&progress, "eval");
+        cli_watch(sessions, models[1] ? 2 : 1);
+        s = models[1] ? lq_compare(sessions[1], sessions, 1, ids, count, &eo, &ref, &r)
+                      : lq_evaluate(sessions[0], ids, count, &eo, &r);
+        cli_unwatch();
+        cli_progress_clear(&progress);
+        const double seconds = cli_clock() - progress.start;
+        if (s != LQ_OK) code = cli_fail(c, s, NULL);
+        else if (c->json) code = print_json(c, a, &ref, &r, seconds);
+        else print_result(a, &ref, &r, seconds);
+    }
+    lq_session_close(sessions[0]);
+    lq_session_close(sessions[1]);
+    free(ids);
+    return code;
+}
+
+static int run(cli *c, const void *arguments) {
+    const args *a = arguments;
+    lq_ctx *ctx;
+    lq_model *models[2] = {NULL, NULL};
+    if (a->activations && strcmp(a->activations, "f32") != 0) {
+        return cli_usage(c, "--activations %s: only f32 can be asked for", a->activations);
+    }
+    int code = cli_open(c, a->threads, a->isa, &ctx);
+    if (code != 0) return code;
+    lq_status s = lq_model_open(ctx, a->model, NULL, &models[0]);
+    if (s == LQ_OK && a->against) s = lq_model_open(ctx, a->against, NULL, &models[1]);
+    code = s == LQ_OK ? evaluate(c, a, models) : cli_fail(c, s, NULL);
+    lq_model_close(models[0]);
+    lq_model_close(models[1]);
+    lq_close(ctx);
+    return code;
+}
+
+const cli_command cli_command_eval = {
+    .name = "eval",
+    .summary = "perplexity on a text, and the distance from a reference",
+    .about = "Perplexity says how surprised the model is by a text: lower is better, and only numbers from the\n"
+             "same text, window and tokenizer compare. With --against the KL divergence tells more: how far the\n"
+             "model's predictions are from those of the reference, token by token (0 = identical), and how\n"
+             "often both have the same most likely token.\n\n"
+             "The text is cut into windows that do not overlap; each begins with an empty context.\n",
+    .operands = operands,
+    .options = options,
+    .examples = "  lq eval my-model.q4_k_m.gguf --text book.txt\n"
+                "  lq eval my-model.q4_k_m.gguf --text book.txt --against my-model.f16.gguf --json\n"
+                "  lq eval my-model.gguf --text book.txt --ctx 2048 --max-tokens 100000 --score-all\n",
+    .args_size = sizeof(args),
+    .run = run,
+};

@@ -1,0 +1,225 @@
+/* cmd_quantize.c: `lq quantize`: write a model as a GGUF file with a scheme.
+ *
+ * The work is lq_quantize; this file shows what it does: progress, each tensor with -v, fall-backs as warnings, a
+ * summary, and for each refusal the option that lifts it. */
+#include "cli.h"
+
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+
+typedef struct args {
+    const char *src, *dst, *scheme;
+    uint64_t threads;
+    uint32_t dry_run, force, requantize, verbose;
+} args;
+
+static const cli_operand operands[] = {
+    {"SRC", offsetof(args, src), 0, "a Hugging Face folder (config.json and safetensors) or a GGUF file"},
+    {"DST", offsetof(args, dst), 0, "the GGUF file to write"},
+    {0}};
+
+static const cli_option options[] = {
+    {.type = CLI_GROUP, .name = "What to write"},
+    {.type = CLI_TEXT,
+     .letter = 's',
+     .required = 1,
+     .name = "scheme",
+     .value = "NAME",
+     .at = offsetof(args, scheme),
+     .help = "which format each tensor gets, such as q4_k_m; `lq info --schemes` lists all.\n"
+             "A format's name (`lq info --formats`) gives every tensor that format",
+     .also = "|bits|type|quant|method|format|"},
+    {.type = CLI_FLAG,
+     .letter = 'n',
+     .name = "dry-run",
+     .at = offsetof(args, dry_run),
+     .help = "report what would be written and how large it would be, write nothing",
+     .also = "|plan|check|"},
+    {.type = CLI_FLAG,
+     .letter = 'f',
+     .name = "force",
+     .at = offsetof(args, force),
+     .help = "replace DST if it exists",
+     .also = "|overwrite|replace|"},
+    {.type = CLI_FLAG,
+     .name = "requantize",
+     .at = offsetof(args, requantize),
+     .help = "accept a source that is already quantized; the damage of both adds up",
+     .also = "|allow-requantize|"},
+    {.type = CLI_GROUP, .name = "How"},
+    CLI_OPT_THREADS(args),
+    {.type = CLI_FLAG,
+     .letter = 'v',
+     .name = "verbose",
+     .at = offsetof(args, verbose),
+     .help = "a line per tensor on standard output: formats, bytes, relative error"},
+    {.type = CLI_END}};
+
+/* One tensor that did not get what the scheme asked for. */
+typedef struct fallback {
+    char name[128], wanted[24], got[24];
+} fallback;
+
+typedef struct state {
+    cli_progress progress;
+    const args *a;
+    json_t *tensors; /* with --json */
+    fallback *fallbacks;
+    size_t fallback_count;
+    bool table; /* print lines */
+    bool begun;
+} state;
+
+static int on_progress(void *user, uint64_t done, uint64_t total, const char *what) {
+    return cli_progress_update(&((state *)user)->progress, done, total, what);
+}
+
+static void on_tensor(void *user, const lq_tensor_report *t) {
+    state *s = user;
+    if (s->tensors) {
+        json_t *o = json_object();
+        cli_set_text(o, "name", t->name);
+        cli_set_text(o, "from", t->from);
+        cli_set_text(o, "to", t->to);
+        cli_set_text(o, "wanted", t->wanted);
+        cli_set_int(o, "weights", t->weights);
+        cli_set_int(o, "bytes", t->bytes);
+        cli_set_real(o, "rel_error", t->rel_error);
+        (void)json_array_append_new(s->tensors, o);
+    }
+    if (strcmp(t->to, t->wanted) != 0) {
+        fallback *more = realloc(s->fallbacks, (s->fallback_count + 1) * sizeof *more);
+        if (more) {
+            s->fallbacks = more;
+            fallback *f = &more[s->fallback_count++];
+            snprintf(f->name, sizeof f->name, "%.127s", cli_safe(t->name).s);
+            snprintf(f->wanted, sizeof f->wanted, "%s", t->wanted);
+            snprintf(f->got, sizeof f->got, "%s", t->to);
+        }
+    }
+    if (!s->table) return;
+    cli_progress_clear(&s->progress);
+    if (!s->begun) printf("%-32s %-7s %-7s %12s %12s  %s\n", "tensor", "from", "to", "weights", "bytes", "rel. error");
+    s->begun = true;
+    printf("%-32s %-7s %-7s %12llu %12llu  %.5f\n", cli_safe(t->name).s, t->from, t->to,
+           (unsigned long long)t->weights, (unsigned long long)t->bytes, t->rel_error);
+}
+
+static const char *any_scheme(size_t i) {
+    const uint32_t schemes = lq_scheme_count();
+    lq_format_info f = {.size = sizeof f};
+    if (i < schemes) return lq_scheme_name((uint32_t)i, NULL);
+    return lq_format_info_get((uint32_t)i - schemes, &f) == LQ_OK ? f.name : "";
+}
+
+/* The scheme's name is checked before anything is read. */
+static int check_scheme(cli *c, const char *scheme) {
+    const size_t count = (size_t)lq_scheme_count() + lq_format_count();
+    for (size_t i = 0; i < count; i++) {
+        if (strcmp(any_scheme(i), scheme) == 0) return 0;
+    }
+    return cli_usage(c, "--scheme %s: there is no such scheme; the nearest is %s, and `lq info --schemes` lists all", scheme,
+                     cli_nearest(scheme, any_scheme, count));
+}
+
+/* Which option would have allowed what was refused: read off the files, not off the message. */
+static const char *hint_for(const args *a, lq_status status) {
+    struct stat src, dst;
+    if (status != LQ_E_ARG) return NULL;
+    const bool src_is = stat(a->src, &src) == 0, dst_is = stat(a->dst, &dst) == 0;
+    if (src_is && dst_is && src.st_dev == dst.st_dev && src.st_ino == dst.st_ino) {
+        return "SRC and DST are the same file: choose another DST.";
+    }
+    if (dst_is && S_ISDIR(dst.st_mode)) return "DST is a folder: name a file in it.";
+    if (dst_is && !a->force) return "DST exists: use --force to replace it.";
+    if (src_is && S_ISREG(src.st_mode) && !a->requantize) {
+        return "If SRC is already quantized: quantize from the original, or use --requantize.";
+    }
+    return NULL;
+}
+
+static void print_summary(const args *a, const state *s, const lq_quantize_result *r) {
+    for (size_t i = 0; i < s->fallback_count; i++) {
+        const fallback *f = &s->fallbacks[i];
+        cli_warn("%s is %s, because its shape does not allow %s", f->name, f->got, f->wanted);
+    }
+    fprintf(stderr, "%s%s: %u tensors, %llu weights, %.3f bits per weight, %s", a->dry_run ? "would write " : "",
+            cli_safe(a->dst).s, r->tensors, (unsigned long long)r->weights, r->bits_per_weight, cli_bytes(r->bytes).s);
+    if (r->fallbacks) fprintf(stderr, ", %u fall-back%s", r->fallbacks, r->fallbacks == 1 ? "" : "s");
+    if (!a->dry_run) fprintf(stderr, ", %.1f s", r->seconds);
+    fputc('\n', stderr);
+}
+
+static int print_json(cli *c, const args *a, state *s, const lq_quantize_result *r) {
+    json_t *o = json_object();
+    cli_set_text(o, "source", a->src);
+    cli_set_text(o, "destination", a->dst);
+    cli_set_text(o, "scheme", a->scheme);
+    cli_set_bool(o, "dry_run", a->dry_run != 0);
+    cli_set_int(o, "tensors", r->tensors);
+    cli_set_int(o, "fallbacks", r->fallbacks);
+    cli_set_int(o, "weights", r->weights);
+    cli_set_int(o, "bytes", r->bytes);
+    cli_set_real(o, "bits_per_weight", r->bits_per_weight);
+    cli_set_real(o, "seconds", r->seconds);
+    cli_set(o, "report", s->tensors);
+    s->tensors = NULL;
+    return cli_json_print(c, o, CLI_OK);
+}
+
+static int quantize(cli *c, const args *a, state *s) {
+    lq_ctx *ctx;
+    lq_quantize_result r = {.size = sizeof r};
+    int code = check_scheme(c, a->scheme);
+    if (code == 0) code = cli_open(c, a->threads, NULL, &ctx);
+    if (code != 0) return code;
+    cli_progress_begin(&s->progress, "quantize");
+    const lq_quantize_options o = {.size = sizeof o,
+                                   .scheme = a->scheme,
+                                   .threads = (uint32_t)a->threads,
+                                   .force = a->force,
+                                   .requantize = a->requantize,
+                                   .dry_run = a->dry_run,
+                                   .progress = on_progress,
+                                   .report = on_tensor,
+                                   .user = s};
+    const lq_status status = lq_quantize(ctx, a->src, a->dst, &o, &r);
+    cli_progress_clear(&s->progress);
+    if (status != LQ_OK) {
+        code = cli_fail(c, status, hint_for(a, status));
+    } else {
+        print_summary(a, s, &r);
+        if (c->json) code = print_json(c, a, s, &r);
+    }
+    lq_close(ctx);
+    return code;
+}
+
+static int run(cli *c, const void *arguments) {
+    const args *a = arguments;
+    state s = {.a = a, .table = a->verbose && !c->json};
+    if (c->json && !(s.tensors = json_array())) return cli_nomem(c);
+    const int code = quantize(c, a, &s);
+    json_decref(s.tensors);
+    free(s.fallbacks);
+    return code;
+}
+
+const cli_command cli_command_quantize = {
+    .name = "quantize",
+    .summary = "write a model as a GGUF file in fewer bits per weight",
+    .about = "A scheme is a recipe: it gives each tensor a format by its role, more bits where errors hurt\n"
+             "most. q4_k_m is the usual choice; q8_0 is almost lossless; q2_k is the smallest. What each\n"
+             "costs on your text is shown by `lq bench quality`.\n\n"
+             "Tensors are read, quantized and written one by one, so the model need not fit into memory.\n"
+             "DST appears only when it is complete and was read back; whatever goes wrong before (a full\n"
+             "disk, Ctrl-C, a crash), no file is left under that name.\n",
+    .operands = operands,
+    .options = options,
+    .examples = "  lq quantize my-model/ my-model.q4_k_m.gguf --scheme q4_k_m\n"
+                "  lq quantize my-model.f16.gguf small.gguf -s q2_k --dry-run -v\n"
+                "  lq quantize old.q8_0.gguf new.gguf -s q4_0 --requantize --force --json\n",
+    .args_size = sizeof(args),
+    .run = run,
+};
