@@ -15,10 +15,10 @@
 #include "threads.h"
 
 enum {
-    SPAN_WEIGHTS = 1 << 14,    /* weights that a thread takes at a time */
-    PIECE_PER_THREAD = 1 << 18, /* weights per thread between two writes */
-    PIECE_WEIGHTS = 1 << 20,   /* and at least this many */
-    EXTRA_KEYS = 64,           /* room for the tokenizer's keys, file type and version */
+    SPAN_WEIGHTS = 1 << 14,             /* weights that a thread takes at a time */
+    PIECE_PER_THREAD = 1 << 18,         /* weights per thread between two writes */
+    PIECE_WEIGHTS = 1 << 20,            /* and at least this many */
+    EXTRA_KEYS = Q_TEXT_EXPORT_MAX + 8, /* the tokenizer's keys, names, file type and version */
     MAX_THREADS = 1024
 };
 
@@ -220,12 +220,19 @@ static lq_status collect_keys(work *w) {
 
 /* ---- a piece of rows */
 
-static lq_status not_finite(const work *w, uint64_t row, uint64_t k, const float *x, const float *stored) {
+/* Formats keep scales as halves and saturate: a weight beyond their range would shrink without a word. */
+static bool is_lost(const q_format *f, float x, float stored) {
+    const float tolerance = f->weights == 1 ? 1.0f / 64 : 0.5f;
+    return !isfinite(stored) || (fabsf(x) > 65504.0f && fabsf(x - stored) > tolerance * fabsf(x));
+}
+
+/* The sentence for a row that is refused; LQ_OK when there is nothing to refuse. `stored` may be NULL. */
+static lq_status check_row(const work *w, uint64_t row, uint64_t k, const float *x, const float *stored) {
     for (uint64_t j = 0; j < k; j++) {
         if (!isfinite(x[j]))
             return q_fail(LQ_E_INCONSISTENT, "tensor %.*s: the weight in row %llu, column %llu is not finite",
                           Q_STR_ARG(w->item->name), (unsigned long long)row, (unsigned long long)j);
-        if (stored && !isfinite(stored[j]))
+        if (stored && is_lost(w->choice->format, x[j], stored[j]))
             return q_fail(LQ_E_NUMERIC, "tensor %.*s: the weight %g in row %llu, column %llu is too large for format %s",
                           Q_STR_ARG(w->item->name), (double)x[j], (unsigned long long)row, (unsigned long long)j,
                           w->choice->format->name);
@@ -244,15 +251,19 @@ static bool all_finite(const float *x, uint64_t n) {
     return s[0] == 0.0f;
 }
 
-static void row_errors(const float *x, const float *y, uint64_t k, double *error2, double *norm2) {
+/* Sums of squares of a row's errors and weights; false when some weight was lost. */
+static bool row_errors(const q_format *f, const float *x, const float *y, uint64_t k, double *error2, double *norm2) {
     double e = 0, n = 0;
+    bool lost = false;
     for (uint64_t j = 0; j < k; j++) {
         const double d = (double)x[j] - (double)y[j];
         e += d * d;
         n += (double)x[j] * (double)x[j];
+        lost |= is_lost(f, x[j], y[j]);
     }
     *error2 = e;
     *norm2 = n;
+    return !lost;
 }
 
 /* Rows [begin, end) of the piece. On failure *bad is the row of the tensor. */
@@ -266,14 +277,14 @@ static lq_status do_rows(work *w, uint64_t begin, uint64_t end, float *x, float 
         for (uint64_t r = 0; r < n; r++) {
             *bad = first + r;
             q_decode_row(t->format, out + r * w->row_bytes, (int64_t)k, x);
-            if (!all_finite(x, k)) Q_TRY(not_finite(w, *bad, k, x, NULL));
+            if (!all_finite(x, k)) Q_TRY(check_row(w, *bad, k, x, NULL));
         }
         return LQ_OK;
     }
     Q_TRY(q_bind_read(w->alloc, w->binding, w->item, first, n, x));
     for (uint64_t r = 0; r < n; r++) {
         *bad = first + r;
-        if (!all_finite(x + r * k, k)) Q_TRY(not_finite(w, *bad, k, x + r * k, NULL));
+        if (!all_finite(x + r * k, k)) Q_TRY(check_row(w, *bad, k, x + r * k, NULL));
     }
     *bad = first;
     const q_quant_job job = {w->choice->format, x, (int64_t)n, (int64_t)k, NULL, NULL};
@@ -281,8 +292,8 @@ static lq_status do_rows(work *w, uint64_t begin, uint64_t end, float *x, float 
     for (uint64_t r = 0; r < n; r++) {
         *bad = first + r;
         q_decode_row(w->choice->format, out + r * w->row_bytes, (int64_t)k, y);
-        if (!all_finite(y, k)) Q_TRY(not_finite(w, *bad, k, x + r * k, y));
-        row_errors(x + r * k, y, k, &w->error2[begin + r], &w->norm2[begin + r]);
+        if (!row_errors(w->choice->format, x + r * k, y, k, &w->error2[begin + r], &w->norm2[begin + r]))
+            Q_TRY(check_row(w, *bad, k, x + r * k, y));
     }
     return LQ_OK;
 }
