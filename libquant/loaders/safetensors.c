@@ -1,8 +1,8 @@
 /* safetensors.c: the container: 8 bytes of length, a JSON header of that length, and the tensors' bytes without gaps.
  *
- * Owns the reading and checking of that header. Refuses headers longer than the file or the limit, tensors that overlap,
- * leave holes or disagree with their shape, data beyond the last tensor, and element types that cannot be kept. Reads no
- * tensor data; what makes a model directory, and the loader's record, are in hf_dir.c. Layer L2. */
+ * Owns the reading and checking of that header. Refuses headers longer than the file or the limit, tensors that
+ * overlap, leave holes or disagree with their shape, data beyond the last tensor, and element types that cannot be
+ * kept. Reads no tensor data; what makes a model directory, and the loader's record, are in hf_dir.c. Layer L2. */
 #include "safetensors.h"
 
 /* Element types. Floats that the engine computes with carry a format; the others are kept, never computed with. Floats
