@@ -430,7 +430,10 @@ static lq_status fill_tables(state *st, int32_t *user, uint32_t *n_user) {
         to += st->canon[i].n;
         const uint32_t bits = q_f32_bits(v->scores[i] + 0.0f); /* -0 is 0 */
         st->order[i] = ~(bits ^ (bits >> 31 ? 0xFFFFFFFFu : 0x80000000u));
-        if (type == Q_TOKEN_USER) user[(*n_user)++] = i;
+        /* Spaces in text are U+2581 by the time pieces are sought: one with a plain space is never found. */
+        const bool plain_space = memchr(v->pieces[i].p, ' ', (size_t)v->pieces[i].n) != NULL;
+        if (type == Q_TOKEN_USER && !plain_space) user[(*n_user)++] = i;
+        if (mergeable(type) && !plain_space) put_piece(st, i);
         if (type == Q_TOKEN_BYTE) {
             const int32_t byte = byte_value(v->pieces[i]);
             if (byte < 0 || st->byte_id[byte] >= 0)
@@ -438,8 +441,6 @@ static lq_status fill_tables(state *st, int32_t *user, uint32_t *n_user) {
                               "another token has", i, Q_STR_ARG(v->pieces[i]));
             st->byte_id[byte] = i;
         }
-        /* A piece with a plain space cannot come out of merging: spaces in text are U+2581 by then. */
-        if (mergeable(type) && !memchr(v->pieces[i].p, ' ', (size_t)v->pieces[i].n)) put_piece(st, i);
     }
     for (int32_t i = 0; i < v->n && !st->resegment; i++)
         st->resegment = v->types[i] == Q_TOKEN_UNUSED && formable(st, st->canon[i]);
@@ -594,7 +595,7 @@ static bool take_apart(work *w, uint32_t i) {
 }
 
 static lq_status emit_symbol(work *w, const char *p, uint32_t n, int32_t id) {
-    if (id >= 0) {
+    if (id >= FROZEN || (id >= 0 && w->st->vocab->types[id] != Q_TOKEN_UNUSED)) {
         w->after_unknown = false;
         return w->emit(w->user, id & (FROZEN - 1));
     }
