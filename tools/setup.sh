@@ -1,0 +1,88 @@
+#!/bin/sh
+# setup.sh: install the packages that building and testing need, where they are missing.
+#
+# Debian and its descendants: lists what is missing, asks first on a terminal, goes ahead without one (CI, containers),
+# and uses sudo unless root. Elsewhere it installs nothing and says what to look for. Succeeds whenever the essentials
+# are there: a compiler, make, and the headers of jansson and Check. `make SETUP=0` skips it.
+# Quiet and one process deep when nothing is missing, since every `make test` comes through here.
+set -u
+essential='gcc libc6-dev make pkg-config libjansson-dev check'
+optional='glslang-tools clang libclang-rt-14-dev' # shader checks of the formats; second compiler; fuzzing and sanitizers
+
+has_header() { echo "#include <$1>" | "${CC:-cc}" -E - >/dev/null 2>&1; }
+
+# Without a package manager to ask: look for the things themselves.
+missing_essentials() {
+    command -v "${CC:-cc}" >/dev/null 2>&1 || { echo 'a C compiler (gcc or clang)'; return; }
+    command -v make >/dev/null 2>&1 || echo 'make'
+    has_header jansson.h || echo 'jansson with its headers'
+    has_header check.h || echo 'Check (libcheck) with its headers'
+}
+
+# The end of every way that did not install everything: fine if the essentials are there.
+conclude() {
+    lacking=$(missing_essentials)
+    [ -z "$lacking" ] && exit 0
+    echo 'setup: cannot go on without:' >&2
+    echo "$lacking" | sed 's/^/  /' >&2
+    exit 1
+}
+
+if ! command -v dpkg-query >/dev/null 2>&1 || ! command -v apt-get >/dev/null 2>&1; then
+    [ -z "$(missing_essentials)" ] && exit 0
+    echo 'setup: not a Debian system, so nothing is installed. What the build uses, by its Debian names:' >&2
+    echo "  needed:   $essential" >&2
+    echo "  optional: $optional" >&2
+    conclude
+fi
+
+# pkgconf is the newer name of pkg-config. Any version of libclang-rt goes with some version of clang.
+have=$(dpkg-query -W -f '${db:Status-Status} ${Package}\n' $essential $optional pkgconf 'libclang-rt-*-dev' 2>/dev/null)
+installed() {
+    case "
+$have
+" in *"
+installed $1
+"*) return 0 ;; esac
+    return 1
+}
+missing=''
+for p in $essential; do
+    installed "$p" && continue
+    [ "$p" = pkg-config ] && installed pkgconf && continue
+    missing="$missing $p"
+done
+for p in $optional; do
+    installed "$p" && continue
+    case "$p" in libclang-rt-*) case "$have" in *'installed libclang-rt-'*) continue ;; esac ;; esac
+    missing="$missing $p"
+done
+[ -z "$missing" ] && exit 0
+
+echo "setup: these packages are missing:$missing"
+if [ -t 0 ] && [ -t 1 ]; then
+    printf 'Install them now? [Y/n] '
+    read -r answer
+    case "$answer" in [nN]*) conclude ;; esac
+fi
+
+as_root=''
+if [ "$(id -u)" -ne 0 ]; then
+    if ! command -v sudo >/dev/null 2>&1; then
+        echo 'setup: installing needs root, and there is no sudo' >&2
+        conclude
+    fi
+    as_root='sudo'
+    [ -t 0 ] || as_root='sudo -n'
+fi
+apt() {
+    $as_root env DEBIAN_FRONTEND=noninteractive apt-get -qq -o DPkg::Lock::Timeout=300 "$@" </dev/null
+}
+apt update || echo 'setup: the package lists could not be refreshed (make SETUP=0 skips all this)' >&2
+# shellcheck disable=SC2086 # the lists are words
+if apt install -y --no-install-recommends $missing; then exit 0; fi
+# One name that this release does not have must not keep the others away.
+for p in $missing; do
+    apt install -y --no-install-recommends "$p" || echo "setup: $p could not be installed" >&2
+done
+conclude
