@@ -12,7 +12,7 @@
 
 #define CONFIG "{\"architectures\":[\"LlamaForCausalLM\"]}"
 
-/* ------------------------------------------------------------------------------------------------ making directories */
+/* -------------------------------------------------------------------------------------------- making directories */
 
 static char dir_path[512];
 
@@ -388,7 +388,8 @@ START_TEST(test_entries) { /* S05, S06 */
         {"{\"t\":{\"dtype\":\"F32\",\"shape\":[1]}}", LQ_E_FORMAT, "'data_offsets' is missing"},
         {"{\"t\":{\"dtype\":\"F32\",\"data_offsets\":[0,4]}}", LQ_E_FORMAT, "'shape' is missing"},
         {"{\"t\":{\"shape\":[1],\"data_offsets\":[0,4]}}", LQ_E_FORMAT, "'dtype' is missing"},
-        {"{\"t\":{\"dtype\":\"F32\",\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[0,4]}}", LQ_E_FORMAT, "duplicate"},
+        {"{\"t\":{\"dtype\":\"F32\",\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[0,4]}}", LQ_E_FORMAT,
+         "duplicate"},
         {"{\"t\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[0,4],\"more\":1}}", LQ_E_FORMAT, "'more'"},
         {"{\"t\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[0]}}", LQ_E_FORMAT, "','"},
         {"{\"t\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[0,4,8]}}", LQ_E_FORMAT, "']'"},
@@ -427,7 +428,8 @@ START_TEST(test_layout) { /* S04 */
         {"{}", 4096, LQ_E_FORMAT, "4096 bytes after the last tensor"},
         {"{" T("t", "F32", "1", 4096, 4100) "}", 4, LQ_E_FORMAT, "tensor 't'"}, /* beyond the file */
         {"{" T("t", "U8", "4", 18446744073709551611, 18446744073709551615) "}", 4, LQ_E_FORMAT, "tensor 't'"},
-        {"{" T("u", "F32", "1", 0, 4) "," T("t", "F32", "2", 4, 12) "}", 11, LQ_E_TRUNCATED, "tensor 't'"}, /* cut short */
+        /* cut short */
+        {"{" T("u", "F32", "1", 0, 4) "," T("t", "F32", "2", 4, 12) "}", 11, LQ_E_TRUNCATED, "tensor 't'"},
         {"{" T("t", "U8", "1152921504606846976", 0, 1152921504606846976) "}", 4, LQ_E_TRUNCATED, "tensor 't'"},
     };
     for (size_t i = 0; i < Q_COUNT(cases); i++)
@@ -593,7 +595,7 @@ START_TEST(test_bad_index) { /* S09 */
 }
 END_TEST
 
-/* ------------------------------------------------------------------------------------------------ directories, configs */
+/* ---------------------------------------------------------------------------------------- directories, configs */
 
 START_TEST(test_pickles) { /* S10 */
     static const char *const names[] = {"pytorch_model.bin", "pytorch_model.bin.index.json", "model.pt"};
