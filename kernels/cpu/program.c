@@ -121,7 +121,9 @@ static int64_t chunk_of(const q_program *p, int32_t from, int32_t to) {
         if (t->kernel && t->kernel->mm) tile = Q_MAX(tile, (int64_t)t->kernel->rows);
         if (s->op != Q_OP_ATTN) continue;
         const int32_t kv = s->z.slot ? s->z.heads : p->plan->kv[s->kv_group].heads;
-        tile = Q_MAX(columns < threads * 4 ? s->x.heads / Q_MAX(kv, 1) : (int64_t)s->x.heads * 4, (int64_t)1);
+        if (columns >= threads * 16) tile = (int64_t)s->x.heads * 8;
+        else if (columns >= threads * 4) tile = s->x.heads;
+        else tile = Q_MAX(s->x.heads / Q_MAX(kv, 1), 1);
     }
     const int64_t chunk = Q_MAX(div_up(total, threads * CHUNKS), (int64_t)1);
     return div_up(chunk, tile) * tile;

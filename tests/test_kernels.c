@@ -1,0 +1,438 @@
+/* test_kernels.c: every row of kernels/cpu/kernels.def that this machine can run, against kernels/ref with the same
+ * activation format: random, adversarial and ragged inputs, unaligned weights, and guards around every output.
+ *
+ * Products and activation formats keep the order of summation that op.h states, so their bits must be equal; other
+ * steps have op.h's bound. */
+#include "harness.h"
+
+#include "../kernels/cpu/cpu.h"
+
+enum { GUARD = 37 };
+static const uint32_t guard_bits = 0x7FA5A5A5u; /* a NaN that no kernel makes */
+
+static float *guarded(int64_t n) {
+    float *p = (float *)malloc((size_t)(n + 2 * GUARD) * sizeof(float));
+    for (int64_t i = 0; i < n + 2 * GUARD; i++) p[i] = q_bits_f32(guard_bits);
+    return p + GUARD;
+}
+static void check_guards(const float *p, int64_t n, const char *what) {
+    for (int64_t i = 0; i < GUARD; i++)
+        ck_assert_msg(q_f32_bits(p[-1 - i]) == guard_bits && q_f32_bits(p[n + i]) == guard_bits, "%s: guard", what);
+}
+static void free_guarded(float *p) { free(p - GUARD); }
+
+/* |a - b|^2 / |b|^2 */
+static double nmse(const float *a, const float *b, int64_t n) {
+    double d = 0, s = 0;
+    for (int64_t i = 0; i < n; i++) {
+        d += ((double)a[i] - b[i]) * ((double)a[i] - b[i]);
+        s += (double)b[i] * b[i];
+    }
+    return s > 0 ? d / s : d;
+}
+
+/* ------------------------------------------------------------------------------------------------------- products */
+
+/* Where the halves and bytes that scale a block lie, for patterns that would otherwise decode to infinities. */
+static const struct { const char *format; int at[2]; } scales[] = {
+    {"q8_0", {0, -1}}, {"q4_0", {0, -1}}, {"q4_k", {0, 2}}, {"q6_k", {208, -1}},
+};
+
+typedef enum { W_RANDOM, W_BYTES, W_ALL_80, W_ALL_7F, W_ALL_FF, W_ALL_00, W_TINY_SCALE, W_KINDS } w_kind;
+
+/* `rows` rows of k weights in a format. Patterns of bytes need a format of `scales`; others get random weights. */
+static void fill_weights(const q_format *f, w_kind kind, int64_t rows, int64_t k, uint64_t row_bytes, uint8_t *w,
+                         uint64_t *seed) {
+    int at[2] = {-1, -1};
+    for (size_t i = 0; i < Q_COUNT(scales); i++)
+        if (strcmp(scales[i].format, f->name) == 0) memcpy(at, scales[i].at, sizeof at);
+    static const uint8_t bytes[W_KINDS] = {[W_ALL_80] = 0x80, [W_ALL_7F] = 0x7F, [W_ALL_FF] = 0xFF};
+    float *row = (float *)malloc((size_t)k * sizeof(float));
+    for (int64_t r = 0; r < rows; r++) {
+        uint8_t *to = w + (uint64_t)r * row_bytes;
+        if (kind == W_RANDOM || at[0] < 0) {
+            for (int64_t i = 0; i < k; i++) row[i] = t_normal(seed) * (r % 3 == 2 ? 1e-3f : 1.0f);
+            q_encode_row(f, row, NULL, false, k, to);
+            continue;
+        }
+        for (uint64_t i = 0; i < row_bytes; i++)
+            to[i] = kind == W_BYTES || kind == W_TINY_SCALE ? (uint8_t)t_rand(seed) : bytes[kind];
+        for (int64_t b = 0; b < k / f->weights; b++)
+            for (int j = 0; j < 2 && at[j] >= 0; j++)
+                q_store16(to + b * f->bytes + at[j], kind == W_TINY_SCALE ? (uint16_t)(t_rand(seed) & 0x83FF)
+                                                                          : q_f32_to_half(t_normal(seed)));
+    }
+    free(row);
+}
+
+typedef enum { X_RANDOM, X_ZERO, X_HUGE, X_TINY, X_EXTREME, X_KINDS } x_kind;
+
+static void fill_x(x_kind kind, float *x, int64_t n, uint64_t *seed) {
+    for (int64_t i = 0; i < n; i++) {
+        switch (kind) {
+        case X_ZERO: x[i] = 0; break;
+        case X_HUGE: x[i] = t_normal(seed) * 1e30f; break;
+        case X_TINY: x[i] = t_normal(seed) * 1e-38f; break;
+        case X_EXTREME: x[i] = (t_rand(seed) & 3) ? 1.0f : -1.0f; break; /* all codes +-127 */
+        default: x[i] = t_normal(seed) * (i % 37 == 5 ? 20.0f : 1.0f); break;
+        }
+    }
+}
+
+typedef struct shape {
+    int64_t rows, k, n;
+    w_kind w;
+    x_kind x;
+    bool add, bias;
+} shape;
+
+/* What the definition says, into y [n][rows] (which holds what `add` adds to). */
+static void ref_product(const q_format *f, const q_act *act, const shape *t, const uint8_t *w, uint64_t row_bytes,
+                        const float *x, const float *bias, float *y) {
+    const q_weight weight = {.format = f, .data = w, .row_bytes = row_bytes, .rows = (int32_t)t->rows,
+                             .k = (int32_t)t->k, .matrices = 1, .name = "w"};
+    const q_weight b = {.format = q_format_find("f32"), .data = (const uint8_t *)bias, .rows = 1, .k = (int32_t)t->rows,
+                        .row_bytes = (uint64_t)t->rows * 4, .matrices = 1, .name = "b"};
+    const int32_t widths[3] = {0, (int32_t)t->k, (int32_t)t->rows};
+    float *slots[3] = {NULL, (float *)x, y};
+    const q_inst s = {.op = Q_OP_MATMUL, .add = t->add, .w = &weight, .b = t->bias ? &b : NULL,
+                      .x = {1, 0, 1, (int32_t)t->k, (int32_t)t->k}, .y = {2, 0, 1, (int32_t)t->rows, (int32_t)t->rows}};
+    const q_plan plan = {.insts = &s, .n_insts = 1, .slot_width = widths, .n_slots = 3, .columns = (int32_t)t->n};
+    const q_batch batch = {.n = (int32_t)t->n};
+    const size_t bytes = q_ref_scratch(&s, (int32_t)t->n);
+    void *scratch = q_new(&q_alloc_libc, bytes, 1);
+    const q_exec e = {.plan = &plan, .batch = &batch, .slots = slots, .act = act, .scratch = scratch,
+                      .scratch_bytes = bytes};
+    q_ref_matmul(&s, &e, 0, t->rows);
+    q_delete(&q_alloc_libc, scratch);
+}
+
+static void check_product(const q_cpu_kernel *k, const q_format *f, const shape *t, uint64_t *seed) {
+    const int64_t stride = t->rows + 5, x_floats = t->k * t->n;
+    uint64_t row_bytes;
+    ck_assert(q_row_bytes(f, (uint64_t)t->k, &row_bytes));
+    /* At an odd address, and with nothing readable meant to lie behind: ASan sees a read past the last row. */
+    uint8_t *block = (uint8_t *)malloc((size_t)(row_bytes * (uint64_t)t->rows) + 1), *w = block + 1;
+    fill_weights(f, t->w, t->rows, t->k, row_bytes, w, seed);
+    float *x = (float *)malloc((size_t)x_floats * sizeof(float)), *bias = guarded(t->rows);
+    fill_x(t->x, x, x_floats, seed);
+    for (int64_t i = 0; i < t->rows; i++) bias[i] = t_normal(seed);
+    float *want = (float *)malloc((size_t)(t->rows * t->n) * sizeof(float)), *y = guarded(stride * t->n);
+    for (int64_t c = 0; c < t->n; c++)
+        for (int64_t r = 0; r < t->rows; r++) want[c * t->rows + r] = y[c * stride + r] = t->add ? t_normal(seed) : 7.0f;
+    ref_product(f, k->act, t, w, row_bytes, x, bias, want);
+
+    const int64_t x_bytes = k->act ? t->k / k->act->weights * k->act->bytes : t->k * (int64_t)sizeof(float);
+    uint8_t *acts = (uint8_t *)malloc((size_t)(x_bytes * t->n));
+    for (int64_t c = 0; c < t->n; c++) {
+        if (k->act) k->act->quantize(x + c * t->k, t->k, acts + c * x_bytes);
+        else memcpy(acts + c * x_bytes, x + c * t->k, (size_t)x_bytes);
+    }
+    const size_t scratch_floats = (size_t)k->mm_scratch(t->k, t->n) / sizeof(float);
+    uint8_t *scratch = (uint8_t *)aligned_alloc(Q_ALIGN, q_round_up(scratch_floats * sizeof(float) + 64, Q_ALIGN));
+    memset(scratch, 0xA5, scratch_floats * sizeof(float) + 64);
+    const q_mm m = {.format = f, .w = w, .row_bytes = row_bytes, .rows = t->rows, .k = t->k, .x = acts,
+                    .x_stride = x_bytes, .n = t->n, .y = y, .y_stride = stride, .bias = t->bias ? bias : NULL,
+                    .add = t->add, .scratch = scratch};
+    k->mm(&m);
+    check_guards(y, stride * t->n, k->name);
+    for (int i = 0; i < 64; i++)
+        ck_assert_msg(scratch[scratch_floats * sizeof(float) + (size_t)i] == 0xA5, "%s: scratch overrun", k->name);
+    for (int64_t c = 0; c < t->n; c++) {
+        for (int64_t r = 0; r < t->rows; r++) {
+            const float a = y[c * stride + r], b = want[c * t->rows + r];
+            ck_assert_msg(q_f32_bits(a) == q_f32_bits(b) || (a != a && b != b),
+                          "%s on %s %ldx%ld, %ld columns, w %d x %d: y[%ld][%ld] = %.9g, not %.9g", k->name, f->name,
+                          (long)t->rows, (long)t->k, (long)t->n, (int)t->w, (int)t->x, (long)c, (long)r, (double)a,
+                          (double)b);
+        }
+        for (int64_t r = t->rows; r < stride; r++)
+            ck_assert_msg(q_f32_bits(y[c * stride + r]) == guard_bits, "%s wrote past its rows", k->name);
+    }
+    free(scratch), free(acts), free_guarded(y), free(want), free_guarded(bias), free(x), free(block);
+}
+
+static void check_product_row(const q_cpu_kernel *k, const q_format *f) {
+    static const int64_t rows[] = {1, 2, 3, 7, 8, 9, 16, 31, 33, 40}, columns[] = {1, 2, 3, 4, 5, 6, 7, 8, 9, 17, 33};
+    uint64_t seed = 42;
+    const int64_t unit = Q_MAX(f->weights, k->act ? k->act->weights : 1);
+    const int64_t lengths[] = {unit == 1 ? 37 : unit, unit == 1 ? 64 : 2 * unit, unit == 1 ? 200 : 3 * unit};
+    for (size_t i = 0; i < Q_COUNT(rows); i++) {
+        const shape t = {rows[i], lengths[i % 3], columns[i % Q_COUNT(columns)], W_RANDOM, X_RANDOM, i & 1, i & 2};
+        check_product(k, f, &t, &seed);
+    }
+    for (size_t i = 0; i < Q_COUNT(columns); i++) {
+        const shape t = {rows[(i * 3 + 1) % Q_COUNT(rows)], lengths[(i + 1) % 3], columns[i], W_BYTES, X_RANDOM, i & 2, i & 1};
+        check_product(k, f, &t, &seed);
+    }
+    for (int w = 0; w < W_KINDS; w++)
+        for (int x = 0; x < X_KINDS; x++) {
+            const shape t = {9, lengths[1], w & 1 ? 1 : 5, (w_kind)w, (x_kind)x, false, false};
+            check_product(k, f, &t, &seed);
+        }
+}
+
+START_TEST(products_equal_the_reference) {
+    int done = 0;
+    for (uint32_t i = 0; i < q_cpu_kernel_count(); i++) {
+        const q_cpu_kernel *k = &q_cpu_kernels[i];
+        if (!k->mm || !q_isa_present(k->isa)) continue;
+        const bool any = strcmp(k->format, "any") == 0;
+        for (uint32_t j = 0; j < q_format_count(); j++)
+            if (any || strcmp(q_formats[j]->name, k->format) == 0) {
+                check_product_row(k, q_formats[j]);
+                done++;
+            }
+    }
+    ck_assert_int_ge(done, (int)q_format_count());
+}
+END_TEST
+
+START_TEST(every_product_row_names_a_format) {
+    for (uint32_t i = 0; i < q_cpu_kernel_count(); i++) {
+        const q_cpu_kernel *k = &q_cpu_kernels[i];
+        if (!k->mm || strcmp(k->format, "any") == 0) continue;
+        ck_assert_msg(q_format_find(k->format) != NULL, "%s is for the unknown format %s", k->name, k->format);
+    }
+}
+END_TEST
+
+/* ------------------------------------------------------------------------------------------------ activation formats */
+
+START_TEST(activations_equal_the_reference) {
+    uint64_t seed = 3;
+    for (uint32_t i = 0; i < q_cpu_kernel_count(); i++) {
+        const q_cpu_kernel *k = &q_cpu_kernels[i];
+        if (!k->quantize || !q_isa_present(k->isa)) continue;
+        const int64_t n = 3 * k->act->weights;
+        float *x = (float *)malloc((size_t)n * sizeof(float));
+        uint8_t *a = (uint8_t *)malloc((size_t)k->act->bytes * 3 + 1), *b = (uint8_t *)malloc((size_t)k->act->bytes * 3);
+        for (int round = 0; round < 400; round++) {
+            fill_x((x_kind)(round % X_KINDS), x, n, &seed);
+            if (round % 7 == 1) /* halves between codes: ties */
+                for (int64_t j = 0; j < n; j++) x[j] = j % 32 == 0 ? 127.0f : (float)(int)(t_rand(&seed) % 250) * 0.5f - 60.0f;
+            if (round % 11 == 3) x[t_rand(&seed) % (uint64_t)n] = round & 1 ? INFINITY : NAN;
+            if (round % 13 == 5) x[n - 1] = 3e38f;
+            if (round % 13 == 7) for (int64_t j = 0; j < n; j++) x[j] *= 1e-36f;
+            memset(a, 0xA5, (size_t)k->act->bytes * 3 + 1);
+            k->quantize(x, n, a);
+            k->act->quantize(x, n, b);
+            ck_assert_msg(memcmp(a, b, (size_t)k->act->bytes * 3) == 0, "%s, round %d", k->name, round);
+            ck_assert_int_eq(a[k->act->bytes * 3], 0xA5);
+        }
+        free(x), free(a), free(b);
+    }
+}
+END_TEST
+
+/* ---------------------------------------------------------------------------------------------------------- steps */
+
+enum { COLUMNS = 11, HEADS = 4, KV_HEADS = 2, CONTEXT = 160, PAGES = CONTEXT / Q_KV_TOKENS };
+
+/* A plan of one step over four slots: 1 = y, 2 = x, 3 = z, and pages that hold a sequence's past. Two sequences: columns
+ * 0 .. 6 continue the first one, the others begin the second. */
+typedef struct bed {
+    q_inst s;
+    q_plan plan;
+    q_batch batch;
+    q_kv_pool pool;
+    q_seq_ref seqs[2];
+    uint32_t pages[2][PAGES];
+    const uint32_t *tables[2][1];
+    int32_t widths[4], pos[COLUMNS], seq[COLUMNS], out[3];
+    float *slots[4];
+    uint8_t *kv[1];
+    uint64_t seed;
+} bed;
+
+static void bed_open(bed *b, int32_t width, int32_t past) {
+    memset(b, 0, sizeof *b);
+    b->seed = (uint64_t)(width * 1000 + past);
+    b->pool = (q_kv_pool){.layers = 2, .heads = KV_HEADS, .k_width = 64, .v_width = 64, .pages = 2 * PAGES + 1};
+    b->pool.layer_bytes = 2ull * KV_HEADS * Q_KV_TOKENS * 64 * 2;
+    b->pool.page_bytes = 2 * b->pool.layer_bytes;
+    b->kv[0] = (uint8_t *)malloc(b->pool.page_bytes * b->pool.pages);
+    for (uint64_t i = 0; i < b->pool.page_bytes * b->pool.pages; i += 2)
+        q_store16(b->kv[0] + i, q_f32_to_half(t_normal(&b->seed)));
+    for (uint32_t i = 0; i < PAGES; i++) { /* pages in no order */
+        b->pages[0][i] = 2 * PAGES - 2 * i;
+        b->pages[1][i] = 2 * i + 1;
+    }
+    for (int i = 0; i < 2; i++) {
+        b->tables[i][0] = b->pages[i];
+        b->seqs[i].pages = b->tables[i];
+    }
+    for (int i = 0; i < COLUMNS; i++) {
+        b->seq[i] = i >= 7;
+        b->pos[i] = i < 7 ? past + i : i - 7;
+    }
+    b->out[0] = 2, b->out[1] = 3, b->out[2] = 10;
+    for (int i = 1; i < 4; i++) {
+        b->widths[i] = width;
+        b->slots[i] = guarded((int64_t)width * COLUMNS);
+        for (int64_t j = 0; j < (int64_t)width * COLUMNS; j++) b->slots[i][j] = t_normal(&b->seed) * 2;
+    }
+    b->batch = (q_batch){.n = COLUMNS, .pos = b->pos, .seq = b->seq, .seqs = b->seqs, .n_seqs = 2, .n_out = 3, .out = b->out};
+    b->plan = (q_plan){.insts = &b->s, .n_insts = 1, .n_layers = 2, .slot_width = b->widths, .n_slots = 4,
+                       .columns = COLUMNS, .outs = 3, .kv = &b->pool, .n_kv = 1, .context = CONTEXT};
+    b->s.y = (q_view){1, 0, 1, width, width};
+    b->s.x = (q_view){2, 0, 1, width, width};
+    b->s.kv_layer = 1;
+}
+static void bed_close(bed *b) {
+    for (int i = 1; i < 4; i++) free_guarded(b->slots[i]);
+    free(b->kv[0]);
+}
+
+/* Run the step in b->s by the reference over all units, and by `k` in chunks of `chunk`; compare slot y and the pages. */
+static void check_step(bed *b, const q_cpu_kernel *k, int64_t chunk, double bound) {
+    ck_assert_msg(!k->accepts || k->accepts(&b->s), "%s refuses a step that it is meant for", k->name);
+    const int64_t n = (int64_t)b->widths[1] * COLUMNS, units = q_op_units(&b->s, COLUMNS, 3);
+    const uint64_t kv_bytes = b->pool.page_bytes * b->pool.pages;
+    const size_t bytes = Q_MAX(q_ref_scratch(&b->s, COLUMNS), (size_t)k->scratch(&b->s, COLUMNS));
+    float *before = guarded(n), *want = guarded(n);
+    uint8_t *kv_before = (uint8_t *)malloc(kv_bytes), *kv_want = (uint8_t *)malloc(kv_bytes);
+    memcpy(before, b->slots[1], (size_t)n * sizeof(float));
+    memcpy(kv_before, b->kv[0], kv_bytes);
+    void *scratch = q_new(&q_alloc_libc, bytes, 1);
+    q_exec e = {.plan = &b->plan, .batch = &b->batch, .slots = b->slots, .kv = b->kv, .scratch = scratch, .scratch_bytes = bytes};
+    q_ops[b->s.op].ref(&b->s, &e, 0, units);
+    memcpy(want, b->slots[1], (size_t)n * sizeof(float));
+    memcpy(kv_want, b->kv[0], kv_bytes);
+    memcpy(b->slots[1], before, (size_t)n * sizeof(float));
+    memcpy(b->kv[0], kv_before, kv_bytes);
+    for (int64_t at = 0; at < units; at += chunk) k->fn(&b->s, &e, at, Q_MIN(at + chunk, units));
+    check_guards(b->slots[1], n, k->name);
+    const double far = nmse(b->slots[1], want, n);
+    ck_assert_msg(far <= bound, "%s, chunks of %ld: NMSE %g, more than %g", k->name, (long)chunk, far, bound);
+    ck_assert_msg(memcmp(b->kv[0], kv_want, kv_bytes) == 0, "%s: pages differ", k->name);
+    memcpy(b->slots[1], before, (size_t)n * sizeof(float));
+    memcpy(b->kv[0], kv_before, kv_bytes);
+    q_delete(&q_alloc_libc, scratch);
+    free(kv_before), free(kv_want), free_guarded(before), free_guarded(want);
+}
+
+static q_weight vector_of(float *v, int32_t n, uint64_t *seed) {
+    for (int32_t i = 0; i < n; i++) v[i] = 1.0f + t_normal(seed) * 0.1f;
+    return (q_weight){.format = q_format_find("f32"), .data = (const uint8_t *)v, .row_bytes = (uint64_t)n * 4, .rows = 1,
+                      .k = n, .matrices = 1, .name = "v"};
+}
+
+static void check_norm(const q_cpu_kernel *k) {
+    static const int32_t widths[] = {1, 7, 16, 40, 256, 301};
+    for (size_t i = 0; i < Q_COUNT(widths); i++)
+        for (int variant = 0; variant < 8; variant++) {
+            bed b;
+            float v[301];
+            bed_open(&b, widths[i], 0);
+            const q_weight w = vector_of(v, widths[i], &b.seed);
+            b.s.op = Q_OP_NORM;
+            b.s.eps = 1e-5f;
+            b.s.w = variant & 1 ? &w : NULL;
+            b.s.add = (variant & 2) != 0;
+            b.s.out = (variant & 4) != 0;
+            check_step(&b, k, 4, 0); /* the order is kept: equal bits */
+            b.s.x = b.s.y;           /* in place */
+            if (!b.s.out) check_step(&b, k, 11, 0);
+            bed_close(&b);
+        }
+}
+
+static void check_glu(const q_cpu_kernel *k) {
+    static const int32_t widths[] = {1, 8, 13, 768};
+    for (size_t i = 0; i < Q_COUNT(widths); i++) {
+        bed b;
+        bed_open(&b, widths[i], 0);
+        b.s.op = Q_OP_GLU;
+        b.s.kind = Q_ACT_SILU;
+        b.s.z = (q_view){3, 0, 1, widths[i], widths[i]};
+        for (int j = 0; j < COLUMNS; j++) b.slots[2][(int64_t)j * widths[i]] = (float)(j - 5) * 40; /* both ends of exp */
+        check_step(&b, k, 3, 1e-9);
+        b.s.y = b.s.x; /* in place: the check compares slot 1, so x lies there */
+        b.s.x.slot = b.s.y.slot = 1;
+        check_step(&b, k, 11, 1e-9);
+        bed_close(&b);
+    }
+}
+
+static void check_kv_put(const q_cpu_kernel *k) {
+    bed b;
+    bed_open(&b, HEADS * 64, 60);
+    b.s.op = Q_OP_KV_PUT;
+    b.s.x = (q_view){2, 0, KV_HEADS, 64, 64};
+    b.s.z = (q_view){3, 64, KV_HEADS, 64, 64};
+    b.slots[2][3] = 1e9f, b.slots[2][4] = -1e9f, b.slots[2][5] = 3e-7f, b.slots[2][6] = 65519.0f;
+    check_step(&b, k, 2, 0);
+    b.pool.v_width = 0; /* values are a prefix of the keys */
+    check_step(&b, k, 11, 0);
+    bed_close(&b);
+}
+
+static void check_attn(const q_cpu_kernel *k) {
+    static const int32_t pasts[] = {0, 1, 25, 31, 32, 60, 140};
+    static const int32_t windows[] = {0, 1, 5, 32, 70};
+    for (size_t i = 0; i < Q_COUNT(pasts); i++)
+        for (size_t j = 0; j < Q_COUNT(windows); j++) {
+            bed b;
+            float sinks[HEADS];
+            bed_open(&b, HEADS * 64, pasts[i]);
+            const q_weight w = vector_of(sinks, HEADS, &b.seed);
+            b.s.op = Q_OP_ATTN;
+            b.s.x = b.s.y = (q_view){2, 0, HEADS, 64, 64};
+            b.s.y.slot = 1;
+            b.s.scale = 0.125f;
+            b.s.window = windows[j];
+            b.s.softcap = j == 2 ? 3.0f : 0;
+            b.s.w = j == 3 ? &w : NULL;
+            for (int64_t chunk = 1; chunk <= 44; chunk = chunk < 4 ? chunk + 1 : chunk * 3 - 1) check_step(&b, k, chunk, 1e-10);
+            bed_close(&b);
+        }
+}
+
+START_TEST(steps_keep_their_bound) {
+    static const struct { q_op op; void (*check)(const q_cpu_kernel *k); } checks[] = {
+        {Q_OP_NORM, check_norm}, {Q_OP_GLU, check_glu}, {Q_OP_KV_PUT, check_kv_put}, {Q_OP_ATTN, check_attn},
+    };
+    for (uint32_t i = 0; i < q_cpu_kernel_count(); i++) {
+        const q_cpu_kernel *k = &q_cpu_kernels[i];
+        if (!k->fn || !q_isa_present(k->isa)) continue;
+        bool known = false;
+        for (size_t j = 0; j < Q_COUNT(checks); j++)
+            if (checks[j].op == k->op) {
+                checks[j].check(k);
+                known = true;
+            }
+        ck_assert_msg(known, "%s: no check for its operation", k->name);
+    }
+}
+END_TEST
+
+/* ------------------------------------------------------------------------------------------------ instruction sets */
+
+START_TEST(instruction_sets_are_chosen_by_name) {
+    q_isa isa = Q_ISA_COUNT;
+    ck_assert_int_eq(q_isa_choose("scalar", &isa), LQ_OK);
+    ck_assert_int_eq(isa, Q_ISA_scalar);
+    ck_assert_int_eq(q_isa_choose("sse9", &isa), LQ_E_ARG);
+    ck_assert_int_eq(isa, Q_ISA_scalar);
+    ck_assert_int_eq(q_isa_choose(NULL, &isa), LQ_OK);
+    ck_assert(q_isa_present(isa));
+    for (int i = isa + 1; i < Q_ISA_COUNT; i++) ck_assert(!q_isa_present((q_isa)i));
+    for (int i = 0; i < Q_ISA_COUNT; i++)
+        ck_assert_int_eq(q_isa_choose(q_isa_names[i], &isa), q_isa_present((q_isa)i) ? LQ_OK : LQ_E_UNSUPPORTED);
+}
+END_TEST
+
+static Suite *suite(void) {
+    Suite *s = suite_create("kernels");
+    TCase *t = tcase_create("kernels");
+    tcase_set_timeout(t, 120);
+    tcase_add_test(t, products_equal_the_reference);
+    tcase_add_test(t, every_product_row_names_a_format);
+    tcase_add_test(t, activations_equal_the_reference);
+    tcase_add_test(t, steps_keep_their_bound);
+    tcase_add_test(t, instruction_sets_are_chosen_by_name);
+    suite_add_tcase(s, t);
+    return s;
+}
+HARNESS_MAIN(suite)
