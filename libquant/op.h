@@ -205,11 +205,11 @@ int64_t q_op_units(const q_inst *s, int32_t n, int32_t n_out);
 size_t q_ref_scratch(const q_inst *s, int32_t n_columns);
 
 /* The definition of SAMPLE and lq_sample_logits, for a row of n logits. Temperature 0: the lowest id among the largest.
- * Else p = exp((logit - largest) / temperature); the order is descending logit, ties: the lower id. top_k keeps the
- * first k; top_p keeps the fewest of these whose p reach top_p of their sum, summed in that order; min_p keeps those
- * with p >= min_p; the first is always kept. The draw takes the first id, in ascending id, whose running sum of kept p
- * exceeds u * total, u uniform in [0, 1) from (seed, position) alone. Sums are double. A logit of minus infinity is
- * never chosen (a mask).
+ * Else p = exp((logit - largest) / temperature), the argument in double; the order is descending logit, ties: the lower
+ * id. top_k keeps the first k; top_p keeps the fewest of these whose p reach top_p of their sum, summed in that order;
+ * min_p keeps those with p >= min_p; the first is always kept. The draw takes the first id, in ascending id, whose
+ * running sum of kept p exceeds u * total, u uniform in [0, 1) from (seed, position) alone. Sums are double. A logit of
+ * minus infinity is never chosen (a mask).
  * LQ_E_NUMERIC: NaN or plus infinity among the logits, or nothing to choose from. LQ_E_ARG: a knob out of its range.
  * *id is untouched on failure. scratch: q_ref_sample_bytes(n), 4-aligned; not used when greedy. */
 lq_status q_ref_sample_row(const float *logits, int64_t n, const lq_sampler *s, uint64_t position, int32_t *id,

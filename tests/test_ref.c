@@ -1,8 +1,8 @@
 /* test_ref.c: each reference operation against a double-precision computation written here from op.h.
  *
- * Every operation is run whole and again in ragged chunks of its units, which must give the same bits; slots, state, page
- * pools and scratch have exactly their stated size, so that a sanitizer sees any step outside. Attention and experts are
- * in test_ref_attn.c, the sampler in test_ref_sample.c. */
+ * Every operation is run whole and again in ragged chunks of its units, which must give the same bits; slots, state,
+ * page pools and scratch have exactly their stated size, so that a sanitizer sees any step outside. Attention and
+ * experts are in test_ref_attn.c, the sampler in test_ref_sample.c. */
 #include <math.h>
 
 #include "harness.h"
@@ -136,7 +136,8 @@ START_TEST(matmul_formats) {
                         ck_assert_float_eq(y, integer ? stated_idot(w, 0, r, acts[a], x) : stated_dot(row, x, k));
                         err += (y - want) * (y - want), ref += want * want;
                     }
-                ck_assert_msg(err <= ref * (integer ? 5e-3 : 1e-12), "%s act %d: NMSE %g", w->format->name, a, err / ref);
+                ck_assert_msg(err <= ref * (integer ? 5e-3 : 1e-12), "%s act %d: NMSE %g", w->format->name, a,
+                              err / ref);
             }
             fx_free(&t);
         }
@@ -336,7 +337,8 @@ START_TEST(copy_slices) {
     for (int c = 0; c < n; c++)
         for (int i = 0; i < 40; i++) {
             const int j = i - 1, h = j / 10, in = j >= 0 && h < 3 && j % 10 < 4;
-            ck_assert_float_eq(t.slots[2][c * 40 + i], in ? t.old[1][c * 30 + 3 + h * 8 + j % 10] : t.old[2][c * 40 + i]);
+            const float want = in ? t.old[1][c * 30 + 3 + h * 8 + j % 10] : t.old[2][c * 40 + i];
+            ck_assert_float_eq(t.slots[2][c * 40 + i], want);
         }
     s.x = (q_view){1, 2, 1, 5, 5}, s.y = (q_view){2, 0, 4, 5, 9}, s.out = 1; /* one head into four, gathered */
     fx_run(&t, &s);

@@ -99,7 +99,8 @@ lq_status q_ref_sample_row(const float *logits, int64_t n, const lq_sampler *s, 
     }
     float *p = scratch;
     int32_t *heap = (int32_t *)(void *)(p + n);
-    for (int64_t i = 0; i < n; i++) p[i] = expf((logits[i] - logits[top]) / s->temperature);
+    const double best = logits[top], t = s->temperature; /* double: a difference of floats may overflow */
+    for (int64_t i = 0; i < n; i++) p[i] = expf((float)((logits[i] - best) / t));
     if ((s->top_k > 0 && s->top_k < n) || (s->top_p > 0 && s->top_p < 1)) {
         const int32_t last = last_kept(logits, p, n, s, heap);
         for (int64_t i = 0; i < n; i++)
