@@ -410,7 +410,7 @@ static uint64_t source_row(const q_bind_item *item, uint64_t r) {
 
 lq_status q_bind_read_raw(const q_binding *b, const q_bind_item *item, uint64_t first, uint64_t n, uint8_t *out) {
     const q_tensor *t = item->src;
-    if (item->map == Q_MAP_PLUS_ONE || item->map == Q_MAP_TRANSPOSE)
+    if (item->map == Q_MAP_PLUS_ONE)
         return q_fail(LQ_E_INTERNAL, "tensor '%.*s' cannot be read raw", Q_STR_ARG(t->name));
     if (item->map == Q_MAP_SAME) return q_tensor_read(b->dir, t, first * t->row_bytes, out, n * t->row_bytes);
     for (uint64_t i = 0; i < n; i++)
@@ -421,9 +421,6 @@ lq_status q_bind_read_raw(const q_binding *b, const q_bind_item *item, uint64_t 
 lq_status q_bind_read(const q_alloc *a, const q_binding *b, const q_bind_item *item, uint64_t first, uint64_t n,
                       float *out) {
     const q_tensor *t = item->src;
-    if (item->map == Q_MAP_TRANSPOSE)
-        return q_fail(LQ_E_UNSUPPORTED, "tensor '%.*s' needs a transposition, which no architecture uses yet",
-                      Q_STR_ARG(t->name));
     uint8_t *row = NULL;
     if (!t->data) {
         row = (uint8_t *)q_new_raw(a, t->row_bytes, 1);
