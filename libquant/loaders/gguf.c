@@ -261,9 +261,12 @@ static lq_status read_tensor(cursor *c, q_tensor *t, uint64_t *offset) {
     t->format = type.format;
     t->type_name = type.name;
     t->rows = weights / t->shape[0];
-    if (!q_gguf_row_bytes(&type, t->shape[0], &t->row_bytes))
+    if (t->shape[0] % type.weights)
         return q_fail(LQ_E_FORMAT, "a row of %llu is not a multiple of the %u weights in a block of %s",
                       (unsigned long long)t->shape[0], type.weights, type.name);
+    if (!q_gguf_row_bytes(&type, t->shape[0], &t->row_bytes))
+        return q_fail(LQ_E_FORMAT, "a row of %llu overflows what can be computed with",
+                      (unsigned long long)t->shape[0]);
     if (q_mul_overflow(t->row_bytes, t->rows, &t->bytes) || t->bytes > INT64_MAX)
         return q_fail(LQ_E_FORMAT, "its size in bytes overflows");
     return LQ_OK;
@@ -287,7 +290,7 @@ static lq_status place_tensor(shard *s, const q_tensor *t, uint64_t offset, uint
     return LQ_OK;
 }
 
-/* All tensors. tensors == NULL: only check. With s->data_at known (0 before), each is checked against the file's end. */
+/* All tensors. tensors == NULL: only check. Once s->data_at is known, each is checked against the end of the file. */
 static lq_status walk_tensors(cursor *c, q_tensor *tensors, uint32_t file, bool gaps, uint64_t *end) {
     shard *s = c->s;
     *end = 0;

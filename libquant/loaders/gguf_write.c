@@ -143,9 +143,10 @@ static lq_status tensor_bytes(const q_out_tensor *t, uint64_t *bytes) {
         return q_fail(LQ_E_UNSUPPORTED, "%u dimensions; GGUF has 1 to %d", t->rank, Q_GGUF_RANK);
     q_gguf_type type;
     Q_TRY(q_gguf_type_of((uint32_t)id, &type));
-    if (!q_gguf_row_bytes(&type, t->shape[0], bytes))
+    if (t->shape[0] % type.weights)
         return q_fail(LQ_E_ARG, "a row of %llu is not a multiple of the block of %s", (unsigned long long)t->shape[0],
                       type.name);
+    if (!q_gguf_row_bytes(&type, t->shape[0], bytes)) return q_fail(LQ_E_ARG, "the size of a row overflows");
     uint64_t weights = 1;
     for (uint32_t i = 0; i < t->rank; i++)
         if (t->shape[i] == 0 || q_mul_overflow(weights, t->shape[i], &weights) ||
