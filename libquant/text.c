@@ -152,7 +152,8 @@ static int64_t added_token(q_str key, q_str *name) {
     if (key.n <= skip || memcmp(key.p, head, skip) != 0) return -1;
     int64_t id = 0;
     uint64_t i = skip;
-    for (; i < key.n && key.p[i] >= '0' && key.p[i] <= '9' && id <= Q_LIMIT_VOCAB; i++) id = id * 10 + key.p[i] - '0';
+    for (; i < key.n && key.p[i] >= '0' && key.p[i] <= '9'; i++)
+        id = Q_MIN(id * 10 + key.p[i] - '0', (int64_t)1 << 40);
     if (i == skip || i + 1 >= key.n || key.p[i] != '.') return -1;
     *name = (q_str){key.p + i + 1, key.n - i - 1};
     return id;

@@ -10,7 +10,7 @@
  * How the encoder works. Text and pieces are first made canonical: U+2581 becomes a plain space, which is one byte.
  * The text is cut where no piece of the vocabulary can span: between two characters that stand side by side in no
  * piece, which in practice means words. Cutting there changes nothing and keeps the working memory small. Within a
- * fragment the candidates for merging lie in a heap, best score first, leftmost first among equals. */
+ * fragment the candidates for merging lie in a heap of runs, best score first, leftmost first among equals. */
 #include "../tokenizer.h"
 
 /* ------------------------------------------------------------------------------------------------ tokenizer.model */
@@ -498,6 +498,18 @@ static lq_status spm_open(const q_alloc *a, const q_vocab *vocab, void **out) {
 
 /* ------------------------------------------------------------------------------------------------ encode */
 
+/* Candidates of one piece are found mostly from left to right, so they are kept as runs of ascending positions, and
+ * the heap holds the first of each run: megabytes of one character are a handful of runs. */
+typedef struct candidate {
+    uint32_t symbol; /* the left one of the pair */
+    uint32_t link;   /* the next of the run, or of the free list; NONE = the last */
+} candidate;
+typedef struct run {
+    uint64_t key;    /* order of the score << 32 | symbol of the first candidate; the least on top */
+    uint32_t first;
+    int32_t id;      /* of the piece */
+} run;
+
 /* One fragment: symbols 0 .. n-1, at first one per character, as a linked list. Symbol i spans
  * [start[i], start[next[i]]) of `text`; the symbol n is the end. */
 typedef struct work {
@@ -509,59 +521,102 @@ typedef struct work {
     int32_t *id;     /* of the symbol; -1 = unknown, FROZEN = a user-defined piece */
     uint32_t *next, *prev;
     int32_t *pair;   /* id of the symbol joined with its right neighbour; -1 = no such piece */
-    uint64_t *heap;  /* order of the pair's score << 32 | symbol; the least on top */
-    uint32_t n, n_heap, cap, cap_merge;
+    candidate *list;
+    uint32_t n, cap, cap_merge, n_list, free_list;
+    run *heap;
+    uint32_t n_heap, cap_heap;
+    uint32_t *last;  /* [vocabulary] of each piece: last candidate of its newest run + 1; 0 = no run */
     uint32_t *split; /* [vocabulary] of unused pieces: bytes of the left part they were last seen made of */
     bool after_unknown;
 } work;
 
 enum { FROZEN = 1 << 30, ARY = 4 };
+#define NONE UINT32_MAX /* no enumerator: those are signed */
 
-static void heap_push(work *w, uint64_t key) {
+static lq_status heap_push(work *w, run r) {
+    if (w->n_heap == w->cap_heap) {
+        const uint32_t cap = w->cap_heap ? w->cap_heap * 2 : 64;
+        run *fresh = (run *)q_grow(w->st->alloc, w->heap, w->cap_heap, cap, sizeof *fresh);
+        if (!fresh) return LQ_E_NOMEM;
+        w->heap = fresh;
+        w->cap_heap = cap;
+    }
     uint32_t i = w->n_heap++;
-    for (uint32_t up; i && w->heap[up = (i - 1) / ARY] > key; i = up) w->heap[i] = w->heap[up];
-    w->heap[i] = key;
+    for (uint32_t up; i && w->heap[up = (i - 1) / ARY].key > r.key; i = up) w->heap[i] = w->heap[up];
+    w->heap[i] = r;
+    return LQ_OK;
 }
 
-static uint64_t heap_pop(work *w) {
-    const uint64_t top = w->heap[0], key = w->heap[--w->n_heap];
+/* Put r where the top was. */
+static void heap_replace(work *w, run r) {
     uint32_t i = 0;
     for (uint32_t c; (c = ARY * i + 1) < w->n_heap;) {
         uint32_t best = c;
         const uint32_t end = Q_MIN(c + ARY, w->n_heap);
         for (uint32_t k = c + 1; k < end; k++)
-            if (w->heap[k] < w->heap[best]) best = k;
-        if (w->heap[best] >= key) break;
+            if (w->heap[k].key < w->heap[best].key) best = k;
+        if (w->heap[best].key >= r.key) break;
         w->heap[i] = w->heap[best];
         i = best;
     }
-    w->heap[i] = key;
-    return top;
+    w->heap[i] = r;
+}
+
+static uint64_t key_of(const work *w, int32_t id, uint32_t symbol) { return (uint64_t)w->st->order[id] << 32 | symbol; }
+
+/* At most 2 n candidates live at once: n - 1 at the start, and each of n - 1 merges takes one and adds two. */
+static lq_status push(work *w, uint32_t symbol, int32_t id) {
+    const uint32_t c = w->free_list == NONE ? w->n_list++ : w->free_list;
+    if (c == w->free_list) w->free_list = w->list[c].link;
+    w->list[c] = (candidate){symbol, NONE};
+    const uint32_t last = w->last[id];
+    w->last[id] = c + 1;
+    if (!last || w->list[last - 1].symbol > symbol) return heap_push(w, (run){key_of(w, id, symbol), c, id});
+    w->list[last - 1].link = c;
+    return LQ_OK;
+}
+
+static uint64_t pop(work *w) {
+    run top = w->heap[0];
+    const uint64_t key = top.key;
+    const uint32_t c = top.first, link = w->list[c].link;
+    if (link != NONE) {
+        top.first = link;
+        top.key = key_of(w, top.id, w->list[link].symbol);
+        heap_replace(w, top);
+    } else {
+        if (w->last[top.id] == c + 1) w->last[top.id] = 0; /* an empty heap leaves `last` zeroed */
+        w->n_heap--;
+        if (w->n_heap) heap_replace(w, w->heap[w->n_heap]);
+    }
+    w->list[c].link = w->free_list;
+    w->free_list = c;
+    return key;
 }
 
 /* Look up symbol i joined with its neighbour; a piece found becomes a candidate. */
-static void consider(work *w, uint32_t i) {
+static lq_status consider(work *w, uint32_t i) {
     const uint32_t j = w->next[i];
     w->pair[i] = -1;
-    if (j == w->n || w->id[i] >= FROZEN || w->id[j] >= FROZEN) return;
+    if (j == w->n || w->id[i] >= FROZEN || w->id[j] >= FROZEN) return LQ_OK;
     const uint32_t bytes = w->start[w->next[j]] - w->start[i];
     const int32_t id = find_piece(w->st, w->text + w->start[i], bytes);
-    if (id < 0) return;
+    if (id < 0) return LQ_OK;
     w->pair[i] = id;
-    heap_push(w, (uint64_t)w->st->order[id] << 32 | i);
     if (w->split && w->st->vocab->types[id] == Q_TOKEN_UNUSED) w->split[id] = w->start[j] - w->start[i];
+    return push(w, i, id);
 }
 
-static void merge(work *w) {
+static lq_status merge(work *w) {
+    w->n_list = 0;
+    w->free_list = NONE;
     for (uint32_t i = 0; i < w->n; i++) {
         w->next[i] = i + 1;
         w->prev[i] = i - 1;
     }
-    w->n_heap = 0;
-    /* At most n - 1 candidates now, and each of at most n - 1 merges takes one and adds two: 2 n places. */
-    for (uint32_t i = 0; i < w->n; i++) consider(w, i);
+    for (uint32_t i = 0; i < w->n; i++) Q_TRY(consider(w, i));
     while (w->n_heap) {
-        const uint64_t key = heap_pop(w);
+        const uint64_t key = pop(w);
         const uint32_t i = (uint32_t)key;
         if (w->pair[i] < 0 || w->st->order[w->pair[i]] != key >> 32) continue; /* a neighbour changed since */
         const uint32_t j = w->next[i];
@@ -569,9 +624,10 @@ static void merge(work *w) {
         w->pair[j] = -1;
         w->next[i] = w->next[j];
         if (w->next[j] < w->n) w->prev[w->next[j]] = i;
-        if (i) consider(w, w->prev[i]);
-        consider(w, i);
+        if (i) Q_TRY(consider(w, w->prev[i]));
+        Q_TRY(consider(w, i));
     }
+    return LQ_OK;
 }
 
 /* Symbol i turned out as an unused piece: cut it where it was joined. Every cut lies where a symbol began, and that
@@ -622,17 +678,17 @@ static lq_status flush(work *w, uint32_t end) {
     if (w->n > w->cap_merge) {
         const q_alloc *a = w->st->alloc;
         q_delete(a, w->next);
-        q_delete(a, w->heap);
+        q_delete(a, w->list);
         w->cap_merge = 0;
-        w->heap = NULL;
+        w->list = NULL;
         w->next = (uint32_t *)q_new_raw(a, (uint64_t)w->cap * 3, sizeof *w->next);
-        if (w->next) w->heap = (uint64_t *)q_new_raw(a, (uint64_t)w->cap * 2, sizeof *w->heap);
-        if (!w->heap) return LQ_E_NOMEM;
+        if (w->next) w->list = (candidate *)q_new_raw(a, (uint64_t)w->cap * 2, sizeof *w->list);
+        if (!w->list) return LQ_E_NOMEM;
         w->prev = w->next + w->cap;
         w->pair = (int32_t *)(w->next + 2 * (uint64_t)w->cap);
         w->cap_merge = w->cap;
     }
-    merge(w);
+    Q_TRY(merge(w));
     for (uint32_t i = 0; i < w->n; i = w->next[i]) {
         while (take_apart(w, i)) {}
         Q_TRY(emit_symbol(w, w->text + w->start[i], w->start[w->next[i]] - w->start[i], w->id[i]));
@@ -708,15 +764,15 @@ static lq_status spm_encode(const void *p, const char *text, uint64_t n, bool st
     char *canon = (char *)q_new_raw(st->alloc, n + 1, 1);
     if (!canon) return LQ_E_NOMEM;
     work w = {.st = st, .emit = emit, .user = user, .text = canon};
-    lq_status s = LQ_OK;
-    if (st->resegment) {
-        w.split = Q_NEW(st->alloc, uint32_t, st->vocab->n);
-        if (!w.split) s = LQ_E_NOMEM;
-    }
+    w.last = Q_NEW(st->alloc, uint32_t, st->vocab->n);
+    if (st->resegment) w.split = Q_NEW(st->alloc, uint32_t, st->vocab->n);
+    lq_status s = w.last && (w.split || !st->resegment) ? LQ_OK : LQ_E_NOMEM;
     if (s == LQ_OK) s = encode_canonical(&w, (uint32_t)normalize(st->vocab, (q_str){text, n}, start, canon));
+    q_delete(st->alloc, w.last);
     q_delete(st->alloc, w.split);
     q_delete(st->alloc, w.start);
     q_delete(st->alloc, w.next);
+    q_delete(st->alloc, w.list);
     q_delete(st->alloc, w.heap);
     q_delete(st->alloc, canon);
     return s;
