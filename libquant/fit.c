@@ -14,7 +14,7 @@
 #include <float.h>
 #include <math.h>
 
-enum { MAX_TURNS = 4, POLISH = 6 };
+enum { MAX_TURNS = 4, POLISH = 6, CHUNK = 16 /* divides every group */, LANES = CHUNK / 4 };
 
 /* One block, normalised: x = value * 2^-exponent. */
 typedef struct problem {
@@ -22,7 +22,8 @@ typedef struct problem {
     int n;                  /* values per group */
     int exponent;
     float x[Q_MAX_BLOCK], w[Q_MAX_BLOCK];
-    float first, mid[15], step[15]; /* of a codebook: the lowest level, borders and distances between neighbours */
+    float total[Q_MAX_GROUPS]; /* sum of w by group */
+    float book[16], mid[15]; /* of a codebook: its levels and the borders between them */
     float top, bottom;      /* highest and lowest level */
 } problem;
 
@@ -35,57 +36,9 @@ uint16_t q_fit_half(float f) {
     return q_f32_to_half(f > 65504.0f ? 65504.0f : f < -65504.0f ? -65504.0f : f);
 }
 
-static float level(const q_shape *s, int32_t code) {
-    return s->table ? (float)s->table[code] : s->levels ? s->levels[code] : (float)code;
-}
-
-static bool has_book(const q_shape *s) { return s->table || s->levels; }
-
-/* Round to nearest in float arithmetic: adding 1.5 * 2^23 leaves no room for a fraction. For |v| < 2^22. */
-static float round_near(float v) { return (v + 12582912.0f) - 12582912.0f; }
-
-static int round_to(float v, int lo, int hi) {
-    if (!(v > (float)lo)) return lo;
-    if (v >= (float)hi) return hi;
-    return (int)round_near(v);
-}
-
-int32_t q_fit_nearest(const q_shape *s, const q_grid *grid, int32_t j, float x, float *value) {
-    const int g = j / (s->weights / s->groups);
-    const float scale = grid->scale[g], min = grid->min[g];
-    int32_t code = s->lo;
-    if (scale == 0.0f) {
-        while (code < s->hi && level(s, code) < 0.0f) code++; /* all the same: take the plain zero */
-        *value = scale * level(s, code) - min;
-        return code;
-    }
-    const float v = (x + min) / scale;
-    if (has_book(s)) {
-        for (int k = 0; k < 15; k++) code += v > (level(s, k) + level(s, k + 1)) * 0.5f;
-    } else {
-        code = round_to(v, s->lo, s->hi);
-    }
-    /* The division has rounded: let the decoded values of the neighbours decide. */
-    float best = scale * level(s, code) - min;
-    double error = fabs((double)x - (double)best);
-    const int32_t middle = code;
-    for (int32_t other = middle - 1; other <= middle + 1; other += 2) {
-        if (other < s->lo || other > s->hi) continue;
-        const float y = scale * level(s, other) - min;
-        const double e = fabs((double)x - (double)y);
-        if (e < error) {
-            error = e;
-            best = y;
-            code = other;
-        }
-    }
-    *value = best;
-    return code;
-}
-
 /* Fill p; false when all values are zero. */
 static bool prepare(const q_shape *s, const q_fit_in *in, problem *p) {
-    float amax = 0.0f, wmax = 0.0f, square = 0.0f;
+    float amax = 0.0f, wmax = 0.0f;
     p->shape = s;
     p->n = s->weights / s->groups;
     for (int i = 0; i < s->weights; i++) {
@@ -96,74 +49,81 @@ static bool prepare(const q_shape *s, const q_fit_in *in, problem *p) {
     (void)frexpf(amax, &p->exponent);
     const double down = ldexp(1.0, -p->exponent);
     for (int i = 0; i < s->weights; i++) {
+        const float w = wmax > 0.0f ? in->weight[i] : 1.0f;
         p->x[i] = (float)((double)in->x[i] * down);
-        square += p->x[i] * p->x[i];
+        p->w[i] = w > 0.0f && w <= FLT_MAX ? (float)((double)w / (wmax > 0.0f ? (double)wmax : 1.0)) : 0.0f;
     }
-    const float rms = sqrtf(square / (float)s->weights);
-    for (int i = 0; i < s->weights; i++) {
-        const float a = fabsf(p->x[i]);
-        if (wmax > 0.0f)
-            p->w[i] = in->weight[i] > 0.0f && in->weight[i] <= FLT_MAX ? (float)((double)in->weight[i] / (double)wmax)
-                                                                       : 0.0f;
-        else
-            p->w[i] = s->prior == Q_PRIOR_FLAT ? 1.0f : s->prior == Q_PRIOR_MIXED ? rms + a : a * a;
-    }
-    for (int i = 0; i < s->weights; i += p->n) { /* a group that does not count still wants parameters of its own */
+    for (int g = 0; g < s->groups; g++) { /* a group that does not count still wants parameters of its own */
         float total = 0.0f;
-        for (int k = 0; k < p->n; k++) total += p->w[i + k];
-        if (!(total > 0.0f))
-            for (int k = 0; k < p->n; k++) p->w[i + k] = 1e-6f;
+        for (int k = 0; k < p->n; k++) total += p->w[g * p->n + k];
+        for (int k = 0; !(total > 0.0f) && k < p->n; k++) p->w[g * p->n + k] = 1e-6f;
+        p->total[g] = total > 0.0f ? total : 1e-6f * (float)p->n;
     }
-    p->bottom = level(s, s->lo);
-    p->top = level(s, s->hi);
-    p->first = p->bottom;
-    for (int k = 0; has_book(s) && k < 15; k++) {
-        p->mid[k] = (level(s, k) + level(s, k + 1)) * 0.5f;
-        p->step[k] = level(s, k + 1) - level(s, k);
-    }
+    p->bottom = q_fit_level(s, s->lo);
+    p->top = q_fit_level(s, s->hi);
+    for (int k = 0; q_fit_book(s) && k < 16; k++) p->book[k] = q_fit_level(s, k);
+    for (int k = 0; q_fit_book(s) && k < 15; k++) p->mid[k] = (p->book[k] + p->book[k + 1]) * 0.5f;
     return true;
 }
 
-/* Levels for the values of group g under inv = 1 / s. */
-static void levels_of(const problem *p, int g, float inv, float m, float *l) {
-    const float *x = p->x + g * p->n;
+/* Levels for 16 values under inv = 1 / s. Loops of constant length over arrays: compilers make vectors of them. */
+static inline void levels_linear(const problem *p, const float *x, float inv, float m, float *l) {
     const float lo = p->bottom, hi = p->top;
-    if (!has_book(p->shape)) {
-        for (int i = 0; i < p->n; i++) {
-            float v = (x[i] + m) * inv;
-            v = v > lo ? v : lo;
-            v = v < hi ? v : hi;
-            l[i] = round_near(v);
-        }
-        return;
-    }
-    for (int i = 0; i < p->n; i++) l[i] = p->first;
-    for (int k = 0; k < 15; k++) {
-        const float mid = p->mid[k], step = p->step[k];
-        for (int i = 0; i < p->n; i++) l[i] += x[i] * inv > mid ? step : 0.0f;
+    for (int i = 0; i < CHUNK; i++) {
+        float v = (x[i] + m) * inv;
+        v = v > lo ? v : lo;
+        v = v < hi ? v : hi;
+        l[i] = q_fit_round(v);
     }
 }
 
-/* `lanes` partial sums break the chain of additions. */
+static inline void levels_book(const problem *p, const float *x, float inv, float *l) {
+    for (int i = 0; i < CHUNK; i++) { /* bisection without branches */
+        const float v = x[i] * inv;
+        int c = v > p->mid[7] ? 8 : 0;
+        c += v > p->mid[c + 3] ? 4 : 0;
+        c += v > p->mid[c + 1] ? 2 : 0;
+        c += v > p->mid[c] ? 1 : 0;
+        l[i] = p->book[c];
+    }
+}
+
+static inline void add_values(const float *t, float *lanes) {
+    for (int i = 0; i < LANES; i++) lanes[i] += (t[i] + t[i + LANES]) + (t[i + 2 * LANES] + t[i + 3 * LANES]);
+}
+static inline void add_products(const float *a, const float *b, float *lanes) {
+    float t[CHUNK];
+    for (int i = 0; i < CHUNK; i++) t[i] = a[i] * b[i];
+    add_values(t, lanes);
+}
+
+static inline float add_lanes(const float *a) { return (a[0] + a[2]) + (a[1] + a[3]); }
+
+/* Everything about group g under (s, m). Without minima only wrr, wll and wrl. */
 static void sums_at(const problem *p, int g, float s, float m, sums *out) {
-    enum { LANES = 4 };
-    const float *x = p->x + g * p->n, *w = p->w + g * p->n;
-    float l[Q_MAX_BLOCK], a[6][LANES] = {{0}};
-    levels_of(p, g, s != 0.0f ? 1.0f / s : 0.0f, m, l);
-    for (int i = 0; i < p->n; i += LANES) {
-        for (int k = 0; k < LANES; k++) {
-            const float r = x[i + k] - (s * l[i + k] - m), wr = w[i + k] * r, wl = w[i + k] * l[i + k];
-            a[0][k] += w[i + k];
-            a[1][k] += wr;
-            a[2][k] += wr * r;
-            a[3][k] += wl;
-            a[4][k] += wl * l[i + k];
-            a[5][k] += wr * l[i + k];
+    const float inv = s != 0.0f ? 1.0f / s : 0.0f;
+    const bool book = q_fit_book(p->shape), with_min = p->shape->mn_hi != 0;
+    float a[5][LANES] = {{0}};
+    for (int at = g * p->n; at < (g + 1) * p->n; at += CHUNK) {
+        const float *x = p->x + at, *w = p->w + at;
+        float l[CHUNK], r[CHUNK], wr[CHUNK], wl[CHUNK];
+        if (book) levels_book(p, x, inv, l);
+        else levels_linear(p, x, inv, m, l);
+        for (int i = 0; i < CHUNK; i++) {
+            r[i] = x[i] - (s * l[i] - m);
+            wr[i] = w[i] * r[i];
+            wl[i] = w[i] * l[i];
+        }
+        add_products(wr, r, a[0]);
+        add_products(wl, l, a[1]);
+        add_products(wr, l, a[2]);
+        if (with_min) {
+            add_values(wr, a[3]);
+            add_values(wl, a[4]);
         }
     }
-    float t[6];
-    for (int c = 0; c < 6; c++) t[c] = (a[c][0] + a[c][2]) + (a[c][1] + a[c][3]);
-    *out = (sums){t[0], t[1], t[2], t[3], t[4], t[5]};
+    *out = (sums){.w = p->total[g], .wr = add_lanes(a[3]), .wrr = add_lanes(a[0]), .wl = add_lanes(a[4]),
+                  .wll = add_lanes(a[1]), .wrl = add_lanes(a[2])};
 }
 
 /* Least squares: the changes of s and m that suit the levels best; returns the error that then remains. A shape with
@@ -348,9 +308,19 @@ static void assemble(const problem *p, const float *s, const float *m, trial *t)
     set_d(p, t, smax / (float)(sh->sc_lo < 0 ? sh->sc_lo : sh->sc_hi),
           sh->mn_hi > 0 ? mmax / (float)sh->mn_hi : 0.0f);
     for (int g = 0; g < sh->groups; g++) {
-        t->grid.sc[g] = (int16_t)(t->d != 0.0f ? round_to(s[g] / t->d, sh->sc_lo, sh->sc_hi) : 0);
-        t->grid.mn[g] = (int16_t)(t->dmin != 0.0f ? round_to(m[g] / t->dmin, 0, sh->mn_hi) : 0);
+        t->grid.sc[g] = (int16_t)(t->d != 0.0f ? q_fit_round_to(s[g] / t->d, sh->sc_lo, sh->sc_hi) : 0);
+        t->grid.mn[g] = (int16_t)(t->dmin != 0.0f ? q_fit_round_to(m[g] / t->dmin, 0, sh->mn_hi) : 0);
     }
+}
+
+/* Take multiples a and b for group g where that lowers its error. */
+static void try_multiples(const problem *p, int g, int a, int b, trial *t, sums *best) {
+    sums at;
+    sums_at(p, g, t->d * (float)a, t->dmin * (float)b, &at);
+    if (!(at.wrr < best->wrr)) return;
+    *best = at;
+    t->grid.sc[g] = (int16_t)a;
+    t->grid.mn[g] = (int16_t)b;
 }
 
 /* Give every group the multiples next to its own with the least error; returns that of the block and the least-squares
@@ -358,22 +328,14 @@ static void assemble(const problem *p, const float *s, const float *m, trial *t)
 static double choose_multiples(const problem *p, trial *t, float *d, float *dmin) {
     const q_shape *sh = p->shape;
     double AA = 0, AB = 0, BB = 0, RA = 0, RB = 0, total = 0;
-    const int reach = sh->mn_hi > 0 ? 1 : 0;
     for (int g = 0; g < sh->groups; g++) {
         const int sc = t->grid.sc[g], mn = t->grid.mn[g];
-        sums best = {0};
-        bool found = false;
-        for (int a = Q_MAX(sc - 1, sh->sc_lo); a <= Q_MIN(sc + 1, sh->sc_hi); a++) {
-            for (int b = Q_MAX(mn - reach, 0); b <= Q_MIN(mn + reach, sh->mn_hi); b++) {
-                sums at;
-                sums_at(p, g, t->d * (float)a, t->dmin * (float)b, &at);
-                if (found && !(at.wrr < best.wrr)) continue;
-                found = true;
-                best = at;
-                t->grid.sc[g] = (int16_t)a;
-                t->grid.mn[g] = (int16_t)b;
-            }
-        }
+        sums best;
+        sums_at(p, g, t->d * (float)sc, t->dmin * (float)mn, &best);
+        for (int a = Q_MAX(sc - 1, sh->sc_lo); a <= Q_MIN(sc + 1, sh->sc_hi); a += 2)
+            try_multiples(p, g, a, mn, t, &best);
+        for (int b = mn - 1; sh->mn_hi > 0 && b <= mn + 1; b += 2)
+            if (b >= 0 && b <= sh->mn_hi) try_multiples(p, g, t->grid.sc[g], b, t, &best);
         const double A = (double)t->grid.sc[g], B = (double)t->grid.mn[g];
         AA += A * A * (double)best.wll;
         AB += A * B * (double)best.wl;
@@ -407,14 +369,13 @@ static void refine(const problem *p, trial *t) {
     }
 }
 
-/* Weighted error of a grid as it will be decoded. */
-static double error_of(const problem *p, const float *x, const q_grid *grid) {
+/* Weighted error of a block under a grid. */
+static double error_of(const problem *p, const trial *t) {
     double e = 0;
-    for (int j = 0; j < p->shape->weights; j++) {
-        float value;
-        (void)q_fit_nearest(p->shape, grid, j, x[j], &value);
-        const double r = (double)x[j] - (double)value;
-        e += (double)p->w[j] * r * r;
+    for (int g = 0; g < p->shape->groups; g++) {
+        sums at;
+        sums_at(p, g, t->d * (float)t->grid.sc[g], t->dmin * (float)t->grid.mn[g], &at);
+        e += (double)at.wrr;
     }
     return e;
 }
@@ -435,8 +396,8 @@ static void fit(const q_shape *s, const q_fit_in *in, q_grid *grid, bool with_mi
         else sc[g] = reference_scale(&p, g);
     }
     assemble(&p, sc, mn, &reference);
-    finish(s, &reference.grid);
     *grid = reference.grid;
+    finish(s, grid);
     if (!in->search) return;
     for (int g = 0; g < s->groups; g++) {
         if (with_min) search_min(&p, g, &sc[g], &mn[g]);
@@ -444,8 +405,8 @@ static void fit(const q_shape *s, const q_fit_in *in, q_grid *grid, bool with_mi
     }
     assemble(&p, sc, mn, &best);
     refine(&p, &best);
-    finish(s, &best.grid);
-    if (error_of(&p, in->x, &best.grid) < error_of(&p, in->x, grid)) *grid = best.grid;
+    if (error_of(&p, &best) < error_of(&p, &reference)) *grid = best.grid;
+    finish(s, grid);
 }
 
 void q_fit_symmetric(const q_shape *s, const q_fit_in *in, q_grid *grid) { fit(s, in, grid, false); }

@@ -7,10 +7,9 @@
 #ifndef Q_FIT_H
 #define Q_FIT_H
 
-#include "format.h"
+#include <math.h>
 
-/* How much the error of a value counts where the caller gave no importance. */
-typedef enum { Q_PRIOR_FLAT, Q_PRIOR_MIXED /* root mean square + |x| */, Q_PRIOR_SQUARE /* x^2 */ } q_prior;
+#include "format.h"
 
 typedef struct q_shape {
     int32_t weights, groups;   /* of a block */
@@ -21,7 +20,6 @@ typedef struct q_shape {
     int32_t mn_hi;             /* stored multiples of dmin per group, from 0; -1 = dmin itself, of either sign */
     bool full;                 /* d is a float32, not a half */
     float reference;           /* level given to the value of largest magnitude by the reference encoder */
-    q_prior prior;
     float from, to;            /* search: level given to the largest magnitude (or, with minima, to the range), ... */
     int32_t steps;             /* ... in this many steps */
 } q_shape;
@@ -30,10 +28,60 @@ typedef struct q_shape {
 void q_fit_symmetric(const q_shape *s, const q_fit_in *in, q_grid *grid);
 void q_fit_minimum(const q_shape *s, const q_fit_in *in, q_grid *grid);
 
-/* The code in the shape whose value is nearest to x as weight j. Not a number: the lowest code. */
-int32_t q_fit_nearest(const q_shape *s, const q_grid *grid, int32_t j, float x, float *value);
-
 /* Round to the nearest half that is finite. */
 uint16_t q_fit_half(float f);
+
+/* The value of a code, before scale and minimum. */
+static inline float q_fit_level(const q_shape *s, int32_t code) {
+    return s->table ? (float)s->table[code] : s->levels ? s->levels[code] : (float)code;
+}
+static inline bool q_fit_book(const q_shape *s) { return s->table || s->levels; }
+
+/* Round to nearest in float arithmetic: adding 1.5 * 2^23 leaves no room for a fraction. For |v| < 2^22. */
+static inline float q_fit_round(float v) { return (v + 12582912.0f) - 12582912.0f; }
+
+static inline int32_t q_fit_round_to(float v, int32_t lo, int32_t hi) {
+    if (!(v > (float)lo)) return lo;
+    if (v >= (float)hi) return hi;
+    return (int32_t)q_fit_round(v);
+}
+
+/* Does level `other` come closer to x than *value does? Then take it. */
+static inline void q_fit_closer(const q_shape *s, float scale, float min, float x, int32_t other, int32_t *code,
+                                float *value) {
+    if (other < s->lo || other > s->hi) return;
+    const float y = scale * q_fit_level(s, other) - min;
+    if (fabs((double)x - (double)y) < fabs((double)x - (double)*value)) {
+        *code = other;
+        *value = y;
+    }
+}
+
+/* The code whose value is nearest to x as weight j; of two equally near ones of a codebook the lower. Not a number: the
+ * lowest code. Inline, because the shape is a constant of the calling format. */
+static inline int32_t q_fit_nearest(const q_shape *s, const q_grid *grid, int32_t j, float x, float *value) {
+    const int32_t g = j / (s->weights / s->groups);
+    const float scale = grid->scale[g], min = grid->min[g];
+    int32_t code = s->lo;
+    if (scale == 0.0f) { /* all the same: take the plain zero */
+        while (code < s->hi && q_fit_level(s, code) < 0.0f) code++;
+        *value = scale * q_fit_level(s, code) - min;
+        return code;
+    }
+    const float v = (x + min) / scale;
+    if (q_fit_book(s)) {
+        for (int32_t half = 8; half > 0; half /= 2)
+            if (v > (q_fit_level(s, code + half - 1) + q_fit_level(s, code + half)) * 0.5f) code += half;
+    } else {
+        code = q_fit_round_to(v, s->lo, s->hi);
+    }
+    *value = scale * q_fit_level(s, code) - min;
+    /* The division and the halves above have rounded: near a border let the decoded values of the neighbours decide. */
+    if (!q_fit_book(s) && fabsf(x - *value) < 0.499f * fabsf(scale)) return code;
+    const int32_t middle = code;
+    q_fit_closer(s, scale, min, x, middle - 1, &code, value);
+    q_fit_closer(s, scale, min, x, middle + 1, &code, value);
+    return code;
+}
 
 #endif

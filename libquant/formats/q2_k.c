@@ -25,7 +25,7 @@ Q_DECODE_SPLIT_MIN(q2_k)
 #include "../fit.h"
 
 static const q_shape shape = {.weights = q2_k_weights, .groups = 16, .lo = 0, .hi = 3, .sc_lo = 0, .sc_hi = 15,
-                              .mn_hi = 15, .from = 2.25f, .to = 4.5f, .steps = 18};
+                              .mn_hi = 15, .from = 2.25f, .to = 4.5f, .steps = 6};
 
 static void fit(const q_fit_in *in, q_grid *grid) { q_fit_minimum(&shape, in, grid); }
 static int32_t nearest(const q_grid *grid, int32_t j, float x, float *value) {

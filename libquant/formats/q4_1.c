@@ -25,7 +25,7 @@ Q_DECODE_SPLIT_MIN(q4_1)
 #include "../fit.h"
 
 static const q_shape shape = {.weights = q4_1_weights, .groups = 1, .lo = 0, .hi = 15, .sc_lo = 1, .sc_hi = 1,
-                              .mn_hi = -1, .from = 13.5f, .to = 17, .steps = 14};
+                              .mn_hi = -1, .from = 12.5f, .to = 16.5f, .steps = 8};
 
 static void fit(const q_fit_in *in, q_grid *grid) { q_fit_minimum(&shape, in, grid); }
 static int32_t nearest(const q_grid *grid, int32_t j, float x, float *value) {

@@ -33,7 +33,7 @@ Q_DECODE_SPLIT_MIN(q4_k)
 #include "../fit.h"
 
 static const q_shape shape = {.weights = q4_k_weights, .groups = 8, .lo = 0, .hi = 15, .sc_lo = 0, .sc_hi = 63,
-                              .mn_hi = 63, .from = 13.5f, .to = 17, .steps = 14};
+                              .mn_hi = 63, .from = 12.5f, .to = 16.5f, .steps = 8};
 
 static void fit(const q_fit_in *in, q_grid *grid) { q_fit_minimum(&shape, in, grid); }
 static int32_t nearest(const q_grid *grid, int32_t j, float x, float *value) {
