@@ -86,8 +86,9 @@ static int32_t pool_of(builder *b, int32_t layer, int32_t window, int32_t *ordin
     q_kv_pool *p = &b->pools[i];
     if (i == b->plan->n_kv) {
         b->plan->n_kv++;
-        *p = (q_kv_pool){.heads = heads, .k_width = k, .v_width = v, .window = window};
-        p->layer_bytes = (uint64_t)heads * Q_KV_TOKENS * (uint64_t)(k + v) * 2;
+        *p = (q_kv_pool){.heads = heads, .k_width = k, .v_width = v, .window = window,
+                         .value_bytes = b->plan->f32_activations ? 4 : 2};
+        p->layer_bytes = (uint64_t)heads * Q_KV_TOKENS * (uint64_t)(k + v) * (uint64_t)p->value_bytes;
     }
     *ordinal = p->layers++;
     return i;

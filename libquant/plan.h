@@ -8,25 +8,27 @@
 #include "op.h"
 
 /* A pool of KV pages for layers that share window, heads, widths and format. In a page, layer after layer: K of every
- * KV head [heads][Q_KV_TOKENS][k_width], then V [heads][Q_KV_TOKENS][v_width], as binary16. */
+ * KV head [heads][Q_KV_TOKENS][k_width], then V [heads][Q_KV_TOKENS][v_width], as binary16 or, where activations stay
+ * float32 throughout, as float32. */
 typedef struct q_kv_pool {
     int32_t layers, heads, k_width, v_width;
     int32_t window;        /* 0 = none */
+    int32_t value_bytes;   /* 2 = binary16, 4 = float32 */
     uint64_t layer_bytes;  /* K and V of one layer in a page */
     uint64_t page_bytes;   /* layers * layer_bytes */
     uint32_t pages;        /* pages in the pool */
 } q_kv_pool;
 
-/* Address of the K rows of (page, layer, head); V rows follow at q_kv_v. Rows are Q_KV_TOKENS x width halves. */
+/* Address of the K rows of (page, layer, head); V rows follow at q_kv_v. Rows are Q_KV_TOKENS x width values. */
 static inline uint8_t *q_kv_k(const q_kv_pool *p, uint8_t *base, uint32_t page, int32_t layer, int32_t head) {
     return base + (uint64_t)page * p->page_bytes + (uint64_t)layer * p->layer_bytes +
-           (uint64_t)head * Q_KV_TOKENS * (uint64_t)p->k_width * 2;
+           (uint64_t)head * Q_KV_TOKENS * (uint64_t)p->k_width * (uint64_t)p->value_bytes;
 }
 static inline uint8_t *q_kv_v(const q_kv_pool *p, uint8_t *base, uint32_t page, int32_t layer, int32_t head) {
     if (p->v_width == 0) return q_kv_k(p, base, page, layer, head); /* values are a prefix of the keys */
     return base + (uint64_t)page * p->page_bytes + (uint64_t)layer * p->layer_bytes +
-           (uint64_t)p->heads * Q_KV_TOKENS * (uint64_t)p->k_width * 2 +
-           (uint64_t)head * Q_KV_TOKENS * (uint64_t)p->v_width * 2;
+           (uint64_t)p->heads * Q_KV_TOKENS * (uint64_t)p->k_width * (uint64_t)p->value_bytes +
+           (uint64_t)head * Q_KV_TOKENS * (uint64_t)p->v_width * (uint64_t)p->value_bytes;
 }
 
 typedef struct q_plan {

@@ -248,7 +248,7 @@ typedef struct bed {
 static void bed_open(bed *b, int32_t width, int32_t past) {
     memset(b, 0, sizeof *b);
     b->seed = (uint64_t)(width * 1000 + past);
-    b->pool = (q_kv_pool){.layers = 2, .heads = KV_HEADS, .k_width = 64, .v_width = 64, .pages = 2 * PAGES + 1};
+    b->pool = (q_kv_pool){.layers = 2, .heads = KV_HEADS, .k_width = 64, .v_width = 64, .value_bytes = 2, .pages = 2 * PAGES + 1};
     b->pool.layer_bytes = 2ull * KV_HEADS * Q_KV_TOKENS * 64 * 2;
     b->pool.page_bytes = 2 * b->pool.layer_bytes;
     b->kv[0] = (uint8_t *)malloc(b->pool.page_bytes * b->pool.pages);

@@ -2,6 +2,12 @@
  * column may see: nothing is checked here. Layer L2. */
 #include "ref.h"
 
+static void store(const float *x, int64_t n, int32_t value_bytes, uint8_t *to) {
+    if (value_bytes == 4) memcpy(to, x, sizeof(float) * (size_t)n);
+    else
+        for (int64_t i = 0; i < n; i++) q_store16(to + 2 * i, q_f32_to_half(x[i]));
+}
+
 void q_ref_kv_put(const q_inst *s, const q_exec *e, int64_t begin, int64_t end) {
     const q_kv_pool *pool = &e->plan->kv[s->kv_group];
     for (int64_t c = begin; c < end; c++) {
@@ -9,13 +15,11 @@ void q_ref_kv_put(const q_inst *s, const q_exec *e, int64_t begin, int64_t end) 
         const uint32_t page = e->batch->seqs[e->batch->seq[c]].pages[s->kv_group][pos / Q_KV_TOKENS];
         const int64_t row = pos % Q_KV_TOKENS;
         for (int32_t h = 0; h < pool->heads; h++) {
-            const float *k = q_ref_at(e, &s->x, c, h);
-            uint8_t *to = q_kv_k(pool, e->kv[s->kv_group], page, s->kv_layer, h) + row * pool->k_width * 2;
-            for (int32_t i = 0; i < pool->k_width; i++) q_store16(to + 2 * i, q_f32_to_half(k[i]));
+            uint8_t *to = q_kv_k(pool, e->kv[s->kv_group], page, s->kv_layer, h);
+            store(q_ref_at(e, &s->x, c, h), pool->k_width, pool->value_bytes, to + row * pool->k_width * pool->value_bytes);
             if (pool->v_width == 0) continue;
-            const float *v = q_ref_at(e, &s->z, c, h);
-            to = q_kv_v(pool, e->kv[s->kv_group], page, s->kv_layer, h) + row * pool->v_width * 2;
-            for (int32_t i = 0; i < pool->v_width; i++) q_store16(to + 2 * i, q_f32_to_half(v[i]));
+            to = q_kv_v(pool, e->kv[s->kv_group], page, s->kv_layer, h);
+            store(q_ref_at(e, &s->z, c, h), pool->v_width, pool->value_bytes, to + row * pool->v_width * pool->value_bytes);
         }
     }
 }
@@ -76,8 +80,10 @@ static void block(attn_state *t, const q_inst *s, const float *q, int64_t h, int
     merge(t, m, l, t->part, s->y.width);
 }
 
-static void widen(const uint8_t *from, int64_t n, float *to) {
-    for (int64_t i = 0; i < n; i++) to[i] = q_half_to_f32(q_load16(from + 2 * i));
+static void widen(const uint8_t *from, int64_t n, int32_t value_bytes, float *to) {
+    if (value_bytes == 4) memcpy(to, from, sizeof(float) * (size_t)n);
+    else
+        for (int64_t i = 0; i < n; i++) to[i] = q_half_to_f32(q_load16(from + 2 * i));
 }
 
 static void over_pages(attn_state *t, const q_inst *s, const q_exec *e, const float *q, int64_t c, int64_t h) {
@@ -88,11 +94,12 @@ static void over_pages(attn_state *t, const q_inst *s, const q_exec *e, const fl
     for (int64_t at = first; at <= pos;) {
         const int64_t row = at % Q_KV_TOKENS, n = Q_MIN(Q_KV_TOKENS - row, pos + 1 - at);
         const uint32_t page = pages[at / Q_KV_TOKENS];
-        const uint8_t *k = q_kv_k(pool, e->kv[s->kv_group], page, s->kv_layer, kv) + row * pool->k_width * 2;
-        const uint8_t *v = q_kv_v(pool, e->kv[s->kv_group], page, s->kv_layer, kv) + row * vw * 2;
+        const int32_t bytes = pool->value_bytes;
+        const uint8_t *k = q_kv_k(pool, e->kv[s->kv_group], page, s->kv_layer, kv) + row * pool->k_width * bytes;
+        const uint8_t *v = q_kv_v(pool, e->kv[s->kv_group], page, s->kv_layer, kv) + row * vw * bytes;
         for (int64_t j = 0; j < n; j++) {
-            widen(k + j * pool->k_width * 2, s->x.width, t->k + j * s->x.width);
-            widen(v + j * vw * 2, s->y.width, t->v + j * s->y.width);
+            widen(k + j * pool->k_width * bytes, s->x.width, bytes, t->k + j * s->x.width);
+            widen(v + j * vw * bytes, s->y.width, bytes, t->v + j * s->y.width);
         }
         block(t, s, q, h, n, at, pos);
         at += n;

@@ -1,4 +1,4 @@
-/* attn_avx2.c: attention over pages of binary16. Query heads that read the same KV head, of several columns, go through
+/* attn_avx2.c: attention over pages of binary16 or float32. Query heads that read the same KV head, of several columns, go through
  * the pages together: each block of keys and values is widened once for all of them.
  *
  * A query's own arithmetic never depends on its company: blocks lie at absolute positions, a key that the query may not
@@ -8,7 +8,7 @@
 
 enum { MOST_COLUMNS = 8, MOST_QUERIES = 64 };
 
-bool q_attn_f16__avx2_accepts(const q_inst *s) {
+bool q_attn_paged__avx2_accepts(const q_inst *s) {
     return s->kind == Q_ATTN_CAUSAL && !s->z.slot && s->x.width % 16 == 0 && s->y.width % 8 == 0;
 }
 
@@ -33,7 +33,7 @@ static void lay_out(tile *t, const q_inst *s, q_ref_carve *carve) {
     t->queries = q_ref_take(carve, MOST_QUERIES, sizeof(query));
 }
 
-uint64_t q_attn_f16__avx2_scratch(const q_inst *s, int32_t columns) {
+uint64_t q_attn_paged__avx2_scratch(const q_inst *s, int32_t columns) {
     Q_UNUSED(columns);
     tile t;
     q_ref_carve carve = {NULL, 0};
@@ -41,8 +41,12 @@ uint64_t q_attn_f16__avx2_scratch(const q_inst *s, int32_t columns) {
     return carve.used;
 }
 
-/* n halves; n is a multiple of 8. */
-Q_AVX2_INLINE void widen(const uint8_t *from, int64_t n, float *to) {
+/* n stored values; n is a multiple of 8. */
+Q_AVX2_INLINE void widen(const uint8_t *from, int64_t n, int32_t value_bytes, float *to) {
+    if (value_bytes == 4) {
+        memcpy(to, from, sizeof(float) * (size_t)n);
+        return;
+    }
     for (int64_t i = 0; i < n; i += 8)
         _mm256_storeu_ps(to + i, _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(const void *)(from + 2 * i))));
 }
@@ -132,7 +136,8 @@ Q_AVX2_INLINE void take_block(const q_inst *s, const tile *t, query *q, int32_t 
 /* The queries of t, all reading KV head kv of one sequence. */
 Q_AVX2 static void attend(const q_inst *s, const q_exec *e, const tile *t, int32_t n, int32_t kv, const uint32_t *pages) {
     const q_kv_pool *pool = &e->plan->kv[s->kv_group];
-    const int64_t k_row = pool->k_width * 2, v_row = (pool->v_width ? pool->v_width : pool->k_width) * 2;
+    const int32_t bytes = pool->value_bytes;
+    const int64_t k_row = pool->k_width * bytes, v_row = (pool->v_width ? pool->v_width : pool->k_width) * bytes;
     int32_t first = t->queries[0].first, last = t->queries[0].pos;
     for (int32_t i = 1; i < n; i++) {
         first = Q_MIN(first, t->queries[i].first);
@@ -144,8 +149,8 @@ Q_AVX2 static void attend(const q_inst *s, const q_exec *e, const tile *t, int32
         const uint8_t *v = q_kv_v(pool, e->kv[s->kv_group], page, s->kv_layer, kv);
         const int32_t lo = Q_MAX(first - at, 0), hi = Q_MIN(last + 1 - at, (int32_t)Q_KV_TOKENS);
         for (int32_t j = lo; j < hi; j++) {
-            widen(k + j * k_row, s->x.width, t->k + j * s->x.width);
-            widen(v + j * v_row, s->y.width, t->v + j * s->y.width);
+            widen(k + j * k_row, s->x.width, bytes, t->k + j * s->x.width);
+            widen(v + j * v_row, s->y.width, bytes, t->v + j * s->y.width);
         }
         for (int32_t i = 0; i < n; i++) {
             query *q = &t->queries[i];
@@ -189,7 +194,7 @@ Q_AVX2 static void heads(const q_inst *s, const q_exec *e, tile *t, int64_t c0, 
     }
 }
 
-Q_AVX2 void q_attn_f16__avx2(const q_inst *s, const q_exec *e, int64_t begin, int64_t end) {
+Q_AVX2 void q_attn_paged__avx2(const q_inst *s, const q_exec *e, int64_t begin, int64_t end) {
     tile t;
     q_ref_carve carve = {e->scratch, 0};
     lay_out(&t, s, &carve);

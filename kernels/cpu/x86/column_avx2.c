@@ -85,36 +85,41 @@ Q_AVX2 void q_glu_f32__avx2(const q_inst *s, const q_exec *e, int64_t begin, int
 
 /* ---- KV_PUT */
 
-bool q_kv_put_f16__avx2_accepts(const q_inst *s) {
+bool q_kv_put_paged__avx2_accepts(const q_inst *s) {
     Q_UNUSED(s);
     return true;
 }
 
-uint64_t q_kv_put_f16__avx2_scratch(const q_inst *s, int32_t columns) {
+uint64_t q_kv_put_paged__avx2_scratch(const q_inst *s, int32_t columns) {
     Q_UNUSED(s);
     Q_UNUSED(columns);
     return 0;
 }
 
-Q_AVX2_INLINE void narrow(const float *x, int32_t n, uint8_t *to) {
+Q_AVX2_INLINE void narrow(const float *x, int32_t n, int32_t value_bytes, uint8_t *to) {
+    if (value_bytes == 4) {
+        memcpy(to, x, sizeof(float) * (size_t)n);
+        return;
+    }
     int32_t i = 0;
     for (; i + 8 <= n; i += 8)
         _mm_storeu_si128((__m128i *)(void *)(to + 2 * i), _mm256_cvtps_ph(_mm256_loadu_ps(x + i), _MM_FROUND_TO_NEAREST_INT));
     for (; i < n; i++) q_store16(to + 2 * i, q_f32_to_half(x[i]));
 }
 
-Q_AVX2 void q_kv_put_f16__avx2(const q_inst *s, const q_exec *e, int64_t begin, int64_t end) {
+Q_AVX2 void q_kv_put_paged__avx2(const q_inst *s, const q_exec *e, int64_t begin, int64_t end) {
     const q_kv_pool *pool = &e->plan->kv[s->kv_group];
     uint8_t *base = e->kv[s->kv_group];
+    const int32_t bytes = pool->value_bytes;
     for (int64_t c = begin; c < end; c++) {
         const int32_t pos = e->batch->pos[c], row = pos % Q_KV_TOKENS;
         const uint32_t page = e->batch->seqs[e->batch->seq[c]].pages[s->kv_group][pos / Q_KV_TOKENS];
         for (int32_t h = 0; h < pool->heads; h++) {
-            narrow(q_ref_at(e, &s->x, c, h), pool->k_width,
-                   q_kv_k(pool, base, page, s->kv_layer, h) + (int64_t)row * pool->k_width * 2);
+            narrow(q_ref_at(e, &s->x, c, h), pool->k_width, bytes,
+                   q_kv_k(pool, base, page, s->kv_layer, h) + (int64_t)row * pool->k_width * bytes);
             if (pool->v_width)
-                narrow(q_ref_at(e, &s->z, c, h), pool->v_width,
-                       q_kv_v(pool, base, page, s->kv_layer, h) + (int64_t)row * pool->v_width * 2);
+                narrow(q_ref_at(e, &s->z, c, h), pool->v_width, bytes,
+                       q_kv_v(pool, base, page, s->kv_layer, h) + (int64_t)row * pool->v_width * bytes);
         }
     }
 }
