@@ -29,7 +29,7 @@ Q_DECODE_SPLIT(iq4_xs)
 #include "../fit.h"
 
 static const q_shape shape = {.weights = iq4_xs_weights, .groups = 8, .lo = 0, .hi = 15, .table = iq4_xs_table,
-                              .sc_lo = -32, .sc_hi = 31, .reference = -127, .from = 84, .to = 150, .steps = 22};
+                              .sc_lo = -32, .sc_hi = 31, .reference = -127, .from = 96, .to = 144, .steps = 8};
 
 static void fit(const q_fit_in *in, q_grid *grid) { q_fit_symmetric(&shape, in, grid); }
 static int32_t nearest(const q_grid *grid, int32_t j, float x, float *value) {

@@ -26,7 +26,7 @@ Q_FN void nf4_decode(Q_SRC row, int block, int sub, Q_OUT(float, y, 32)) {
 
 /* A tie between two levels takes the lower one, as q_fit_nearest does. */
 static const q_shape shape = {.weights = nf4_weights, .groups = 1, .lo = 0, .hi = 15, .levels = nf4_table, .sc_lo = 1,
-                              .sc_hi = 1, .full = true, .reference = 1, .from = 0.7f, .to = 1.2f, .steps = 20};
+                              .sc_hi = 1, .full = true, .reference = 1, .from = 0.7f, .to = 1.2f, .steps = 10};
 
 static void fit(const q_fit_in *in, q_grid *grid) { q_fit_symmetric(&shape, in, grid); }
 static int32_t nearest(const q_grid *grid, int32_t j, float x, float *value) {

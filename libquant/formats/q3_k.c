@@ -29,7 +29,7 @@ Q_DECODE_SPLIT(q3_k)
 #include "../fit.h"
 
 static const q_shape shape = {.weights = q3_k_weights, .groups = 16, .lo = -4, .hi = 3, .sc_lo = -32, .sc_hi = 31,
-                              .reference = -4, .from = 2.5f, .to = 5.5f, .steps = 20};
+                              .reference = -4, .from = 2.5f, .to = 5.5f, .steps = 10};
 
 static void fit(const q_fit_in *in, q_grid *grid) { q_fit_symmetric(&shape, in, grid); }
 static int32_t nearest(const q_grid *grid, int32_t j, float x, float *value) {

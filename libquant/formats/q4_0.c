@@ -24,7 +24,7 @@ Q_DECODE_SPLIT(q4_0)
 #include "../fit.h"
 
 static const q_shape shape = {.weights = q4_0_weights, .groups = 1, .lo = -8, .hi = 7, .sc_lo = 1, .sc_hi = 1,
-                              .reference = -8, .from = 6, .to = 10.5f, .steps = 18};
+                              .reference = -8, .from = 6, .to = 10.5f, .steps = 12};
 
 static void fit(const q_fit_in *in, q_grid *grid) { q_fit_symmetric(&shape, in, grid); }
 static int32_t nearest(const q_grid *grid, int32_t j, float x, float *value) {

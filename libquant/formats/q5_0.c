@@ -26,7 +26,7 @@ Q_DECODE_SPLIT(q5_0)
 #include "../fit.h"
 
 static const q_shape shape = {.weights = q5_0_weights, .groups = 1, .lo = -16, .hi = 15, .sc_lo = 1, .sc_hi = 1,
-                              .reference = -16, .from = 14, .to = 18, .steps = 16};
+                              .reference = -16, .from = 14, .to = 18, .steps = 10};
 
 static void fit(const q_fit_in *in, q_grid *grid) { q_fit_symmetric(&shape, in, grid); }
 static int32_t nearest(const q_grid *grid, int32_t j, float x, float *value) {

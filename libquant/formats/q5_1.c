@@ -27,7 +27,7 @@ Q_DECODE_SPLIT_MIN(q5_1)
 #include "../fit.h"
 
 static const q_shape shape = {.weights = q5_1_weights, .groups = 1, .lo = 0, .hi = 31, .sc_lo = 1, .sc_hi = 1,
-                              .mn_hi = -1, .from = 29, .to = 33, .steps = 16};
+                              .mn_hi = -1, .from = 28, .to = 32, .steps = 8};
 
 static void fit(const q_fit_in *in, q_grid *grid) { q_fit_minimum(&shape, in, grid); }
 static int32_t nearest(const q_grid *grid, int32_t j, float x, float *value) {

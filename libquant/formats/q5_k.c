@@ -37,7 +37,7 @@ Q_DECODE_SPLIT_MIN(q5_k)
 #include "../fit.h"
 
 static const q_shape shape = {.weights = q5_k_weights, .groups = 8, .lo = 0, .hi = 31, .sc_lo = 0, .sc_hi = 63,
-                              .mn_hi = 63, .from = 29, .to = 33, .steps = 16};
+                              .mn_hi = 63, .from = 28, .to = 32, .steps = 8};
 
 static void fit(const q_fit_in *in, q_grid *grid) { q_fit_minimum(&shape, in, grid); }
 static int32_t nearest(const q_grid *grid, int32_t j, float x, float *value) {

@@ -29,7 +29,7 @@ Q_DECODE_SPLIT(q6_k)
 #include "../fit.h"
 
 static const q_shape shape = {.weights = q6_k_weights, .groups = 16, .lo = -32, .hi = 31, .sc_lo = -128, .sc_hi = 127,
-                              .reference = -32, .from = 29, .to = 35, .steps = 18};
+                              .reference = -32, .from = 28, .to = 34, .steps = 12};
 
 static void fit(const q_fit_in *in, q_grid *grid) { q_fit_symmetric(&shape, in, grid); }
 static int32_t nearest(const q_grid *grid, int32_t j, float x, float *value) {

@@ -20,7 +20,7 @@ Q_DECODE_SPLIT(q8_0)
 #include "../fit.h"
 
 static const q_shape shape = {.weights = q8_0_weights, .groups = 1, .lo = -128, .hi = 127, .sc_lo = 1, .sc_hi = 1,
-                              .reference = 127, .from = 125, .to = 129, .steps = 8};
+                              .reference = 127, .from = 120, .to = 129, .steps = 12};
 
 static void fit(const q_fit_in *in, q_grid *grid) { q_fit_symmetric(&shape, in, grid); }
 static int32_t nearest(const q_grid *grid, int32_t j, float x, float *value) {
