@@ -460,7 +460,7 @@ static size_t spell(const q_text *t, int32_t id, uint32_t flags, bool *start, ch
     const q_vocab *v = &t->vocab;
     const int32_t type = v->types[id];
     const bool begins = *start;
-    *start = id == v->bos;
+    *start = id == v->bos && type == Q_TOKEN_CONTROL; /* a text of its own cannot hold one */
     if (type == Q_TOKEN_CONTROL && !(flags & LQ_DETOKENIZE_SPECIAL)) return 0;
     if (type == Q_TOKEN_UNKNOWN && !(flags & LQ_DETOKENIZE_SPECIAL)) {
         memcpy(out, "\xEF\xBF\xBD", 3);

@@ -608,7 +608,8 @@ static bool is_utf8(const char *s, size_t n) {
 
 /* Token by token: what is out stays out, no character is ever broken, and in the end nothing is missing. */
 START_TEST(streams_never_break_a_character) {
-    static const char text[] = "Gr\xC3\xBC\xC3\x9F" "e \xE6\x97\xA5\xE6\x9C\xAC\xE8\xAA\x9E \xF0\x9F\x91\xA8\xE2\x80\x8D"
+    static const char text[] = "Gr\xC3\xBC\xC3\x9F" "e \xE6\x97\xA5\xE6\x9C\xAC\xE8\xAA\x9E "
+                               "\xF0\x9F\x91\xA8\xE2\x80\x8D"
                                "\xF0\x9F\x91\xA9 \xF4\x8F\xBF\xBF \xED\x9F\xBF\xE0\xA0\x80.";
     q_text *t = open_pocket();
     size_t n, done = 0, held = 0, len, whole;
