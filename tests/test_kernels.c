@@ -245,15 +245,19 @@ typedef struct bed {
     uint64_t seed;
 } bed;
 
-static void bed_open(bed *b, int32_t width, int32_t past) {
+static void bed_open(bed *b, int32_t width, int32_t past, int32_t value_bytes) {
     memset(b, 0, sizeof *b);
     b->seed = (uint64_t)(width * 1000 + past);
-    b->pool = (q_kv_pool){.layers = 2, .heads = KV_HEADS, .k_width = 64, .v_width = 64, .value_bytes = 2, .pages = 2 * PAGES + 1};
-    b->pool.layer_bytes = 2ull * KV_HEADS * Q_KV_TOKENS * 64 * 2;
+    b->pool = (q_kv_pool){.layers = 2, .heads = KV_HEADS, .k_width = 64, .v_width = 64, .value_bytes = value_bytes,
+                            .pages = 2 * PAGES + 1};
+    b->pool.layer_bytes = 2ull * KV_HEADS * Q_KV_TOKENS * 64 * (uint64_t)value_bytes;
     b->pool.page_bytes = 2 * b->pool.layer_bytes;
     b->kv[0] = (uint8_t *)malloc(b->pool.page_bytes * b->pool.pages);
-    for (uint64_t i = 0; i < b->pool.page_bytes * b->pool.pages; i += 2)
-        q_store16(b->kv[0] + i, q_f32_to_half(t_normal(&b->seed)));
+    for (uint64_t i = 0; i < b->pool.page_bytes * b->pool.pages; i += (uint64_t)value_bytes) {
+        const float v = t_normal(&b->seed);
+        if (value_bytes == 2) q_store16(b->kv[0] + i, q_f32_to_half(v));
+        else q_store32(b->kv[0] + i, q_f32_bits(v));
+    }
     for (uint32_t i = 0; i < PAGES; i++) { /* pages in no order */
         b->pages[0][i] = 2 * PAGES - 2 * i;
         b->pages[1][i] = 2 * i + 1;
@@ -324,7 +328,7 @@ static void check_norm(const q_cpu_kernel *k) {
         for (int variant = 0; variant < 8; variant++) {
             bed b;
             float v[301];
-            bed_open(&b, widths[i], 0);
+            bed_open(&b, widths[i], 0, 2);
             const q_weight w = vector_of(v, widths[i], &b.seed);
             b.s.op = Q_OP_NORM;
             b.s.eps = 1e-5f;
@@ -342,7 +346,7 @@ static void check_glu(const q_cpu_kernel *k) {
     static const int32_t widths[] = {1, 8, 13, 768};
     for (size_t i = 0; i < Q_COUNT(widths); i++) {
         bed b;
-        bed_open(&b, widths[i], 0);
+        bed_open(&b, widths[i], 0, 2);
         b.s.op = Q_OP_GLU;
         b.s.kind = Q_ACT_SILU;
         b.s.z = (q_view){3, 0, 1, widths[i], widths[i]};
@@ -355,9 +359,9 @@ static void check_glu(const q_cpu_kernel *k) {
     }
 }
 
-static void check_kv_put(const q_cpu_kernel *k) {
+static void check_kv_put_in(const q_cpu_kernel *k, int32_t value_bytes) {
     bed b;
-    bed_open(&b, HEADS * 64, 60);
+    bed_open(&b, HEADS * 64, 60, value_bytes);
     b.s.op = Q_OP_KV_PUT;
     b.s.x = (q_view){2, 0, KV_HEADS, 64, 64};
     b.s.z = (q_view){3, 64, KV_HEADS, 64, 64};
@@ -368,6 +372,11 @@ static void check_kv_put(const q_cpu_kernel *k) {
     bed_close(&b);
 }
 
+static void check_kv_put(const q_cpu_kernel *k) {
+    check_kv_put_in(k, 2);
+    check_kv_put_in(k, 4);
+}
+
 static void check_attn(const q_cpu_kernel *k) {
     static const int32_t pasts[] = {0, 1, 25, 31, 32, 60, 140};
     static const int32_t windows[] = {0, 1, 5, 32, 70};
@@ -375,7 +384,7 @@ static void check_attn(const q_cpu_kernel *k) {
         for (size_t j = 0; j < Q_COUNT(windows); j++) {
             bed b;
             float sinks[HEADS];
-            bed_open(&b, HEADS * 64, pasts[i]);
+            bed_open(&b, HEADS * 64, pasts[i], i & 1 ? 2 : 4);
             const q_weight w = vector_of(sinks, HEADS, &b.seed);
             b.s.op = Q_OP_ATTN;
             b.s.x = b.s.y = (q_view){2, 0, HEADS, 64, 64};

@@ -1,5 +1,5 @@
-/* attn_avx2.c: attention over pages of binary16 or float32. Query heads that read the same KV head, of several columns, go through
- * the pages together: each block of keys and values is widened once for all of them.
+/* attn_avx2.c: attention over pages of binary16 or float32. Query heads that read the same KV head, of several columns,
+ * go through the pages together: each block of keys and values is widened once for all of them.
  *
  * A query's own arithmetic never depends on its company: blocks lie at absolute positions, a key that the query may not
  * see has no term, and scores, weights and values are summed as op.h says. Only the exponential differs from kernels/ref
