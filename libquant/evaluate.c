@@ -12,6 +12,7 @@
 /* What one scored position of one session leaves behind. */
 typedef struct score {
     double nll, p; /* of the right token */
+    double lse;    /* log of the sum of exp of the logits */
     float kld;     /* D(reference || this), 0 for the reference */
     int32_t top;   /* most likely token */
 } score;
@@ -65,13 +66,12 @@ static void score_rows(void *arg, int64_t begin, int64_t end, uint32_t thread) {
         const float *x = s->logits + r * vocab;
         const int32_t right = w->ids[(int64_t)w->first + r + 1];
         score *c = score_at(w, w->session, w->chunk, (uint64_t)r);
-        const double lse = log_sum_exp(x, vocab, &c->top);
-        c->nll = lse - (double)x[right];
+        c->lse = log_sum_exp(x, vocab, &c->top);
+        c->nll = c->lse - (double)x[right];
         c->p = exp(-c->nll);
         if (!w->has_reference || w->session == 0) continue;
         const float *ref = w->sessions[0]->logits + r * vocab;
-        const double ref_lse = score_at(w, 0, w->chunk, (uint64_t)r)->nll + (double)ref[right];
-        c->kld = (float)divergence(ref, ref_lse, x, lse, vocab);
+        c->kld = (float)divergence(ref, score_at(w, 0, w->chunk, (uint64_t)r)->lse, x, c->lse, vocab);
     }
 }
 

@@ -44,7 +44,7 @@ lq_status q_session_measure(const lq_model *model, const q_session_shape *shape,
     const lq_status s = q_plan_build(model, shape, &arena, &plan);
     if (s == LQ_OK) {
         *kv = q_plan_kv_bytes(plan);
-        *rest = array_bytes(plan, shape) + model->ctx->backend->measure(model->ctx->device, plan, shape->threads);
+        *rest = arena.used + array_bytes(plan, shape) + model->ctx->backend->measure(model->ctx->device, plan, shape->threads);
     }
     q_arena_free(&arena);
     return s;

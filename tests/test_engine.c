@@ -421,12 +421,12 @@ START_TEST(plan_states_the_bytes_and_decode_allocates_nothing) {
     lq_plan_info plan = {.size = sizeof plan};
     ck_assert_int_eq(lq_model_plan(m, &so, &plan), LQ_OK);
     ck_assert_uint_eq(plan.kv, 6 * 2 * 2 * 64 * 2 * 256); /* layers, K and V, KV heads, width, half, tokens */
-    ck_assert_uint_eq(plan.weights, 6819072 * 2); 
+    ck_assert_uint_eq(plan.weights, 6819072 * 2);
     const size_t before = live_bytes;
     lq_session *s;
     ck_assert_int_eq(lq_session_open(m, &so, &s), LQ_OK);
     const size_t used = live_bytes - before, promised = plan.kv + plan.activations;
-    ck_assert_msg(used >= promised && used - promised < 64 * 1024, "%zu used, %zu promised", used, promised);
+    ck_assert_msg(used >= promised && used - promised < 96 * 1024, "%zu used, %zu promised", used, promised);
     int32_t ids[100];
     for (int i = 0; i < 100; i++) ids[i] = 5 + i;
     const size_t open_bytes = live_bytes;
