@@ -44,6 +44,8 @@ RECIPES := $(wildcard libquant/recipes/*.txt)
 
 .PHONY: all lib tools test check demo bench fuzz clean help setup tests-build
 .DEFAULT_GOAL := all
+# Keep objects that only pattern rules mention: a fuzz target would compile the whole library again.
+.SECONDARY:
 
 all: lib tools
 lib: $(B)/libquant.a $(B)/libquant.so
