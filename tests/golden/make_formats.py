@@ -1,0 +1,65 @@
+#!/usr/bin/env python3
+"""make_formats.py FOLDER > formats.txt: golden blocks of every format, decoded without our code.
+
+FOLDER holds GGUF files; of each tensor type in them a few blocks from different tensors are taken, and decoded by the
+Python package `gguf`. bf16 and nf4, which such files may lack, are made from their definitions with numpy. A line is:
+format, number of weights, the blocks in hexadecimal, 64-bit FNV-1a of the decoded little-endian float32 values.
+"""
+import pathlib
+import sys
+
+import gguf
+import numpy as np
+
+WANTED = ["F32", "F16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS"]
+TENSORS, WEIGHTS = 4, 256
+LEVELS = np.array([-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635,
+                   -0.18477343022823334, -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725,
+                   0.24611230194568634, 0.33791524171829224, 0.44070982933044434, 0.5626170039176941,
+                   0.7229568362236023, 1.0], dtype=np.float32)
+
+
+def line(name, raw, values):
+    values = np.ascontiguousarray(values, dtype="<f4").reshape(-1)
+    digest = 14695981039346656037
+    for byte in values.tobytes():
+        digest = (digest ^ byte) * 1099511628211 % 2**64
+    print(name, values.size, raw.hex(), f"{digest:016x}")
+
+
+def from_files(folder):
+    found = {}
+    for path in sorted(pathlib.Path(folder).glob("*.gguf")):
+        for tensor in gguf.GGUFReader(path).tensors:
+            kind = tensor.tensor_type
+            taken = found.setdefault(kind.name, [])
+            if kind.name not in WANTED or len(taken) >= TENSORS:
+                continue
+            block, size = gguf.GGML_QUANT_SIZES[kind]
+            count = max(1, WEIGHTS // 4 // block)
+            raw = np.ascontiguousarray(tensor.data).view(np.uint8).reshape(-1)
+            at = (raw.size // size // 3 + 7 * len(taken)) * size
+            taken.append(raw[at:at + count * size])
+    for name in WANTED:
+        kind = gguf.GGMLQuantizationType[name]
+        for raw in found[name]:
+            line(name.lower(), raw.tobytes(), gguf.quants.dequantize(raw, kind))
+
+
+def from_definitions():
+    rng = np.random.default_rng(1)
+    half = rng.integers(0, 65536, 64, dtype=np.uint16)
+    half = half[(half & 0x7F80) != 0x7F80][:60]
+    line("bf16", half.astype("<u2").tobytes(), (half.astype(np.uint32) << 16).view(np.float32))
+    for scale in (0.0371, 1e-40, 3.0e38):
+        absmax = np.array([scale], dtype="<f4")
+        codes = rng.integers(0, 256, 32, dtype=np.uint8)
+        both = np.stack([codes >> 4, codes & 15], axis=1).reshape(-1)
+        line("nf4", absmax.tobytes() + codes.tobytes(), absmax[0] * LEVELS[both])
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit(__doc__)
+    from_files(sys.argv[1])
+    from_definitions()
