@@ -109,9 +109,6 @@ static lq_status choose_one(work *w, uint32_t i, int32_t gqa, bool tied) {
         .layers = w->binding->layers, .gqa = gqa, .rank = t->rank, .k = t->shape[0], .tied = tied, .importance = false};
     q_recipe_choice *c = &w->choices[i];
     Q_TRY(q_recipe_choose(w->recipe, &about, c));
-    if (q_format_gguf_id(c->format) < 0)
-        return q_fail(LQ_E_UNSUPPORTED, "tensor %.*s: format %s has no type in GGUF files", Q_STR_ARG(item->name),
-                      c->format->name);
     if (c->quantizer->needs != Q_NEEDS_NONE)
         return q_fail(LQ_E_ARG, "tensor %.*s: quantizer %s needs calibration statistics", Q_STR_ARG(item->name),
                       c->quantizer->name);

@@ -320,6 +320,10 @@ START_TEST(threads_do_not_change_a_byte) {
         else assert_same_bytes(one, more);
         ck_assert(v.worst == first.worst); /* the figures as well, to the bit */
     }
+    model a = open_model(src), b = open_model(one);
+    ck_assert_double_lt(distance(&a, &a.b->items[0], &b, &b.b->items[0]), 0.2);
+    close_model(&a);
+    close_model(&b);
 }
 END_TEST
 
@@ -394,6 +398,7 @@ END_TEST
 START_TEST(the_same_format_is_copied) {
     shape s = small;
     s.format = q_format_find("f16");
+    s.vocab = 4500; /* more than one piece */
     const char *src = in_tmp(0, "src.gguf"), *dst = in_tmp(1, "dst.gguf");
     make_model(src, &s);
     seen v = {0};
@@ -425,8 +430,8 @@ START_TEST(output_that_is_an_input) {
         ck_assert_uint_eq(v.calls, 0);
     }
     ck_assert_uint_eq(size_of(src), n);
-    /* Files of a directory: weights, and what stands beside them. */
-    const char *const side[] = {"model.safetensors", "config.json", "tokenizer.model"};
+    /* A directory, its weights, and what stands beside them. */
+    const char *const side[] = {".", "model.safetensors", "config.json", "tokenizer.model"};
     for (size_t i = 0; i < Q_COUNT(side); i++) {
         char path[1200];
         seen v = {0};
