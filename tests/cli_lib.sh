@@ -26,15 +26,21 @@ skip() { echo "SKIP: $*"; }
 call() { "$@" >"$out" 2>"$err" </dev/null; rc=$?; }
 # exits CODE WHAT CMD...: the command ends with this code.
 exits() {
-    want=$1 what=$2; shift 2
+    _want=$1 _what=$2; shift 2
     call "$@"
-    if [ "$rc" -eq "$want" ]; then pass; else fail "$what: exit $rc, expected $want: $*"; fi
+    if [ "$rc" -eq "$_want" ]; then pass; else fail "$_what: exit $rc, expected $_want: $*"; fi
+}
+# A program (no shell function) that gets a signal after a while; $rc, $out and $err as with call.
+interrupts() { # SIGNAL SECONDS CMD...
+    _signal=$1 _pause=$2; shift 2
+    "$@" >"$out" 2>"$err" </dev/null & _pid=$!
+    sleep "$_pause"; kill -"$_signal" $_pid 2>/dev/null; wait $_pid; rc=$?
 }
 # says WHAT PATTERN [FILE]: standard error (or FILE) has a line that matches.
 says() { if grep -q -e "$2" "${3:-$err}"; then pass; else fail "$1: nothing like '$2' was said"; fi; }
 silent() { if [ ! -s "$out" ]; then pass; else fail "$1: standard output is not empty"; fi; }
 # holds WHAT CONDITION...: test(1) holds.
-holds() { what=$1; shift; if [ "$@" ]; then pass; else fail "$what: not [ $* ]"; fi; }
+holds() { _what=$1; shift; if [ "$@" ]; then pass; else fail "$_what: not [ $* ]"; fi; }
 same() { if cmp -s "$2" "$3"; then pass; else fail "$1: $2 and $3 differ"; fi; }
 absent() { if [ ! -e "$2" ]; then pass; else fail "$1: $2 exists"; fi; }
 
@@ -44,14 +50,14 @@ json() { "$T_TMP/json_get" "$@" <"$out" 2>>"$err"; }
 # json_is WHAT: $out is one valid JSON value. has WHAT KEY...: and has these keys.
 json_is() { if json >/dev/null; then pass; else fail "$1: not one valid JSON value"; fi; }
 has() {
-    what=$1; shift
+    _what=$1; shift
     for key in "$@"; do
-        if json "$key" >/dev/null; then pass; else fail "$what: no JSON key $key"; fi
+        if json "$key" >/dev/null; then pass; else fail "$_what: no JSON key $key"; fi
     done
 }
 # compare WHAT A OP B: for numbers that may have fractions.
 compare() {
-    if awk -v a="$2" -v b="$4" "BEGIN { exit !(a $3 b) }" </dev/null; then pass; else fail "$1: not $2 $3 $4"; fi
+    if awk "BEGIN { exit !(($2) $3 ($4)) }" </dev/null 2>>"$err"; then pass; else fail "$1: not $2 $3 $4"; fi
 }
 
 finish() {

@@ -258,7 +258,14 @@ static int quantize_all(cli *c, bench *b) {
     return 0;
 }
 
+static int by_size(const void *a, const void *b) {
+    const double x = ((const entry *)a)->bits_per_weight, y = ((const entry *)b)->bits_per_weight;
+    return x != y ? (x < y) - (x > y) : strcmp(((const entry *)a)->name, ((const entry *)b)->name);
+}
+
 static int open_all(cli *c, bench *b) {
+    /* All schemes are shown from the largest to the smallest; chosen ones in the order of the choice. */
+    if (!b->a->schemes) qsort(b->entries + 1, b->count - 1, sizeof *b->entries, by_size);
     for (size_t i = 0; i < b->count; i++) {
         entry *e = &b->entries[i];
         lq_model_info m = {.size = sizeof m};

@@ -285,7 +285,7 @@ static int with_model(cli *c, state *s, const char *text, size_t bytes) {
 
 static int run(cli *c, const void *arguments) {
     const args *a = arguments;
-    state s = {.a = a};
+    state s = {.a = a, .info = {.size = sizeof s.info}};
     lq_ctx *ctx = NULL;
     char *text = NULL;
     size_t bytes = 0;
