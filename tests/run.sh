@@ -25,7 +25,7 @@ for t in "$B"/tests/test_* tests/check_*.sh tests/cli_*.sh; do
     line=$(grep -E '^[0-9]+%: Checks: ' "$tmp/out" | tail -1)
     if [ -n "$line" ]; then
         c=$(echo "$line" | sed 's/.*Checks: \([0-9]*\).*/\1/')
-        f=$(echo "$line" | sed 's/.*Failures: \([0-9]*\), Errors: \([0-9]*\).*/\1 + \2/'); f=$((f))
+        f=$(echo "$line" | sed 's/.*Failures: \([0-9]*\), Errors: \([0-9]*\).*/\1 + \2/'); f=$(($f))
         p=$((c - f - s))
     else
         line=$(grep -E '^[0-9]+ passed, [0-9]+ failed' "$tmp/out" | tail -1)
