@@ -16,7 +16,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { SPINS = 4000, MAX_THREADS = 1024, WORKER_STACK = 2 << 20 };
+enum { SPINS = 1500, MAX_THREADS = 1024, WORKER_STACK = 2 << 20 };
 
 typedef struct worker {
     q_pool *pool;

@@ -9,7 +9,7 @@
 #include <fenv.h>
 
 enum {
-    CHUNKS = 4,        /* claims that each thread makes of a phase, about: fewer wait less, more balance better */
+    CHUNKS = 8,        /* claims that each thread makes of a phase, about: fewer wait less, more balance better */
     CHAIN_COLUMNS = 16 /* most columns that are taken through a chain at a time: their slots stay in the cache */
 };
 
