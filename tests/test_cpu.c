@@ -267,7 +267,7 @@ START_TEST(kernels_are_chosen_and_named) {
         machine_close(&t);
         m.plan.f32_activations = true;
         machine_open(&t, &m, NULL, 1);
-        ck_assert_ptr_nonnull(strstr(t.b->kernel_name(t.program, 2), "matmul_any_f32"));
+        ck_assert_ptr_nonnull(strstr(t.b->kernel_name(t.program, 2), "matmul_q4_k_f32"));
         machine_close(&t);
     }
     model_close(&m);

@@ -36,6 +36,8 @@ static double nmse(const float *a, const float *b, int64_t n) {
 /* Where the halves and bytes that scale a block lie, for patterns that would otherwise decode to infinities. */
 static const struct { const char *format; int at[2]; } scales[] = {
     {"q8_0", {0, -1}}, {"q4_0", {0, -1}}, {"q4_k", {0, 2}}, {"q6_k", {208, -1}},
+    {"q4_1", {0, 2}},  {"q5_0", {0, -1}}, {"q5_1", {0, 2}}, {"iq4_nl", {0, -1}}, {"iq4_xs", {0, -1}},
+    {"q2_k", {80, 82}}, {"q3_k", {108, -1}}, {"q5_k", {0, 2}},
 };
 
 typedef enum { W_RANDOM, W_BYTES, W_ALL_80, W_ALL_7F, W_ALL_FF, W_ALL_00, W_TINY_SCALE, W_KINDS } w_kind;
