@@ -366,6 +366,7 @@ START_TEST(test_killed_writer) {
     holds(tmp_name(".killed.lq-tmp"), "half of something longer");
     q_outfile *f;
     ck_assert_int_eq(open_out(path, 0, false, &f), LQ_OK);
+    holds(tmp_name(".killed.lq-tmp"), "");
     write_text(f, "whole");
     ck_assert_int_eq(q_outfile_commit(f), LQ_OK);
     holds(path, "whole");
