@@ -466,6 +466,7 @@ lq_status q_bind_export(const q_binding *b, const char *model_name, uint32_t fil
     for (uint32_t i = 0; i < a->n_hparams; i++) {
         const q_hparam_row *r = &a->hparams[i];
         if (!r->gguf) continue;
+        if (r->id == Q_HP_VOCAB) out[k++] = number_meta("general.file_type", true, (double)file_type);
         const double v = b->hp.v[r->id];
         double usual = r->same_as ? b->hp.v[r->same_as] : r->otherwise;
         if (r->over) usual /= b->hp.v[r->over];
@@ -476,7 +477,6 @@ lq_status q_bind_export(const q_binding *b, const char *model_name, uint32_t fil
         if (!key) return LQ_E_NOMEM;
         out[k++] = number_meta(key, r->integer, v);
     }
-    out[k++] = number_meta("general.file_type", true, (double)file_type);
     *n = k;
     return LQ_OK;
 }

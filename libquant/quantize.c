@@ -230,7 +230,7 @@ static lq_status check_row(const work *w, uint64_t row, uint64_t k, const float 
             return q_fail(LQ_E_INCONSISTENT, "tensor %.*s: the weight in row %llu, column %llu is not finite",
                           Q_STR_ARG(w->item->name), (unsigned long long)row, (unsigned long long)j);
         if (stored && is_lost(w->choice->format, x[j], stored[j]))
-            return q_fail(LQ_E_NUMERIC, "tensor %.*s: the weight %g in row %llu, column %llu is too large for format %s",
+            return q_fail(LQ_E_NUMERIC, "tensor %.*s: the weight %g in row %llu, column %llu is too large for %s",
                           Q_STR_ARG(w->item->name), (double)x[j], (unsigned long long)row, (unsigned long long)j,
                           w->choice->format->name);
     }

@@ -506,8 +506,8 @@ lq_status q_recipe_choose(const q_recipe *recipe, const q_recipe_tensor *t, q_re
     for (uint32_t step = 0; t->k % (uint64_t)c.format->weights != 0; step++) {
         const q_format *next = c.format->fallback ? q_format_find(c.format->fallback) : NULL;
         if (!next || step > q_format_count())
-            return q_fail(LQ_E_UNSUPPORTED, "tensor %.*s: rows of %llu weights do not fill blocks of %s (%d), which has "
-                          "no fall-back", Q_STR_ARG(t->name), (unsigned long long)t->k, c.wanted->name,
+            return q_fail(LQ_E_UNSUPPORTED, "tensor %.*s: rows of %llu weights do not fill blocks of %s (%d), which "
+                          "has no fall-back", Q_STR_ARG(t->name), (unsigned long long)t->k, c.wanted->name,
                           (int)c.wanted->weights);
         c.format = next;
     }

@@ -20,7 +20,9 @@ static const char *folder(void) {
     return buf;
 }
 static char paths[8][1400];
-static const char *in_tmp(int slot, const char *name) { return t_path(paths[slot], sizeof paths[slot], folder(), name); }
+static const char *in_tmp(int slot, const char *name) {
+    return t_path(paths[slot], sizeof paths[slot], folder(), name);
+}
 static const char *pocket(void) {
     static char buf[1024];
     return t_path(buf, sizeof buf, t_root(), "bench/data/pocket");

@@ -78,9 +78,8 @@ static const struct {
     {"q2_k", "q2_k", "q6_k", "q4_k x32", "q3_k x32", "q3_k x32", 10},
     {"q3_k_m", "q3_k", "q6_k", "q5_k x2, q4_k x30", "q4_k x32", "q5_k x2, q4_k x30", 12},
     {"q4_k_s", "q4_k", "q6_k", "q5_k x4, q4_k x28", NULL, "q5_k x4, q4_k x28", 14},
-#define MORE(low)                                                                                                        \
-    "q6_k x4, " low " x2, q6_k x1, " low " x2, q6_k x1, " low " x2, q6_k x1, " low " x2, q6_k x1, " low " x2, q6_k x1, " \
-    low " x2, q6_k x1, " low " x2, q6_k x1, " low " x2, q6_k x5"
+#define PAIR(low) low " x2, q6_k x1, " low " x2, q6_k x1, "
+#define MORE(low) "q6_k x4, " PAIR(low) PAIR(low) PAIR(low) low " x2, q6_k x1, " low " x2, q6_k x5"
     {"q4_k_m", "q4_k", "q6_k", MORE("q4_k"), NULL, MORE("q4_k"), 15},
     {"q5_k_m", "q5_k", "q6_k", MORE("q5_k"), NULL, MORE("q5_k"), 17},
     {"iq4_nl", "iq4_nl", "q6_k", "q5_k x32", NULL, "q5_k x4, iq4_nl x28", 25},
@@ -97,7 +96,10 @@ START_TEST(mixes) {
     ck_assert_str_eq(format_of(r, "output_norm", -1), "f32");
     ck_assert_str_eq(format_of(r, "attn_norm", 3), "f32");
     for (size_t m = 0; m < Q_COUNT(matrices); m++) {
-        const char *want = m == 2 ? schemes[_i].attn_v : m == 3 ? schemes[_i].attn_output : m == 6 ? schemes[_i].ffn_down : NULL;
+        const char *want = m == 2   ? schemes[_i].attn_v
+                           : m == 3 ? schemes[_i].attn_output
+                           : m == 6 ? schemes[_i].ffn_down
+                                    : NULL;
         char uniform[32];
         snprintf(uniform, sizeof uniform, "%s x32", schemes[_i].usual);
         ck_assert_msg(strcmp(runs(r, matrices[m], false), want ? want : uniform) == 0, "%s %s: %s", scheme, matrices[m],

@@ -1,7 +1,7 @@
-/* rtn.c: round to nearest. The format's closed-form scale, then the nearest code of every weight: the reference encoder.
+/* rtn.c: round to nearest: the format's closed-form scale, then the nearest code of every weight.
  *
- * Owns nothing and looks at no statistics: the fastest way to fill any format, and the one whose result every other
- * quantizer must beat. Rows are independent. Layer L2. */
+ * The reference encoder: it owns nothing and looks at no statistics, is the fastest way to fill any format, and gives
+ * the result that every other quantizer must beat. Rows are independent. Layer L2. */
 #include "../quantizer.h"
 
 static bool accepts(const q_format *f) {

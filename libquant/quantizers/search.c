@@ -32,7 +32,7 @@ static void encode_weighted(const q_format *f, const float *x, const float *im, 
             w[j] = (float)((double)im[at + j] * sqrt(sigma2 + v * v));
             total += (double)w[j];
         }
-        /* A block whose inputs were never seen (all weights 0) has no best fit: the format's default is the best guess. */
+        /* A block whose inputs were never seen (all weights 0) has no best fit: the format's default is a guess. */
         const bool usable = total > 0 && isfinite((float)total);
         const q_fit_in in = {x + at, usable ? w : NULL, true};
         q_grid grid;
