@@ -7,6 +7,9 @@
 
 #include "../kernels/cpu/cpu.h"
 
+#include <sys/mman.h>
+#include <unistd.h>
+
 enum { GUARD = 37 };
 static const uint32_t guard_bits = 0x7FA5A5A5u; /* a NaN that no kernel makes */
 
@@ -20,6 +23,20 @@ static void check_guards(const float *p, int64_t n, const char *what) {
         ck_assert_msg(q_f32_bits(p[-1 - i]) == guard_bits && q_f32_bits(p[n + i]) == guard_bits, "%s: guard", what);
 }
 static void free_guarded(float *p) { free(p - GUARD); }
+
+/* n bytes right in front of a page that may not be touched: a read past the end is a crash, and the start is at any
+ * alignment. */
+static uint8_t *fenced(size_t n) {
+    const size_t page = (size_t)sysconf(_SC_PAGESIZE), bytes = (n + page - 1) / page * page;
+    uint8_t *p = (uint8_t *)mmap(NULL, bytes + page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    ck_assert_ptr_ne(p, MAP_FAILED);
+    ck_assert_int_eq(mprotect(p + bytes, page, PROT_NONE), 0);
+    return p + bytes - n;
+}
+static void free_fenced(uint8_t *p, size_t n) {
+    const size_t page = (size_t)sysconf(_SC_PAGESIZE), bytes = (n + page - 1) / page * page;
+    munmap(p + n - bytes, bytes + page);
+}
 
 /* |a - b|^2 / |b|^2 */
 static double nmse(const float *a, const float *b, int64_t n) {
@@ -113,8 +130,8 @@ static void check_product(const q_cpu_kernel *k, const q_format *f, const shape 
     const int64_t stride = t->rows + 5, x_floats = t->k * t->n;
     uint64_t row_bytes;
     ck_assert(q_row_bytes(f, (uint64_t)t->k, &row_bytes));
-    /* At an odd address, and with nothing readable meant to lie behind: ASan sees a read past the last row. */
-    uint8_t *block = (uint8_t *)malloc((size_t)(row_bytes * (uint64_t)t->rows) + 1), *w = block + 1;
+    const size_t w_bytes = (size_t)(row_bytes * (uint64_t)t->rows);
+    uint8_t *w = fenced(w_bytes);
     fill_weights(f, t->w, t->rows, t->k, row_bytes, w, seed);
     float *x = (float *)malloc((size_t)x_floats * sizeof(float)), *bias = guarded(t->rows);
     fill_x(t->x, x, x_floats, seed);
@@ -125,7 +142,7 @@ static void check_product(const q_cpu_kernel *k, const q_format *f, const shape 
     ref_product(f, k->act, t, w, row_bytes, x, bias, want);
 
     const int64_t x_bytes = k->act ? t->k / k->act->weights * k->act->bytes : t->k * (int64_t)sizeof(float);
-    uint8_t *acts = (uint8_t *)malloc((size_t)(x_bytes * t->n));
+    uint8_t *acts = fenced((size_t)(x_bytes * t->n));
     for (int64_t c = 0; c < t->n; c++) {
         if (k->act) k->act->quantize(x + c * t->k, t->k, acts + c * x_bytes);
         else memcpy(acts + c * x_bytes, x + c * t->k, (size_t)x_bytes);
@@ -151,7 +168,9 @@ static void check_product(const q_cpu_kernel *k, const q_format *f, const shape 
         for (int64_t r = t->rows; r < stride; r++)
             ck_assert_msg(q_f32_bits(y[c * stride + r]) == guard_bits, "%s wrote past its rows", k->name);
     }
-    free(scratch), free(acts), free_guarded(y), free(want), free_guarded(bias), free(x), free(block);
+    free_fenced(acts, (size_t)(x_bytes * t->n));
+    free_fenced(w, w_bytes);
+    free(scratch), free_guarded(y), free(want), free_guarded(bias), free(x);
 }
 
 static void check_product_row(const q_cpu_kernel *k, const q_format *f) {
@@ -418,6 +437,36 @@ START_TEST(steps_keep_their_bound) {
 }
 END_TEST
 
+/* ---------------------------------------------------------------------------------------------------- exponential */
+
+#if defined(__x86_64__)
+#include "../kernels/cpu/x86/avx2.h"
+
+Q_AVX2 static void exp8(const float *x, float *y) { _mm256_storeu_ps(y, q_exp8(_mm256_loadu_ps(x))); }
+
+START_TEST(exponential_is_within_one_unit) {
+    if (!q_isa_present(Q_ISA_avx2)) T_SKIP("exponential: no avx2 here");
+    float x[8], y[8];
+    for (uint32_t i = 0x2F000000u; i < 0x42B00000u; i += 8 * 1013)
+        for (uint32_t sign = 0; sign < 2; sign++) {
+            for (uint32_t j = 0; j < 8; j++) x[j] = q_bits_f32((i + j * 1013) | sign << 31);
+            exp8(x, y);
+            for (int j = 0; j < 8; j++) {
+                const double want = exp((double)x[j]);
+                int e;
+                frexp(want, &e);
+                if (want < 1.1754944e-38 || want > 3.4028234e38) continue;
+                ck_assert_msg(fabs((double)y[j] - want) <= ldexp(1, e - 24), "exp(%.9g) = %.9g", (double)x[j], (double)y[j]);
+            }
+        }
+    const float ends[8] = {-INFINITY, INFINITY, NAN, -103.98f, 88.73f, -100.0f, 300.0f, 0.0f};
+    exp8(ends, y);
+    ck_assert(y[0] == 0 && y[1] == INFINITY && y[2] != y[2] && y[3] == 0 && y[4] == INFINITY && y[6] == INFINITY && y[7] == 1);
+    ck_assert(y[5] > 3.7e-44f && y[5] < 3.9e-44f); /* a subnormal result */
+}
+END_TEST
+#endif
+
 /* ------------------------------------------------------------------------------------------------ instruction sets */
 
 START_TEST(instruction_sets_are_chosen_by_name) {
@@ -442,6 +491,9 @@ static Suite *suite(void) {
     tcase_add_test(t, every_product_row_names_a_format);
     tcase_add_test(t, activations_equal_the_reference);
     tcase_add_test(t, steps_keep_their_bound);
+#if defined(__x86_64__)
+    tcase_add_test(t, exponential_is_within_one_unit);
+#endif
     tcase_add_test(t, instruction_sets_are_chosen_by_name);
     suite_add_tcase(s, t);
     return s;
