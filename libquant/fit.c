@@ -4,8 +4,8 @@
  * so that neither subnormal nor huge input loses precision. The search then goes in two stages:
  *   groups  for each group, scales over a range are tried; each try rounds the values to levels and solves the least
  *           squares for the scale (and minimum) that suit those levels; the best one is polished by repeating that.
- *   block   the groups' scales and minima become multiples of d and dmin; then, in turns, every group takes the multiple
- *           next to its own with the least error, and d, dmin are solved by least squares for all groups together.
+ *   block   the groups' scales and minima become multiples of d and dmin; then, in turns, every group takes the
+ *           multiple next to its own with the least error, and d, dmin are solved by least squares for all together.
  * Sums are taken over residuals, not over values: the gain of a step is then a small difference of small numbers, and
  * float32 suffices at 8 bits. Where the reference encoder's grid has the smaller error, that one is returned.
  * Without importance every error counts alike: on the bundled model that gave a smaller KL divergence in every format
@@ -67,7 +67,7 @@ static bool prepare(const q_shape *s, const q_fit_in *in, problem *p) {
     return true;
 }
 
-/* Levels for a chunk of values under inv = 1 / s. Loops of constant length over arrays: compilers make vectors of them. */
+/* Levels for a chunk of values under inv = 1 / s. Loops of constant length over arrays: compilers vectorize them. */
 static inline void levels_linear(const problem *p, const float *x, float inv, float m, float *l) {
     const float lo = p->bottom, hi = p->top;
     for (int i = 0; i < CHUNK; i++) {

@@ -1,6 +1,6 @@
 /* fit.h: how the formats find the parameters of a block, and the nearest code under them.
  *
- * Formats differ in the shape of a block (groups, levels, how scales and minima are stored), not in the search. A format
+ * Formats differ in the shape of a block (groups, levels, how scales and minima are stored), not in the search. One
  * describes its shape and calls one of the two fits: `symmetric` (value = scale * level) or `minimum` (value =
  * scale * level - min). Both serve the reference encoder and the search, never return a grid whose weighted error is
  * above the reference's, and never a parameter that is not finite. Layer L1. */

@@ -1,6 +1,6 @@
 #!/bin/sh
-# check_codecs.sh: every line of formats.def compiles as C, C++, GLSL and CUDA from the one text of its codec, and decodes
-# the same bits at -O0 and -O3 -march=native, in C and in C++.
+# check_codecs.sh: every line of formats.def compiles as C, C++, GLSL and CUDA from the one text of its codec, and
+# decodes the same bits at -O0 and -O3 -march=native, in C and in C++.
 #
 # One translation unit per language holds all codecs; a compiler's message names the codec's file (in GLSL, which has no
 # includes, the line tells the function). Compilers that are not here are skips. All output lies below T_TMP.

@@ -26,8 +26,8 @@ Q_DECODE_SPLIT(iq4_nl)
 #ifdef Q_HOST
 #include "../fit.h"
 
-static const q_shape shape = {.weights = iq4_nl_weights, .groups = 1, .lo = 0, .hi = 15, .table = iq4_nl_table, .sc_lo = 1,
-                              .sc_hi = 1, .reference = -127, .from = 96, .to = 144, .steps = 8};
+static const q_shape shape = {.weights = iq4_nl_weights, .groups = 1, .lo = 0, .hi = 15, .table = iq4_nl_table,
+                              .sc_lo = 1, .sc_hi = 1, .reference = -127, .from = 96, .to = 144, .steps = 8};
 
 static void fit(const q_fit_in *in, q_grid *grid) { q_fit_symmetric(&shape, in, grid); }
 static int32_t nearest(const q_grid *grid, int32_t j, float x, float *value) {

@@ -1,5 +1,5 @@
-/* q5_k.c: 256 weights in 8 groups of 32: half d, half dmin, 12 bytes of eight 6-bit scales and minima, 32 bytes of fifth
- * bits (byte l, bit g: weight 32 g + l), 128 bytes of nibbles (each 64 weights: 32 bytes, low nibbles first);
+/* q5_k.c: 256 weights in 8 groups of 32: half d, half dmin, 12 bytes of eight 6-bit scales and minima, 32 bytes of
+ * fifth bits (byte l, bit g: weight 32 g + l), 128 bytes of nibbles (each 64 weights: 32 bytes, low nibbles first);
  * w = d * scale * q - dmin * min. Layer L2. */
 #include "../codec.h"
 
