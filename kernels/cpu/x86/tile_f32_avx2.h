@@ -7,11 +7,11 @@
 #include "avx2.h"
 
 /* 3 x 2 (row, column) pairs take 12 of the 16 registers and leave four for operands: 10 loads for 12 multiply-adds. */
-enum { Q_TILE_R = 3, Q_TILE_C = 2, Q_TILE_FLOATS = 4096, Q_TILE_ROWS = 12 };
+enum { Q_TILE_R = 3, Q_TILE_C = 2, Q_TILE_FLOATS = 6144, Q_TILE_ROWS = 12 };
 
 static inline int64_t q_tile_padded(int64_t k) { return (k + 15) / 16 * 16; }
 
-/* Rows of a tile: about 16 KiB, so that it stays in the first cache while the columns pass. */
+/* Rows of a tile: at most 24 KiB, so that it stays in the first cache while the columns pass. */
 static inline int64_t q_tile_rows(int64_t k) {
     const int64_t r = Q_TILE_FLOATS / q_tile_padded(k) / Q_TILE_R * Q_TILE_R;
     return r < Q_TILE_R ? Q_TILE_R : r > Q_TILE_ROWS ? Q_TILE_ROWS : r;
@@ -59,23 +59,58 @@ Q_AVX2_INLINE const float *q_tile_column(const q_mm *m, int64_t c) {
     return (const float *)(const void *)(m->x + c * m->x_stride);
 }
 
+/* Hand in n rows of a column, n at most 8, or 4. */
+Q_AVX2_INLINE void q_tile_put(const q_mm *m, int64_t r, int64_t c, __m256 v, int64_t n) {
+    if (n == 8) {
+        q_put8(m, r, c, v);
+        return;
+    }
+    float t[8];
+    _mm256_storeu_ps(t, v);
+    for (int64_t i = 0; i < n; i++) q_put1(m, r + i, c, t[i]);
+}
+Q_AVX2_INLINE void q_tile_put4(const q_mm *m, int64_t r, int64_t c, __m128 v, int64_t n) {
+    if (n == 4) {
+        float *y = m->y + c * m->y_stride + r;
+        if (m->bias) v = _mm_add_ps(v, _mm_loadu_ps(m->bias + r));
+        if (m->add) v = _mm_add_ps(_mm_loadu_ps(y), v);
+        _mm_storeu_ps(y, v);
+        return;
+    }
+    float t[4];
+    _mm_storeu_ps(t, v);
+    for (int64_t i = 0; i < n; i++) q_put1(m, r + i, c, t[i]);
+}
+
 /* Rows r0 .. of a decoded tile times all columns. The tile has a multiple of Q_TILE_R rows; those past m->rows are zero. */
 Q_AVX2 static void q_tile_multiply(const q_mm *m, const float *tile, int64_t ldw, int64_t r0, int64_t rows) {
+    /* What is left of the products of a column with the rows of the tile: eight are folded together. */
+    __m256 left[Q_TILE_C][Q_TILE_ROWS];
+    for (int c = 0; c < Q_TILE_C; c++)
+        for (int r = 0; r < Q_TILE_ROWS; r++) left[c][r] = _mm256_setzero_ps();
     int64_t c = 0;
     for (; c + Q_TILE_C <= m->n; c += Q_TILE_C) {
         const float *const x[Q_TILE_C] = {q_tile_column(m, c), q_tile_column(m, c + 1)};
         for (int64_t r = 0; r < rows; r += Q_TILE_R) {
-            __m256 v[8];
-            float t[8];
+            __m256 v[Q_TILE_R * Q_TILE_C];
             q_tile_block(Q_TILE_R, Q_TILE_C, tile + r * ldw, ldw, x, m->k, v);
-            v[6] = v[7] = _mm256_setzero_ps();
-            _mm256_storeu_ps(t, q_fold8(v));
-            const int64_t some = Q_MIN((int64_t)Q_TILE_R, rows - r);
-            for (int64_t i = 0; i < some; i++) {
-                q_put1(m, r0 + r + i, c, t[2 * i]);
-                q_put1(m, r0 + r + i, c + 1, t[2 * i + 1]);
+            Q_UNROLL for (int i = 0; i < Q_TILE_R; i++) {
+                left[0][r + i] = v[2 * i];
+                left[1][r + i] = v[2 * i + 1];
             }
         }
+        int64_t r = 0;
+        for (; rows - r > 4; r += 8)
+            for (int i = 0; i < Q_TILE_C; i++) q_tile_put(m, r0 + r, c + i, q_fold8(left[i] + r), Q_MIN(rows - r, (int64_t)8));
+        if (r >= rows) continue;
+        __m256 both[8]; /* the last four rows of both columns */
+        Q_UNROLL for (int i = 0; i < 4; i++) {
+            both[i] = left[0][r + i];
+            both[i + 4] = left[1][r + i];
+        }
+        const __m256 y = q_fold8(both);
+        q_tile_put4(m, r0 + r, c, _mm256_castps256_ps128(y), rows - r);
+        q_tile_put4(m, r0 + r, c + 1, _mm256_extractf128_ps(y, 1), rows - r);
     }
     if (c == m->n) return;
     const float *const x[1] = {q_tile_column(m, c)};
