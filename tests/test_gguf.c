@@ -690,6 +690,9 @@ START_TEST(test_no_model_there) {
     refused_path(path, 0, LQ_E_UNSUPPORTED, "pickle");
     save_as(&b, tmp_name("zip"));
     refused_path(tmp_name("zip"), 0, LQ_E_UNSUPPORTED, "pickle");
+    memcpy(b.p, "\x80\x02}q", 4);
+    save_as(&b, tmp_name("weights"));
+    refused_path(tmp_name("weights"), 0, LQ_E_UNSUPPORTED, "pickle");
     free(b.p);
     ck_assert_int_eq(mkfifo(tmp_name("fifo.gguf"), 0666), 0);
     refused_path(tmp_name("fifo.gguf"), 0, LQ_E_FORMAT, "a FIFO");
