@@ -186,6 +186,11 @@ static void check_product_row(const q_cpu_kernel *k, const q_format *f) {
         const shape t = {rows[(i * 3 + 1) % Q_COUNT(rows)], lengths[(i + 1) % 3], columns[i], W_BYTES, X_RANDOM, i & 2, i & 1};
         check_product(k, f, &t, &seed);
     }
+    /* Long rows, which float kernels take in pieces. */
+    for (int64_t n = 1; n <= 7; n += 3) {
+        const shape t = {14, unit == 1 ? 1100 + n : 1280, n, W_RANDOM, X_RANDOM, true, true};
+        check_product(k, f, &t, &seed);
+    }
     for (int w = 0; w < W_KINDS; w++)
         for (int x = 0; x < X_KINDS; x++) {
             const shape t = {9, lengths[1], w & 1 ? 1 : 5, (w_kind)w, (x_kind)x, false, false};
