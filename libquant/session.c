@@ -183,7 +183,8 @@ lq_status q_session_decode(lq_session *s, const int32_t *ids, size_t count, size
         st = pass(s, ids + done, (uint32_t)n, (uint32_t)skip);
         done += n;
     }
-    atomic_store(&s->cancel, 0);
+    /* A request that came too late for this call waits for the next one: only the call that obeyed takes it away. */
+    if (st == LQ_E_CANCELLED) atomic_store(&s->cancel, 0);
     if (st == LQ_OK) st = check_logits(s);
     if (st != LQ_OK) {
         s->n_logits = 0;
