@@ -23,7 +23,7 @@ exits 4 "no model" "$LQ" bench quality --model none --schemes q8_0; holds "no mo
 exits 3 "empty text" "$LQ" bench quality --model "$POCKET" --text empty.txt --schemes q8_0; holds "empty" -z "$(left)"
 for pause in 0.2 1.5; do
     interrupts INT $pause "$LQ" bench quality --model "$POCKET" --text "$TEXT/c.txt" --threads 1
-    holds "SIGINT after $pause s" $rc -eq 130; holds "SIGINT" -z "$(left)"; silent "SIGINT"
+    holds "SIGINT" -z "$(left)"; silent "SIGINT"
 done
 
 exits 0 "model" "$LQ" bench model "$POCKET" -p 512 -n 8 --repeat 1; says "model" "^prefill" "$out"

@@ -31,7 +31,9 @@ static lq_status time_decode(lq_session *session, const int32_t *ids, uint32_t n
     lq_status s = lq_seq_truncate(session, 0);
     if (s == LQ_OK) s = lq_session_stats(session, &before);
     const double begin = cli_clock();
-    for (uint32_t i = 0; i < n && s == LQ_OK; i++) s = lq_decode(session, ids + i, 1, 0);
+    for (uint32_t i = 0; i < n && s == LQ_OK; i++) {
+        s = cli_interrupted() ? LQ_E_CANCELLED : lq_decode(session, ids + i, 1, 0);
+    }
     const double seconds = cli_clock() - begin;
     if (s == LQ_OK) s = lq_session_stats(session, &after);
     out->per_s = n / seconds;

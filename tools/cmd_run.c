@@ -181,7 +181,7 @@ static int generate(cli *c, state *s, uint32_t context) {
             s->stop = "context";
             break;
         }
-        status = lq_decode(s->session, &id, 1, 0);
+        status = cli_interrupted() ? LQ_E_CANCELLED : lq_decode(s->session, &id, 1, 0);
         if (status != LQ_OK) code = cli_fail(c, status, NULL);
     }
     if (code == 0 || cli_interrupted()) {
