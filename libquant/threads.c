@@ -50,8 +50,8 @@ static inline void pause_cpu(void) {
 #endif
 }
 
-/* Wait until *word differs from `old`. A sleeper counts itself before its last look at the word, and a waker changes the
- * word before it looks at the count; both sequentially consistent, so one of the two sees the other. */
+/* Wait until *word differs from `old`. A sleeper counts itself before its last look at the word, and a waker changes
+ * the word before it looks at the count; both sequentially consistent, so one of the two sees the other. */
 static void wait_change(q_pool *p, atomic_uint *word, uint32_t old) {
     for (uint32_t i = 0; i < p->spins; i++) {
         if (atomic_load_explicit(word, memory_order_acquire) != old) return;

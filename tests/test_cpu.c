@@ -1,6 +1,6 @@
-/* test_cpu.c: the CPU backend through its vtable, on a small two-layer model built by hand: the same bits for any number
- * of threads and any chunking, agreement with a straight loop over kernels/ref, bytes as measured, cancelling, tapping,
- * and nothing allocated in a run. */
+/* test_cpu.c: the CPU backend through its vtable, on a small two-layer model built by hand: the same bits for any
+ * number of threads and any chunking, agreement with a straight loop over kernels/ref, bytes as measured, cancelling,
+ * tapping, and nothing allocated in a run. */
 #include "harness.h"
 
 #include "../kernels/cpu/cpu.h"
@@ -55,7 +55,8 @@ static const q_weight *matrix(model *m, const char *format, int32_t rows, int32_
         for (int32_t i = 0; i < k; i++) row[i] = t_normal(&m->seed) * size + (rows == 1 ? 1.0f : 0.0f);
         q_encode_row(f, row, NULL, false, k, data + (uint64_t)r * row_bytes);
     }
-    *w = (q_weight){.format = f, .data = data, .row_bytes = row_bytes, .rows = rows, .k = k, .matrices = 1, .name = format};
+    *w = (q_weight){
+        .format = f, .data = data, .row_bytes = row_bytes, .rows = rows, .k = k, .matrices = 1, .name = format};
     return w;
 }
 
@@ -114,11 +115,25 @@ static void model_open(model *m, bool f32_activations) {
     norm(m, LAYERS, S_O, S_X, 1);
     s = step(m, Q_OP_HEAD, LAYERS);
     s->x = whole(m, S_O), s->w = matrix(m, "q8_0", VOCAB, DIM, 0.1f), s->out = 1, s->scale = 0.5f, s->softcap = 20.0f;
-    m->pool = (q_kv_pool){.layers = LAYERS, .heads = KV, .k_width = HEAD, .v_width = HEAD, .value_bytes = 2, .pages = PAGES,
+    m->pool = (q_kv_pool){.layers = LAYERS,
+                          .heads = KV,
+                          .k_width = HEAD,
+                          .v_width = HEAD,
+                          .value_bytes = 2,
+                          .pages = PAGES,
                           .layer_bytes = 2ull * KV * Q_KV_TOKENS * HEAD * 2};
     m->pool.page_bytes = LAYERS * m->pool.layer_bytes;
-    m->plan = (q_plan){.insts = m->insts, .n_insts = m->n_insts, .n_layers = LAYERS, .slot_width = m->widths, .n_slots = SLOTS,
-                       .columns = TOKENS, .outs = TOKENS, .vocab = VOCAB, .kv = &m->pool, .n_kv = 1, .context = CONTEXT,
+    m->plan = (q_plan){.insts = m->insts,
+                       .n_insts = m->n_insts,
+                       .n_layers = LAYERS,
+                       .slot_width = m->widths,
+                       .n_slots = SLOTS,
+                       .columns = TOKENS,
+                       .outs = TOKENS,
+                       .vocab = VOCAB,
+                       .kv = &m->pool,
+                       .n_kv = 1,
+                       .context = CONTEXT,
                        .f32_activations = f32_activations};
 }
 static void model_close(model *m) {
@@ -201,7 +216,8 @@ START_TEST(threads_and_chunks_do_not_change_a_bit) {
             for (size_t i = 0; i < Q_COUNT(chunkings); i++) {
                 memset(all_b, 0, sizeof all_b);
                 evaluate(&m, NULL, threads, chunkings[i], all_b);
-                ck_assert_msg(memcmp(all_a, all_b, sizeof all_a) == 0, "%u threads, chunking %zu: other bits", threads, i);
+                ck_assert_msg(memcmp(all_a, all_b, sizeof all_a) == 0, "%u threads, chunking %zu: other bits", threads,
+                              i);
             }
         model_close(&m);
     }
@@ -221,7 +237,12 @@ static void straight(const model *m, const machine *t, float *logits) {
     for (int32_t i = 0; i < m->n_insts; i++) {
         const char *name = t->b->kernel_name(t->program, i);
         const q_act *act = strstr(name, "_a8_32_") ? &q_act_a8_32 : strstr(name, "_a8_256_") ? &q_act_a8_256 : NULL;
-        const q_exec e = {.plan = &m->plan, .batch = &r.batch, .slots = slots, .kv = &kv, .act = act, .scratch = scratch,
+        const q_exec e = {.plan = &m->plan,
+                          .batch = &r.batch,
+                          .slots = slots,
+                          .kv = &kv,
+                          .act = act,
+                          .scratch = scratch,
                           .scratch_bytes = bytes};
         q_ops[m->insts[i].op].ref(&m->insts[i], &e, 0, q_op_units(&m->insts[i], TOKENS, TOKENS));
     }

@@ -138,7 +138,8 @@ static void check_product(const q_cpu_kernel *k, const q_format *f, const shape 
     for (int64_t i = 0; i < t->rows; i++) bias[i] = t_normal(seed);
     float *want = (float *)malloc((size_t)(t->rows * t->n) * sizeof(float)), *y = guarded(stride * t->n);
     for (int64_t c = 0; c < t->n; c++)
-        for (int64_t r = 0; r < t->rows; r++) want[c * t->rows + r] = y[c * stride + r] = t->add ? t_normal(seed) : 7.0f;
+        for (int64_t r = 0; r < t->rows; r++)
+            want[c * t->rows + r] = y[c * stride + r] = t->add ? t_normal(seed) : 7.0f;
     ref_product(f, k->act, t, w, row_bytes, x, bias, want);
 
     const int64_t x_bytes = k->act ? t->k / k->act->weights * k->act->bytes : t->k * (int64_t)sizeof(float);
@@ -183,7 +184,8 @@ static void check_product_row(const q_cpu_kernel *k, const q_format *f) {
         check_product(k, f, &t, &seed);
     }
     for (size_t i = 0; i < Q_COUNT(columns); i++) {
-        const shape t = {rows[(i * 3 + 1) % Q_COUNT(rows)], lengths[(i + 1) % 3], columns[i], W_BYTES, X_RANDOM, i & 2, i & 1};
+        const shape t = {
+            rows[(i * 3 + 1) % Q_COUNT(rows)], lengths[(i + 1) % 3], columns[i], W_BYTES, X_RANDOM, i & 2, i & 1};
         check_product(k, f, &t, &seed);
     }
     /* Long rows, which float kernels take in pieces. */
@@ -223,7 +225,7 @@ START_TEST(every_product_row_names_a_format) {
 }
 END_TEST
 
-/* ------------------------------------------------------------------------------------------------ activation formats */
+/* ----------------------------------------------------------------------------------------------- activation formats */
 
 START_TEST(activations_equal_the_reference) {
     uint64_t seed = 3;
@@ -232,11 +234,13 @@ START_TEST(activations_equal_the_reference) {
         if (!k->quantize || !q_isa_present(k->isa)) continue;
         const int64_t n = 3 * k->act->weights;
         float *x = (float *)malloc((size_t)n * sizeof(float));
-        uint8_t *a = (uint8_t *)malloc((size_t)k->act->bytes * 3 + 1), *b = (uint8_t *)malloc((size_t)k->act->bytes * 3);
+        uint8_t *a = (uint8_t *)malloc((size_t)k->act->bytes * 3 + 1),
+                *b = (uint8_t *)malloc((size_t)k->act->bytes * 3);
         for (int round = 0; round < 400; round++) {
             fill_x((x_kind)(round % X_KINDS), x, n, &seed);
             if (round % 7 == 1) /* halves between codes: ties */
-                for (int64_t j = 0; j < n; j++) x[j] = j % 32 == 0 ? 127.0f : (float)(int)(t_rand(&seed) % 250) * 0.5f - 60.0f;
+                for (int64_t j = 0; j < n; j++)
+                    x[j] = j % 32 == 0 ? 127.0f : (float)(int)(t_rand(&seed) % 250) * 0.5f - 60.0f;
             if (round % 11 == 3) x[t_rand(&seed) % (uint64_t)n] = round & 1 ? INFINITY : NAN;
             if (round % 13 == 5) x[n - 1] = 3e38f;
             if (round % 13 == 7) for (int64_t j = 0; j < n; j++) x[j] *= 1e-36f;
@@ -255,8 +259,8 @@ END_TEST
 
 enum { COLUMNS = 11, HEADS = 4, KV_HEADS = 2, CONTEXT = 160, PAGES = CONTEXT / Q_KV_TOKENS };
 
-/* A plan of one step over four slots: 1 = y, 2 = x, 3 = z, and pages that hold a sequence's past. Two sequences: columns
- * 0 .. 6 continue the first one, the others begin the second. */
+/* A plan of one step over four slots: 1 = y, 2 = x, 3 = z, and pages that hold a sequence's past. Two sequences:
+ * columns 0 .. 6 continue the first one, the others begin the second. */
 typedef struct bed {
     q_inst s;
     q_plan plan;
@@ -302,7 +306,8 @@ static void bed_open(bed *b, int32_t width, int32_t past, int32_t value_bytes) {
         b->slots[i] = guarded((int64_t)width * COLUMNS);
         for (int64_t j = 0; j < (int64_t)width * COLUMNS; j++) b->slots[i][j] = t_normal(&b->seed) * 2;
     }
-    b->batch = (q_batch){.n = COLUMNS, .pos = b->pos, .seq = b->seq, .seqs = b->seqs, .n_seqs = 2, .n_out = 3, .out = b->out};
+    b->batch =
+        (q_batch){.n = COLUMNS, .pos = b->pos, .seq = b->seq, .seqs = b->seqs, .n_seqs = 2, .n_out = 3, .out = b->out};
     b->plan = (q_plan){.insts = &b->s, .n_insts = 1, .n_layers = 2, .slot_width = b->widths, .n_slots = 4,
                        .columns = COLUMNS, .outs = 3, .kv = &b->pool, .n_kv = 1, .context = CONTEXT};
     b->s.y = (q_view){1, 0, 1, width, width};
@@ -314,7 +319,7 @@ static void bed_close(bed *b) {
     free(b->kv[0]);
 }
 
-/* Run the step in b->s by the reference over all units, and by `k` in chunks of `chunk`; compare slot y and the pages. */
+/* Run the step in b->s by the reference over all units, and by `k` in chunks of `chunk`; compare y and the pages. */
 static void check_step(bed *b, const q_cpu_kernel *k, int64_t chunk, double bound) {
     ck_assert_msg(!k->accepts || k->accepts(&b->s), "%s refuses a step that it is meant for", k->name);
     const int64_t n = (int64_t)b->widths[1] * COLUMNS, units = q_op_units(&b->s, COLUMNS, 3);
@@ -325,7 +330,12 @@ static void check_step(bed *b, const q_cpu_kernel *k, int64_t chunk, double boun
     memcpy(before, b->slots[1], (size_t)n * sizeof(float));
     memcpy(kv_before, b->kv[0], kv_bytes);
     void *scratch = q_new(&q_alloc_libc, bytes, 1);
-    q_exec e = {.plan = &b->plan, .batch = &b->batch, .slots = b->slots, .kv = b->kv, .scratch = scratch, .scratch_bytes = bytes};
+    q_exec e = {.plan = &b->plan,
+                .batch = &b->batch,
+                .slots = b->slots,
+                .kv = b->kv,
+                .scratch = scratch,
+                .scratch_bytes = bytes};
     q_ops[b->s.op].ref(&b->s, &e, 0, units);
     memcpy(want, b->slots[1], (size_t)n * sizeof(float));
     memcpy(kv_want, b->kv[0], kv_bytes);
@@ -344,8 +354,13 @@ static void check_step(bed *b, const q_cpu_kernel *k, int64_t chunk, double boun
 
 static q_weight vector_of(float *v, int32_t n, uint64_t *seed) {
     for (int32_t i = 0; i < n; i++) v[i] = 1.0f + t_normal(seed) * 0.1f;
-    return (q_weight){.format = q_format_find("f32"), .data = (const uint8_t *)v, .row_bytes = (uint64_t)n * 4, .rows = 1,
-                      .k = n, .matrices = 1, .name = "v"};
+    return (q_weight){.format = q_format_find("f32"),
+                      .data = (const uint8_t *)v,
+                      .row_bytes = (uint64_t)n * 4,
+                      .rows = 1,
+                      .k = n,
+                      .matrices = 1,
+                      .name = "v"};
 }
 
 static void check_norm(const q_cpu_kernel *k) {
@@ -376,7 +391,8 @@ static void check_glu(const q_cpu_kernel *k) {
         b.s.op = Q_OP_GLU;
         b.s.kind = Q_ACT_SILU;
         b.s.z = (q_view){3, 0, 1, widths[i], widths[i]};
-        for (int j = 0; j < COLUMNS; j++) b.slots[2][(int64_t)j * widths[i]] = (float)(j - 5) * 40; /* both ends of exp */
+        for (int j = 0; j < COLUMNS; j++)
+            b.slots[2][(int64_t)j * widths[i]] = (float)(j - 5) * 40; /* both ends of exp */
         check_step(&b, k, 3, 1e-9);
         b.s.y = b.s.x; /* in place: the check compares slot 1, so x lies there */
         b.s.x.slot = b.s.y.slot = 1;
@@ -419,7 +435,8 @@ static void check_attn(const q_cpu_kernel *k) {
             b.s.window = windows[j];
             b.s.softcap = j == 2 ? 3.0f : 0;
             b.s.w = j == 3 ? &w : NULL;
-            for (int64_t chunk = 1; chunk <= 44; chunk = chunk < 4 ? chunk + 1 : chunk * 3 - 1) check_step(&b, k, chunk, 1e-10);
+            for (int64_t chunk = 1; chunk <= 44; chunk = chunk < 4 ? chunk + 1 : chunk * 3 - 1)
+                check_step(&b, k, chunk, 1e-10);
             bed_close(&b);
         }
 }
@@ -461,12 +478,14 @@ START_TEST(exponential_is_within_one_unit) {
                 int e;
                 frexp(want, &e);
                 if (want < 1.1754944e-38 || want > 3.4028234e38) continue;
-                ck_assert_msg(fabs((double)y[j] - want) <= ldexp(1, e - 24), "exp(%.9g) = %.9g", (double)x[j], (double)y[j]);
+                ck_assert_msg(fabs((double)y[j] - want) <= ldexp(1, e - 24), "exp(%.9g) = %.9g", (double)x[j],
+                              (double)y[j]);
             }
         }
     const float ends[8] = {-INFINITY, INFINITY, NAN, -103.98f, 88.73f, -100.0f, 300.0f, 0.0f};
     exp8(ends, y);
-    ck_assert(y[0] == 0 && y[1] == INFINITY && y[2] != y[2] && y[3] == 0 && y[4] == INFINITY && y[6] == INFINITY && y[7] == 1);
+    ck_assert(y[0] == 0 && y[1] == INFINITY && y[2] != y[2] && y[3] == 0 && y[4] == INFINITY && y[6] == INFINITY &&
+              y[7] == 1);
     ck_assert(y[5] > 3.7e-44f && y[5] < 3.9e-44f); /* a subnormal result */
 }
 END_TEST

@@ -1,9 +1,9 @@
 /* cpu.c: the CPU backend: the vtable, how a plan is compiled, and memory. program.c runs what is compiled here.
  *
  * Compiling chooses a kernel for each step, turns the plan into stages (a step, or the quantization of a slot that
- * products read in 8 bits), and lays everything a run needs out in one block: the same function lays out with no base to
- * measure, so that what was promised is what is allocated. Refuses nothing that op.h describes: a step without a kernel
- * of its own runs the reference. Layer L2. */
+ * products read in 8 bits), and lays everything a run needs out in one block: the same function lays out with no base
+ * to measure, so that what was promised is what is allocated. Refuses nothing that op.h describes: a step without a
+ * kernel of its own runs the reference. Layer L2. */
 #include "program.h"
 
 #include <stdio.h>
@@ -118,7 +118,8 @@ static void make_stages(q_program *p, q_isa isa) {
         const q_cpu_kernel *kernel = choose(s, isa, plan->f32_activations);
         const bool opens = i == 0 || s->group == 0 || plan->insts[i - 1].group != s->group;
         p->first_stage[i] = p->n_stages;
-        for (int32_t m = i; opens && m < plan->n_insts && (m == i || (s->group && plan->insts[m].group == s->group)); m++) {
+        for (int32_t m = i; opens && m < plan->n_insts && (m == i || (s->group && plan->insts[m].group == s->group));
+             m++) {
             const q_cpu_kernel *k = choose(&plan->insts[m], isa, plan->f32_activations);
             if (!k || !k->act) continue;
             const q_cpu_copy_key key = key_of(&plan->insts[m], k->act);
@@ -141,8 +142,8 @@ static void make_stages(q_program *p, q_isa isa) {
 
 /* --------------------------------------------------------------------------------------------------------- memory */
 
-/* Pieces of a block, each Q_ALIGN-aligned; with base NULL only counted. A total that overflows stays at a number that no
- * allocator grants. */
+/* Pieces of a block, each Q_ALIGN-aligned; with base NULL only counted. A total that overflows stays at a number that
+ * no allocator grants. */
 typedef struct carve {
     uint8_t *base;
     uint64_t used;
@@ -335,7 +336,7 @@ static lq_status cpu_copy(q_device *dev, q_buffer *dst, uint64_t to, const q_buf
     return LQ_OK;
 }
 
-/* All kernels read the file's bytes: they are bound by memory in decode, and in prefill unpack a tile for all columns. */
+/* All kernels read the file's bytes: memory bounds them in decode, and in prefill they unpack a tile for all columns. */
 static uint64_t cpu_pack_bytes(q_device *dev, q_op op, const q_weight *w) {
     Q_UNUSED(dev);
     Q_UNUSED(op);

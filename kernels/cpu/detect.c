@@ -64,7 +64,8 @@ void q_cpu_brand(char *text, size_t n) {
     unsigned r[12] = {0};
     const unsigned most = (unsigned)__get_cpuid_max(0x80000000u, NULL);
     if (most < 0x80000004u) return;
-    for (unsigned i = 0; i < 3; i++) __get_cpuid(0x80000002u + i, &r[4 * i], &r[4 * i + 1], &r[4 * i + 2], &r[4 * i + 3]);
+    for (unsigned i = 0; i < 3; i++)
+        __get_cpuid(0x80000002u + i, &r[4 * i], &r[4 * i + 1], &r[4 * i + 2], &r[4 * i + 3]);
     char raw[sizeof r + 1];
     memcpy(raw, r, sizeof r);
     raw[sizeof r] = '\0';

@@ -2,8 +2,8 @@
  *
  * Stages that need no barrier between them form a phase: a chain of stages that treat each column by itself (a thread
  * takes some columns through the whole chain), or the steps of a group (their units are claimed as one range). What a
- * unit computes never depends on who claims it, which is why the same bits come out for any number of threads. Allocates
- * nothing, takes no lock but the pool's barrier. Layer L2. */
+ * unit computes never depends on who claims it, which is why the same bits come out for any number of threads.
+ * Allocates nothing, takes no lock but the pool's barrier. Layer L2. */
 #include "program.h"
 
 #include <fenv.h>
@@ -166,8 +166,8 @@ static void call_tap(const q_program *p, int32_t from, int32_t to) {
 static bool cancel_seen(const q_batch *b) { return b->cancel && __atomic_load_n(b->cancel, __ATOMIC_RELAXED) != 0; }
 
 /* One thread's way through stages [first, last). Every thread takes the same turns: what they depend on is the same for
- * all, and a cancellation is what thread 0 saw before the barrier at a layer's end. Two cells take turns for it, because
- * a fast thread 0 may reach the next layer's end while another still reads this one's. */
+ * all, and a cancellation is what thread 0 saw before the barrier at a layer's end. Two cells take turns for it,
+ * because a fast thread 0 may reach the next layer's end while another still reads this one's. */
 static void walk(q_program *p, uint32_t thread, const q_exec *e) {
     const int32_t end = p->first_stage[p->last];
     uint32_t polls = 0;
@@ -207,8 +207,8 @@ lq_status q_cpu_run(q_program *p, const q_batch *batch, int32_t first, int32_t l
     if (first < 0 || first > last || last > plan->n_insts)
         return q_fail(LQ_E_INTERNAL, "steps %d to %d of a plan of %d", first, last, plan->n_insts);
     if (batch->n < 1 || batch->n > plan->columns || batch->n_out < 0 || batch->n_out > plan->outs)
-        return q_fail(LQ_E_INTERNAL, "a batch of %d columns, %d wanted, for a plan of %d and %d", batch->n, batch->n_out,
-                      plan->columns, plan->outs);
+        return q_fail(LQ_E_INTERNAL, "a batch of %d columns, %d wanted, for a plan of %d and %d", batch->n,
+                      batch->n_out, plan->columns, plan->outs);
     if (cancel_seen(batch)) return q_fail(LQ_E_CANCELLED, "cancelled before the first layer");
     p->batch = batch;
     p->first = first;

@@ -2,8 +2,8 @@
  * go through the pages together: each block of keys and values is widened once for all of them.
  *
  * A query's own arithmetic never depends on its company: blocks lie at absolute positions, a key that the query may not
- * see has no term, and scores, weights and values are summed as op.h says. Only the exponential differs from kernels/ref
- * (q_exp8). Layer L2. */
+ * see has no term, and scores, weights and values are summed as op.h says. Only the exponential differs from
+ * kernels/ref (q_exp8). Layer L2. */
 #include "avx2.h"
 
 enum { MOST_COLUMNS = 8, MOST_QUERIES = 64 };
@@ -65,7 +65,8 @@ Q_AVX2_INLINE void four_keys(const float *q, const float *k, int64_t width, __m2
     Q_UNROLL for (int j = 0; j < 4; j++) fold[j] = _mm256_add_ps(lo[j], hi[j]);
 }
 
-/* Scores of keys [from, to) of the block, and their maximum; all of score[] is written, -infinity where there is no key. */
+/* Scores of keys [from, to) of the block, and their maximum; all of score[] is written, -infinity where there is no
+ * key. */
 Q_AVX2_INLINE float scores(const q_inst *s, const query *q, const float *k, int32_t from, int32_t to, float *score) {
     const __m256 scale = _mm256_set1_ps(q_ref_or1(s->scale)), none = _mm256_set1_ps(-INFINITY);
     __m256 top = none;
@@ -101,8 +102,8 @@ Q_AVX2_INLINE void factors(float a, float b, float top, float *fa, float *fb) {
 }
 
 /* V registers of values at offset d: the block's weighted sum, merged into acc as acc * a + sum * b. */
-Q_AVX2_INLINE void values(int V, const float *p, const float *v, int64_t width, int32_t from, int32_t to, float a, float b,
-                          float *acc) {
+Q_AVX2_INLINE void values(int V, const float *p, const float *v, int64_t width, int32_t from, int32_t to, float a,
+                          float b, float *acc) {
     __m256 part[8];
     Q_UNROLL for (int i = 0; i < V; i++) part[i] = _mm256_setzero_ps();
     for (int32_t j = from; j < to; j++) {
@@ -134,7 +135,8 @@ Q_AVX2_INLINE void take_block(const q_inst *s, const tile *t, query *q, int32_t 
 }
 
 /* The queries of t, all reading KV head kv of one sequence. */
-Q_AVX2 static void attend(const q_inst *s, const q_exec *e, const tile *t, int32_t n, int32_t kv, const uint32_t *pages) {
+Q_AVX2 static void attend(const q_inst *s, const q_exec *e, const tile *t, int32_t n, int32_t kv,
+                          const uint32_t *pages) {
     const q_kv_pool *pool = &e->plan->kv[s->kv_group];
     const int32_t bytes = pool->value_bytes;
     const int64_t k_row = pool->k_width * bytes, v_row = (pool->v_width ? pool->v_width : pool->k_width) * bytes;
@@ -174,7 +176,8 @@ Q_AVX2 static void finish(const q_inst *s, query *q) {
 }
 
 /* Heads [h0, h1), which share KV head kv, of columns [c0, c1), which share a sequence. */
-Q_AVX2 static void heads(const q_inst *s, const q_exec *e, tile *t, int64_t c0, int64_t c1, int32_t h0, int32_t h1, int32_t kv) {
+Q_AVX2 static void heads(const q_inst *s, const q_exec *e, tile *t, int64_t c0, int64_t c1, int32_t h0, int32_t h1,
+                         int32_t kv) {
     const q_batch *b = e->batch;
     const uint32_t *pages = b->seqs[b->seq[c0]].pages[s->kv_group];
     int32_t n = 0;

@@ -28,7 +28,8 @@ Q_AVX2_INLINE __m256 q_fold8(const __m256 v[8]) {
                              _mm256_permute2f128_ps(v[2 * i], v[2 * i + 1], 0x31));
     /* a[i]: four lanes of v[2i], four of v[2i+1]; b[i]: two of each of v[4i], v[4i+2] | v[4i+1], v[4i+3] */
     Q_UNROLL for (int i = 0; i < 2; i++)
-        b[i] = _mm256_add_ps(_mm256_shuffle_ps(a[2 * i], a[2 * i + 1], 0x44), _mm256_shuffle_ps(a[2 * i], a[2 * i + 1], 0xEE));
+        b[i] = _mm256_add_ps(_mm256_shuffle_ps(a[2 * i], a[2 * i + 1], 0x44),
+                             _mm256_shuffle_ps(a[2 * i], a[2 * i + 1], 0xEE));
     const __m256 c = _mm256_add_ps(_mm256_shuffle_ps(b[0], b[1], 0x88), _mm256_shuffle_ps(b[0], b[1], 0xDD));
     /* c: v0 v2 v4 v6 | v1 v3 v5 v7 */
     return _mm256_permutevar8x32_ps(c, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
@@ -48,14 +49,15 @@ Q_AVX2_INLINE __m256i q_mask8(int64_t n) {
     return _mm256_cmpgt_epi32(_mm256_set1_epi32(m), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
 }
 
-/* e^x for all floats: NaN stays, above 88.73 infinity, below -103.97 zero, subnormal results included. Normal results are
- * within one unit in the last place (0.94 over all floats; tests/test_kernels.c tries a part of them).
+/* e^x for all floats: NaN stays, above 88.73 infinity, below -103.97 zero, subnormal results included. Normal results
+ * are within one unit in the last place (0.94 over all floats; tests/test_kernels.c tries a part of them).
  * x = n ln 2 + r with |r| <= ln 2 / 2; the polynomial is the Taylor series to r^7, whose remainder is below 6e-9. The
  * power of two is multiplied in as two factors, so that neither end needs a case of its own. */
 Q_AVX2_INLINE __m256 q_exp8(__m256 x) {
     x = _mm256_min_ps(_mm256_set1_ps(89.0f), x); /* constants first: a NaN in the second operand is returned */
     x = _mm256_max_ps(_mm256_set1_ps(-105.0f), x);
-    const __m256 n = _mm256_round_ps(_mm256_mul_ps(x, _mm256_set1_ps(1.44269504f)), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    const __m256 n =
+        _mm256_round_ps(_mm256_mul_ps(x, _mm256_set1_ps(1.44269504f)), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
     __m256 r = _mm256_fnmadd_ps(n, _mm256_set1_ps(0x1.62e43p-1f), x);
     r = _mm256_fnmadd_ps(n, _mm256_set1_ps(-0x1.05c61p-29f), r);
     __m256 y = _mm256_set1_ps(1.0f / 5040);

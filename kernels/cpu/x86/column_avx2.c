@@ -1,6 +1,6 @@
 /* column_avx2.c: the operations that treat each column by itself: NORM (root mean square), GLU with SiLU, KV_PUT. Sums
- * are in the lanes of op.h, so NORM and KV_PUT are bit-equal to kernels/ref; GLU has an exponential of its own (q_exp8).
- * What a kernel here does not cover its accepts() refuses: the reference then runs. Layer L2. */
+ * are in the lanes of op.h, so NORM and KV_PUT are bit-equal to kernels/ref; GLU has an exponential of its own
+ * (q_exp8). What a kernel here does not cover its accepts() refuses: the reference then runs. Layer L2. */
 #include "avx2.h"
 
 /* ---- NORM */
@@ -21,7 +21,8 @@ Q_AVX2_INLINE float sum_of_squares(const float *x, int64_t n) {
         hi = _mm256_fmadd_ps(b, b, hi);
     }
     if (i < n) {
-        const __m256 a = _mm256_maskload_ps(x + i, q_mask8(n - i)), b = _mm256_maskload_ps(x + i + 8, q_mask8(n - i - 8));
+        const __m256 a = _mm256_maskload_ps(x + i, q_mask8(n - i)),
+                     b = _mm256_maskload_ps(x + i + 8, q_mask8(n - i - 8));
         lo = _mm256_fmadd_ps(a, a, lo);
         hi = _mm256_fmadd_ps(b, b, hi);
     }
@@ -103,7 +104,8 @@ Q_AVX2_INLINE void narrow(const float *x, int32_t n, int32_t value_bytes, uint8_
     }
     int32_t i = 0;
     for (; i + 8 <= n; i += 8)
-        _mm_storeu_si128((__m128i *)(void *)(to + 2 * i), _mm256_cvtps_ph(_mm256_loadu_ps(x + i), _MM_FROUND_TO_NEAREST_INT));
+        _mm_storeu_si128((__m128i *)(void *)(to + 2 * i),
+                         _mm256_cvtps_ph(_mm256_loadu_ps(x + i), _MM_FROUND_TO_NEAREST_INT));
     for (; i < n; i++) q_store16(to + 2 * i, q_f32_to_half(x[i]));
 }
 

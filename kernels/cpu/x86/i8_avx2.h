@@ -3,9 +3,9 @@
  * Eight rows at a time, in the eight lanes of a register, so that op.h's one float multiply-add per block is one vector
  * instruction. Two ways to the integers below it, with the same bits since integers are exact:
  *   one      a column: a row's block lies along a register, is multiplied with the activations, and eight of these are
- *            added across (q_across8): reads the weights once, as they are in the file; for decode, which memory bounds;
- *   columns  four columns: the rows are unpacked once into a panel, in which a register holds four consecutive weights of
- *            each row; one broadcast of four activations feeds all eight rows and nothing is added across.
+ *            added across (q_across8): reads the weights once, as they are in the file; for decode, bound by memory;
+ *   columns  four columns: the rows are unpacked once into a panel, in which a register holds four consecutive weights
+ *            of each row; one broadcast of four activations feeds all eight rows and nothing is added across.
  *
  * vpmaddubsw multiplies unsigned by signed bytes and adds pairs with saturation at 16 bits: each format says why its
  * pairs fit. Activations are within -127 .. 127. */

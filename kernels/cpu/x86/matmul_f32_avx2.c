@@ -1,5 +1,5 @@
-/* matmul_f32_avx2.c: products with float32 activations: of any format by its own decoder, and of the float formats, whose
- * rows are widened by vector instructions; for one column binary16 is not stored but multiplied as it is read.
+/* matmul_f32_avx2.c: products with float32 activations: of any format by its own decoder, and of the float formats,
+ * whose rows are widened by vector instructions; for one column binary16 is not stored but multiplied as it is read.
  * Layer L2. */
 #include "tile_f32_avx2.h"
 

@@ -1,13 +1,19 @@
 /* matmul_q4_k_avx2.c: products of Q4_K weights with 8-bit activations in blocks of 256.
  *
- * A pair of nibbles times activations is at most 2 * 15 * 127 = 3810: the eight pairs of a lane of 32 weights fit 16 bits
- * (30480), and times the 6-bit scale, two to an int32, all of a block fits (30480 * 63 * 2 * 8 < 2^31). Scales are thus
- * applied by the widening multiply-add itself. Layer L2. */
+ * A pair of nibbles times activations is at most 2 * 15 * 127 = 3810: the eight pairs of a lane of 32 weights fit 16
+ * bits (30480), and times the 6-bit scale, two to an int32, all of a block fits (30480 * 63 * 2 * 8 < 2^31). Scales are
+ * thus applied by the widening multiply-add itself. Layer L2. */
 #include "i8_avx2.h"
 
 /* A block of the panel: 64 vectors of codes, 8 of scales (each twice), 4 of pairs of minima, d, dmin. */
-enum { BYTES = 144, PANEL_SC = 2048, PANEL_MN = PANEL_SC + 8 * 32, PANEL_D = PANEL_MN + 4 * 32, PANEL_DMIN = PANEL_D + 32,
-       PANEL = PANEL_DMIN + 32 };
+enum {
+    BYTES = 144,
+    PANEL_SC = 2048,
+    PANEL_MN = PANEL_SC + 8 * 32,
+    PANEL_D = PANEL_MN + 4 * 32,
+    PANEL_DMIN = PANEL_D + 32,
+    PANEL = PANEL_DMIN + 32
+};
 
 /* Eight scales, or minima, as bytes 0 .. 7 of a block. */
 Q_AVX2_INLINE uint64_t scales(const uint8_t *p) {
@@ -36,7 +42,8 @@ Q_AVX2_INLINE void block(const uint8_t *p, const q_a8_256 *b, __m128i sums, __m2
         const __m256i v = q_load256(p + 16 + 32 * j);
         const __m256i lo = _mm256_and_si256(v, nibble), hi = _mm256_and_si256(_mm256_srli_epi16(v, 4), nibble);
         const __m256i s = _mm256_madd_epi16(_mm256_maddubs_epi16(lo, q_load256(b->q + 64 * j)), spread(sc, 2 * j));
-        const __m256i t = _mm256_madd_epi16(_mm256_maddubs_epi16(hi, q_load256(b->q + 64 * j + 32)), spread(sc, 2 * j + 1));
+        const __m256i t =
+            _mm256_madd_epi16(_mm256_maddubs_epi16(hi, q_load256(b->q + 64 * j + 32)), spread(sc, 2 * j + 1));
         total = _mm256_add_epi32(total, _mm256_add_epi32(s, t));
     }
     *products = total;
@@ -116,9 +123,12 @@ Q_AVX2 static void columns(const uint8_t *panel, const uint8_t *const *x, int64_
         Q_UNROLL for (int c = 0; c < C; c++) {
             const __m256i s = _mm256_broadcastsi128_si256(sums32(b[c])); /* four pairs of sums */
             __m256i least = _mm256_madd_epi16(q_load256(panel + PANEL_MN), _mm256_shuffle_epi32(s, 0x00));
-            least = _mm256_add_epi32(least, _mm256_madd_epi16(q_load256(panel + PANEL_MN + 32), _mm256_shuffle_epi32(s, 0x55)));
-            least = _mm256_add_epi32(least, _mm256_madd_epi16(q_load256(panel + PANEL_MN + 64), _mm256_shuffle_epi32(s, 0xAA)));
-            least = _mm256_add_epi32(least, _mm256_madd_epi16(q_load256(panel + PANEL_MN + 96), _mm256_shuffle_epi32(s, 0xFF)));
+            least = _mm256_add_epi32(
+                least, _mm256_madd_epi16(q_load256(panel + PANEL_MN + 32), _mm256_shuffle_epi32(s, 0x55)));
+            least = _mm256_add_epi32(
+                least, _mm256_madd_epi16(q_load256(panel + PANEL_MN + 64), _mm256_shuffle_epi32(s, 0xAA)));
+            least = _mm256_add_epi32(
+                least, _mm256_madd_epi16(q_load256(panel + PANEL_MN + 96), _mm256_shuffle_epi32(s, 0xFF)));
             const __m256 da = _mm256_set1_ps(b[c]->d);
             acc[c] = _mm256_fmadd_ps(_mm256_mul_ps(d, da), _mm256_cvtepi32_ps(total[c]), acc[c]);
             acc[c] = _mm256_fnmadd_ps(_mm256_mul_ps(dmin, da), _mm256_cvtepi32_ps(least), acc[c]);

@@ -1,13 +1,20 @@
 /* matmul_q6_k_avx2.c: products of Q6_K weights with 8-bit activations in blocks of 256.
  *
  * The stored code u = q + 32 is the unsigned operand: sum(sc q a) = sum(sc u a) - 32 sum(sc sum(a)), exact in integers.
- * A pair is at most 2 * 63 * 127 = 16002, so two pairs fit 16 bits (32004); times a signed byte of scale, two to an int32,
- * a block's total stays below 2^30. Layer L2. */
+ * A pair is at most 2 * 63 * 127 = 16002, so two pairs fit 16 bits (32004); times a signed byte of scale, two to an
+ * int32, a block's total stays below 2^30. Layer L2. */
 #include "i8_avx2.h"
 
 /* A block of the panel: 64 vectors of codes, 16 of scales (each twice), 8 of pairs of scales, d. */
-enum { BYTES = 210, SCALES = 192, D = 208, PANEL_SC = 2048, PANEL_PAIR = PANEL_SC + 16 * 32, PANEL_D = PANEL_PAIR + 8 * 32,
-       PANEL = PANEL_D + 32 };
+enum {
+    BYTES = 210,
+    SCALES = 192,
+    D = 208,
+    PANEL_SC = 2048,
+    PANEL_PAIR = PANEL_SC + 16 * 32,
+    PANEL_D = PANEL_PAIR + 8 * 32,
+    PANEL = PANEL_D + 32
+};
 
 /* Codes of the four units of 32 in half `half` of a block. */
 Q_AVX2_INLINE void codes(const uint8_t *p, int half, __m256i u[4]) {

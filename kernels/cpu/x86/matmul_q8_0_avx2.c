@@ -1,8 +1,8 @@
 /* matmul_q8_0_avx2.c: products of Q8_0 weights with 8-bit activations in blocks of 32.
  *
- * A weight may be -128, which has no negative in a byte: so |w| is the unsigned operand (128 at most) and the activation
- * takes the weight's sign; a pair is at most 2 * 128 * 127 = 32512. Sums of two pairs would not fit: each is widened.
- * Layer L2. */
+ * A weight may be -128, which has no negative in a byte: so |w| is the unsigned operand (128 at most) and the
+ * activation takes the weight's sign; a pair is at most 2 * 128 * 127 = 32512. Sums of two pairs would not fit: each is
+ * widened. Layer L2. */
 #include "i8_avx2.h"
 
 enum { BYTES = 34, PANEL_D = 256, PANEL = PANEL_D + 32 };

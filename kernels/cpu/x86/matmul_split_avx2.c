@@ -1,7 +1,7 @@
 /* matmul_split_avx2.c: products with float32 activations of the formats whose codec is plain arithmetic on codes. The
- * codec is the one text of libquant/formats, compiled here once more: inlined into a function of this instruction set its
- * loops of 32 become vectors. The same operations on the same floats, so the same bits. A new format gets a line here, one
- * in kernels.def, and its include. Layer L2. */
+ * codec is the one text of libquant/formats, compiled here once more: inlined into a function of this instruction set
+ * its loops of 32 become vectors. The same operations on the same floats, so the same bits. A new format gets a line
+ * here, one in kernels.def, and its include. Layer L2. */
 #include "tile_f32_avx2.h"
 
 #include "../../../libquant/formats/iq4_nl.c"

@@ -1,8 +1,8 @@
 /* matmul_units_avx2.c: products with 8-bit activations of formats that have no kernel of their own shape: a format says
  * here how 32 weights become signed bytes with two scales and two minima, and the rest is shared.
  *
- * |w| is the unsigned operand (at most 128) and the activation takes the weight's sign: a pair is at most 32512, and the
- * widening multiply-add by the scale (of magnitude at most 255) keeps a block of 256 below 2^31. Layer L2. */
+ * |w| is the unsigned operand (at most 128) and the activation takes the weight's sign: a pair is at most 32512, and
+ * the widening multiply-add by the scale (of magnitude at most 255) keeps a block of 256 below 2^31. Layer L2. */
 #include "i8_avx2.h"
 
 /* 32 weights of a row: unit `sub` of block `block`. */
@@ -18,12 +18,14 @@ typedef struct layout {
     unit (*get)(const uint8_t *p, int sub);
 } layout;
 
-/* A unit of the panel: 8 vectors of codes, two of scales (each twice), one of pairs of minima; after them d and dmin. */
+/* A unit of the panel: 8 vectors of codes, two of scales (each twice), one of pairs of minima. Then d, dmin. */
 enum { UNIT_SC = 256, UNIT_MN = UNIT_SC + 64, UNIT = UNIT_MN + 32 };
 #define PANEL(units) ((units) * UNIT + 64)
 
 /* Activations of unit `sub`, and the sums of its halves. A block of either kind begins d, sums, codes. */
-Q_AVX2_INLINE const int8_t *codes_of(const uint8_t *x, int units, int sub) { return (const int8_t *)x + 4 + 4 * units + 32 * sub; }
+Q_AVX2_INLINE const int8_t *codes_of(const uint8_t *x, int units, int sub) {
+    return (const int8_t *)x + 4 + 4 * units + 32 * sub;
+}
 Q_AVX2_INLINE uint32_t sums_of(const uint8_t *x, int sub) { return q_load32(x + 4 + 4 * sub); }
 Q_AVX2_INLINE float scale_of(const uint8_t *x) { return q_bits_f32(q_load32(x)); }
 Q_AVX2_INLINE int64_t act_bytes(int units) { return 4 + 36 * units; }
@@ -52,7 +54,8 @@ Q_AVX2_INLINE void one_of(const layout *f, const uint8_t *const *row, const uint
             v[r] = total;
         }
         const __m256 da = _mm256_set1_ps(scale_of(x));
-        acc = _mm256_fmadd_ps(_mm256_mul_ps(q_halves8(row, i * f->bytes + f->d), da), _mm256_cvtepi32_ps(q_across8(v)), acc);
+        acc = _mm256_fmadd_ps(_mm256_mul_ps(q_halves8(row, i * f->bytes + f->d), da), _mm256_cvtepi32_ps(q_across8(v)),
+                              acc);
         if (f->dmin < 0) continue;
         const __m256 m = _mm256_mul_ps(q_halves8(row, i * f->bytes + f->dmin), da);
         acc = _mm256_fnmadd_ps(m, _mm256_cvtepi32_ps(q_load256(least)), acc);
@@ -82,7 +85,8 @@ Q_AVX2_INLINE void unpack_of(const layout *f, const uint8_t *const *row, int64_t
     }
 }
 
-Q_AVX2_INLINE void columns_of(const layout *f, const uint8_t *panel, const uint8_t *const *x, int64_t blocks, __m256 *y) {
+Q_AVX2_INLINE void columns_of(const layout *f, const uint8_t *panel, const uint8_t *const *x, int64_t blocks,
+                              __m256 *y) {
     enum { C = Q_I8_COLUMNS };
     __m256 acc[C];
     Q_UNROLL for (int c = 0; c < C; c++) acc[c] = _mm256_setzero_ps();
@@ -120,7 +124,7 @@ Q_AVX2_INLINE void columns_of(const layout *f, const uint8_t *panel, const uint8
     Q_UNROLL for (int c = 0; c < C; c++) y[c] = acc[c];
 }
 
-/* ------------------------------------------------------------------------------------------- what formats consist of */
+/* ------------------------------------------------------------------------------------------ what formats consist of */
 
 /* 32 nibbles in order: the low ones of 16 bytes, then the high ones. */
 Q_AVX2_INLINE __m256i nibbles(const uint8_t *p) {
@@ -130,8 +134,8 @@ Q_AVX2_INLINE __m256i nibbles(const uint8_t *p) {
 
 /* Bit i of 32 as byte i, 16 or 0. */
 Q_AVX2_INLINE __m256i bits_as_16(uint32_t bits) {
-    const __m256i which = _mm256_setr_epi8(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 2, 2, 2, 2, 2, 2, 2, 2, 3, 3, 3, 3, 3,
-                                           3, 3, 3);
+    const __m256i which = _mm256_setr_epi8(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 2, 2, 2, 2, 2, 2, 2, 2, 3, 3,
+                                           3, 3, 3, 3, 3, 3);
     const __m256i bit = _mm256_set1_epi64x((long long)0x8040201008040201u);
     const __m256i v = _mm256_and_si256(_mm256_shuffle_epi8(_mm256_set1_epi32((int)bits), which), bit);
     return _mm256_and_si256(_mm256_cmpeq_epi8(v, bit), _mm256_set1_epi8(16));
@@ -187,7 +191,8 @@ Q_AVX2_INLINE unit q3_k_unit(const uint8_t *p, int sub) {
                                          _mm256_set1_epi8(3));
     const __m256i third = _mm256_and_si256(_mm256_srli_epi16(q_load256(p), sub), _mm256_set1_epi8(1));
     const __m256i q = _mm256_or_si256(two, _mm256_slli_epi16(third, 2));
-    return (unit){_mm256_sub_epi8(q, _mm256_set1_epi8(4)), {q3_k_scale(p, 2 * sub), q3_k_scale(p, 2 * sub + 1)}, {0, 0}};
+    return (unit){
+        _mm256_sub_epi8(q, _mm256_set1_epi8(4)), {q3_k_scale(p, 2 * sub), q3_k_scale(p, 2 * sub + 1)}, {0, 0}};
 }
 Q_AVX2_INLINE unit q5_k_unit(const uint8_t *p, int sub) {
     const __m256i low = _mm256_and_si256(_mm256_srli_epi16(q_load256(p + 48 + 32 * (sub / 2)), 4 * (sub & 1)),

@@ -1,6 +1,6 @@
 /* tile_f32_avx2.h: the product of decoded weight rows with float32 columns: a tile of rows is decoded once for all
- * columns and then multiplied in the 16-lane order of op.h, two registers per (row, column). Bit-equal to kernels/ref: a
- * lane sees the same multiply-adds in the same order. Layer L2. */
+ * columns and then multiplied in the 16-lane order of op.h, two registers per (row, column). Bit-equal to kernels/ref:
+ * a lane sees the same multiply-adds in the same order. Layer L2. */
 #ifndef Q_TILE_F32_AVX2_H
 #define Q_TILE_F32_AVX2_H
 
@@ -20,7 +20,8 @@ static inline int64_t q_tile_rows(int64_t k) {
 static inline uint64_t q_tile_bytes(int64_t k) { return (uint64_t)(q_tile_rows(k) * q_tile_padded(k)) * sizeof(float); }
 
 /* Eight lanes of a step. The weights are kept in registers: left alone, compilers read them again for each column. */
-Q_AVX2_INLINE void q_tile_half(int R, int C, const float *w, int64_t ldw, const float *const *x, int64_t i, __m256 *acc) {
+Q_AVX2_INLINE void q_tile_half(int R, int C, const float *w, int64_t ldw, const float *const *x, int64_t i,
+                               __m256 *acc) {
     __m256 a[Q_TILE_R];
     Q_UNROLL for (int r = 0; r < R; r++) {
         a[r] = _mm256_loadu_ps(w + r * ldw);
@@ -32,9 +33,10 @@ Q_AVX2_INLINE void q_tile_half(int R, int C, const float *w, int64_t ldw, const 
     }
 }
 
-/* R rows (ldw floats apart) times C columns; fold[r * C + c] = the 8 lanes left of that pair. The tail of a k that is no
- * multiple of 16 is masked in x; w is padded with zeros. */
-Q_AVX2_INLINE void q_tile_block(int R, int C, const float *w, int64_t ldw, const float *const *x, int64_t k, __m256 *fold) {
+/* R rows (ldw floats apart) times C columns; fold[r * C + c] = the 8 lanes left of that pair. The tail of a k that is
+ * no multiple of 16 is masked in x; w is padded with zeros. */
+Q_AVX2_INLINE void q_tile_block(int R, int C, const float *w, int64_t ldw, const float *const *x, int64_t k,
+                                __m256 *fold) {
     __m256 lo[Q_TILE_R * Q_TILE_C], hi[Q_TILE_R * Q_TILE_C];
     Q_UNROLL for (int i = 0; i < R * C; i++) lo[i] = hi[i] = _mm256_setzero_ps();
     int64_t i = 0;
@@ -82,7 +84,8 @@ Q_AVX2_INLINE void q_tile_put4(const q_mm *m, int64_t r, int64_t c, __m128 v, in
     for (int64_t i = 0; i < n; i++) q_put1(m, r + i, c, t[i]);
 }
 
-/* Rows r0 .. of a decoded tile times all columns. The tile has a multiple of Q_TILE_R rows; those past m->rows are zero. */
+/* Rows r0 .. of a decoded tile times all columns. The tile has a multiple of Q_TILE_R rows; those past m->rows are
+ * zero. */
 Q_AVX2 static void q_tile_multiply(const q_mm *m, const float *tile, int64_t ldw, int64_t r0, int64_t rows) {
     /* What is left of the products of a column with the rows of the tile: eight are folded together. */
     __m256 left[Q_TILE_C][Q_TILE_ROWS];
@@ -101,7 +104,8 @@ Q_AVX2 static void q_tile_multiply(const q_mm *m, const float *tile, int64_t ldw
         }
         int64_t r = 0;
         for (; rows - r > 4; r += 8)
-            for (int i = 0; i < Q_TILE_C; i++) q_tile_put(m, r0 + r, c + i, q_fold8(left[i] + r), Q_MIN(rows - r, (int64_t)8));
+            for (int i = 0; i < Q_TILE_C; i++)
+                q_tile_put(m, r0 + r, c + i, q_fold8(left[i] + r), Q_MIN(rows - r, (int64_t)8));
         if (r >= rows) continue;
         __m256 both[8]; /* the last four rows of both columns */
         Q_UNROLL for (int i = 0; i < 4; i++) {
