@@ -336,7 +336,7 @@ static lq_status cpu_copy(q_device *dev, q_buffer *dst, uint64_t to, const q_buf
     return LQ_OK;
 }
 
-/* All kernels read the file's bytes: memory bounds them in decode, and in prefill they unpack a tile for all columns. */
+/* All kernels read the file's bytes: memory bounds decode, and in prefill they unpack a tile for all columns. */
 static uint64_t cpu_pack_bytes(q_device *dev, q_op op, const q_weight *w) {
     Q_UNUSED(dev);
     Q_UNUSED(op);
