@@ -24,6 +24,9 @@ exits 0 "from a GGUF" q f16.gguf g.gguf -s q4_0; same "from a GGUF" g.gguf q4_0.
 exits 0 "-v" q "$POCKET" v.gguf -s bf16 -v
 says "-v" "ffn_down" "$out"; says "-v" "rel. error" "$out"; says "-v" "bits per weight"
 
+# With the standard descriptors closed no message ends up in a file.
+"$LQ" quantize "$POCKET" closed.gguf -s bf16 -v <&- >&- 2>&-; same "closed descriptors" closed.gguf bf16.gguf
+
 # A dry run says the same and writes nothing.
 touch mark
 exits 0 "dry run" q "$POCKET" dry.gguf -s q4_k_m --dry-run --json; absent "dry run" dry.gguf; nothing_left "dry run"

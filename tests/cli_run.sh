@@ -51,6 +51,9 @@ for sig in INT TERM; do
     [ $rc -eq 0 ] || says "SIG$sig" "interrupted"
     [ ! -s "$out" ] || says "SIG$sig: hash" "logits"
 done
+# Within a layer, not only between tokens: nothing comes out when the prompt was still being read.
+interrupts INT 0.4 "$LQ" run f16.gguf -p "$(head -c 500 "$TEXT/prose.txt")" -n 4 --isa scalar -t 1
+[ $rc -eq 0 ] || silent "SIGINT while the prompt is evaluated"
 # How much a start takes depends on the machine: some of these limits is too small for the model alone.
 if [ -z "${SAN:-}" ]; then
     none=1
