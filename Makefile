@@ -2,9 +2,14 @@
 #
 # Files are found by wildcard: a new .c in a known folder is built without a line here.
 # Variables: CC, CFLAGS, WERROR=1 (warnings are errors), SAN=address|undefined|thread, SETUP=0 (install nothing),
-# B (build folder), TIME (seconds per fuzz target).
+# B (build folder), TIME (seconds per fuzz target), V=1 (show the commands).
 
 B ?= build
+# V=1 shows the commands
+ifndef V
+Q := @
+say = @echo "  $(1)  $@"
+endif
 CC ?= cc
 # gcc also where make's built-in default is cc
 ifeq ($(origin CC),default)
@@ -56,7 +61,8 @@ $(B)/obj/libquant/formats/%.o: STD += -DQ_HOST
 
 $(B)/obj/%.o: %.c
 	@mkdir -p $(@D)
-	$(CC) $(ALL_CFLAGS) -MMD -MP -c $< -o $@
+	$(call say,CC)
+	$(Q)$(CC) $(ALL_CFLAGS) -MMD -MP -c $< -o $@
 
 # Recipes are texts in the tree and string literals in the library.
 $(B)/gen/recipes.inc: $(RECIPES)
@@ -68,16 +74,20 @@ $(B)/obj/libquant/recipe.o: $(B)/gen/recipes.inc
 
 $(B)/libquant.a: $(LIB_OBJ)
 	@rm -f $@
-	$(AR) rcs $@ $^
+	$(call say,AR)
+	$(Q)$(AR) rcs $@ $^
 $(B)/libquant.so: $(LIB_OBJ)
-	$(CC) $(LDSAN) -shared -Wl,-soname,libquant.so.0 -Wl,-z,defs -o $@ $^ $(LDLIBS)
+	$(call say,LD)
+	$(Q)$(CC) $(LDSAN) -shared -Wl,-soname,libquant.so.0 -Wl,-z,defs -o $@ $^ $(LDLIBS)
 $(B)/lq: $(TOOL_OBJ) $(B)/libquant.a
-	$(CC) $(LDSAN) -o $@ $^ $(LDLIBS)
+	$(call say,LD)
+	$(Q)$(CC) $(LDSAN) -o $@ $^ $(LDLIBS)
 
 # Tests: each tests/test_X.c is a program over the library's objects.
 $(B)/tests/%: $(B)/obj/tests/%.o $(TEST_HELP) $(B)/libquant.a
 	@mkdir -p $(@D)
-	$(CC) $(LDSAN) -o $@ $^ $(TEST_LIBS) $(LDLIBS)
+	$(call say,LD)
+	$(Q)$(CC) $(LDSAN) -o $@ $^ $(TEST_LIBS) $(LDLIBS)
 $(B)/obj/tests/%.o: WARN := $(filter-out -Wconversion,$(WARN))
 
 tests-build: all $(TEST_BIN)
@@ -103,9 +113,11 @@ $(B)/fuzz/obj/libquant/formats/%.o: FUZZ_CFLAGS += -DQ_HOST
 $(B)/fuzz/obj/libquant/recipe.o: $(B)/gen/recipes.inc
 $(B)/fuzz/obj/%.o: %.c
 	@mkdir -p $(@D)
-	clang $(FUZZ_CFLAGS) -MMD -MP -c $< -o $@
+	$(call say,CC)
+	$(Q)clang $(FUZZ_CFLAGS) -MMD -MP -c $< -o $@
 $(B)/fuzz/%: tests/%.c $(FUZZ_OBJ)
-	clang $(FUZZ_CFLAGS) -fsanitize=fuzzer,address,undefined -o $@ $^ $(LDLIBS)
+	$(call say,LD)
+	$(Q)clang $(FUZZ_CFLAGS) -fsanitize=fuzzer,address,undefined -o $@ $^ $(LDLIBS)
 fuzz: setup
 	@$(MAKE) --no-print-directory $(FUZZ_BIN)
 	@for f in $(FUZZ_BIN); do tests/fuzz.sh $$f $(or $(TIME),60) || exit 1; done

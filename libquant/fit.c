@@ -382,7 +382,7 @@ static double error_of(const problem *p, const trial *t) {
 static void fit(const q_shape *s, const q_fit_in *in, q_grid *grid, bool with_min) {
     problem p;
     trial reference, best;
-    float sc[Q_MAX_GROUPS], mn[Q_MAX_GROUPS] = {0};
+    float sc[Q_MAX_GROUPS] = {0}, mn[Q_MAX_GROUPS] = {0};
     memset(grid, 0, sizeof *grid);
     if (!prepare(s, in, &p)) {
         for (int g = 0; s->sc_hi == 1 && g < s->groups; g++) grid->sc[g] = 1;
