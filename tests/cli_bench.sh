@@ -13,6 +13,8 @@ has "quality JSON" tokens window reference.ppl schemes.0.scheme schemes.0.ppl_se
     schemes.2.decode.tokens_per_s schemes.2.texts.prose.kld_mean schemes.2.bytes schemes.2.bits_per_weight
 compare "quality: f16 against itself" "$(json schemes.1.kld_mean)" "==" 0
 compare "quality: order" "$(json schemes.0.kld_mean)" "<" "$(json schemes.2.kld_mean)"
+mkdir -p other; cp "$TEXT/technical.txt" other/c.txt
+exits 0 "equal names" bq --schemes q8_0 --text other/c.txt --json; has "equal names" schemes.0.texts.c schemes.0.texts.c-3
 exits 0 "--keep" bq --schemes q4_0 --keep kept; holds "--keep" -s kept/q4_0.gguf; holds "--keep" -s kept/f16.gguf
 exits 2 "--keep again" bq --schemes q4_0 --keep kept; says "--keep again" "exists"
 exits 2 "unknown scheme" bq --schemes q8_0,q4_9; says "unknown scheme" "q4_9"

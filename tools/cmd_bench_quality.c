@@ -135,10 +135,16 @@ static bool find_data(char *dir, size_t n) {
 
 static void name_text(bench *b, const char *path) {
     const char *base = strrchr(path, '/') ? strrchr(path, '/') + 1 : path;
-    char *name = b->text_names[b->texts];
-    snprintf(name, sizeof b->text_names[0], "%.23s", cli_safe(base).s);
+    char name[20]; /* leaves room for a number in text_names */
+    snprintf(name, sizeof name, "%.19s", cli_safe(base).s);
     char *dot = strrchr(name, '.');
     if (dot && dot != name) *dot = 0;
+    snprintf(b->text_names[b->texts], sizeof b->text_names[0], "%s", name);
+    for (size_t i = 0; i < b->texts; i++) {
+        /* The same name in two folders: the number keeps them apart. */
+        if (strcmp(b->text_names[i], name) != 0) continue;
+        snprintf(b->text_names[b->texts], sizeof b->text_names[0], "%s-%u", name, (unsigned)(b->texts + 1) % 100);
+    }
     snprintf(b->text_paths[b->texts++], sizeof b->text_paths[0], "%s", path);
 }
 
