@@ -255,8 +255,8 @@ lq_status q_st_header(q_arena *arena, const uint8_t *json, uint64_t n, uint64_t 
         }
     }
     Q_TRY(q_json_end(&r));
-    q_tensor *own = list->items + begin;
     const uint32_t count = (uint32_t)(list->n - begin);
+    q_tensor *own = count ? list->items + begin : NULL; /* an empty list may have no memory yet */
     if (count) Q_TRY(order_by_offset(list->alloc, own, count));
     Q_TRY(check_layout(own, count, data_bytes));
     for (uint32_t i = 0; i < count; i++) own[i].offset += 8 + n;
