@@ -21,6 +21,13 @@
         return;                      \
     } while (0)
 
+/* Sanitized builds run some ten times slower: tests whose length is statistics, not coverage, do less there. */
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#define T_SANITIZED 1
+#else
+#define T_SANITIZED 0
+#endif
+
 /* Root of the tree, and a fresh writable folder for this program (removed by tests/run.sh). */
 static inline const char *t_root(void) {
     const char *r = getenv("T_ROOT");
