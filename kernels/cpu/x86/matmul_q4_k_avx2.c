@@ -54,6 +54,7 @@ Q_AVX2 static void one(const uint8_t *const *row, const uint8_t *x, int64_t bloc
     const q_a8_256 *b = (const q_a8_256 *)(const void *)x;
     __m256 acc = _mm256_setzero_ps();
     for (int64_t i = 0; i < blocks; i++, b++) {
+        q_ahead(row, i, BYTES);
         const __m128i sums = sums32(b);
         __m256i v[8];
         __m128i n[8];

@@ -44,6 +44,7 @@ Q_AVX2 static void one(const uint8_t *const *row, const uint8_t *x, int64_t bloc
     const q_a8_32 *b = (const q_a8_32 *)(const void *)x;
     __m256 acc = _mm256_setzero_ps();
     for (int64_t i = 0; i < blocks; i++, b += 8) {
+        q_ahead(row, i, BYTES);
         const __m256i sums = sums_of(b);
         __m256i sc[8], less[8];
         uint8_t turned[256]; /* vector j: what unit j owes to the offset of 32, row by row */

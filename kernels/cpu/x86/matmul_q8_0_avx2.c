@@ -15,6 +15,7 @@ Q_AVX2 static void one(const uint8_t *const *row, const uint8_t *x, int64_t bloc
     const q_a8_32 *b = (const q_a8_32 *)(const void *)x;
     __m256 acc = _mm256_setzero_ps();
     for (int64_t i = 0; i < blocks; i++, b++) {
+        q_ahead(row, i, BYTES);
         const __m256i a = q_load256(b->q);
         __m256i v[8];
         Q_UNROLL for (int r = 0; r < 8; r++) v[r] = dot4(q_load256(row[r] + i * BYTES + 2), a);

@@ -37,6 +37,7 @@ Q_AVX2_INLINE __m256i pairs(__m256i w, __m256i a) {
 Q_AVX2_INLINE void one_of(const layout *f, const uint8_t *const *row, const uint8_t *x, int64_t blocks, __m256 *y) {
     __m256 acc = _mm256_setzero_ps();
     for (int64_t i = 0; i < blocks; i++, x += act_bytes(f->units)) {
+        q_ahead(row, i, f->bytes);
         __m256i v[8];
         int32_t least[8];
         for (int r = 0; r < 8; r++) {
