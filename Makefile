@@ -100,6 +100,15 @@ demo: setup
 	@$(MAKE) --no-print-directory all
 	@$(B)/lq bench quality
 
+# Speed of the bundled model as it is and in three schemes, beside what the memory allows.
+bench: setup
+	@$(MAKE) --no-print-directory all
+	@mkdir -p $(B)/bench
+	@$(B)/lq bench model bench/data/pocket
+	@for s in q8_0 q6_k q4_k_m; do \
+	  $(B)/lq quantize bench/data/pocket $(B)/bench/$$s.gguf --scheme $$s --force 2>/dev/null && \
+	  $(B)/lq bench model $(B)/bench/$$s.gguf || exit; done
+
 setup:
 ifneq ($(SETUP),0)
 	@tools/setup.sh
@@ -129,6 +138,7 @@ help:
 	@echo 'make          build/lq, build/libquant.a, build/libquant.so'
 	@echo 'make demo     quantize the bundled model with every scheme and print what each one costs'
 	@echo 'make test     build and run all tests'
+	@echo 'make bench    the speed of the bundled model in a few schemes'
 	@echo 'make fuzz     run every fuzz target for TIME seconds (60)'
 	@echo 'make clean    remove the build folder'
 
