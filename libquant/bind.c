@@ -12,6 +12,8 @@ static const char *const hf_common[] = {
     "pretraining_tp", "bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id", "_name_or_path",
     "tie_word_embeddings", "rope_scaling", "is_decoder", "is_encoder_decoder", "return_dict", "output_attentions",
     "output_hidden_states", "torchscript", "use_bfloat16", "auto_map", "unsloth_version", "unsloth_fixed",
+    /* wishes about generation, which older files keep here */
+    "max_length", "max_sequence_length", "do_sample", "temperature", "top_p", "top_k",
 };
 
 /* True when `word` is an entry of a comma-separated list. */

@@ -8,6 +8,7 @@
 #include <jansson.h>
 #include <math.h>
 #include <pthread.h>
+#include <unistd.h>
 
 static lq_ctx *ctx;
 static lq_model *model;
@@ -496,6 +497,31 @@ START_TEST(sessions_run_in_parallel) {
 }
 END_TEST
 
+START_TEST(mapped_and_read_models_are_the_same) {
+    static tiny t;
+    char path[4096];
+    tiny_init(&t, "q8_0");
+    tiny_write(&t, t_path(path, sizeof path, t_tmp(), "read.gguf"));
+    uint32_t hash[2];
+    for (uint32_t i = 0; i < 2; i++) {
+        const lq_model_options o = {.size = sizeof o, .no_mmap = i};
+        lq_model *m;
+        lq_session *s;
+        const int32_t ids[] = {1, 50, 60, 70};
+        lq_stats st = {.size = sizeof st};
+        ck_assert_msg(lq_model_open(ctx, path, &o, &m) == LQ_OK, "%s", lq_error_detail());
+        ck_assert_int_eq(lq_session_open(m, NULL, &s), LQ_OK);
+        if (i) ck_assert_int_eq(truncate(path, 100), 0); /* a model that was read does not need its file */
+        ck_assert_msg(lq_decode(s, ids, 4, 3) == LQ_OK, "%s", lq_error_detail());
+        lq_session_stats(s, &st);
+        hash[i] = st.last_logits_hash;
+        lq_session_close(s);
+        lq_model_close(m);
+    }
+    ck_assert_uint_eq(hash[0], hash[1]);
+}
+END_TEST
+
 START_TEST(tied_model_runs) {
     static tiny t;
     char path[4096];
@@ -545,6 +571,7 @@ static Suite *suite(void) {
     tcase_add_test(c, plan_states_the_bytes_and_decode_allocates_nothing);
     tcase_add_test(c, metadata_and_tensors_are_readable);
     tcase_add_test(c, sessions_run_in_parallel);
+    tcase_add_test(c, mapped_and_read_models_are_the_same);
     tcase_add_test(c, tied_model_runs);
     suite_add_tcase(s, c);
     return s;
