@@ -150,8 +150,8 @@ lq_status lq_session_info_get(const lq_session *s, lq_session_info *info) {
     Q_TRY(size_check(info->size, "lq_session_info"));
     lq_session_info i = {.context = s->shape.context, .batch = s->shape.batch, .max_logits = s->shape.max_logits,
                          .threads = s->shape.threads,
-                         .trained_context = (uint32_t)s->model->binding->hp.v[Q_HP_CONTEXT]};
-    Q_TRY(q_session_measure(s->model, &s->shape, &i.kv_bytes, &i.activation_bytes));
+                         .trained_context = (uint32_t)s->model->binding->hp.v[Q_HP_CONTEXT],
+                         .kv_bytes = s->kv_bytes, .activation_bytes = s->other_bytes};
     q_struct_out(info, &i, sizeof i);
     return LQ_OK;
 }

@@ -16,16 +16,17 @@ static const char *const hf_common[] = {
     "max_length", "max_sequence_length", "do_sample", "temperature", "top_p", "top_k",
 };
 
-/* True when `word` is an entry of a comma-separated list. */
-static bool in_list(const char *list, q_str word) {
+/* True when an entry of a comma-separated list is `word`, or, with `ending`, ends it. */
+static bool listed(const char *list, q_str word, bool ending) {
     for (const char *p = list; p && *p;) {
         const char *end = strchr(p, ',');
         const uint64_t n = end ? (uint64_t)(end - p) : strlen(p);
-        if (q_str_eq((q_str){p, n}, word)) return true;
+        if ((ending ? word.n >= n : word.n == n) && memcmp(word.p + word.n - n, p, (size_t)n) == 0) return true;
         p = end ? end + 1 : NULL;
     }
     return false;
 }
+static bool in_list(const char *list, q_str word) { return listed(list, word, false); }
 
 /* ------------------------------------------------------------------------------------------- which architecture */
 
@@ -317,19 +318,9 @@ static lq_status bind_weights(q_binding *b) {
     return LQ_OK;
 }
 
-static bool ends_with_listed(const char *list, q_str name) {
-    for (const char *p = list; p && *p;) {
-        const char *end = strchr(p, ',');
-        const uint64_t n = end ? (uint64_t)(end - p) : strlen(p);
-        if (name.n >= n && memcmp(name.p + name.n - n, p, (size_t)n) == 0) return true;
-        p = end ? end + 1 : NULL;
-    }
-    return false;
-}
-
 static lq_status check_extra(const q_binding *b) {
     for (uint32_t i = 0; i < b->dir->n_tensors; i++)
-        if (b->tensor_item[i] < 0 && !ends_with_listed(b->arch->ignored_tensors, b->dir->tensors[i].name))
+        if (b->tensor_item[i] < 0 && !listed(b->arch->ignored_tensors, b->dir->tensors[i].name, true))
             return q_fail(LQ_E_UNSUPPORTED, "tensor '%.*s' is not part of the architecture '%s' as this build knows it",
                           Q_STR_ARG(b->dir->tensors[i].name), b->arch->name);
     return LQ_OK;

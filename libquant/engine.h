@@ -30,6 +30,7 @@ struct lq_model {
     void **owned;        /* [n_items] memory behind weights that the file's bytes could not serve; NULL = the file's */
     q_buffer *packed;    /* [n_items] a backend's own layouts */
     uint64_t owned_bytes;
+    uint64_t bytes_per_token; /* weight bytes that one decoded token reads */
     q_arena names;       /* NUL-terminated copies of what files hold without a terminator */
     const char **meta_names, **tensor_names;
 };
@@ -43,8 +44,6 @@ void q_model_info(const lq_model *model, lq_model_info *info);
 lq_status q_model_meta(const lq_model *model, const char *key, uint32_t index, const char **name, char *text, size_t *n);
 lq_status q_model_tensor_info(const lq_model *model, uint32_t index, lq_tensor_info *info);
 lq_status q_model_tensor_row(const lq_model *model, uint32_t index, uint64_t row, float *out);
-/* Bytes of weights that one decoded token reads. */
-uint64_t q_model_bytes_per_token(const lq_model *model);
 
 /* Session options with every default filled in and every range checked. */
 typedef struct q_session_shape {
@@ -67,6 +66,7 @@ struct lq_session {
     q_buffer *kv;         /* [plan->n_kv] */
     q_program *program;
     uint32_t **pages;     /* [plan->n_kv][context / Q_KV_TOKENS] */
+    uint64_t kv_bytes, other_bytes; /* as q_session_measure: what the session holds */
     float *logits;        /* [max_logits][vocab] */
     int32_t *pos, *seq, *out;
     float *state;         /* recurrent state, NULL when the plan has none */

@@ -165,6 +165,23 @@ static lq_status copy_names(lq_model *m) {
     return LQ_OK;
 }
 
+/* Weight bytes that one decoded token reads: of the embedding one row, unless it is the output matrix too. */
+static uint64_t bytes_per_token(const lq_model *m) {
+    const q_binding *b = m->binding;
+    uint64_t n = 0;
+    for (uint32_t i = 0; i < b->n_items; i++) {
+        const q_tensor *t = b->items[i].src;
+        const bool table = strcmp(b->arch->weights[b->items[i].role].role, "token_embd") == 0;
+        n += table ? t->row_bytes : t->bytes;
+    }
+    /* A tied output matrix is the embedding table, read whole. */
+    for (uint32_t r = 0; r < b->arch->n_weights; r++) {
+        const q_bind_item *item = b->arch->weights[r].tied ? q_bind_find(b, (int32_t)r, -1) : NULL;
+        if (item && item->role != (int32_t)r) n += item->src->bytes;
+    }
+    return n;
+}
+
 /* ------------------------------------------------------------------------------------------- open and close */
 
 static lq_status open_parts(lq_model *m, const char *path, const lq_model_options *o) {
@@ -177,6 +194,7 @@ static lq_status open_parts(lq_model *m, const char *path, const lq_model_option
         return q_fail(LQ_E_INCONSISTENT, "the tokenizer has %d tokens, the embedding only %g rows", tokens,
                       m->binding->hp.v[Q_HP_VOCAB]);
     Q_TRY(resolve_weights(m, o->check_tensors != 0));
+    m->bytes_per_token = bytes_per_token(m);
     return copy_names(m);
 }
 
@@ -216,22 +234,6 @@ void q_model_close(lq_model *m) {
 
 /* ------------------------------------------------------------------------------------------- information */
 
-uint64_t q_model_bytes_per_token(const lq_model *m) {
-    const q_binding *b = m->binding;
-    uint64_t n = 0;
-    for (uint32_t i = 0; i < b->n_items; i++) {
-        const q_tensor *t = b->items[i].src;
-        const bool table = strcmp(b->arch->weights[b->items[i].role].role, "token_embd") == 0;
-        n += table ? t->row_bytes : t->bytes;
-    }
-    /* A tied output matrix is the embedding table, read whole. */
-    for (uint32_t r = 0; r < b->arch->n_weights; r++) {
-        const q_bind_item *item = b->arch->weights[r].tied ? q_bind_find(b, (int32_t)r, -1) : NULL;
-        if (item && item->role != (int32_t)r) n += item->src->bytes;
-    }
-    return n;
-}
-
 void q_model_info(const lq_model *m, lq_model_info *info) {
     const q_binding *b = m->binding;
     const double *hp = b->hp.v;
@@ -253,7 +255,7 @@ void q_model_info(const lq_model *m, lq_model_info *info) {
         info->parameters += m->dir->tensors[i].shape[0] * m->dir->tensors[i].rows;
         info->weight_bytes += m->dir->tensors[i].bytes;
     }
-    info->bytes_per_token = q_model_bytes_per_token(m);
+    info->bytes_per_token = m->bytes_per_token;
     info->bits_per_weight = info->parameters ? 8.0 * (double)info->weight_bytes / (double)info->parameters : 0;
 }
 

@@ -38,14 +38,18 @@ static uint64_t array_bytes(const q_plan *p, const q_session_shape *s) {
            q_ref_sample_bytes((int64_t)p->vocab);
 }
 
+/* The arena holds the plan and nothing else yet. */
+static void measure(const lq_model *model, const q_plan *plan, const q_session_shape *shape, const q_arena *arena,
+                    uint64_t *kv, uint64_t *rest) {
+    *kv = q_plan_kv_bytes(plan);
+    *rest = arena->used + array_bytes(plan, shape) + model->ctx->backend->measure(model->ctx->device, plan, shape->threads);
+}
+
 lq_status q_session_measure(const lq_model *model, const q_session_shape *shape, uint64_t *kv, uint64_t *rest) {
     q_arena arena = {.alloc = model->alloc};
     q_plan *plan;
     const lq_status s = q_plan_build(model, shape, &arena, &plan);
-    if (s == LQ_OK) {
-        *kv = q_plan_kv_bytes(plan);
-        *rest = arena.used + array_bytes(plan, shape) + model->ctx->backend->measure(model->ctx->device, plan, shape->threads);
-    }
+    if (s == LQ_OK) measure(model, plan, shape, &arena, kv, rest);
     q_arena_free(&arena);
     return s;
 }
@@ -55,7 +59,8 @@ static lq_status open_parts(lq_session *s) {
     q_device *dev = s->model->ctx->device;
     Q_TRY(q_plan_build(s->model, &s->shape, &s->arena, &s->plan));
     const q_plan *p = s->plan;
-    const uint64_t need = q_plan_kv_bytes(p) + array_bytes(p, &s->shape) + be->measure(dev, p, s->shape.threads);
+    measure(s->model, p, &s->shape, &s->arena, &s->kv_bytes, &s->other_bytes);
+    const uint64_t need = s->kv_bytes + s->other_bytes;
     const uint64_t have = q_memory_available();
     if (need > have)
         return q_fail(LQ_E_NOMEM, "a session with context %u and batch %u needs %llu MiB; %llu MiB are available",
@@ -114,7 +119,7 @@ void q_session_close(lq_session *s) {
 
 /* Weight bytes, and the KV rows of `length` positions in every pool. */
 static uint64_t bytes_read(const lq_session *s, uint32_t length) {
-    uint64_t n = q_model_bytes_per_token(s->model);
+    uint64_t n = s->model->bytes_per_token;
     for (int32_t i = 0; i < s->plan->n_kv; i++) {
         const q_kv_pool *p = &s->plan->kv[i];
         const uint64_t tokens = p->window ? Q_MIN(length, (uint32_t)p->window) : length;
