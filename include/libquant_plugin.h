@@ -14,6 +14,7 @@
 #include "../libquant/op.h"
 #include "../libquant/plan.h"
 #include "../libquant/quantizer.h"
+#include "../libquant/recipe.h" /* which format a scheme gives a tensor, for programs that make models */
 #include "../libquant/tokenizer.h"
 
 #endif

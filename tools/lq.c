@@ -29,10 +29,10 @@ static void print_usage(FILE *f) {
           "Usage: lq COMMAND [arguments] [options]\n\nCommands\n",
           f);
     for (size_t i = 0; i < CLI_COUNT(commands); i++) {
-        fprintf(f, "  %-15s %s\n", commands[i]->name, commands[i]->summary);
+        fprintf(f, "  %-16s %s\n", commands[i]->name, commands[i]->summary);
     }
-    fputs("\n  lq help COMMAND   explain a command, with examples (also: lq COMMAND --help)\n"
-          "  lq --version      print the version\n\n"
+    fputs("\n  lq help COMMAND    explain a command, with examples (also: lq COMMAND --help)\n"
+          "  lq --version       print the version\n\n"
           "First steps\n"
           "  lq quantize my-model/ my-model.gguf --scheme q4_k_m     four bits per weight, from a Hugging Face folder\n"
           "  lq run my-model.gguf -p 'Once upon a time' -n 64        let it write\n"
@@ -64,7 +64,7 @@ static bool print_group(FILE *f, const char *word) {
     const size_t n = strlen(word);
     for (size_t i = 0; i < CLI_COUNT(commands); i++) {
         if (strncmp(commands[i]->name, word, n) == 0 && commands[i]->name[n] == ' ') {
-            fprintf(f, "  lq %-15s %s\n", commands[i]->name, commands[i]->summary);
+            fprintf(f, "  lq %-16s %s\n", commands[i]->name, commands[i]->summary);
             any = true;
         }
     }

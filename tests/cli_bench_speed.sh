@@ -1,0 +1,44 @@
+#!/bin/sh
+# cli_bench_speed.sh: lq bench make-model, roof, kernels, model, compare: files, tables, keys. No figure is judged by speed.
+. "$(dirname "$0")/cli_lib.sh"
+mm() { "$LQ" bench make-model "$@"; }
+left() { find "$T_TMP" -name '*.gguf*' -newer mark | head -1; }
+
+# Every scheme gives a file that says so, opens, and has finite logits.
+for s in $("$LQ" info --schemes | cut -d' ' -f1); do
+    exits 0 "make $s" mm --shape tiny -s "$s" "$s.gguf" --json; json_is "make $s"
+    holds "make $s: bytes" "$(wc -c <"$s.gguf")" -eq "$(json bytes)"
+    exits 0 "info $s" "$LQ" info "$s.gguf" --json
+    holds "info $s" "$(json scheme)" = "$s"; holds "info $s: context" "$(json context)" -eq 32768
+    exits 0 "run $s" "$LQ" run "$s.gguf" -p "some words" -n 2 --ctx 64
+done
+exits 0 "eval" "$LQ" eval q4_k_m.gguf --text "$TEXT/prose.txt" --max-tokens 600 --json
+compare "eval: guesses" "$(json ppl)" ">" 256; compare "eval: finite" "$(json ppl)" "<" 1e6
+
+# The bytes depend on the seed alone.
+exits 0 "one thread" mm --shape tiny -s q4_k_m one.gguf -t 1; silent "one thread"; same "one thread" one.gguf q4_k_m.gguf
+exits 0 "three threads" mm --shape tiny -s q4_k_m -t 3 three.gguf; same "three threads" three.gguf q4_k_m.gguf
+exits 0 "--seed" mm --shape tiny -s q4_k_m --seed 2 seed.gguf
+cmp -s seed.gguf q4_k_m.gguf; holds "--seed: other bytes" $? -eq 1
+
+# Refusals leave things as they are.
+touch mark
+exits 2 "exists" mm --shape tiny -s q4_0 one.gguf; says "exists" "--force"; same "exists" one.gguf q4_k_m.gguf
+exits 0 "--force" mm --shape tiny -s q4_0 one.gguf --force; same "--force" one.gguf q4_0.gguf
+rm one.gguf
+exits 2 "shape" mm --shape tinny -s q4_0 x.gguf; says "shape" "nearest is tiny"; absent "shape" x.gguf
+exits 2 "scheme" mm --shape tiny -s q4_kk x.gguf; says "scheme" "nearest is q4_k"; absent "scheme" x.gguf
+exits 6 "no GGUF type" mm --shape tiny -s nf4 x.gguf --json; json_is "no GGUF type"; absent "no GGUF type" x.gguf
+exits 4 "no folder" mm --shape tiny -s q4_0 none/x.gguf
+# 400 MB of model in less memory than that, then one that is stopped.
+if [ -z "${SAN:-}" ]; then
+    little() { (ulimit -v 150000; mm --shape llama-1.1b -s q2_k large.gguf); }
+    exits 0 "little memory" little; rm -f large.gguf
+else
+    skip "little memory: a sanitizer needs much"
+fi
+interrupts INT 0.3 "$LQ" bench make-model --shape llama-1.1b -s q2_k x.gguf -t 1
+[ "$rc" -ne 0 ] || rm -f x.gguf
+holds "SIGINT" -z "$(left)"
+
+finish
