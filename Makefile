@@ -2,7 +2,7 @@
 #
 # Files are found by wildcard: a new .c in a known folder is built without a line here.
 # Variables: CC, CFLAGS, WERROR=1 (warnings are errors), SAN=address|undefined|thread, SETUP=0 (install nothing),
-# B (build folder), TIME (seconds per fuzz target), V=1 (show the commands).
+# B (build folder), JOBS (tests at once), ONLY (tests to run), TIME (seconds per fuzz target), V=1 (show the commands).
 
 B ?= build
 # V=1 shows the commands

@@ -102,7 +102,7 @@ exact='-ffp-contract=off'
     done
 } >"$tmp/glsl.c"
 if ! have glslangValidator; then skip "glslangValidator is not here: codecs as GLSL"
-elif ! "${CC:-cc}" -E -P "$tmp/glsl.c" >"$tmp/codecs.glsl" 2>"$tmp/log"; then bad GLSL "$tmp/log"
+elif ! ${CC:-cc} -E -P "$tmp/glsl.c" >"$tmp/codecs.glsl" 2>"$tmp/log"; then bad GLSL "$tmp/log"
 else
     {
         cat <<'G'
