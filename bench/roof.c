@@ -1,27 +1,28 @@
 /* roof.c: how fast this machine reads memory: the bound that decoding is measured against.
  *
- * Each thread sums its own part of one buffer that is too large for the caches, in cache-line steps; the best of the
- * passes counts, since disturbances only make it slower. Part of the program `lq`, not of the library. */
+ * Each thread sums its own part of one buffer that is too large for the caches, in cache-line steps. A pass reads a piece
+ * of it, the next one the piece behind: short enough that some passes run undisturbed by other programs. Part of the
+ * program `lq`, not of the library, of which it uses the thread pool alone. */
+#include "../include/libquant_plugin.h"
 #include "../tools/bench_speed.h"
+#include "peak.h"
 
-#include <pthread.h>
-#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 
 typedef uint64_t line __attribute__((vector_size(64), may_alias));
 
-enum { PASSES = 5, MAX_THREADS = 1024 };
+enum { PASSES = 40, MAX_THREADS = 1024 };
+#define PIECE ((uint64_t)32 << 20) /* bytes that all threads together read in a pass */
 #define BUFFER_WANTED ((uint64_t)256 << 20)
 #define BUFFER_LEAST ((uint64_t)8 << 20)
 
-typedef struct reader {
-    pthread_t id;
-    pthread_barrier_t *barrier;
-    line *from;
-    size_t lines;
-    uint64_t sum; /* kept, so that the reads are not optimized away */
-} reader;
+typedef struct job {
+    line *data;
+    size_t lines;   /* per thread */
+    size_t from, n; /* lines of each part that the pass reads */
+    uint64_t *sums; /* kept, so that the reads are not optimized away */
+} job;
 
 static uint64_t sum_lines(const line *p, size_t n) {
     line a = {0}, b = {0}, c = {0}, d = {0};
@@ -35,88 +36,51 @@ static uint64_t sum_lines(const line *p, size_t n) {
     return r;
 }
 
-/* Touch the part first, so that its pages lie near this thread; then one pass per pair of barriers. */
-static void *read_part(void *arg) {
-    reader *r = arg;
-    memset(r->from, 1, r->lines * sizeof(line));
-    for (int pass = 0; pass < PASSES; pass++) {
-        pthread_barrier_wait(r->barrier);
-        r->sum += sum_lines(r->from, r->lines);
-        pthread_barrier_wait(r->barrier);
-    }
-    return NULL;
+/* Every thread touches its own part first, so that its pages lie near it. */
+static void touch(void *arg, uint32_t thread) {
+    const job *j = arg;
+    memset(j->data + thread * j->lines, 1, j->lines * sizeof(line));
 }
 
-/* Fewer threads than asked for would wait at the barrier for ever, so all are started before any may read; the gate
- * lets them go, or home when one is missing. */
-typedef struct gate {
-    pthread_mutex_t lock;
-    pthread_cond_t open;
-    int state; /* 0 = wait, 1 = go, -1 = give up */
-} gate;
-
-typedef struct start {
-    reader *reader;
-    gate *gate;
-} start;
-
-static void *wait_and_read(void *arg) {
-    const start *s = arg;
-    pthread_mutex_lock(&s->gate->lock);
-    while (s->gate->state == 0) pthread_cond_wait(&s->gate->open, &s->gate->lock);
-    const bool go = s->gate->state > 0;
-    pthread_mutex_unlock(&s->gate->lock);
-    return go ? read_part(s->reader) : NULL;
+static void read_part(void *arg, uint32_t thread) {
+    const job *j = arg;
+    j->sums[thread] += sum_lines(j->data + thread * j->lines + j->from, j->n);
 }
 
-static double time_passes(pthread_barrier_t *barrier, uint64_t bytes) {
-    double best = 0;
-    for (int pass = 0; pass < PASSES; pass++) {
-        pthread_barrier_wait(barrier);
-        const double begin = cli_clock();
-        pthread_barrier_wait(barrier);
-        const double rate = (double)bytes / (cli_clock() - begin);
-        if (rate > best) best = rate;
+bool bench_read_rate(uint32_t threads, uint64_t buffer, uint32_t passes, bench_rate *out) {
+    q_pool *pool = NULL;
+    job j = {.data = aligned_alloc(4096, (size_t)(buffer & ~(uint64_t)4095)), .sums = calloc(threads, sizeof *j.sums)};
+    *out = (bench_rate){0};
+    if (j.data && j.sums && q_pool_open(&q_alloc_libc, threads, &pool) == LQ_OK) {
+        j.lines = (size_t)(buffer & ~(uint64_t)4095) / sizeof(line) / threads;
+        const size_t piece = (size_t)PIECE / sizeof(line) / threads;
+        j.n = piece < j.lines ? piece : j.lines;
+        q_pool_run(pool, touch, &j);
+        for (uint32_t i = 0; i < passes && !cli_interrupted(); i++) {
+            const double begin = q_clock();
+            q_pool_run(pool, read_part, &j);
+            bench_rate_add(out, (double)(j.n * sizeof(line)) * threads / (q_clock() - begin));
+            j.from = j.from + 2 * j.n <= j.lines ? j.from + j.n : 0;
+        }
+        q_pool_close(pool);
     }
-    return best;
+    free(j.data);
+    free(j.sums);
+    return out->n == passes;
 }
 
-static double run_readers(reader *readers, start *starts, uint32_t threads, line *buffer, uint64_t bytes) {
-    gate g = {PTHREAD_MUTEX_INITIALIZER, PTHREAD_COND_INITIALIZER, 0};
-    pthread_barrier_t barrier;
-    uint32_t started = 0;
-    double best = 0;
-    const size_t lines = bytes / sizeof(line) / threads;
-    if (pthread_barrier_init(&barrier, NULL, threads + 1) != 0) return 0;
-    for (; started < threads; started++) {
-        reader *r = &readers[started];
-        *r = (reader){.barrier = &barrier, .from = buffer + started * lines, .lines = lines};
-        starts[started] = (start){r, &g};
-        if (pthread_create(&r->id, NULL, wait_and_read, &starts[started]) != 0) break;
-    }
-    pthread_mutex_lock(&g.lock);
-    g.state = started == threads ? 1 : -1;
-    pthread_cond_broadcast(&g.open);
-    pthread_mutex_unlock(&g.lock);
-    if (started == threads) best = time_passes(&barrier, lines * sizeof(line) * threads);
-    for (uint32_t i = 0; i < started; i++) pthread_join(readers[i].id, NULL);
-    pthread_barrier_destroy(&barrier);
-    return best;
+uint64_t bench_roof_buffer(uint64_t memory) {
+    uint64_t bytes = BUFFER_WANTED;
+    while (bytes > memory / 4 && bytes > BUFFER_LEAST) bytes /= 2;
+    return bytes;
 }
 
 double bench_roof(uint32_t threads, uint64_t memory, uint64_t *buffer) {
-    uint64_t bytes = BUFFER_WANTED;
+    bench_rate r;
     if (threads < 1) threads = 1;
     if (threads > MAX_THREADS) threads = MAX_THREADS;
-    while (bytes > memory / 4 && bytes > BUFFER_LEAST) bytes /= 2;
-    line *data = aligned_alloc(4096, bytes);
-    reader *readers = calloc(threads, sizeof *readers);
-    start *starts = calloc(threads, sizeof *starts);
-    double best = 0;
-    if (data && readers && starts) best = run_readers(readers, starts, threads, data, bytes);
-    free(data);
-    free(readers);
-    free(starts);
-    *buffer = best > 0 ? bytes : 0;
-    return best;
+    const uint64_t bytes = bench_roof_buffer(memory);
+    const bool done = bench_read_rate(threads, bytes, PASSES, &r);
+    *buffer = done ? bytes : 0;
+    return done ? bench_rate_max(&r) : 0; /* disturbances only make it slower */
 }

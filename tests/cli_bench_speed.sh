@@ -41,4 +41,22 @@ interrupts INT 0.3 "$LQ" bench make-model --shape llama-1.1b -s q2_k x.gguf -t 1
 [ "$rc" -ne 0 ] || rm -f x.gguf
 holds "SIGINT" -z "$(left)"
 
+# The roof: reading for every number of threads, peaks for one and all; a CSV file that grows.
+exits 0 "roof" "$LQ" bench roof -r 2 -t 3 --buffer 8
+holds "roof: reading" "$(grep -cE '^ +[123] +[0-9.]+ +[0-9.]+ +[0-9.]+$' "$out")" -eq 3
+says "roof" "^fp32 scalar  *1 " "$out"; says "roof" "^int8 scalar  *3 " "$out"
+exits 0 "roof JSON" "$LQ" bench roof -r 3 -t 1 --buffer 8 --csv roof.csv --json; json_is "roof JSON"
+has "roof JSON" device buffer_bytes read.0.bytes_per_s.min peaks.0.kind peaks.0.isa peaks.0.instructions peaks.0.threads
+compare "roof: order" "$(json peaks.1.ops_per_s.min)" "<=" "$(json peaks.1.ops_per_s.median)"
+compare "roof: order" "$(json peaks.1.ops_per_s.median)" "<=" "$(json peaks.1.ops_per_s.max)"
+compare "roof: reading" "$(json read.0.bytes_per_s.max)" ">" 1e8; holds "roof: runs" "$(json read.0.bytes_per_s.runs)" -eq 3
+says "roof CSV" "^# .*1 threads; lq " roof.csv
+says "roof CSV" "^bench,case,isa,threads,unit,runs,min,median,max,samples$" roof.csv
+says "roof CSV" "^roof,peak fp32 scalar,scalar,1,GOP/s,3,[^,]*,[^,]*,[^,]*,[^;]*;[^;]*;[^;]*$" roof.csv
+lines=$(wc -l <roof.csv)
+exits 0 "roof CSV again" "$LQ" bench roof -r 1 -t 1 --buffer 8 --csv roof.csv
+holds "roof CSV again" "$(wc -l <roof.csv)" -eq $((lines * 2 - 2))
+exits 4 "roof CSV nowhere" "$LQ" bench roof -r 1 --csv none/roof.csv; says "roof CSV nowhere" "none/roof.csv"
+interrupts TERM 0.3 "$LQ" bench roof -r 100
+
 finish

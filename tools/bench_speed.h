@@ -18,5 +18,7 @@ int bench_speed_run(cli *c, lq_model *model, uint32_t prefill, uint32_t decode, 
 /* Bytes per second of a streaming read with `threads` threads over at least 256 MiB, less where `memory` is short; the
  * best of several passes. 0 = it could not be measured. *buffer = bytes used. bench/roof.c. */
 double bench_roof(uint32_t threads, uint64_t memory, uint64_t *buffer);
+/* How large a buffer to read where that much memory is free. */
+uint64_t bench_roof_buffer(uint64_t memory);
 
 #endif
