@@ -47,7 +47,7 @@ FUZZ_SRC := $(wildcard tests/fuzz_*.c)
 FUZZ_BIN := $(FUZZ_SRC:tests/%.c=$(B)/fuzz/%)
 RECIPES := $(wildcard libquant/recipes/*.txt)
 
-.PHONY: all lib tools test check demo bench fuzz clean help setup tests-build
+.PHONY: all lib tools test check demo bench fuzz clean help setup tests-build embed
 .DEFAULT_GOAL := all
 # Keep objects that only pattern rules mention: a fuzz target would compile the whole library again.
 .SECONDARY:
@@ -82,6 +82,17 @@ $(B)/libquant.so: $(LIB_OBJ)
 $(B)/lq: $(TOOL_OBJ) $(B)/libquant.a
 	$(call say,LD)
 	$(Q)$(CC) $(LDSAN) -o $@ $^ $(LDLIBS)
+
+# The whole library in one file, with the kernels of every processor, for builds that are not this one.
+EMBED_SRC := $(wildcard $(LIB_DIRS:%=%/*.c)) $(filter-out $(wildcard $(LIB_DIRS:%=%/*.c)),$(wildcard kernels/cpu/*/*.c))
+EMBED_ALL := $(wildcard include/*.h $(addsuffix /*.h,$(LIB_DIRS) kernels/cpu/*) $(addsuffix /*.def,$(LIB_DIRS)))
+$(B)/embed/quant_all.c: tools/embed.awk LICENSE $(EMBED_SRC) $(EMBED_ALL) $(B)/gen/recipes.inc
+	@mkdir -p $(@D)
+	$(call say,EMBED)
+	$(Q)awk -f tools/embed.awk -v gen=$(B)/gen $(EMBED_SRC) >$@.tmp && mv $@.tmp $@
+$(B)/embed/libquant.h: include/libquant.h
+	@mkdir -p $(@D) && cp $< $@
+embed: $(B)/embed/quant_all.c $(B)/embed/libquant.h
 
 # Tests: each tests/test_X.c is a program over the library's objects.
 $(B)/tests/%: $(B)/obj/tests/%.o $(TEST_HELP) $(B)/libquant.a
@@ -140,6 +151,7 @@ help:
 	@echo 'make test     build and run all tests'
 	@echo 'make bench    the speed of the bundled model in a few schemes'
 	@echo 'make fuzz     run every fuzz target for TIME seconds (60)'
+	@echo 'make embed    build/embed/quant_all.c: the library as one file, to compile in a build of your own'
 	@echo 'make clean    remove the build folder'
 
 -include $(shell find $(B) -name '*.d' 2>/dev/null)
