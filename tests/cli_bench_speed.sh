@@ -59,4 +59,27 @@ holds "roof CSV again" "$(wc -l <roof.csv)" -eq $((lines * 2 - 2))
 exits 4 "roof CSV nowhere" "$LQ" bench roof -r 1 --csv none/roof.csv; says "roof CSV nowhere" "none/roof.csv"
 interrupts TERM 0.3 "$LQ" bench roof -r 100
 
+# Kernels: every one is timed, each filter takes what it says, fractions are those of the figures beside them.
+bk() { "$LQ" bench kernels -r 1 "$@"; }
+exits 0 "kernels" bk --depth 256 --columns 2 --csv kernels.csv --json; json_is "kernels"
+holds "kernels: one without a case" "$(json left_out)" -eq 0
+for f in $("$LQ" info --formats | sed -n "2,\$s, .*,,p"); do
+    says "kernels: $f" "^kernels,matmul_any_f32__scalar on $f; 256 deep; 2 columns,scalar,1,GOP/s,1," kernels.csv
+done
+holds "kernels: rows" "$(grep -c '^kernels,' kernels.csv)" -eq "$(grep -c '"kernel":' "$out")"
+exits 0 "kernels table" bk --format q4_0 --isa scalar --columns 1 --hot
+says "kernels table" "^kernel .*GOP/s *best *of peak *GB/s *of read" "$out"
+holds "kernels table: rows" "$(wc -l <"$out")" -eq 2
+says "kernels table" "^matmul_any_f32__scalar on q4_0 *4096 deep; 1 column; hot .* %.* %$" "$out"
+exits 0 "kernels JSON" bk --op matmul --format q8_0 --isa scalar -t 2 --json; json_is "kernels JSON"
+has "kernels JSON" device rows.0.kernel rows.3.shape rows.0.best_bytes_per_s roofs.0.kind roofs.1.kind
+holds "kernels JSON" "$(json rows.0.threads)" -eq 2; holds "kernels JSON" "$(json rows.0.format)" = q8_0
+compare "kernels: of peak" "$(json rows.0.best_ops_per_s) / $(json roofs.0.ops_per_s) / $(json rows.0.peak_fraction)" ">" 0.999
+compare "kernels: of read" "$(json rows.0.best_bytes_per_s) / $(json roofs.1.bytes_per_s) / $(json rows.0.read_fraction)" "<" 1.001
+exits 2 "kernels: format" bk --format q4_9; says "kernels: format" "nearest is q4_"
+exits 2 "kernels: isa" bk --isa sse9; says "kernels: isa" "no such instruction set"
+exits 2 "kernels: none" bk --op conv; says "kernels: none" "no kernel"
+exits 2 "kernels: depth" bk --format q4_k --depth 288 --columns 1; says "kernels: depth" "288 weights"
+interrupts INT 0.5 "$LQ" bench kernels
+
 finish

@@ -1,0 +1,161 @@
+/* kernel_steps.c: timing kernels of steps other than products: norms, attention and the like. See kernels.h.
+ *
+ * A step is laid out over slots and pages as a plan would, with the sizes of an 8-billion parameter Llama, and run by one
+ * thread over all its units. An operation without a case here is refused by name. */
+#include "kernels.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+enum { EMBD = 4096, FF = 14336, HEADS = 32, KV_HEADS = 8, HEAD = 128, CONTEXT = 2048, SLOTS = 4 };
+
+typedef struct bed {
+    const q_cpu_kernel *k;
+    q_inst s;
+    q_plan plan;
+    q_batch batch;
+    q_exec e;
+    q_kv_pool kv;
+    q_seq_ref seq;
+    const uint32_t *tables[1];
+    uint32_t pages[CONTEXT / Q_KV_TOKENS];
+    int32_t widths[SLOTS];
+    float *slots[SLOTS];
+    uint8_t *pool[1];
+    float vector[EMBD];
+    q_weight weight;
+    int32_t *pos, *which;
+    int64_t units, calls;
+    double ops, bytes; /* of a call */
+} bed;
+
+static q_view view(int32_t slot, int32_t heads, int32_t width) { return (q_view){slot, 0, heads, width, width}; }
+
+static void vector_weight(bed *b, int32_t n) {
+    for (int32_t i = 0; i < n; i++) b->vector[i] = 1;
+    b->weight = (q_weight){.format = q_format_find("f32"), .data = (const uint8_t *)b->vector,
+                           .row_bytes = (uint64_t)n * sizeof(float), .rows = 1, .k = n, .matrices = 1, .name = "w"};
+    b->s.w = &b->weight;
+}
+
+/* What each operation works on; y is slot 1, x slot 2, z slot 3. */
+static void lay_norm(bed *b, int32_t n) {
+    b->s.y = view(1, 1, EMBD), b->s.x = view(2, 1, EMBD);
+    b->s.eps = 1e-5f;
+    vector_weight(b, EMBD);
+    b->bytes = 8.0 * EMBD * n;
+}
+static void lay_headnorm(bed *b, int32_t n) {
+    b->s.y = view(1, HEADS, HEAD), b->s.x = view(2, HEADS, HEAD);
+    b->s.eps = 1e-5f;
+    vector_weight(b, HEAD);
+    b->bytes = 8.0 * EMBD * n;
+}
+static void lay_glu(bed *b, int32_t n) {
+    b->s.y = view(1, 1, FF), b->s.x = view(2, 1, FF), b->s.z = view(3, 1, FF);
+    b->s.kind = Q_ACT_SILU;
+    b->bytes = 12.0 * FF * n;
+}
+static void lay_rope(bed *b, int32_t n) {
+    b->s.y = view(1, HEADS, HEAD), b->s.x = view(2, HEADS, HEAD);
+    b->s.rot = HEAD;
+    bench_kernel_fill(b->vector, HEAD / 2);
+    b->s.freqs = b->vector;
+    b->bytes = 8.0 * EMBD * n;
+}
+static void lay_column(bed *b, int32_t n) { /* SCALE, COPY */
+    b->s.y = view(1, 1, EMBD), b->s.x = view(2, 1, EMBD);
+    b->s.scale = 0.5f;
+    b->bytes = 8.0 * EMBD * n;
+}
+static void lay_kv_put(bed *b, int32_t n) {
+    b->s.x = view(2, KV_HEADS, HEAD), b->s.z = view(3, KV_HEADS, HEAD);
+    b->bytes = 2.0 * (4 + 2) * KV_HEADS * HEAD * n;
+}
+static void lay_attn(bed *b, int32_t n) {
+    b->s.y = view(1, HEADS, HEAD), b->s.x = view(2, HEADS, HEAD);
+    b->s.scale = 0.08838835f;
+    for (int32_t c = 0; c < n; c++) b->ops += 2.0 * HEADS * (b->pos[c] + 1) * (HEAD + HEAD);
+    b->bytes = 2.0 * KV_HEADS * (double)(b->pos[n - 1] + 1) * (HEAD + HEAD); /* each key and value once */
+}
+
+static const struct { q_op op; void (*lay)(bed *b, int32_t n); } cases[] = {
+    {Q_OP_NORM, lay_norm}, {Q_OP_HEADNORM, lay_headnorm}, {Q_OP_GLU, lay_glu}, {Q_OP_ROPE, lay_rope},
+    {Q_OP_SCALE, lay_column}, {Q_OP_COPY, lay_column}, {Q_OP_KV_PUT, lay_kv_put}, {Q_OP_ATTN, lay_attn},
+};
+
+/* Slots and pages for n columns at the end of the context. */
+static lq_status lay_memory(bed *b, int32_t n) {
+    b->kv = (q_kv_pool){.layers = 1, .heads = KV_HEADS, .k_width = HEAD, .v_width = HEAD, .value_bytes = 2,
+                        .layer_bytes = 2ull * KV_HEADS * Q_KV_TOKENS * HEAD * 2, .pages = CONTEXT / Q_KV_TOKENS};
+    b->kv.page_bytes = b->kv.layer_bytes;
+    b->pool[0] = (uint8_t *)q_new(&q_alloc_libc, b->kv.pages, b->kv.page_bytes);
+    b->pos = Q_NEW(&q_alloc_libc, int32_t, n);
+    b->which = Q_NEW(&q_alloc_libc, int32_t, n);
+    if (!b->pool[0] || !b->pos || !b->which) return LQ_E_NOMEM;
+    for (uint64_t i = 0; i < b->kv.pages * b->kv.page_bytes / 2; i++)
+        q_store16(b->pool[0] + 2 * i, (uint16_t)(0x3000 + i % 997)); /* halves between 1/8 and 1/4 */
+    for (int i = 1; i < SLOTS; i++) {
+        b->widths[i] = FF;
+        b->slots[i] = Q_NEW(&q_alloc_libc, float, (int64_t)FF * n);
+        if (!b->slots[i]) return LQ_E_NOMEM;
+        bench_kernel_fill(b->slots[i], (int64_t)FF * n);
+    }
+    for (uint32_t i = 0; i < b->kv.pages; i++) b->pages[i] = b->kv.pages - 1 - i;
+    for (int32_t c = 0; c < n; c++) b->pos[c] = CONTEXT - n + c;
+    b->tables[0] = b->pages;
+    b->seq.pages = b->tables;
+    b->batch = (q_batch){.n = n, .pos = b->pos, .seq = b->which, .seqs = &b->seq, .n_seqs = 1};
+    b->plan = (q_plan){.insts = &b->s, .n_insts = 1, .n_layers = 1, .slot_width = b->widths, .n_slots = SLOTS,
+                       .columns = n, .kv = &b->kv, .n_kv = 1, .context = CONTEXT};
+    b->e = (q_exec){.plan = &b->plan, .batch = &b->batch, .slots = b->slots, .kv = b->pool};
+    return LQ_OK;
+}
+
+static void step_pass(void *arg) {
+    const bed *b = (const bed *)arg;
+    for (int64_t i = 0; i < b->calls; i++) b->k->fn(&b->s, &b->e, 0, b->units);
+}
+
+static bool step_grow(void *arg) {
+    bed *b = (bed *)arg;
+    b->calls *= 2;
+    return b->calls < INT32_MAX;
+}
+
+static lq_status time_step(bed *b, const bench_kernel_how *how, bench_kernel_time *out) {
+    size_t i = 0;
+    while (i < Q_COUNT(cases) && cases[i].op != b->k->op) i++;
+    if (i == Q_COUNT(cases))
+        return q_fail(LQ_E_UNSUPPORTED, "%s: there is no case for its operation yet (bench/kernel_steps.c)", b->k->name);
+    Q_TRY(lay_memory(b, how->columns));
+    b->s.op = (uint8_t)b->k->op;
+    cases[i].lay(b, how->columns);
+    if (b->k->accepts && !b->k->accepts(&b->s))
+        return q_fail(LQ_E_UNSUPPORTED, "%s refuses the step of bench/kernel_steps.c", b->k->name);
+    b->units = q_op_units(&b->s, how->columns, 0);
+    b->e.scratch_bytes = (size_t)b->k->scratch(&b->s, how->columns);
+    b->e.scratch = q_new(&q_alloc_libc, b->e.scratch_bytes + 1, 1);
+    if (!b->e.scratch) return LQ_E_NOMEM;
+    return bench_kernel_time_passes(step_pass, step_grow, b, how->passes, &out->passes);
+}
+
+lq_status bench_kernel_step(const q_cpu_kernel *k, const bench_kernel_how *how, bench_kernel_time *out) {
+    bed *b = Q_NEW(&q_alloc_libc, bed, 1);
+    if (!b) return LQ_E_NOMEM;
+    b->k = k;
+    b->calls = 1;
+    const bench_kernel_how capped = {how->depth, Q_MIN(how->columns, CONTEXT), how->passes, how->hot};
+    const lq_status s = time_step(b, &capped, out);
+    out->ops = b->ops * (double)b->calls;
+    out->bytes = b->bytes * (double)b->calls;
+    snprintf(out->shape, sizeof out->shape, "%d column%s%s", capped.columns, capped.columns == 1 ? "" : "s",
+             k->op == Q_OP_ATTN ? "; context 2048" : "");
+    for (int i = 1; i < SLOTS; i++) q_delete(&q_alloc_libc, b->slots[i]);
+    q_delete(&q_alloc_libc, b->pool[0]);
+    q_delete(&q_alloc_libc, b->pos);
+    q_delete(&q_alloc_libc, b->which);
+    q_delete(&q_alloc_libc, b->e.scratch);
+    q_delete(&q_alloc_libc, b);
+    return s;
+}
