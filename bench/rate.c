@@ -38,6 +38,12 @@ double bench_rate_max(const bench_rate *r) {
     return v;
 }
 
+bench_rate bench_rate_ratio(const bench_rate *a, const bench_rate *b) {
+    bench_rate r = {0};
+    for (uint32_t i = 0; i < a->n && i < b->n; i++) bench_rate_add(&r, b->sample[i] / a->sample[i]);
+    return r;
+}
+
 json_t *bench_rate_json(const bench_rate *r) {
     json_t *o = json_object();
     cli_set_real(o, "min", bench_rate_min(r));

@@ -26,6 +26,8 @@ double bench_rate_min(const bench_rate *r);
 double bench_rate_max(const bench_rate *r);
 /* Median of n values, which it sorts. */
 double bench_median(double *values, size_t n);
+/* b / a of each pair of runs. */
+bench_rate bench_rate_ratio(const bench_rate *a, const bench_rate *b);
 
 /* Open for appending; a file that is empty gets the machine and the header first. `path` NULL: *out = NULL. Returns an
  * exit code. */

@@ -82,4 +82,54 @@ exits 2 "kernels: none" bk --op conv; says "kernels: none" "no kernel"
 exits 2 "kernels: depth" bk --format q4_k --depth 288 --columns 1; says "kernels: depth" "288 weights"
 interrupts INT 0.5 "$LQ" bench kernels
 
+# One model: at a depth of context, two instruction sets in turn, and lines for compare.
+bm() { "$LQ" bench model q4_k_m.gguf -p 16 -n 4 "$@"; }
+exits 0 "model" bm --repeat 3 --context 100 --csv a.csv; says "model" "^decode .*(4 tokens after 100, .* to .* in 3 runs)" "$out"
+exits 0 "model JSON" bm --repeat 2 --context 32 -t 1 --json; json_is "model JSON"
+has "model JSON" prefill.min prefill.max decode.min decode.max decode.bytes_per_s decode.roof_fraction roof.buffer_bytes
+holds "model JSON" "$(json decode.context)" -eq 32
+compare "model: order" "$(json decode.min)" "<=" "$(json decode.tokens_per_s)"
+exits 0 "versus" bm --repeat 3 --isa scalar --versus-isa scalar --csv a.csv --json; json_is "versus"
+has "versus" versus.isa versus.prefill.tokens_per_s versus.decode_ratio.median versus.prefill_ratio.max
+holds "versus: pairs" "$(json versus.decode_ratio.runs)" -eq 3
+exits 0 "versus table" bm --repeat 1 --versus-isa scalar; says "versus table" "^decode .* times .*1 pairs" "$out"
+says "model CSV" "^# " a.csv; says "model CSV" "^model,tiny q4_k_m; decode 4 after 100,[a-z0-9]*,[0-9]*,tokens/s,3," a.csv
+says "model CSV" "^model,tiny q4_k_m; prefill 16; scalar,scalar," a.csv
+holds "model CSV" "$(grep -c '^model,' a.csv)" -eq 6; holds "model CSV: header" "$(grep -c '^bench,' a.csv)" -eq 1
+exits 2 "versus nothing" bm --versus-isa sse9
+exits 2 "context" bm --context 32768; says "context" "context of 32768"
+exits 4 "model CSV nowhere" bm --repeat 1 --csv none/a.csv
+
+# Comparison: medians, the ratios of pairs, what lies outside the noise, samples added by later lines.
+csv() { printf '# a machine\nbench,case,isa,threads,unit,runs,min,median,max,samples\n'; printf '%s\n' "$@"; }
+csv 'model,x,avx2,2,tokens/s,3,1,2,4,1;2;4' 'model,y,avx2,2,tokens/s,1,9,9,9,9' 'model,y,avx2,2,tokens/s,2,9,9,9,10;8' \
+    'model,z,avx2,2,tokens/s,1,1,1,1,1' 'roof,r,,1,GB/s,1,1,1,1,1' >1.csv
+csv 'model,x,avx512,2,tokens/s,4,1,2,4,1.5;4;6;99' 'model,y,avx2,2,tokens/s,3,8,8,8,8;9;8.4' \
+    'model,z,avx2,2,tokens/s,1,1,1,1,0.5' 'roof,r,,2,GB/s,1,1,1,1,1' 'model,w,,2,tokens/s,1,1,1,1,1' >2.csv
+exits 0 "compare JSON" "$LQ" bench compare 1.csv 2.csv --json; json_is "compare JSON"
+says "compare" "2 only in 2.csv"; holds "compare" "$(json only_a)" -eq 1; holds "compare" "$(json failed)" -eq 0
+holds "compare x" "$(json rows.0.pairs)" -eq 3; holds "compare x" "$(json rows.0.verdict)" = faster
+compare "compare x: A" "$(json rows.0.a)" "==" 2; compare "compare x: B" "$(json rows.0.b)" "==" 5
+compare "compare x: ratio" "$(json rows.0.ratio.median)" "==" 1.5; compare "compare x: min" "$(json rows.0.ratio.min)" "==" 1.5
+compare "compare x: max" "$(json rows.0.ratio.max)" "==" 2; compare "compare x: best" "$(json rows.0.ratio.best)" "==" 24.75
+holds "compare y" "$(json rows.1.pairs)" -eq 3; holds "compare y" "$(json rows.1.verdict)" = same
+compare "compare y: ratio" "$(json rows.1.ratio.median)" "==" 0.9; compare "compare y: max" "$(json rows.1.ratio.max)" "==" 1.05
+holds "compare z" "$(json rows.2.verdict)" = ""; compare "compare z" "$(json rows.2.ratio.median)" "==" 0.5
+exits 0 "compare" "$LQ" bench compare 1.csv 2.csv; says "compare" "^model *x .* 1.500 .* faster$" "$out"
+exits 1 "--fail-below" "$LQ" bench compare 1.csv 2.csv --fail-below 0.95 --json; json_is "--fail-below"
+holds "--fail-below: y is noise" "$(json rows.1.fails)" = false; holds "--fail-below: z" "$(json rows.2.fails)" = true
+says "--fail-below" "1 of 3 rows"
+exits 0 "--fail-below" "$LQ" bench compare 1.csv 2.csv --fail-below 0.4
+exits 0 "compare itself" "$LQ" bench compare a.csv a.csv --fail-below 0.999
+says "compare itself" "^model *tiny q4_k_m; decode 4; scalar .* 1.000 " "$out"
+csv 'roof,q,,1,GB/s,1,1,1,1,1' >3.csv
+exits 3 "no common row" "$LQ" bench compare 1.csv 3.csv; says "no common row" "no row in common"
+for bad in 'model,x,,2,t' 'model,x,,2,t,1,1,1,1,1,1' 'model,x,,2,t,2,1,1,1,1' 'model,x,,2,t,1,1,1,1,-1' 'model,x,,2,t,1,1,1,1,nan'; do
+    csv "$bad" >bad.csv
+    exits 3 "compare '$bad'" "$LQ" bench compare 1.csv bad.csv; says "compare '$bad'" "bad.csv, line 3"
+done
+echo hello >bad.csv; exits 3 "no header" "$LQ" bench compare bad.csv 1.csv; says "no header" "line 1: not the header"
+: >bad.csv; exits 3 "empty" "$LQ" bench compare 1.csv bad.csv; says "empty" "no measurements"
+exits 4 "no file" "$LQ" bench compare none.csv 1.csv; silent "no file"
+
 finish

@@ -1,83 +1,106 @@
-/* bench_speed.c: timed prefill and decode on one model.
+/* bench_speed.c: timed prefill and decode on one model, or on two that take turns.
  *
- * Wall clock around lq_decode. Prefill and decode are measured apart, each from an empty sequence, so that neither
- * depends on the other's length; the median keeps one disturbed run from counting. */
+ * Wall clock around lq_decode. Prefill and decode are measured apart, so that neither depends on the other's length; the
+ * median keeps one disturbed run from counting. */
 #include "bench_speed.h"
 
 #include <stdlib.h>
 
-enum { MAX_REPEAT = 100 };
+typedef struct bench {
+    const bench_speed_options *o;
+    lq_session *sessions[BENCH_MODELS];
+    size_t n;
+    int32_t *ids;
+    double bytes[BENCH_MODELS]; /* per decoded token */
+} bench;
 
-typedef struct sample {
-    double per_s, bytes_per_s;
-} sample;
-
-static int by_rate(const void *a, const void *b) {
-    const double x = ((const sample *)a)->per_s, y = ((const sample *)b)->per_s;
-    return (x > y) - (x < y);
-}
-
-static lq_status time_prefill(lq_session *session, const int32_t *ids, uint32_t n, sample *out) {
-    lq_status s = lq_seq_truncate(session, 0);
+static lq_status time_prefill(const bench *b, size_t i, uint32_t tokens, bench_rate *out) {
+    lq_status s = lq_seq_truncate(b->sessions[i], 0);
     const double begin = cli_clock();
-    if (s == LQ_OK) s = lq_decode(session, ids, n, n - 1);
-    out->per_s = n / (cli_clock() - begin);
-    out->bytes_per_s = 0;
+    if (s == LQ_OK) s = lq_decode(b->sessions[i], b->ids, tokens, tokens - 1);
+    if (s == LQ_OK && out) bench_rate_add(out, tokens / (cli_clock() - begin));
     return s;
 }
 
-static lq_status time_decode(lq_session *session, const int32_t *ids, uint32_t n, sample *out) {
+/* Tokens before a decode: filled once, then the sequence is cut back to them. */
+static lq_status fill(const bench *b, size_t i) {
+    lq_status s = lq_seq_truncate(b->sessions[i], 0);
+    if (s == LQ_OK && b->o->context) s = lq_decode(b->sessions[i], b->ids, b->o->context, b->o->context);
+    return s;
+}
+
+static lq_status time_decode(bench *b, size_t i, uint32_t tokens, bench_rate *out) {
+    lq_session *session = b->sessions[i];
     lq_stats before = {.size = sizeof before}, after = {.size = sizeof after};
-    lq_status s = lq_seq_truncate(session, 0);
+    lq_status s = lq_seq_truncate(session, b->o->context);
     if (s == LQ_OK) s = lq_session_stats(session, &before);
     const double begin = cli_clock();
-    for (uint32_t i = 0; i < n && s == LQ_OK; i++) {
-        s = cli_interrupted() ? LQ_E_CANCELLED : lq_decode(session, ids + i, 1, 0);
+    for (uint32_t k = 0; k < tokens && s == LQ_OK; k++) {
+        s = cli_interrupted() ? LQ_E_CANCELLED : lq_decode(session, b->ids + k, 1, 0);
     }
     const double seconds = cli_clock() - begin;
     if (s == LQ_OK) s = lq_session_stats(session, &after);
-    out->per_s = n / seconds;
-    out->bytes_per_s = (double)(after.decode_bytes - before.decode_bytes) / seconds;
+    if (s == LQ_OK && out) bench_rate_add(out, tokens / seconds);
+    b->bytes[i] = (double)(after.decode_bytes - before.decode_bytes) / tokens;
     return s;
 }
 
-static lq_status repeat_runs(lq_session *session, const int32_t *ids, uint32_t repeat, bench_speed *out) {
-    sample prefill[MAX_REPEAT], decode[MAX_REPEAT], warm;
-    const uint32_t short_run = out->decode_tokens < 4 ? out->decode_tokens : 4;
-    lq_status s = time_prefill(session, ids, out->prefill_tokens < 32 ? out->prefill_tokens : 32, &warm);
-    if (s == LQ_OK) s = time_decode(session, ids, short_run, &warm);
-    for (uint32_t i = 0; i < repeat && s == LQ_OK; i++) s = time_prefill(session, ids, out->prefill_tokens, &prefill[i]);
-    for (uint32_t i = 0; i < repeat && s == LQ_OK; i++) s = time_decode(session, ids, out->decode_tokens, &decode[i]);
-    if (s != LQ_OK) return s;
-    qsort(prefill, repeat, sizeof *prefill, by_rate);
-    qsort(decode, repeat, sizeof *decode, by_rate);
-    out->prefill_per_s = prefill[repeat / 2].per_s;
-    out->decode_per_s = decode[repeat / 2].per_s;
-    out->decode_bytes_per_s = decode[repeat / 2].bytes_per_s;
+static lq_status repeat_runs(bench *b, bench_speed *out) {
+    lq_status s = LQ_OK;
+    for (size_t i = 0; i < b->n && s == LQ_OK; i++) { /* warm-up */
+        s = time_prefill(b, i, out[i].prefill_tokens < 32 ? out[i].prefill_tokens : 32, NULL);
+    }
+    for (uint32_t r = 0; r < b->o->repeat; r++) {
+        for (size_t i = 0; i < b->n && s == LQ_OK; i++) s = time_prefill(b, i, out[i].prefill_tokens, &out[i].prefill);
+    }
+    for (size_t i = 0; i < b->n && s == LQ_OK; i++) {
+        s = fill(b, i);
+        if (s == LQ_OK) s = time_decode(b, i, out[i].decode_tokens < 4 ? out[i].decode_tokens : 4, NULL);
+    }
+    for (uint32_t r = 0; r < b->o->repeat; r++) {
+        for (size_t i = 0; i < b->n && s == LQ_OK; i++) s = time_decode(b, i, out[i].decode_tokens, &out[i].decode);
+    }
+    for (size_t i = 0; i < b->n; i++) {
+        out[i].prefill_per_s = bench_rate_median(&out[i].prefill);
+        out[i].decode_per_s = bench_rate_median(&out[i].decode);
+        out[i].decode_bytes_per_s = out[i].decode_per_s * b->bytes[i];
+    }
     return s;
 }
 
-int bench_speed_run(cli *c, lq_model *model, uint32_t prefill, uint32_t decode, uint32_t threads, uint32_t repeat,
-                    bench_speed *out) {
+/* Sessions of one length for all models. */
+static int open_sessions(cli *c, bench *b, lq_model *const *models, size_t n, bench_speed *out) {
+    const bench_speed_options *o = b->o;
     lq_model_info info = {.size = sizeof info};
-    lq_session *session;
-    lq_status s = lq_model_info_get(model, &info);
+    const lq_status s = lq_model_info_get(models[0], &info);
     if (s != LQ_OK) return cli_fail(c, s, NULL);
-    out->prefill_tokens = prefill < info.context ? prefill : info.context;
-    out->decode_tokens = decode < info.context ? decode : info.context;
-    const uint32_t n = out->prefill_tokens > out->decode_tokens ? out->prefill_tokens : out->decode_tokens;
-    const lq_session_options so = {.size = sizeof so, .context = n, .threads = threads};
-    int32_t *ids = malloc(n * sizeof *ids);
-    if (!ids) return cli_nomem(c);
-    for (uint32_t i = 0; i < n; i++) ids[i] = (int32_t)((uint64_t)i * 7919 % info.vocabulary);
-    int code = cli_session(c, model, &so, &session);
+    const uint32_t left = info.context > o->context ? info.context - o->context : 0;
+    if (left == 0) return cli_usage(c, "the model was trained with a context of %u tokens", info.context);
+    const uint32_t prefill = o->prefill < info.context ? o->prefill : info.context, decode = o->decode < left ? o->decode : left;
+    const uint32_t most = prefill > o->context + decode ? prefill : o->context + decode;
+    b->ids = malloc(most * sizeof *b->ids);
+    if (!b->ids) return cli_nomem(c);
+    for (uint32_t i = 0; i < most; i++) b->ids[i] = (int32_t)((uint64_t)i * 7919 % info.vocabulary);
+    for (size_t i = 0; i < n; i++) {
+        const lq_session_options so = {.size = sizeof so, .context = most, .threads = o->threads};
+        out[i] = (bench_speed){.prefill_tokens = prefill, .decode_tokens = decode};
+        const int code = cli_session(c, models[i], &so, &b->sessions[i]);
+        if (code != 0) return code;
+        b->n++;
+    }
+    return 0;
+}
+
+int bench_speed_run(cli *c, lq_model *const *models, size_t n, const bench_speed_options *o, bench_speed *out) {
+    bench b = {.o = o};
+    int code = open_sessions(c, &b, models, n < BENCH_MODELS ? n : BENCH_MODELS, out);
     if (code == 0) {
-        cli_watch(&session, 1);
-        s = repeat_runs(session, ids, repeat < MAX_REPEAT ? repeat : MAX_REPEAT, out);
+        cli_watch(b.sessions, b.n);
+        const lq_status s = repeat_runs(&b, out);
         cli_unwatch();
         if (s != LQ_OK) code = cli_fail(c, s, NULL);
-        lq_session_close(session);
     }
-    free(ids);
+    for (size_t i = 0; i < b.n; i++) lq_session_close(b.sessions[i]);
+    free(b.ids);
     return code;
 }

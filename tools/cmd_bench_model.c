@@ -1,12 +1,13 @@
-/* cmd_bench_model.c: `lq bench model`: the speed of one model, beside what the memory of this machine allows. */
+/* cmd_bench_model.c: `lq bench model`: the speed of one model, beside what the memory of this machine allows, or of two
+ * instruction sets that take turns on it. */
 #include "bench_speed.h"
 
 #include <stdlib.h>
 #include <string.h>
 
 typedef struct args {
-    const char *model, *isa;
-    uint64_t prefill, decode, threads, repeat;
+    const char *model, *isa, *versus, *csv;
+    uint64_t prefill, decode, context, threads, repeat;
 } args;
 
 static const args defaults = {.prefill = 512, .decode = 128, .repeat = 3};
@@ -34,99 +35,205 @@ static const cli_option options[] = {
      .help = "tokens made one by one (default 128; at most the trained context)",
      .also = "|tokens|n-gen|generate|"},
     {.type = CLI_UINT,
+     .name = "context",
+     .value = "N",
+     .at = offsetof(args, context),
+     .min = 0,
+     .max = 1 << 28,
+     .help = "tokens already in the sequence when decoding begins (default 0): attention reads them all",
+     .also = "|depth|ctx|past|"},
+    {.type = CLI_UINT,
      .letter = 'r',
      .name = "repeat",
      .value = "N",
      .at = offsetof(args, repeat),
      .min = 1,
-     .max = 100,
+     .max = BENCH_SAMPLES,
      .help = "runs of each; the median counts (default 3)",
      .also = "|repetitions|runs|"},
+    {.type = CLI_TEXT,
+     .name = "versus-isa",
+     .value = "NAME",
+     .at = offsetof(args, versus),
+     .help = "measure this instruction set too, run by run in turn with --isa, and print the ratio",
+     .also = "|versus|against|compare|"},
     {.type = CLI_GROUP, .name = "How"},
     CLI_OPT_THREADS(args),
     CLI_OPT_ISA(args),
+    BENCH_OPT_CSV(args),
     {.type = CLI_END}};
 
 typedef struct roof {
     double bytes_per_s;
     uint64_t buffer;
     uint32_t threads;
-    char isa[32];
 } roof;
 
-static int print_json(cli *c, const args *a, const lq_model_info *m, const bench_speed *b, const roof *r) {
-    json_t *o = json_object(), *prefill = json_object(), *decode = json_object(), *top = json_object();
-    cli_set_text(o, "model", a->model);
-    cli_set_text(o, "scheme", m->file_scheme);
-    cli_set_int(o, "weight_bytes", m->weight_bytes);
-    cli_set_int(o, "bytes_per_token", m->bytes_per_token);
-    cli_set_real(o, "bits_per_weight", m->bits_per_weight);
-    cli_set_int(o, "threads", r->threads);
-    cli_set_text(o, "isa", r->isa);
-    cli_set_int(o, "repeat", a->repeat);
+/* One instruction set: [0] --isa, [1] --versus-isa. */
+typedef struct side {
+    lq_ctx *ctx;
+    lq_model *model;
+    lq_device_info device;
+    bench_speed speed;
+} side;
+
+typedef struct state {
+    const args *a;
+    side sides[BENCH_MODELS];
+    size_t n;
+    lq_model_info model;
+    roof roof;
+    FILE *csv;
+} state;
+
+static void set_speed(json_t *o, const bench_speed *b, const state *s) {
+    json_t *prefill = json_object(), *decode = json_object();
     cli_set_int(prefill, "tokens", b->prefill_tokens);
     cli_set_real(prefill, "tokens_per_s", b->prefill_per_s);
+    cli_set_real(prefill, "min", bench_rate_min(&b->prefill));
+    cli_set_real(prefill, "max", bench_rate_max(&b->prefill));
     cli_set(o, "prefill", prefill);
     cli_set_int(decode, "tokens", b->decode_tokens);
+    cli_set_int(decode, "context", s->a->context);
     cli_set_real(decode, "tokens_per_s", b->decode_per_s);
+    cli_set_real(decode, "min", bench_rate_min(&b->decode));
+    cli_set_real(decode, "max", bench_rate_max(&b->decode));
     cli_set_real(decode, "bytes_per_s", b->decode_bytes_per_s);
     cli_set(decode, "roof_fraction",
-            r->bytes_per_s > 0 ? json_real(b->decode_bytes_per_s / r->bytes_per_s) : json_null());
+            s->roof.bytes_per_s > 0 ? json_real(b->decode_bytes_per_s / s->roof.bytes_per_s) : json_null());
     cli_set(o, "decode", decode);
-    cli_set_real(top, "bytes_per_s", r->bytes_per_s);
-    cli_set_int(top, "buffer_bytes", r->buffer);
+}
+
+static int print_json(cli *c, const state *s) {
+    json_t *o = json_object(), *top = json_object();
+    cli_set_text(o, "model", s->a->model);
+    cli_set_text(o, "scheme", s->model.file_scheme);
+    cli_set_int(o, "weight_bytes", s->model.weight_bytes);
+    cli_set_int(o, "bytes_per_token", s->model.bytes_per_token);
+    cli_set_real(o, "bits_per_weight", s->model.bits_per_weight);
+    cli_set_int(o, "threads", s->roof.threads);
+    cli_set_text(o, "isa", s->sides[0].device.isa);
+    cli_set_int(o, "repeat", s->a->repeat);
+    set_speed(o, &s->sides[0].speed, s);
+    cli_set_real(top, "bytes_per_s", s->roof.bytes_per_s);
+    cli_set_int(top, "buffer_bytes", s->roof.buffer);
     cli_set(o, "roof", top);
+    if (s->n > 1) {
+        const bench_speed *a = &s->sides[0].speed, *b = &s->sides[1].speed;
+        const bench_rate prefill = bench_rate_ratio(&a->prefill, &b->prefill);
+        const bench_rate decode = bench_rate_ratio(&a->decode, &b->decode);
+        json_t *versus = json_object();
+        cli_set_text(versus, "isa", s->sides[1].device.isa);
+        set_speed(versus, b, s);
+        cli_set(versus, "prefill_ratio", bench_rate_json(&prefill));
+        cli_set(versus, "decode_ratio", bench_rate_json(&decode));
+        cli_set(o, "versus", versus);
+    }
     return cli_json_print(c, o, CLI_OK);
 }
 
-static void print_table(const args *a, const lq_model_info *m, const bench_speed *b, const roof *r) {
-    printf("model     %s: %s%s%s, %.3f bits per weight\n", cli_safe(a->model).s, cli_bytes(m->weight_bytes).s,
-           m->file_scheme[0] ? ", " : "", cli_safe(m->file_scheme).s, m->bits_per_weight);
-    printf("with      %u thread%s, %s\n", r->threads, r->threads == 1 ? "" : "s", r->isa);
-    printf("prefill   %10.1f tokens/s  (%u tokens)\n", b->prefill_per_s, b->prefill_tokens);
-    printf("decode    %10.1f tokens/s  (%u tokens), %.2f GB/s", b->decode_per_s, b->decode_tokens,
-           b->decode_bytes_per_s * 1e-9);
-    if (r->bytes_per_s > 0) {
-        printf(", %.0f %% of the roof\nroof      %10.2f GB/s      (reading %s)", b->decode_bytes_per_s / r->bytes_per_s * 100,
-               r->bytes_per_s * 1e-9, cli_bytes(r->buffer).s);
-    }
+static void print_range(const bench_rate *r) {
+    if (r->n > 1) printf(", %.1f to %.1f in %u runs", bench_rate_min(r), bench_rate_max(r), r->n);
+}
+
+static void print_speed(const state *s, const side *x) {
+    const bench_speed *b = &x->speed;
+    printf("with      %u thread%s, %s\n", s->roof.threads, s->roof.threads == 1 ? "" : "s", x->device.isa);
+    printf("prefill   %10.1f tokens/s  (%u tokens", b->prefill_per_s, b->prefill_tokens);
+    print_range(&b->prefill);
+    printf(")\ndecode    %10.1f tokens/s  (%u tokens", b->decode_per_s, b->decode_tokens);
+    if (s->a->context) printf(" after %llu", (unsigned long long)s->a->context);
+    print_range(&b->decode);
+    printf("), %.2f GB/s", b->decode_bytes_per_s * 1e-9);
+    if (s->roof.bytes_per_s > 0) printf(", %.0f %% of the roof", b->decode_bytes_per_s / s->roof.bytes_per_s * 100);
     putchar('\n');
 }
 
-static int measure(cli *c, const args *a, lq_ctx *ctx, lq_model *model) {
-    lq_model_info m = {.size = sizeof m};
-    lq_device_info d = {.size = sizeof d};
-    bench_speed b = {0};
-    roof r = {0};
-    lq_status s = lq_model_info_get(model, &m);
-    if (s == LQ_OK) s = lq_device_info_get(ctx, 0, &d);
-    if (s != LQ_OK) return cli_fail(c, s, NULL);
-    if (a->prefill > m.context || a->decode > m.context) {
-        fprintf(stderr, "note: the model was trained with a context of %u tokens; longer runs are cut to that\n", m.context);
+static void print_ratio(const char *what, const bench_rate *a, const bench_rate *b) {
+    const bench_rate r = bench_rate_ratio(a, b);
+    printf("%-9s %10.3f times   (%.3f to %.3f in %u pairs)\n", what, bench_rate_median(&r), bench_rate_min(&r),
+           bench_rate_max(&r), r.n);
+}
+
+static void print_table(const state *s) {
+    const lq_model_info *m = &s->model;
+    printf("model     %s: %s%s%s, %.3f bits per weight\n", cli_safe(s->a->model).s, cli_bytes(m->weight_bytes).s,
+           m->file_scheme[0] ? ", " : "", cli_safe(m->file_scheme).s, m->bits_per_weight);
+    for (size_t i = 0; i < s->n; i++) print_speed(s, &s->sides[i]);
+    if (s->n > 1) {
+        const side *a = &s->sides[0], *b = &s->sides[1];
+        printf("%s, beside %s\n", b->device.isa, a->device.isa);
+        print_ratio("prefill", &a->speed.prefill, &b->speed.prefill);
+        print_ratio("decode", &a->speed.decode, &b->speed.decode);
     }
-    const int code =
-        bench_speed_run(c, model, (uint32_t)a->prefill, (uint32_t)a->decode, (uint32_t)a->threads, (uint32_t)a->repeat, &b);
+    if (s->roof.bytes_per_s > 0) {
+        printf("roof      %10.2f GB/s      (reading %s)\n", s->roof.bytes_per_s * 1e-9, cli_bytes(s->roof.buffer).s);
+    }
+}
+
+/* A row is named by what the file says of itself, so that copies of it compare; by the instruction set only where one was
+ * asked for, so that builds with other kernels compare. */
+static void add_csv(const state *s, const side *x, const char *isa) {
+    char name[512], depth[48] = "";
+    const char *base = strrchr(s->a->model, '/');
+    base = s->model.name[0] ? s->model.name : base && base[1] ? base + 1 : s->a->model;
+    if (s->a->context) snprintf(depth, sizeof depth, " after %llu", (unsigned long long)s->a->context);
+    snprintf(name, sizeof name, "%.100s %s; prefill %u%s%s", base, s->model.file_scheme, x->speed.prefill_tokens,
+             isa ? "; " : "", isa ? isa : "");
+    bench_csv_add(s->csv, "model", name, x->device.isa, s->roof.threads, "tokens/s", 1, &x->speed.prefill);
+    snprintf(name, sizeof name, "%.100s %s; decode %u%s%s%s", base, s->model.file_scheme, x->speed.decode_tokens, depth,
+             isa ? "; " : "", isa ? isa : "");
+    bench_csv_add(s->csv, "model", name, x->device.isa, s->roof.threads, "tokens/s", 1, &x->speed.decode);
+}
+
+static int open_side(cli *c, state *s, const char *isa) {
+    side *x = &s->sides[s->n];
+    int code = cli_open(c, s->a->threads, isa, &x->ctx);
     if (code != 0) return code;
-    r.threads = a->threads ? (uint32_t)a->threads : d.threads;
-    snprintf(r.isa, sizeof r.isa, "%s", d.isa);
-    r.bytes_per_s = bench_roof(r.threads, d.memory, &r.buffer);
+    s->n++;
+    x->device.size = sizeof x->device;
+    lq_status status = lq_device_info_get(x->ctx, 0, &x->device);
+    if (status == LQ_OK) status = lq_model_open(x->ctx, s->a->model, NULL, &x->model);
+    if (status == LQ_OK) status = lq_model_info_get(x->model, &s->model);
+    return status == LQ_OK ? 0 : cli_fail(c, status, NULL);
+}
+
+static int measure(cli *c, state *s) {
+    const args *a = s->a;
+    const bench_speed_options o = {(uint32_t)a->prefill, (uint32_t)a->decode, (uint32_t)a->context, (uint32_t)a->threads,
+                                   (uint32_t)a->repeat};
+    lq_model *models[BENCH_MODELS] = {0};
+    bench_speed speeds[BENCH_MODELS] = {0};
+    if (a->prefill > s->model.context || a->context + a->decode > s->model.context) {
+        fprintf(stderr, "note: the model was trained with a context of %u tokens; longer runs are cut to that\n",
+                s->model.context);
+    }
+    for (size_t i = 0; i < s->n; i++) models[i] = s->sides[i].model;
+    const int code = bench_speed_run(c, models, s->n, &o, speeds);
+    if (code != 0) return code;
+    for (size_t i = 0; i < s->n; i++) s->sides[i].speed = speeds[i];
+    s->roof.threads = a->threads ? (uint32_t)a->threads : s->sides[0].device.threads;
+    s->roof.bytes_per_s = bench_roof(s->roof.threads, s->sides[0].device.memory, &s->roof.buffer);
     if (cli_interrupted()) return cli_error(c, LQ_E_CANCELLED, "interrupted");
-    if (c->json) return print_json(c, a, &m, &b, &r);
-    print_table(a, &m, &b, &r);
+    add_csv(s, &s->sides[0], a->isa);
+    if (s->n > 1) add_csv(s, &s->sides[1], a->versus);
     return 0;
 }
 
 static int run(cli *c, const void *arguments) {
-    const args *a = arguments;
-    lq_ctx *ctx;
-    lq_model *model = NULL;
-    int code = cli_open(c, a->threads, a->isa, &ctx);
+    state s = {.a = arguments, .model = {.size = sizeof s.model}};
+    int code = open_side(c, &s, s.a->isa);
+    if (code == 0 && s.a->versus) code = open_side(c, &s, s.a->versus);
+    if (code == 0) code = bench_csv_open(c, s.a->csv, &s.sides[0].device, &s.csv);
+    if (code == 0) code = bench_csv_close(c, s.csv, s.a->csv, measure(c, &s));
+    for (size_t i = 0; i < s.n; i++) {
+        lq_model_close(s.sides[i].model);
+        lq_close(s.sides[i].ctx);
+    }
     if (code != 0) return code;
-    const lq_status s = lq_model_open(ctx, a->model, NULL, &model);
-    code = s == LQ_OK ? measure(c, a, ctx, model) : cli_fail(c, s, NULL);
-    lq_model_close(model);
-    lq_close(ctx);
-    return code;
+    if (c->json) return print_json(c, &s);
+    print_table(&s);
+    return 0;
 }
 
 const cli_command cli_command_bench_model = {
@@ -136,11 +243,15 @@ const cli_command cli_command_bench_model = {
              "(writing: one token per pass over all weights, bound by memory). The roof is the rate at which\n"
              "this machine reads memory, measured in the same process with the same threads: a decode at\n"
              "100 % of it cannot be made faster without making the model smaller. A model that fits into the\n"
-             "processor's caches can exceed it.\n",
+             "processor's caches can exceed it.\n\n"
+             "To compare two instruction sets: --versus-isa. To compare two programs or two machines, let each\n"
+             "append to a file of its own (--csv), best in turn, and use `lq bench compare`.\n",
     .operands = operands,
     .options = options,
     .examples = "  lq bench model my-model.q4_k_m.gguf\n"
-                "  lq bench model my-model.gguf -p 2048 -n 256 --threads 8 --repeat 5 --json\n",
+                "  lq bench model my-model.gguf -p 2048 -n 256 --threads 8 --repeat 5 --json\n"
+                "  lq bench model my-model.gguf -n 32 --context 4096\n"
+                "  lq bench model my-model.gguf --isa avx2 --versus-isa scalar --repeat 5\n",
     .args_size = sizeof(args),
     .defaults = &defaults,
     .run = run,

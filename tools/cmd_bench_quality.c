@@ -359,6 +359,8 @@ static int score_all(cli *c, bench *b) {
 }
 
 static int time_all(cli *c, bench *b) {
+    const bench_speed_options o = {.prefill = SPEED_PREFILL, .decode = SPEED_DECODE, .threads = (uint32_t)b->a->threads,
+                                   .repeat = SPEED_REPEAT};
     int code = 0;
     cli_progress_begin(&b->progress, "time");
     b->total = b->count;
@@ -366,8 +368,7 @@ static int time_all(cli *c, bench *b) {
         b->done = i;
         snprintf(b->what, sizeof b->what, "%s", b->entries[i].name);
         if (on_step(b, 0, 1, NULL)) code = cli_error(c, LQ_E_CANCELLED, "interrupted");
-        else code = bench_speed_run(c, b->entries[i].model, SPEED_PREFILL, SPEED_DECODE, (uint32_t)b->a->threads,
-                                    SPEED_REPEAT, &b->entries[i].speed);
+        else code = bench_speed_run(c, &b->entries[i].model, 1, &o, &b->entries[i].speed);
     }
     cli_progress_clear(&b->progress);
     return code;
