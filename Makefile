@@ -1,10 +1,12 @@
 # libquant: one Makefile, everything in build/. `make help` lists the goals.
 #
 # Files are found by wildcard: a new .c in a known folder is built without a line here.
-# Variables: CC, CFLAGS, WERROR=1 (warnings are errors), SAN=address|undefined|thread, SETUP=0 (install nothing),
-# B (build folder), JOBS (tests at once), ONLY (tests to run), TIME (seconds per fuzz target), V=1 (show the commands).
+# Variables: CC, CFLAGS, WERROR=1 (warnings are errors), SAN=address|undefined|thread (or address,undefined; built in
+# build-SAN), COV=1 (gcc's coverage), SETUP=0 (install nothing), B (build folder), JOBS (tests or fuzz targets at once),
+# ONLY (tests to run), TIME (seconds per fuzz target), NAME (fuzz targets to run), V=1 (show the commands).
 
-B ?= build
+comma := ,
+B ?= build$(if $(SAN),-$(subst $(comma),-,$(SAN)))
 # V=1 shows the commands
 ifndef V
 Q := @
@@ -25,6 +27,15 @@ ifdef SAN
 STD += -fsanitize=$(SAN) -fno-omit-frame-pointer -fno-sanitize-recover=all
 LDSAN := -fsanitize=$(SAN)
 endif
+ifdef COV
+STD += --coverage
+LDSAN := --coverage
+endif
+# Instrumented builds are some ten times slower: tests whose length is statistics, not coverage, do less there.
+ifneq (,$(SAN)$(COV))
+STD += -DT_SLOW=1
+export T_SLOW := 1
+endif
 ALL_CFLAGS = $(STD) $(WARN) $(CFLAGS) -I$(B)/gen
 LDLIBS := -ljansson -lm -pthread
 TEST_LIBS := $(shell pkg-config --libs check 2>/dev/null || echo -lcheck)
@@ -44,10 +55,11 @@ TEST_SRC := $(wildcard tests/test_*.c)
 TEST_BIN := $(TEST_SRC:tests/%.c=$(B)/tests/%)
 TEST_HELP := $(patsubst tests/%.c,$(B)/obj/tests/%.o,$(wildcard tests/help_*.c))
 FUZZ_SRC := $(wildcard tests/fuzz_*.c)
-FUZZ_BIN := $(FUZZ_SRC:tests/%.c=$(B)/fuzz/%)
+FUZZ_BIN := $(foreach n,$(or $(NAME),$(FUZZ_SRC:tests/fuzz_%.c=%)),$(B)/fuzz/fuzz_$(n))
+REPLAY_BIN := $(FUZZ_SRC:tests/fuzz_%.c=$(B)/replay/%)
 RECIPES := $(wildcard libquant/recipes/*.txt)
 
-.PHONY: all lib tools test check demo bench fuzz clean help setup tests-build embed
+.PHONY: all lib tools test check demo bench fuzz coverage clean help setup tests-build embed
 .DEFAULT_GOAL := all
 # Keep objects that only pattern rules mention: a fuzz target would compile the whole library again.
 .SECONDARY:
@@ -101,7 +113,17 @@ $(B)/tests/%: $(B)/obj/tests/%.o $(TEST_HELP) $(B)/libquant.a
 	$(Q)$(CC) $(LDSAN) -o $@ $^ $(TEST_LIBS) $(LDLIBS)
 $(B)/obj/tests/%.o: WARN := $(filter-out -Wconversion,$(WARN))
 
-tests-build: all $(TEST_BIN)
+# The fuzz targets as plain programs, for tests/check_seeds.sh.
+$(B)/tools.a: $(filter-out $(B)/obj/tools/lq.o,$(TOOL_OBJ))
+	@rm -f $@
+	$(call say,AR)
+	$(Q)$(AR) rcs $@ $^
+$(B)/replay/%: $(B)/obj/tests/fuzz_%.o $(B)/obj/tests/replay.o $(B)/tools.a $(B)/libquant.a
+	@mkdir -p $(@D)
+	$(call say,LD)
+	$(Q)$(CC) $(LDSAN) -o $@ $^ $(LDLIBS)
+
+tests-build: all $(TEST_BIN) $(REPLAY_BIN)
 test: setup
 	@$(MAKE) --no-print-directory tests-build
 	@B=$(B) CC="$(CC)" tests/run.sh
@@ -125,22 +147,33 @@ ifneq ($(SETUP),0)
 	@tools/setup.sh
 endif
 
-# Fuzz targets: built with clang's libFuzzer under ASan and UBSan from scratch objects of their own.
+# Fuzz targets: built with clang's libFuzzer under ASan and UBSan from scratch objects of their own; a target takes what
+# it needs of the library and of the tools from archives.
+FUZZCC ?= clang
 FUZZ_CFLAGS := -std=c11 -D_GNU_SOURCE -ffp-contract=off -O1 -g -fsanitize=fuzzer-no-link,address,undefined \
                -fno-sanitize-recover=all -pthread -I$(B)/gen
-FUZZ_OBJ := $(LIB_SRC:%.c=$(B)/fuzz/obj/%.o)
+FUZZ_OBJ := $(LIB_SRC:%.c=$(B)/fuzz/obj/%.o) $(patsubst %.c,$(B)/fuzz/obj/%.o,$(filter-out tools/lq.c,$(TOOL_SRC)))
 $(B)/fuzz/obj/libquant/formats/%.o: FUZZ_CFLAGS += -DQ_HOST
 $(B)/fuzz/obj/libquant/recipe.o: $(B)/gen/recipes.inc
 $(B)/fuzz/obj/%.o: %.c
 	@mkdir -p $(@D)
 	$(call say,CC)
-	$(Q)clang $(FUZZ_CFLAGS) -MMD -MP -c $< -o $@
-$(B)/fuzz/%: tests/%.c $(FUZZ_OBJ)
+	$(Q)$(FUZZCC) $(FUZZ_CFLAGS) -MMD -MP -c $< -o $@
+$(B)/fuzz/all.a: $(FUZZ_OBJ)
+	@rm -f $@
+	$(call say,AR)
+	$(Q)$(AR) rcs $@ $^
+$(B)/fuzz/fuzz_%: $(B)/fuzz/obj/tests/fuzz_%.o $(B)/fuzz/all.a
 	$(call say,LD)
-	$(Q)clang $(FUZZ_CFLAGS) -fsanitize=fuzzer,address,undefined -o $@ $^ $(LDLIBS)
+	$(Q)$(FUZZCC) $(FUZZ_CFLAGS) -fsanitize=fuzzer,address,undefined -o $@ $^ $(LDLIBS)
 fuzz: setup
 	@$(MAKE) --no-print-directory $(FUZZ_BIN)
-	@for f in $(FUZZ_BIN); do tests/fuzz.sh $$f $(or $(TIME),60) || exit 1; done
+	@tests/fuzz.sh $(or $(TIME),60) $(FUZZ_BIN)
+
+# Lines and branches that the tests reach, in a build of their own.
+coverage: setup
+	@$(MAKE) --no-print-directory B=$(B)-coverage COV=1 CFLAGS='-O1 -g' tests-build
+	@B=$(B)-coverage FUZZ=$(FUZZ) FUZZ_CORPORA=$(B)/fuzz CC="$(CC)" tests/coverage.sh
 
 clean:
 	rm -rf $(B)
@@ -150,7 +183,8 @@ help:
 	@echo 'make demo     quantize the bundled model with every scheme and print what each one costs'
 	@echo 'make test     build and run all tests'
 	@echo 'make bench    the speed of the bundled model in a few schemes'
-	@echo 'make fuzz     run every fuzz target for TIME seconds (60)'
+	@echo 'make fuzz     run every fuzz target for TIME seconds (60), or only NAME, JOBS at once'
+	@echo 'make coverage run the tests and print the lines and branches that they reach'
 	@echo 'make embed    build/embed/quant_all.c: the library as one file, to compile in a build of your own'
 	@echo 'make clean    remove the build folder'
 

@@ -2,16 +2,13 @@
  *
  * The input becomes an unnamed file; it is opened unmapped (so that the head lies in a block of its exact size and
  * an over-read is seen) and mapped, with and without gaps. Whatever the reader accepts is walked: every byte of every
- * value and name, a lookup of each, and one row of each tensor decoded. */
-#include <stdio.h>
-#include <stdlib.h>
+ * value and name, a lookup of each, and one row of each tensor decoded; its vocabulary is opened where it has one. */
+#include "help_fuzz.h"
+
 #include <sys/mman.h>
 #include <unistd.h>
 
-#include "../libquant/loader.h"
-
 extern const q_loader q_loader_gguf;
-int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n);
 
 static volatile uint8_t sink;
 
@@ -80,6 +77,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n) {
         }
         walk_meta(d);
         walk_tensors(d, n);
+        q_text *t;
+        if (q_text_open(&q_alloc_libc, NULL, d, &t) == LQ_OK) q_text_close(t);
         q_directory_close(d);
     }
     return 0;

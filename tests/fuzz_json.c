@@ -2,30 +2,27 @@
  *
  * The scanner is as strict as jansson or stricter: a text that it passes fails as a tree only for duplicate keys, reals
  * out of range and integers out of range; and what is a tree is always passed. */
-#include <stdlib.h>
+#include "help_fuzz.h"
 
 #include "../libquant/loaders/safetensors.h"
-
-int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
 static void flatten(const json_t *tree, const char *prefix, bool scalars_only) {
     q_arena arena = {.alloc = &q_alloc_libc};
     q_hf_meta meta = {.alloc = &q_alloc_libc, .arena = &arena};
     const lq_status s = q_hf_flatten(&meta, tree, prefix, scalars_only);
-    if (s != LQ_OK && s != LQ_E_FORMAT && s != LQ_E_LIMIT) abort();
+    demand(s == LQ_OK || s == LQ_E_FORMAT || s == LQ_E_LIMIT);
     q_delete(&q_alloc_libc, meta.items);
     q_arena_free(&arena);
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
-    uint8_t *text = (uint8_t *)malloc(size ? size : 1);
-    memcpy(text, data, size);
+    uint8_t *text = (uint8_t *)fuzz_copy(data, size);
     q_json_reader r = {.data = text, .n = size, .what = "text"};
     const bool passed = q_json_skip(&r) == LQ_OK && q_json_end(&r) == LQ_OK;
     for (uint32_t flags = 0; flags < 2; flags++) {
         json_t *tree;
         if (q_json_parse(&q_alloc_libc, text, size, flags, "text", &tree) != LQ_OK) continue;
-        if (!passed) abort();
+        demand(passed);
         flatten(tree, flags ? "tokenizer_config." : "", flags != 0);
         q_json_free(tree);
     }
@@ -34,7 +31,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     json_decref(lax);
     if (passed && !lax) {
         const enum json_error_code code = json_error_code(&e);
-        if (code != json_error_duplicate_key && code != json_error_numeric_overflow) abort();
+        demand(code == json_error_duplicate_key || code == json_error_numeric_overflow);
     }
     free(text);
     return 0;

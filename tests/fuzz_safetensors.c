@@ -1,11 +1,19 @@
 /* fuzz_safetensors.c: a container file as bytes: the header's length, its JSON, and the layout of the tensors.
  *
  * Whatever is accepted must describe the file exactly: tensors in order, end to end, inside the bytes given. */
-#include <stdlib.h>
+#include "help_fuzz.h"
 
 #include "../libquant/loaders/safetensors.h"
 
-int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
+/* The header's text, with its length put right; or the number of bytes behind it. */
+size_t LLVMFuzzerCustomMutator(uint8_t *data, size_t size, size_t max, unsigned seed) {
+    uint64_t n = size < 8 ? 0 : q_load64(data);
+    if (seed % 8 == 0 || size < 8 || n > size - 8 || max < size) return LLVMFuzzerMutate(data, size, max);
+    if (seed % 8 == 1) return 8 + n + fuzz_mutate_part(data, size, max, 8 + n, size - 8 - n);
+    const size_t now = fuzz_mutate_part(data, size, max, 8, n);
+    for (int i = 0; i < 8; i++) data[i] = (uint8_t)((uint64_t)now >> (8 * i));
+    return size - n + now;
+}
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     uint8_t head[9] = {0};

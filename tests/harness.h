@@ -21,11 +21,10 @@
         return;                      \
     } while (0)
 
-/* Sanitized builds run some ten times slower: tests whose length is statistics, not coverage, do less there. */
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-#define T_SANITIZED 1
-#else
-#define T_SANITIZED 0
+/* Sanitized builds and those that count coverage run some ten times slower (the Makefile says so): tests whose length is
+ * statistics, not coverage, do less there. Scripts find T_SLOW in the environment. */
+#ifndef T_SLOW
+#define T_SLOW 0
 #endif
 
 /* Root of the tree, and a fresh writable folder for this program (removed by tests/run.sh). */

@@ -29,7 +29,7 @@ static const struct {
     {"q3_k_m", 0.032621},
     {"q2_k", 0.146238},
 };
-enum { N = Q_COUNT(bounds), TOKENS = T_SANITIZED ? 2048 : 4096 };
+enum { N = Q_COUNT(bounds), TOKENS = T_SLOW ? 2048 : 4096 };
 
 static lq_session *open_session(lq_ctx *ctx, const char *path, lq_model **model) {
     const lq_session_options o = {.size = sizeof o, .context = 256, .max_logits = 128};

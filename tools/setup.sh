@@ -7,7 +7,7 @@
 # Quiet and one process deep when nothing is missing, since every `make test` comes through here.
 set -u
 essential='gcc libc6-dev make pkg-config libjansson-dev check'
-optional='glslang-tools clang libclang-rt-14-dev' # shader checks of the formats; second compiler; fuzzing and sanitizers
+optional='glslang-tools clang libclang-rt-14-dev gcovr' # shader checks of the formats; second compiler; fuzzing; coverage
 
 has_header() { echo "#include <$1>" | "${CC:-cc}" -E - >/dev/null 2>&1; }
 

@@ -1,0 +1,178 @@
+/* fuzz_hf.c: the texts of a Hugging Face model directory: config.json, tokenizer_config.json, the index of its shards,
+ * and, where the first byte says so, tokenizer.model. They follow each other with a NUL between.
+ *
+ * The weights are a fixed small Llama, whole in one folder and in two shards in another. A directory that opens as a
+ * model is asked for everything it knows, and decodes. An error is told and names the folder. */
+#include "help_fuzz.h"
+
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+enum { WITH_TOKENIZER_CONFIG = 1, SHARDED = 2, OWN_TOKENIZER = 4, UNMAPPED = 8 };
+enum { EMBD = 8, FF = 12, VOCAB = 260, PATH = 512 };
+static char folders[2][PATH - 64];
+static lq_ctx *ctx;
+
+/* ---- the fixed files */
+
+static void write_file(const char *folder, const char *name, const void *data, size_t n) {
+    char path[PATH];
+    snprintf(path, sizeof path, "%s/%s", folder, name);
+    const int fd = open(path, O_WRONLY | O_CREAT | O_TRUNC, 0600);
+    demand(fd >= 0 && write(fd, data, n) == (ssize_t)n);
+    close(fd);
+}
+
+static const struct {
+    const char *name;
+    uint32_t k, rows; /* rows 0: a vector */
+    uint32_t shard;
+} weights[] = {
+    {"model.embed_tokens.weight", EMBD, VOCAB, 0},
+    {"model.layers.0.input_layernorm.weight", EMBD, 0, 0},
+    {"model.layers.0.self_attn.q_proj.weight", EMBD, EMBD, 0},
+    {"model.layers.0.self_attn.k_proj.weight", EMBD, EMBD / 2, 0},
+    {"model.layers.0.self_attn.v_proj.weight", EMBD, EMBD / 2, 1},
+    {"model.layers.0.self_attn.o_proj.weight", EMBD, EMBD, 1},
+    {"model.layers.0.post_attention_layernorm.weight", EMBD, 0, 1},
+    {"model.layers.0.mlp.gate_proj.weight", EMBD, FF, 1},
+    {"model.layers.0.mlp.up_proj.weight", EMBD, FF, 1},
+    {"model.layers.0.mlp.down_proj.weight", FF, EMBD, 1},
+    {"model.norm.weight", EMBD, 0, 1},
+    {"lm_head.weight", EMBD, VOCAB, 1},
+};
+
+/* The weights of the shards in `which` (bits), in float32. */
+static void write_weights(const char *folder, const char *name, uint32_t which) {
+    char head[4096] = "{";
+    size_t n = 1, end = 0;
+    for (size_t i = 0; i < Q_COUNT(weights); i++) {
+        if (!(which >> weights[i].shard & 1)) continue;
+        const size_t from = end, rows = weights[i].rows ? weights[i].rows : 1;
+        char shape[32];
+        end += rows * weights[i].k * 4;
+        if (weights[i].rows) snprintf(shape, sizeof shape, "%u,%u", weights[i].rows, weights[i].k);
+        else snprintf(shape, sizeof shape, "%u", weights[i].k);
+        n += (size_t)snprintf(head + n, sizeof head - n, "%s\"%s\":{\"dtype\":\"F32\",\"shape\":[%s],\"data_offsets\":[%zu,%zu]}",
+                              n > 1 ? "," : "", weights[i].name, shape, from, end);
+    }
+    head[n++] = '}';
+    uint8_t *file = (uint8_t *)calloc(1, 8 + n + end);
+    demand(file);
+    for (size_t i = 0; i < 8; i++) file[i] = (uint8_t)((uint64_t)n >> (8 * i));
+    memcpy(file + 8, head, n);
+    for (size_t i = 0; i < end; i += 4) { /* small numbers of both signs */
+        const float v = (float)((i * 2654435761u >> 8) % 201) / 400.0f - 0.25f;
+        memcpy(file + 8 + n + i, &v, 4);
+    }
+    write_file(folder, name, file, 8 + n + end);
+    free(file);
+}
+
+/* A tokenizer.model: three special tokens, all bytes, one letter. */
+static size_t make_tokenizer(uint8_t *out) {
+    size_t n = 0;
+    for (int i = 0; i < VOCAB; i++) {
+        char piece[8];
+        snprintf(piece, sizeof piece, i == 0 ? "<unk>" : i == 1 ? "<s>" : i == 2 ? "</s>" : "a");
+        if (i > 2 && i < 259) snprintf(piece, sizeof piece, "<0x%02X>", i - 3);
+        const size_t m = strlen(piece);
+        const uint8_t head[] = {0x0A, (uint8_t)(m + 4), 0x0A, (uint8_t)m};
+        memcpy(out + n, head, sizeof head);
+        memcpy(out + n + sizeof head, piece, m);
+        n += sizeof head + m;
+        out[n++] = 0x18; /* type */
+        out[n++] = i == 0 ? Q_TOKEN_UNKNOWN : i < 3 ? Q_TOKEN_CONTROL : i < 259 ? Q_TOKEN_BYTE : Q_TOKEN_NORMAL;
+    }
+    static const uint8_t specs[] = {0x12, 5, 0x18, 2, 0x98, 2, 1, 0x1A, 2, 0x20, 0}; /* BPE, byte fallback; keep spaces */
+    memcpy(out + n, specs, sizeof specs);
+    return n + sizeof specs;
+}
+
+static void prepare(void) {
+    const char *tmp = getenv("T_TMP");
+    for (int i = 0; i < 2; i++) {
+        snprintf(folders[i], sizeof folders[i], "%.300s/fuzz-hf-%d-%d", tmp ? tmp : "/tmp", (int)getpid(), i);
+        demand(mkdir(folders[i], 0700) == 0);
+    }
+    write_weights(folders[0], "model.safetensors", 3);
+    write_weights(folders[1], "a.safetensors", 1);
+    write_weights(folders[1], "b.safetensors", 2);
+    const lq_options o = {.size = sizeof o, .threads = 1};
+    demand(lq_open(&o, &ctx) == LQ_OK);
+}
+
+/* ---- one input */
+
+/* The next part: up to a NUL or the end. */
+static const uint8_t *part(const uint8_t **p, const uint8_t *end, size_t *n) {
+    const uint8_t *from = *p, *stop = from < end ? (const uint8_t *)memchr(from, 0, (size_t)(end - from)) : NULL;
+    *n = (size_t)((stop ? stop : end) - from);
+    *p = stop ? stop + 1 : end;
+    return from;
+}
+
+static void ask(lq_model *m) {
+    lq_model_info info = {.size = sizeof info};
+    demand(lq_model_info_get(m, &info) == LQ_OK && info.layers == 1 && info.embedding == EMBD);
+    for (uint32_t i = 0;; i++) {
+        char text[256];
+        size_t n = sizeof text;
+        const char *name = NULL;
+        const lq_status s = lq_model_meta(m, NULL, i, &name, text, &n);
+        if (s != LQ_OK && n <= sizeof text) break;
+        demand(s == LQ_OK ? name && strlen(text) + 1 <= n : n > sizeof text);
+    }
+    int32_t ids[64];
+    size_t n = 64;
+    demand(lq_tokenize(m, "a b\xFF", 4, LQ_TOKENIZE_BOS, ids, &n) == LQ_OK || n > 64);
+}
+
+static void decode(lq_model *m) {
+    const lq_session_options o = {.size = sizeof o, .context = 8};
+    lq_session *s = NULL;
+    if (lq_session_open(m, &o, &s) != LQ_OK) {
+        demand(lq_error_detail()[0] && !s);
+        return;
+    }
+    const int32_t ids[3] = {1, 100, 259};
+    int32_t next;
+    demand(lq_decode(s, ids, 3, 2) == LQ_OK);
+    if (lq_sample(s, NULL, &next) == LQ_OK) demand(next >= 0 && next < VOCAB);
+    lq_session_close(s);
+}
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
+    if (size == 0) return 0;
+    if (!ctx) prepare();
+    const uint8_t *p = data + 1, *end = data + size, flags = data[0];
+    const char *folder = folders[(flags & SHARDED) != 0];
+    size_t n;
+    const uint8_t *text = part(&p, end, &n);
+    write_file(folder, "config.json", text, n);
+    text = part(&p, end, &n);
+    char path[PATH];
+    snprintf(path, sizeof path, "%s/tokenizer_config.json", folder);
+    if (flags & WITH_TOKENIZER_CONFIG) write_file(folder, "tokenizer_config.json", text, n);
+    else unlink(path);
+    text = part(&p, end, &n);
+    if (flags & SHARDED) write_file(folder, "model.safetensors.index.json", text, n);
+    if (flags & OWN_TOKENIZER) {
+        write_file(folder, "tokenizer.model", p, (size_t)(end - p));
+    } else {
+        uint8_t model[VOCAB * 16];
+        write_file(folder, "tokenizer.model", model, make_tokenizer(model));
+    }
+    lq_model *m = NULL;
+    const lq_model_options o = {.size = sizeof o, .no_mmap = (flags & UNMAPPED) != 0};
+    const lq_status s = lq_model_open(ctx, folder, &o, &m);
+    if (s == LQ_OK) {
+        ask(m);
+        decode(m);
+        lq_model_close(m);
+    } else {
+        demand(!m && s > LQ_FATAL && strstr(lq_error_detail(), "fuzz-hf-"));
+    }
+    return 0;
+}
