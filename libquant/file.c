@@ -179,32 +179,51 @@ lq_status q_file_slurp(const q_alloc *a, const char *path, uint64_t max, uint8_t
 
 /* ------------------------------------------------------------------------------------------------ paths */
 
-q_path_kind q_path_kind_of(const char *path) {
-    struct stat st;
-    if (stat(path, &st) != 0) return Q_PATH_NONE;
-    return S_ISREG(st.st_mode) ? Q_PATH_FILE : S_ISDIR(st.st_mode) ? Q_PATH_DIR : Q_PATH_OTHER;
+/* stat; *there is false when nothing lies at the path, which is no failure. */
+static lq_status look(const char *path, struct stat *st, bool *there) {
+    *there = stat(path, st) == 0;
+    if (*there || errno == ENOENT || errno == ENOTDIR) return LQ_OK;
+    return fail_errno(errno, "look at", path);
 }
 
-size_t q_path_head(const char *path, void *buf, size_t n) {
+lq_status q_path_kind_of(const char *path, q_path_kind *kind) {
     struct stat st;
-    if (stat(path, &st) != 0 || !S_ISREG(st.st_mode)) return 0;
-    const int fd = open(path, O_RDONLY | O_CLOEXEC | O_NOCTTY | O_NONBLOCK);
-    if (fd < 0) return 0;
-    size_t have = 0;
-    if (fstat(fd, &st) == 0 && S_ISREG(st.st_mode))
-        while (have < n) {
-            const ssize_t got = pread(fd, (uint8_t *)buf + have, n - have, (off_t)have);
-            if (got < 0 && errno == EINTR) continue;
-            if (got <= 0) break;
-            have += (size_t)got;
-        }
+    bool there;
+    Q_TRY(look(path, &st, &there));
+    *kind = !there ? Q_PATH_NONE
+            : S_ISREG(st.st_mode) ? Q_PATH_FILE
+            : S_ISDIR(st.st_mode) ? Q_PATH_DIR
+                                  : Q_PATH_OTHER;
+    return LQ_OK;
+}
+
+lq_status q_path_head(const char *path, void *buf, size_t n, size_t *got) {
+    q_path_kind kind;
+    int fd;
+    struct stat st;
+    *got = 0;
+    Q_TRY(q_path_kind_of(path, &kind));
+    if (kind != Q_PATH_FILE) return LQ_OK;
+    Q_TRY(open_regular(path, &fd, &st));
+    lq_status status = LQ_OK;
+    while (*got < n) {
+        const ssize_t more = pread(fd, (uint8_t *)buf + *got, n - *got, (off_t)*got);
+        if (more < 0 && errno == EINTR) continue;
+        if (more < 0) status = fail_errno(errno, "read", path);
+        if (more <= 0) break;
+        *got += (size_t)more;
+    }
     close(fd);
-    return have;
+    return status;
 }
 
-bool q_path_same(const char *a, const char *b) {
+lq_status q_path_same(const char *a, const char *b, bool *same) {
     struct stat x, y;
-    return stat(a, &x) == 0 && stat(b, &y) == 0 && x.st_dev == y.st_dev && x.st_ino == y.st_ino;
+    bool has_a, has_b;
+    Q_TRY(look(a, &x, &has_a));
+    Q_TRY(look(b, &y, &has_b));
+    *same = has_a && has_b && x.st_dev == y.st_dev && x.st_ino == y.st_ino;
+    return LQ_OK;
 }
 
 lq_status q_path_join(char *buf, size_t n, const char *dir, q_str name) {
@@ -278,36 +297,43 @@ static lq_status check_target(const q_outfile *f) {
     return LQ_OK;
 }
 
+/* Lock what we opened as the temporary; *ours is false when its name leads elsewhere by now. */
+static lq_status lock_temp(const q_outfile *f, bool *ours) {
+    struct stat own, named;
+    int rc;
+    do rc = flock(f->fd, LOCK_EX | LOCK_NB);
+    while (rc != 0 && errno == EINTR);
+    if (rc != 0 && errno == EWOULDBLOCK) return q_fail(LQ_E_BUSY, "%s is being written by someone else", f->path);
+    if (rc != 0) return fail_errno(errno, "lock", f->temp);
+    if (fstat(f->fd, &own) != 0) return fail_errno(errno, "inspect", f->temp);
+    rc = fstatat(f->dir, f->temp_name, &named, AT_SYMLINK_NOFOLLOW);
+    if (rc != 0 && errno != ENOENT) return fail_errno(errno, "inspect", f->temp);
+    *ours = rc == 0 && S_ISREG(own.st_mode) && named.st_dev == own.st_dev && named.st_ino == own.st_ino;
+    return LQ_OK;
+}
+
 /* Open and lock the temporary. Whoever holds the lock on the inode that the name leads to is the writer; an inode that
  * lost its name (the last writer renamed or removed it between our open and our lock) is let go and we start again. */
 static lq_status open_temp(q_outfile *f) {
     for (int attempt = 0; attempt < 16; attempt++) {
+        struct stat there;
+        if (fstatat(f->dir, f->temp_name, &there, AT_SYMLINK_NOFOLLOW) != 0) {
+            if (errno != ENOENT) return fail_errno(errno, "inspect", f->temp);
+        } else if (!S_ISREG(there.st_mode)) {
+            return q_fail(LQ_E_IO, "%s is %s: cannot use it as a temporary file", f->temp, kind_name(there.st_mode));
+        }
         const int flags = O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY;
         do f->fd = openat(f->dir, f->temp_name, flags, 0666);
         while (f->fd < 0 && errno == EINTR);
         if (f->fd < 0) return fail_errno(errno, "create", f->temp);
-        struct stat own, named;
-        if (fstat(f->fd, &own) != 0) return fail_errno(errno, "inspect", f->temp);
-        if (!S_ISREG(own.st_mode)) {
-            close(f->fd);
-            f->fd = -1; /* not ours: discard must not remove it */
-            return q_fail(LQ_E_IO, "%s is %s: cannot use it as a temporary file", f->temp, kind_name(own.st_mode));
-        }
-        int locked;
-        do locked = flock(f->fd, LOCK_EX | LOCK_NB);
-        while (locked != 0 && errno == EINTR);
-        if (locked != 0) {
-            const int error = errno;
-            close(f->fd);
-            f->fd = -1;
-            if (error == EWOULDBLOCK) return q_fail(LQ_E_BUSY, "%s is being written by someone else", f->path);
-            return fail_errno(error, "lock", f->temp);
-        }
-        if (fstatat(f->dir, f->temp_name, &named, AT_SYMLINK_NOFOLLOW) == 0 && named.st_dev == own.st_dev &&
-            named.st_ino == own.st_ino)
-            return LQ_OK;
+        bool ours = false;
+        const lq_status status = lock_temp(f, &ours);
+        if (status == LQ_OK && ours) return LQ_OK;
+        /* Where files cannot be locked or inspected nobody else writes this one: it goes again. */
+        if (status != LQ_OK && status != LQ_E_BUSY) unlinkat(f->dir, f->temp_name, 0);
         close(f->fd);
         f->fd = -1;
+        Q_TRY(status);
     }
     return q_fail(LQ_E_BUSY, "%s: other writers keep replacing its temporary file", f->path);
 }
@@ -332,9 +358,16 @@ static lq_status reserve(const q_outfile *f, uint64_t bytes) {
     if (bytes > INT64_MAX) return q_fail(LQ_E_IO, "%s needs more bytes than a file can have", f->path);
     do rc = fallocate(f->fd, FALLOC_FL_KEEP_SIZE, 0, (off_t)bytes);
     while (rc != 0 && errno == EINTR);
-    if (rc != 0 && (errno == ENOSPC || errno == EDQUOT || errno == EFBIG))
+    if (rc != 0 && (errno == ENOSPC || errno == EDQUOT || errno == EFBIG || errno == EIO))
         return fail_errno(errno, "reserve space for", f->path);
     return LQ_OK;
+}
+
+static lq_status set_length(const q_outfile *f, uint64_t n) {
+    int rc;
+    do rc = ftruncate(f->fd, (off_t)n);
+    while (rc != 0 && errno == EINTR);
+    return rc == 0 ? LQ_OK : fail_errno(errno, "set the length of", f->temp);
 }
 
 static void free_outfile(q_outfile *f) {
@@ -365,7 +398,7 @@ lq_status q_outfile_open(const q_alloc *a, const char *path, uint64_t bytes, boo
     }
     /* Again, now that we hold the lock: the writer before us may have finished in between. */
     status = check_target(f);
-    if (status == LQ_OK && ftruncate(f->fd, 0) != 0) status = fail_errno(errno, "empty", f->temp);
+    if (status == LQ_OK) status = set_length(f, 0);
     if (status == LQ_OK) status = reserve(f, bytes);
     if (status != LQ_OK) {
         q_outfile_discard(f);
@@ -383,7 +416,7 @@ lq_status q_outfile_write(q_outfile *f, const void *data, uint64_t n) {
     while (n) {
         const ssize_t put = write(f->fd, p, (size_t)Q_MIN(n, (uint64_t)PIECE));
         if (put < 0 && errno == EINTR) continue;
-        if (put < 0) return fail_errno(errno, "write", f->temp);
+        if (put <= 0) return fail_errno(put < 0 ? errno : EIO, "write", f->temp);
         p += put;
         n -= (uint64_t)put;
         f->written += (uint64_t)put;
@@ -396,8 +429,7 @@ uint64_t q_outfile_written(const q_outfile *f) { return f->written; }
 const char *q_outfile_temp(const q_outfile *f) { return f->temp; }
 
 lq_status q_outfile_sync(q_outfile *f) {
-    /* Blocks reserved beyond the end go back. */
-    if (ftruncate(f->fd, (off_t)f->written) != 0) return fail_errno(errno, "set the length of", f->temp);
+    Q_TRY(set_length(f, f->written)); /* blocks reserved beyond the end go back */
     int rc;
     do rc = fsync(f->fd);
     while (rc != 0 && errno == EINTR);
@@ -429,8 +461,10 @@ lq_status q_outfile_commit(q_outfile *f) {
     do rc = fsync(f->dir);
     while (rc != 0 && errno == EINTR);
     /* Some file systems cannot sync a directory; that is no loss we could mend. */
-    if (rc != 0 && errno != EINVAL && errno != EROFS && errno != ENOTSUP)
+    if (rc != 0 && errno != EINVAL && errno != EROFS && errno != ENOTSUP) {
         status = fail_errno(errno, "flush the directory of", f->path);
+        status = q_fail_in(status, "%s is complete, but a power failure may still undo it", f->path);
+    }
     free_outfile(f);
     return status;
 }

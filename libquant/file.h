@@ -28,12 +28,12 @@ lq_status q_file_unchanged(const q_file *f);
 lq_status q_file_slurp(const q_alloc *a, const char *path, uint64_t max, uint8_t **data, uint64_t *n);
 
 typedef enum { Q_PATH_NONE, Q_PATH_FILE, Q_PATH_DIR, Q_PATH_OTHER } q_path_kind;
-q_path_kind q_path_kind_of(const char *path);
-/* The first bytes of a regular file, at most n; returns how many, 0 when it cannot be read. Allocates nothing and
- * leaves the error sentence alone: for guessing what a file is. */
-size_t q_path_head(const char *path, void *buf, size_t n);
-/* True when both name the same inode (symbolic and hard links followed). */
-bool q_path_same(const char *a, const char *b);
+/* What lies at a path. That nothing does is no failure; LQ_E_IO when the system cannot say. */
+lq_status q_path_kind_of(const char *path, q_path_kind *kind);
+/* The first bytes of a regular file, at most n; *got = how many, 0 when there is none. For guessing what a file is. */
+lq_status q_path_head(const char *path, void *buf, size_t n, size_t *got);
+/* Whether both name the same inode (symbolic and hard links followed); not when one of them names nothing. */
+lq_status q_path_same(const char *a, const char *b, bool *same);
 /* dir + "/" + name into buf; LQ_E_LIMIT when it does not fit. */
 lq_status q_path_join(char *buf, size_t n, const char *dir, q_str name);
 

@@ -89,7 +89,9 @@ static bool ends_with(const char *s, const char *end) {
 
 static bool has_file(const char *dir, const char *name) {
     char path[4096];
-    return q_path_join(path, sizeof path, dir, q_str_of(name)) == LQ_OK && q_path_kind_of(path) == Q_PATH_FILE;
+    q_path_kind kind;
+    return q_path_join(path, sizeof path, dir, q_str_of(name)) == LQ_OK && q_path_kind_of(path, &kind) == LQ_OK &&
+           kind == Q_PATH_FILE;
 }
 
 static lq_status refuse_pickle(const char *path) {
@@ -134,11 +136,15 @@ lq_status q_directory_open(const char *path, const q_load_options *options, q_di
     q_load_options o = {0};
     if (options) o = *options;
     if (!o.alloc) o.alloc = &q_alloc_libc;
-    const q_path_kind kind = q_path_kind_of(path);
+    q_path_kind kind;
+    Q_TRY(q_path_kind_of(path, &kind));
     const q_loader *loader = NULL;
     if (kind == Q_PATH_FILE || kind == Q_PATH_DIR)
-        for (const q_loader *const *l = q_loaders; *l && !loader; l++)
-            if ((*l)->detect(path)) loader = *l;
+        for (const q_loader *const *l = q_loaders; *l && !loader; l++) {
+            bool mine;
+            Q_TRY((*l)->detect(path, &mine));
+            if (mine) loader = *l;
+        }
     if (!loader) return kind == Q_PATH_DIR ? refuse_directory(path) : refuse_file(&o, path);
 
     q_directory *dir;

@@ -103,8 +103,8 @@ typedef struct q_load_options {
 
 struct q_loader {
     const char *name; /* "gguf" */
-    /* True when the path looks like this container (magic, files in a directory); must be cheap and safe. */
-    bool (*detect)(const char *path);
+    /* Whether the path looks like this container (magic, files in a directory); must be cheap and safe. */
+    lq_status (*detect)(const char *path, bool *mine);
     lq_status (*open)(const char *path, const q_load_options *options, q_directory **out);
     void (*close)(q_directory *dir);
 };

@@ -64,8 +64,9 @@ typedef struct work {
 /* ---- what is refused before any work */
 
 static lq_status same_file(const work *w, const char *input) {
-    if (q_path_kind_of(w->dst) == Q_PATH_NONE || !q_path_same(input, w->dst)) return LQ_OK;
-    return q_fail(LQ_E_ARG, "%s: the output is one of the inputs (%s)", w->dst, input);
+    bool same;
+    Q_TRY(q_path_same(w->dst, input, &same));
+    return !same ? LQ_OK : q_fail(LQ_E_ARG, "%s: the output is one of the inputs (%s)", w->dst, input);
 }
 
 /* The destination must not be the source under any name: a shard, a link, a side file of a directory. */
@@ -73,7 +74,9 @@ static lq_status check_destination(const work *w) {
     Q_TRY(same_file(w, w->src));
     for (uint32_t i = 0; i < w->dir->n_files; i++)
         if (w->dir->files[i]) Q_TRY(same_file(w, q_file_path(w->dir->files[i])));
-    if (q_path_kind_of(w->src) == Q_PATH_DIR) {
+    q_path_kind kind;
+    Q_TRY(q_path_kind_of(w->src, &kind));
+    if (kind == Q_PATH_DIR) {
         const q_str side[] = {q_str_of("config.json"), q_str_of("tokenizer_config.json"),
                               q_str_of("model.safetensors.index.json"), w->dir->tokenizer_file};
         for (size_t i = 0; i < Q_COUNT(side); i++) {
@@ -83,7 +86,8 @@ static lq_status check_destination(const work *w) {
             Q_TRY(same_file(w, path));
         }
     }
-    if (!w->options->dry_run && !w->options->force && q_path_kind_of(w->dst) != Q_PATH_NONE)
+    Q_TRY(q_path_kind_of(w->dst, &kind));
+    if (!w->options->dry_run && !w->options->force && kind != Q_PATH_NONE)
         return q_fail(LQ_E_ARG, "%s exists already; 'force' replaces it", w->dst);
     return LQ_OK;
 }

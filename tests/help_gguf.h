@@ -83,6 +83,11 @@ static inline const char *tmp_name(const char *name) {
     static unsigned next;
     return t_path(path[next++ % 4], sizeof path[0], t_tmp(), name);
 }
+static inline q_path_kind kind_of(const char *path) {
+    q_path_kind kind;
+    ck_assert_msg(q_path_kind_of(path, &kind) == LQ_OK, "%s", lq_error_detail());
+    return kind;
+}
 static inline void save_as(const bytes *b, const char *path) {
     FILE *f = fopen(path, "wb");
     ck_assert_ptr_nonnull(f);

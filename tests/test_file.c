@@ -37,6 +37,21 @@ static void holds(const char *path, const char *text) {
 static void detail_has(const char *words) {
     ck_assert_msg(strstr(lq_error_detail(), words) != NULL, "\"%s\" does not say \"%s\"", lq_error_detail(), words);
 }
+static size_t head_of(const char *path, void *buf, size_t n) {
+    size_t got = n + 1;
+    ck_assert_msg(q_path_head(path, buf, n, &got) == LQ_OK, "%s", lq_error_detail());
+    return got;
+}
+static q_path_kind kind_of(const char *path) {
+    q_path_kind kind;
+    ck_assert_msg(q_path_kind_of(path, &kind) == LQ_OK, "%s", lq_error_detail());
+    return kind;
+}
+static bool same(const char *a, const char *b) {
+    bool is;
+    ck_assert_msg(q_path_same(tmp_name(a), tmp_name(b), &is) == LQ_OK, "%s", lq_error_detail());
+    return is;
+}
 static lq_status open_out(const char *path, uint64_t bytes, bool force, q_outfile **f) {
     return q_outfile_open(&q_alloc_libc, path, bytes, force, f);
 }
@@ -79,10 +94,10 @@ START_TEST(test_read) {
     detail_has(path);
     ck_assert(p == NULL && n == 0);
     holds(path, "12345");
-    ck_assert_uint_eq(q_path_head(path, buf, 4), 4);
-    ck_assert_uint_eq(q_path_head(path, buf, 16), 5);
-    ck_assert_uint_eq(q_path_head(tmp_name("none"), buf, 16), 0);
-    ck_assert_uint_eq(q_path_head("/dev/zero", buf, 16), 0);
+    ck_assert_uint_eq(head_of(path, buf, 4), 4);
+    ck_assert_uint_eq(head_of(path, buf, 16), 5);
+    ck_assert_uint_eq(head_of(tmp_name("none"), buf, 16), 0);
+    ck_assert_uint_eq(head_of("/dev/zero", buf, 16), 0);
 }
 END_TEST
 
@@ -174,14 +189,25 @@ START_TEST(test_paths) {
     save(tmp_name("b"), "a", 1);
     ck_assert_int_eq(symlink("a", tmp_name("soft")), 0);
     ck_assert_int_eq(link(tmp_name("a"), tmp_name("hard")), 0);
-    ck_assert(q_path_same(tmp_name("a"), tmp_name("soft")));
-    ck_assert(q_path_same(tmp_name("hard"), tmp_name("soft")));
-    ck_assert(!q_path_same(tmp_name("a"), tmp_name("b")));
-    ck_assert(!q_path_same(tmp_name("none"), tmp_name("none")));
-    ck_assert_int_eq(q_path_kind_of(tmp_name("soft")), Q_PATH_FILE);
-    ck_assert_int_eq(q_path_kind_of(t_tmp()), Q_PATH_DIR);
-    ck_assert_int_eq(q_path_kind_of("/dev/null"), Q_PATH_OTHER);
-    ck_assert_int_eq(q_path_kind_of(tmp_name("none")), Q_PATH_NONE);
+    ck_assert(same("a", "soft"));
+    ck_assert(same("hard", "soft"));
+    ck_assert(!same("a", "b"));
+    ck_assert(!same("none", "none"));
+    ck_assert_int_eq(kind_of(tmp_name("soft")), Q_PATH_FILE);
+    ck_assert_int_eq(kind_of(t_tmp()), Q_PATH_DIR);
+    ck_assert_int_eq(kind_of("/dev/null"), Q_PATH_OTHER);
+    ck_assert_int_eq(kind_of(tmp_name("none")), Q_PATH_NONE);
+    ck_assert_int_eq(kind_of(tmp_name("a/below")), Q_PATH_NONE);
+    /* What the system cannot say is an error, not an answer. */
+    q_path_kind kind;
+    bool is_same;
+    size_t got;
+    ck_assert_int_eq(symlink("circle", tmp_name("circle")), 0);
+    ck_assert_int_eq(q_path_kind_of(tmp_name("circle"), &kind), LQ_E_IO);
+    detail_has("circle");
+    ck_assert_int_eq(q_path_head(tmp_name("circle"), buf, 4, &got), LQ_E_IO);
+    ck_assert_int_eq(q_path_same(tmp_name("a"), tmp_name("circle"), &is_same), LQ_E_IO);
+    ck_assert_int_eq(q_path_same(tmp_name("circle"), tmp_name("a"), &is_same), LQ_E_IO);
 }
 END_TEST
 

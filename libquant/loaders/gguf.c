@@ -587,11 +587,19 @@ static lq_status gguf_open(const char *path, const q_load_options *o, q_director
 }
 
 /* A name that ends in .gguf is enough: opening then says what is wrong with the content. */
-static bool gguf_detect(const char *path) {
+static lq_status gguf_detect(const char *path, bool *mine) {
     uint8_t magic[4];
+    size_t got;
     const size_t n = strlen(path);
-    if (n > 5 && memcmp(path + n - 5, ".gguf", 5) == 0) return q_path_kind_of(path) == Q_PATH_FILE;
-    return q_path_head(path, magic, 4) == 4 && (memcmp(magic, "GGUF", 4) == 0 || legacy_name(magic));
+    if (n > 5 && memcmp(path + n - 5, ".gguf", 5) == 0) {
+        q_path_kind kind;
+        Q_TRY(q_path_kind_of(path, &kind));
+        *mine = kind == Q_PATH_FILE;
+        return LQ_OK;
+    }
+    Q_TRY(q_path_head(path, magic, 4, &got));
+    *mine = got == 4 && (memcmp(magic, "GGUF", 4) == 0 || legacy_name(magic));
+    return LQ_OK;
 }
 
 const q_loader q_loader_gguf = {"gguf", gguf_detect, gguf_open, gguf_close};

@@ -323,7 +323,9 @@ static lq_status gguf_open(const q_alloc *a, const char *path, bool force, const
 static lq_status check_structure(const q_writer *w, const char *path) {
     const q_load_options o = {.alloc = w->alloc};
     q_directory *d;
-    Q_TRY(q_loader_gguf.open(path, &o, &d));
+    const lq_status status = q_loader_gguf.open(path, &o, &d);
+    if (status == LQ_E_NOMEM) return status;
+    if (status != LQ_OK) return q_fail_in(LQ_E_IO, "what was written cannot be read back"); /* whatever it became */
     uint64_t names = 0;
     bool same = d->n_meta == w->n_meta && d->n_tensors == w->n_tensors;
     for (uint32_t i = 0; i < d->n_tensors && same; i++) {

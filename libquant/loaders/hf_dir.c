@@ -25,9 +25,13 @@ static lq_status join(char buf[PATH_BYTES], const char *dir, const char *name) {
     return q_path_join(buf, PATH_BYTES, dir, q_str_of(name));
 }
 
-static bool has_file(const char *dir, const char *name) {
+static lq_status has_file(const char *dir, const char *name, bool *has) {
     char path[PATH_BYTES];
-    return join(path, dir, name) == LQ_OK && q_path_kind_of(path) == Q_PATH_FILE;
+    q_path_kind kind;
+    Q_TRY(join(path, dir, name));
+    Q_TRY(q_path_kind_of(path, &kind));
+    *has = kind == Q_PATH_FILE;
+    return LQ_OK;
 }
 
 static bool ends_with(q_str s, const char *end) {
@@ -261,7 +265,9 @@ static lq_status open_shards(hf_dir *h, shard_index *x, const char *dir, bool ma
     for (uint32_t i = 0; i < x->n_shards; i++) {
         const q_str name = x->shards[order[i]];
         Q_TRY(q_path_join(path, sizeof path, dir, name));
-        if (q_path_kind_of(path) == Q_PATH_NONE)
+        q_path_kind kind;
+        Q_TRY(q_path_kind_of(path, &kind));
+        if (kind == Q_PATH_NONE)
             return q_fail(LQ_E_FORMAT, "%s/%s: shard '%.*s' is missing", dir, index_name, Q_STR_ARG(name));
         Q_TRY(add_file(h, path, map));
     }
@@ -273,8 +279,10 @@ static lq_status open_shards(hf_dir *h, shard_index *x, const char *dir, bool ma
 /* `file`: the container that the caller named, or NULL. */
 static lq_status open_weights(hf_dir *h, const char *dir, const char *file, bool map) {
     char path[PATH_BYTES];
-    const bool single = has_file(dir, single_name);
-    if (has_file(dir, index_name)) {
+    bool single, sharded, part = false;
+    Q_TRY(has_file(dir, single_name, &single));
+    Q_TRY(has_file(dir, index_name, &sharded));
+    if (sharded) {
         shard_index *x = Q_NEW(h->alloc, shard_index, 1);
         if (!x) return LQ_E_NOMEM;
         x->alloc = x->arena.alloc = h->alloc;
@@ -294,9 +302,9 @@ static lq_status open_weights(hf_dir *h, const char *dir, const char *file, bool
         const lq_status s = seal_tensors(h);
         if (s != LQ_OK) return q_fail_in(s, "%s", single ? path : file);
     }
-    for (uint32_t i = 0; file && i < h->dir.n_files; i++)
-        if (q_path_same(file, q_file_path(h->dir.files[i]))) return LQ_OK;
-    return file ? q_fail(LQ_E_ARG, "%s is not part of the model in its directory", file) : LQ_OK;
+    for (uint32_t i = 0; file && !part && i < h->dir.n_files; i++)
+        Q_TRY(q_path_same(file, q_file_path(h->dir.files[i]), &part));
+    return file && !part ? q_fail(LQ_E_ARG, "%s is not part of the model in its directory", file) : LQ_OK;
 }
 
 /* ------------------------------------------------------------------------------------------------ configuration */
@@ -326,9 +334,12 @@ static lq_status read_config(hf_dir *h, const char *dir, const char *name, const
 }
 
 static lq_status read_configs(hf_dir *h, const char *dir) {
-    if (!has_file(dir, config_name)) return q_fail(LQ_E_FORMAT, "%s has no %s", dir, config_name);
+    bool has;
+    Q_TRY(has_file(dir, config_name, &has));
+    if (!has) return q_fail(LQ_E_FORMAT, "%s has no %s", dir, config_name);
     Q_TRY(read_config(h, dir, config_name, ""));
-    if (has_file(dir, tokenizer_config_name)) Q_TRY(read_config(h, dir, tokenizer_config_name, "tokenizer_config."));
+    Q_TRY(has_file(dir, tokenizer_config_name, &has));
+    if (has) Q_TRY(read_config(h, dir, tokenizer_config_name, "tokenizer_config."));
     h->dir.meta = h->meta.items;
     h->dir.n_meta = (uint32_t)h->meta.n;
     const lq_status s = q_index_build(h->alloc, h->meta.items, sizeof(q_meta), h->dir.n_meta, "joined key",
@@ -340,7 +351,9 @@ static lq_status read_configs(hf_dir *h, const char *dir) {
 static lq_status read_tokenizer(hf_dir *h, const char *dir) {
     static const char *const names[] = {"tokenizer.model", "tokenizer.json"};
     for (size_t i = 0; i < Q_COUNT(names); i++) {
-        if (!has_file(dir, names[i])) continue;
+        bool has;
+        Q_TRY(has_file(dir, names[i], &has));
+        if (!has) continue;
         char path[PATH_BYTES];
         Q_TRY(join(path, dir, names[i]));
         Q_TRY(q_file_slurp(h->alloc, path, TOKENIZER_BYTES, &h->tokenizer, &h->dir.tokenizer_bytes));
@@ -353,9 +366,15 @@ static lq_status read_tokenizer(hf_dir *h, const char *dir) {
 
 /* ------------------------------------------------------------------------------------------------ the loader */
 
-static bool hf_detect(const char *path) {
-    if (q_path_kind_of(path) == Q_PATH_FILE) return ends_with(q_str_of(path), ".safetensors");
-    return has_file(path, config_name) && (has_file(path, single_name) || has_file(path, index_name));
+static lq_status hf_detect(const char *path, bool *mine) {
+    q_path_kind kind;
+    Q_TRY(q_path_kind_of(path, &kind));
+    *mine = ends_with(q_str_of(path), ".safetensors");
+    if (kind == Q_PATH_FILE) return LQ_OK;
+    Q_TRY(has_file(path, config_name, mine));
+    if (!*mine) return LQ_OK;
+    Q_TRY(has_file(path, single_name, mine));
+    return *mine ? LQ_OK : has_file(path, index_name, mine);
 }
 
 static void hf_close(q_directory *dir) {
@@ -381,10 +400,14 @@ static lq_status parent_of(const char *path, char buf[PATH_BYTES]) {
 
 static lq_status hf_open(const char *path, const q_load_options *options, q_directory **out) {
     char dir[PATH_BYTES];
-    const bool is_file = q_path_kind_of(path) == Q_PATH_FILE;
+    q_path_kind kind;
+    Q_TRY(q_path_kind_of(path, &kind));
+    const bool is_file = kind == Q_PATH_FILE;
     if (is_file) {
+        bool has;
         Q_TRY(parent_of(path, dir));
-        if (!has_file(dir, config_name))
+        Q_TRY(has_file(dir, config_name, &has));
+        if (!has)
             return q_fail(LQ_E_FORMAT, "%s has no %s beside it, without which its tensors are not a model", path,
                           config_name);
     }
