@@ -53,6 +53,7 @@ TOOL_SRC := $(wildcard tools/*.c) $(wildcard bench/*.c)
 TOOL_OBJ := $(TOOL_SRC:%.c=$(B)/obj/%.o)
 TEST_SRC := $(wildcard tests/test_*.c)
 TEST_BIN := $(TEST_SRC:tests/%.c=$(B)/tests/%)
+TEST_SHIM := $(patsubst tests/%.c,$(B)/tests/%.so,$(wildcard tests/shim_*.c))
 TEST_HELP := $(patsubst tests/%.c,$(B)/obj/tests/%.o,$(wildcard tests/help_*.c))
 FUZZ_SRC := $(wildcard tests/fuzz_*.c)
 FUZZ_BIN := $(foreach n,$(or $(NAME),$(FUZZ_SRC:tests/fuzz_%.c=%)),$(B)/fuzz/fuzz_$(n))
@@ -111,6 +112,12 @@ $(B)/tests/%: $(B)/obj/tests/%.o $(TEST_HELP) $(B)/libquant.a
 	@mkdir -p $(@D)
 	$(call say,LD)
 	$(Q)$(CC) $(LDSAN) -o $@ $^ $(TEST_LIBS) $(LDLIBS)
+# Libraries for LD_PRELOAD, as they are in every build: no sanitizer, nothing of ours linked.
+$(B)/tests/shim_%.so: tests/shim_%.c
+	@mkdir -p $(@D)
+	$(call say,LD)
+	$(Q)$(CC) $(filter-out -fsanitize=% -fno-sanitize% --coverage,$(STD)) $(filter-out -Wconversion,$(WARN)) $(CFLAGS) -shared \
+	  -o $@ $< -ldl
 $(B)/obj/tests/%.o: WARN := $(filter-out -Wconversion,$(WARN))
 
 # The fuzz targets as plain programs, for tests/check_seeds.sh.
@@ -123,7 +130,7 @@ $(B)/replay/%: $(B)/obj/tests/fuzz_%.o $(B)/obj/tests/replay.o $(B)/tools.a $(B)
 	$(call say,LD)
 	$(Q)$(CC) $(LDSAN) -o $@ $^ $(LDLIBS)
 
-tests-build: all $(TEST_BIN) $(REPLAY_BIN)
+tests-build: all $(TEST_BIN) $(REPLAY_BIN) $(TEST_SHIM)
 test: setup
 	@$(MAKE) --no-print-directory tests-build
 	@B=$(B) CC="$(CC)" tests/run.sh

@@ -32,7 +32,8 @@ T
 # run JOBS LIMIT: the runner over this tree; what it says, without the seconds.
 run() {
     rm -rf "$T_TMP/signs"; mkdir "$T_TMP/signs"
-    env -u ONLY B=build JOBS="$1" LIMIT="$2" SIGNS="$T_TMP/signs" TMPDIR="$T_TMP/tmp" "$tree/tests/run.sh" >"$T_TMP/log" 2>&1
+    env -u ONLY B=build JOBS="$1" LIMIT="$2" SIGNS="$T_TMP/signs" TMPDIR="$T_TMP/tmp" \
+        "$tree/tests/run.sh" >"$T_TMP/log" 2>&1
     rc=$?
     sed 's/skipped .*/skipped/; s/  */ /g' "$T_TMP/log" | tr '\n' '|' >"$T_TMP/said"
 }
@@ -58,10 +59,13 @@ holds "a hung test fails" $rc -eq 1
 holds "a hung test is named" "$(cat "$T_TMP/said")" = "before|FAIL: cli_b.sh did not end within 1 s|\
 cli_b.sh 0 passed 1 failed 0 skipped|cli_d.sh 1 passed 0 failed 0 skipped|1 passed, 1 failed, 0 skipped|"
 # alive: whether the child of the hung test runs (a process that ended and was not waited for does not).
-alive() { sed -n 's/^State:[[:space:]]*\([^Z[:space:]]\).*/alive/p' "/proc/$(cat "$T_TMP/signs/child")/status" 2>/dev/null; }
+alive() {
+    sed -n 's/^State:[[:space:]]*\([^Z[:space:]]\).*/alive/p' "/proc/$(cat "$T_TMP/signs/child")/status" 2>/dev/null
+}
 holds "its children are ended" -z "$(alive)"
 
-# An interrupted run takes its tests and its folder with it. Background processes of a shell ignore SIGINT: not this one.
+# An interrupted run takes its tests and its folder with it. What a shell starts in the background ignores SIGINT: not
+# this one.
 for signal in INT TERM; do
     rm -f "$T_TMP/signs/child"
     B=build JOBS=2 LIMIT=60 SIGNS="$T_TMP/signs" TMPDIR="$T_TMP/tmp" \

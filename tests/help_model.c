@@ -143,3 +143,101 @@ void tiny_write(tiny *t, const char *path) {
     }
     ck_assert_msg(q_writer_gguf.commit(w) == LQ_OK, "%s", lq_error_detail());
 }
+
+/* ------------------------------------------------------------------------------------------------ as a directory */
+
+/* A tensor's name in Hugging Face's convention. */
+static void hf_name(q_str gguf, char *name, size_t n) {
+    static const struct {
+        const char *gguf, *hf;
+    } parts[] = {{"attn_norm", "input_layernorm"}, {"attn_q", "self_attn.q_proj"}, {"attn_k", "self_attn.k_proj"},
+                 {"attn_v", "self_attn.v_proj"}, {"attn_output", "self_attn.o_proj"},
+                 {"ffn_norm", "post_attention_layernorm"}, {"ffn_gate", "mlp.gate_proj"}, {"ffn_up", "mlp.up_proj"},
+                 {"ffn_down", "mlp.down_proj"}};
+    int layer;
+    char part[32];
+    if (sscanf(gguf.p, "blk.%d.%31[a-z_].weight", &layer, part) == 2) {
+        for (size_t i = 0; i < Q_COUNT(parts); i++)
+            if (strcmp(part, parts[i].gguf) == 0) snprintf(name, n, "model.layers.%d.%s.weight", layer, parts[i].hf);
+        return;
+    }
+    snprintf(name, n, "%s", q_str_is(gguf, "token_embd.weight")    ? "model.embed_tokens.weight"
+                            : q_str_is(gguf, "output_norm.weight") ? "model.norm.weight"
+                                                                   : "lm_head.weight");
+}
+
+static FILE *create(const char *dir, const char *name) {
+    char path[4200];
+    FILE *f = fopen(t_path(path, sizeof path, dir, name), "wb");
+    ck_assert_ptr_nonnull(f);
+    return f;
+}
+
+static void write_safetensors(const tiny *t, const char *dir) {
+    static char header[16384];
+    const q_format *f16 = q_format_find("f16");
+    uint64_t n = (uint64_t)snprintf(header, sizeof header, "{\"__metadata__\":{\"format\":\"pt\"}"), at = 0;
+    for (uint32_t i = 0; i < t->n_tensors; i++) {
+        const q_out_tensor *x = &t->tensors[i];
+        char name[64], shape[64];
+        hf_name(x->name, name, sizeof name);
+        if (x->rank == 1) snprintf(shape, sizeof shape, "%d", (int)x->shape[0]);
+        else snprintf(shape, sizeof shape, "%d,%d", (int)x->shape[1], (int)x->shape[0]);
+        const uint64_t bytes = 2 * x->shape[0] * x->shape[1];
+        n += (uint64_t)snprintf(header + n, sizeof header - n,
+                                ",\"%s\":{\"dtype\":\"F16\",\"shape\":[%s],\"data_offsets\":[%llu,%llu]}", name, shape,
+                                (unsigned long long)at, (unsigned long long)(at + bytes));
+        at += bytes;
+    }
+    n += (uint64_t)snprintf(header + n, sizeof header - n, "}");
+    ck_assert_uint_lt(n, sizeof header - 1);
+    FILE *f = create(dir, "model.safetensors");
+    fwrite(&n, 8, 1, f);
+    fwrite(header, 1, n, f);
+    for (uint32_t i = 0; i < t->n_tensors; i++) {
+        const q_out_tensor *x = &t->tensors[i];
+        const uint64_t k = x->shape[0];
+        uint64_t seed = t->seed ^ q_fnv64(x->name.p, (size_t)x->name.n);
+        float *row = malloc(k * sizeof *row);
+        uint8_t *out = malloc(2 * k);
+        for (uint64_t r = 0; r < x->shape[1]; r++) {
+            for (uint64_t j = 0; j < k; j++) row[j] = (x->rank == 1 ? 1.0f : 0.0f) + 0.15f * t_normal(&seed);
+            q_encode_row(f16, row, NULL, false, (int64_t)k, out);
+            ck_assert_uint_eq(fwrite(out, 2, k, f), k);
+        }
+        free(row);
+        free(out);
+    }
+    ck_assert_int_eq(fclose(f), 0);
+}
+
+/* SentencePiece's messages: pieces (text, score, type), what the trainer was told, how text is normalized. */
+static void write_tokenizer(const tiny *t, const char *dir) {
+    FILE *f = create(dir, "tokenizer.model");
+    for (uint32_t i = 0; i < 262; i++) {
+        const q_str s = t->pieces[i];
+        fprintf(f, "\n%c\n%c%.*s\x15", (int)s.n + 9, (int)s.n, (int)s.n, s.p);
+        fwrite(&t->scores[i], 4, 1, f);
+        fprintf(f, "\x18%c", (int)t->types[i]);
+    }
+    static const uint8_t rest[] = {0x12, 5,   0x18, 2,   0x98, 2,   1,   0x1A, 14,   10, 8,   'i',
+                                   'd',  'e', 'n',  't', 'i',  't', 'y', 0x18, 1,    0x20, 0};
+    fwrite(rest, 1, sizeof rest, f);
+    ck_assert_int_eq(fclose(f), 0);
+}
+
+void tiny_write_hf(tiny *t, const char *dir) {
+    write_safetensors(t, dir);
+    write_tokenizer(t, dir);
+    FILE *f = create(dir, "config.json");
+    fprintf(f, "{\"architectures\":[\"LlamaForCausalLM\"],\"model_type\":\"llama\",\"hidden_size\":64,"
+               "\"intermediate_size\":96,\"num_hidden_layers\":2,\"num_attention_heads\":4,"
+               "\"num_key_value_heads\":2,\"head_dim\":16,\"hidden_act\":\"silu\",\"rms_norm_eps\":1e-05,"
+               "\"rope_theta\":10000.0,\"max_position_embeddings\":64,\"vocab_size\":262,\"bos_token_id\":1,"
+               "\"eos_token_id\":2,\"tie_word_embeddings\":false,\"torch_dtype\":\"float16\"}\n");
+    ck_assert_int_eq(fclose(f), 0);
+    f = create(dir, "tokenizer_config.json");
+    fprintf(f, "{\"add_bos_token\":true,\"add_eos_token\":false,\"bos_token\":\"<s>\",\"eos_token\":\"</s>\","
+               "\"unk_token\":\"<unk>\",\"tokenizer_class\":\"LlamaTokenizer\",\"legacy\":false}\n");
+    ck_assert_int_eq(fclose(f), 0);
+}

@@ -1,4 +1,4 @@
-/* help_model.h: a tiny random Llama as a GGUF file, with every key and tensor open to a test's mischief. */
+/* help_model.h: a tiny random Llama as a GGUF file or a directory; every key and tensor is open to a test's mischief. */
 #ifndef HELP_MODEL_H
 #define HELP_MODEL_H
 
@@ -31,5 +31,8 @@ void tiny_add(tiny *t, const char *name, const char *format, uint64_t k, uint64_
 void tiny_drop_tensor(tiny *t, const char *name);
 /* Aborts the test when it cannot be written. */
 void tiny_write(tiny *t, const char *path);
+/* The same model as a Hugging Face directory that exists: f16 tensors, tokenizer.model and both configurations. The
+ * shapes of tiny_init are assumed. */
+void tiny_write_hf(tiny *t, const char *dir);
 
 #endif

@@ -45,7 +45,9 @@ static int read_stream(cli *c, const char *shown, FILE *f, char **text, size_t *
 
 int cli_read(cli *c, const char *path, char **text, size_t *bytes) {
     if (strcmp(path, "-") == 0) return read_stream(c, "standard input", stdin, text, bytes);
-    FILE *f = fopen(path, "rb");
+    FILE *f;
+    do f = fopen(path, "rb");
+    while (!f && errno == EINTR && !cli_interrupted());
     if (!f) return cli_error(c, LQ_E_IO, "%s: %s", path, strerror(errno));
     const int code = read_stream(c, path, f, text, bytes);
     fclose(f);
