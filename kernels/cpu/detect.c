@@ -15,20 +15,37 @@ const char *const q_isa_names[Q_ISA_COUNT] = {
 static bool present_scalar(void) { return true; }
 
 #if defined(__x86_64__)
-/* The register state that the operating system saves: bit 1 SSE, bit 2 AVX. Only after CPUID says OSXSAVE. */
+/* The register state that the operating system saves: bit 1 SSE, 2 AVX, 5 to 7 AVX-512. Only after CPUID says OSXSAVE. */
 static uint32_t saved_state(void) {
     uint32_t low, high;
     __asm__ __volatile__("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
     return low;
 }
 
+/* Are all these bits of leaf 7 there: `want_b` in EBX, `want_c` in ECX? */
+static bool leaf7(unsigned want_b, unsigned want_c) {
+    unsigned a, b, c, d;
+    return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (b & want_b) == want_b && (c & want_c) == want_c;
+}
+
 static bool present_avx2(void) {
-    enum { FMA = 1 << 12, OSXSAVE = 1 << 27, AVX = 1 << 28, F16C = 1 << 29, AVX2 = 1 << 5, SSE_AVX_STATE = 6 };
-    const unsigned want = (unsigned)FMA | (unsigned)OSXSAVE | (unsigned)AVX | (unsigned)F16C;
+    enum { SSE_AVX_STATE = 0x06 };
+    const unsigned fma = 1u << 12, osxsave = 1u << 27, avx = 1u << 28, f16c = 1u << 29, avx2 = 1u << 5;
+    const unsigned want = fma | osxsave | avx | f16c;
     unsigned a, b, c, d;
     if (!__get_cpuid(1, &a, &b, &c, &d) || (c & want) != want) return false;
-    if ((saved_state() & SSE_AVX_STATE) != SSE_AVX_STATE) return false;
-    return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (b & AVX2) != 0;
+    return (saved_state() & SSE_AVX_STATE) == SSE_AVX_STATE && leaf7(avx2, 0);
+}
+
+static bool present_avx512(void) {
+    enum { AVX512_STATE = 0xE6 };
+    const unsigned f = 1u << 16, dq = 1u << 17, bw = 1u << 30, vl = 1u << 31;
+    return present_avx2() && (saved_state() & AVX512_STATE) == AVX512_STATE && leaf7(f | dq | bw | vl, 0);
+}
+
+static bool present_avx512vnni(void) {
+    const unsigned vnni = 1u << 11;
+    return present_avx512() && leaf7(0, vnni);
 }
 #endif
 
