@@ -1,0 +1,262 @@
+/* matmul_super_avx512vnni.c: products of the formats in super-blocks of 256 with 8-bit activations. What a format
+ * consists of is here, the loops are in i8_avx512.h. A lane holds four products of codes below 64 and activations: at
+ * most 32004, so that scales can be applied by 16-bit multiply-adds (IQ4_XS's codes are bytes, and use 32). Layer L2. */
+#include "i8_avx512.h"
+
+/* ---------------------------------------------------------------------------------------------------- what is shared */
+
+Q_VNNI_INLINE __m512i load512(const void *p) { return _mm512_loadu_si512(p); }
+Q_VNNI_INLINE __m512i twice256(const void *p) {
+    return _mm512_broadcast_i64x4(_mm256_loadu_si256((const __m256i *)p));
+}
+Q_VNNI_INLINE __m512i four128(__m128i v) { return _mm512_broadcast_i32x4(v); }
+Q_VNNI_INLINE __m128i load128(const void *p) { return _mm_loadu_si128((const __m128i *)p); }
+Q_VNNI_INLINE __m512i low4(__m512i v) { return _mm512_and_si512(v, _mm512_set1_epi8(15)); }
+Q_VNNI_INLINE __m512i high4(__m512i v) { return low4(_mm512_srli_epi16(v, 4)); }
+
+/* 16 bytes at `at` of blocks i, 4 + i, 8 + i, 12 + i. */
+Q_VNNI_INLINE __m512i quad(const uint8_t *const *p, int i, int at) {
+    __m512i v = _mm512_castsi128_si512(load128(p[i] + at));
+    v = _mm512_inserti32x4(v, load128(p[4 + i] + at), 1);
+    v = _mm512_inserti32x4(v, load128(p[8 + i] + at), 2);
+    return _mm512_inserti32x4(v, load128(p[12 + i] + at), 3);
+}
+
+/* A byte for each half, or each quarter, of a register. */
+Q_VNNI_INLINE __m512i halves(int a, int b) {
+    return _mm512_inserti64x4(_mm512_set1_epi8((char)a), _mm256_set1_epi8((char)b), 1);
+}
+Q_VNNI_INLINE __m512i quarters(int a, int b, int c, int d) {
+    return _mm512_setr_epi32(a, a, a, a, b, b, b, b, c, c, c, c, d, d, d, d);
+}
+
+/* Bytes a, b, c, d of sixteen to the lanes of their quarters, zero or sign extended to int16 in the lower half. */
+Q_VNNI_INLINE __m512i place(__m512i bytes, int a, int b, int c, int d) {
+    return _mm512_shuffle_epi8(bytes, _mm512_or_si512(quarters(a, b, c, d), _mm512_set1_epi32((int)0x80808000u)));
+}
+Q_VNNI_INLINE __m512i place_signed(__m512i bytes, int a, int b, int c, int d) {
+    const __m512i where = _mm512_slli_epi32(quarters(a, b, c, d), 8);
+    return _mm512_srai_epi16(_mm512_shuffle_epi8(bytes, _mm512_or_si512(where, _mm512_set1_epi32((int)0x80800080u))), 8);
+}
+
+/* Codes that have another bit worth `value` where a byte of `of` has one of `bits`. */
+Q_VNNI_INLINE __m512i with_bit(__m512i codes, __m512i of, __m512i bits, int value) {
+    return _mm512_mask_add_epi8(codes, _mm512_test_epi8_mask(of, bits), codes, _mm512_set1_epi8((char)value));
+}
+
+/* Eight scales, or minima, of 6 bits each, as bytes, from the 12 bytes that hold them (Q4_K, Q5_K). */
+Q_VNNI_INLINE uint64_t scales6(const uint8_t *p) {
+    const uint32_t a = q_load32(p), c = q_load32(p + 8);
+    return (a & 0x3F3F3F3Fu) | (uint64_t)((c & 0x0F0F0F0Fu) | (a >> 2 & 0x30303030u)) << 32;
+}
+Q_VNNI_INLINE uint64_t minima6(const uint8_t *p) {
+    const uint32_t b = q_load32(p + 4), c = q_load32(p + 8);
+    return (b & 0x3F3F3F3Fu) | (uint64_t)((c >> 4 & 0x0F0F0F0Fu) | (b >> 2 & 0x30303030u)) << 32;
+}
+Q_VNNI_INLINE q_z_scales scale6(const uint8_t *p, int sub) {
+    const int16_t sc = (int16_t)(scales6(p) >> 8 * sub & 255), mn = (int16_t)(minima6(p) >> 8 * sub & 255);
+    return (q_z_scales){{sc, sc}, {mn, mn}};
+}
+
+/* Sixteen minima times the sums of 16 activations. */
+Q_VNNI_INLINE __m256i owed(__m128i minima, __m256i sums) {
+    return _mm256_madd_epi16(_mm256_cvtepu8_epi16(minima), sums);
+}
+Q_VNNI_INLINE __m256i owed8(uint64_t minima, __m256i sums) {
+    const __m128i m = _mm_cvtsi64_si128((long long)minima);
+    return owed(_mm_unpacklo_epi8(m, m), sums);
+}
+
+/* Four registers of codes times theirs of activations, from what they begin with, times scales. */
+Q_VNNI_INLINE __m512i scaled(const __m512i *codes, const __m512i *x, bool biased, const __m512i *scale) {
+    __m512i total = _mm512_setzero_si512();
+    Q_UNROLL for (int j = 0; j < 4; j++) {
+        const __m512i s = _mm512_dpbusd_epi32(biased ? x[4 + j] : _mm512_setzero_si512(), codes[j], x[j]);
+        total = j == 0 ? _mm512_madd_epi16(s, scale[j]) : _mm512_dpwssd_epi32(total, s, scale[j]);
+    }
+    return total;
+}
+
+/* ------------------------------------------------------------------------------------------------------ Q4_K, Q5_K */
+
+/* 64 bytes of nibbles are units 4h, 4h + 2 in their low and 4h + 1, 4h + 3 in their high halves. */
+static const uint8_t order_4k[16] = {0, 1, 4, 5, 2, 3, 6, 7, 8, 9, 12, 13, 10, 11, 14, 15};
+
+Q_VNNI_INLINE void place_4k(uint64_t eight, __m512i scale[4]) {
+    const __m512i s = _mm512_set1_epi64((long long)eight);
+    scale[0] = place(s, 0, 0, 2, 2);
+    scale[1] = place(s, 1, 1, 3, 3);
+    scale[2] = place(s, 4, 4, 6, 6);
+    scale[3] = place(s, 5, 5, 7, 7);
+}
+
+Q_VNNI_INLINE void q4_k_codes(const uint8_t *const *p, int sub, __m512i v[8]) {
+    Q_UNROLL for (int i = 0; i < 8; i++) {
+        const __m512i b = quad(p, i & 3, 16 + 32 * (sub / 2) + 16 * (i / 4));
+        v[i] = sub & 1 ? high4(b) : low4(b);
+    }
+}
+Q_VNNI_INLINE q_z_scales q4_k_scale(const uint8_t *p, int sub) { return scale6(p + 4, sub); }
+Q_VNNI_INLINE __m512i q4_k_block(const uint8_t *p, const __m512i *x, __m256i sums, __m256i *least) {
+    const __m512i a = load512(p + 16), b = load512(p + 80), codes[4] = {low4(a), high4(a), low4(b), high4(b)};
+    __m512i scale[4];
+    place_4k(scales6(p + 4), scale);
+    *least = owed8(minima6(p + 4), sums);
+    return scaled(codes, x, false, scale);
+}
+static const q_z_format q4_k = {.bytes = 144, .units = 8, .act = 8, .d = 0, .dmin = 2, .scales = 1, .codes = q4_k_codes,
+                                .scale = q4_k_scale, .block = q4_k_block, .order = order_4k};
+Q_Z_PRODUCT(matmul_q4_k_a8_256_32x6__avx512vnni, q4_k)
+
+Q_VNNI_INLINE void q5_k_codes(const uint8_t *const *p, int sub, __m512i v[8]) {
+    Q_UNROLL for (int i = 0; i < 8; i++) {
+        const __m512i b = quad(p, i & 3, 48 + 32 * (sub / 2) + 16 * (i / 4)), h = quad(p, i & 3, 16 + 16 * (i / 4));
+        v[i] = with_bit(sub & 1 ? high4(b) : low4(b), h, _mm512_set1_epi8((char)(1 << sub)), 16);
+    }
+}
+Q_VNNI_INLINE __m512i q5_k_block(const uint8_t *p, const __m512i *x, __m256i sums, __m256i *least) {
+    const __m512i a = load512(p + 48), b = load512(p + 112), h = twice256(p + 16);
+    const __m512i codes[4] = {
+        with_bit(low4(a), h, halves(1, 4), 16), with_bit(high4(a), h, halves(2, 8), 16),
+        with_bit(low4(b), h, halves(16, 64), 16), with_bit(high4(b), h, halves(32, 128), 16)};
+    __m512i scale[4];
+    place_4k(scales6(p + 4), scale);
+    *least = owed8(minima6(p + 4), sums);
+    return scaled(codes, x, false, scale);
+}
+static const q_z_format q5_k = {.bytes = 176, .units = 8, .act = 8, .d = 0, .dmin = 2, .scales = 1, .codes = q5_k_codes,
+                                .scale = q4_k_scale, .block = q5_k_block, .order = order_4k};
+Q_Z_PRODUCT(matmul_q5_k_a8_256_32x6__avx512vnni, q5_k)
+
+/* ------------------------------------------------------------------------------------------------------ Q2_K, Q3_K */
+
+/* Bits 2j of 64 bytes are unit j in the lower and unit 4 + j in the upper half. */
+static const uint8_t order_2k[16] = {0, 1, 8, 9, 2, 3, 10, 11, 4, 5, 12, 13, 6, 7, 14, 15};
+
+Q_VNNI_INLINE __m512i low2(__m512i v, int shift) {
+    return _mm512_and_si512(_mm512_srl_epi16(v, _mm_cvtsi32_si128(shift)), _mm512_set1_epi8(3));
+}
+
+Q_VNNI_INLINE void q2_k_codes(const uint8_t *const *p, int sub, __m512i v[8]) {
+    Q_UNROLL for (int i = 0; i < 8; i++) v[i] = low2(quad(p, i & 3, 16 + 32 * (sub / 4) + 16 * (i / 4)), 2 * (sub & 3));
+}
+Q_VNNI_INLINE q_z_scales q2_k_scale(const uint8_t *p, int sub) {
+    const uint8_t a = p[2 * sub], b = p[2 * sub + 1];
+    return (q_z_scales){{a & 15, b & 15}, {a >> 4, b >> 4}};
+}
+Q_VNNI_INLINE __m512i q2_k_block(const uint8_t *p, const __m512i *x, __m256i sums, __m256i *least) {
+    const __m512i v = load512(p + 16), codes[4] = {low2(v, 0), low2(v, 2), low2(v, 4), low2(v, 6)};
+    const __m128i b = load128(p), nibble = _mm_set1_epi8(15);
+    const __m512i s = four128(_mm_and_si128(b, nibble));
+    const __m512i scale[4] = {place(s, 0, 1, 8, 9), place(s, 2, 3, 10, 11), place(s, 4, 5, 12, 13), place(s, 6, 7, 14, 15)};
+    *least = owed(_mm_and_si128(_mm_srli_epi16(b, 4), nibble), sums);
+    return scaled(codes, x, false, scale);
+}
+static const q_z_format q2_k = {.bytes = 84, .units = 8, .act = 8, .d = 80, .dmin = 82, .scales = 2, .codes = q2_k_codes,
+                                .scale = q2_k_scale, .block = q2_k_block, .order = order_2k};
+Q_Z_PRODUCT(matmul_q2_k_a8_256_32x6__avx512vnni, q2_k)
+
+Q_VNNI_INLINE void q3_k_codes(const uint8_t *const *p, int sub, __m512i v[8]) {
+    Q_UNROLL for (int i = 0; i < 8; i++) {
+        const __m512i two = low2(quad(p, i & 3, 32 + 32 * (sub / 4) + 16 * (i / 4)), 2 * (sub & 3));
+        v[i] = with_bit(two, quad(p, i & 3, 16 * (i / 4)), _mm512_set1_epi8((char)(1 << sub)), 4);
+    }
+}
+/* Sixteen scales of 6 bits, less 32. */
+Q_VNNI_INLINE __m128i q3_k_scales(const uint8_t *p) {
+    const __m128i b = _mm_loadl_epi64((const __m128i *)(const void *)p), nibble = _mm_set1_epi8(15);
+    const __m128i low = _mm_unpacklo_epi64(_mm_and_si128(b, nibble), _mm_and_si128(_mm_srli_epi16(b, 4), nibble));
+    const __m128i high = _mm_srlv_epi32(_mm_set1_epi32((int)q_load32(p + 8)), _mm_setr_epi32(0, 2, 4, 6));
+    return _mm_sub_epi8(_mm_or_si128(low, _mm_slli_epi16(_mm_and_si128(high, _mm_set1_epi8(3)), 4)), _mm_set1_epi8(32));
+}
+Q_VNNI_INLINE q_z_scales q3_k_scale(const uint8_t *p, int sub) {
+    int8_t s[16];
+    _mm_storeu_si128((__m128i *)(void *)s, q3_k_scales(p + 96));
+    return (q_z_scales){{s[2 * sub], s[2 * sub + 1]}, {0, 0}};
+}
+Q_VNNI_INLINE __m512i q3_k_block(const uint8_t *p, const __m512i *x, __m256i sums, __m256i *least) {
+    Q_UNUSED(sums);
+    Q_UNUSED(least);
+    const __m512i v = load512(p + 32), h = twice256(p), s = four128(q3_k_scales(p + 96));
+    const __m512i codes[4] = {with_bit(low2(v, 0), h, halves(1, 16), 4), with_bit(low2(v, 2), h, halves(2, 32), 4),
+                              with_bit(low2(v, 4), h, halves(4, 64), 4), with_bit(low2(v, 6), h, halves(8, 128), 4)};
+    const __m512i scale[4] = {place_signed(s, 0, 1, 8, 9), place_signed(s, 2, 3, 10, 11), place_signed(s, 4, 5, 12, 13),
+                              place_signed(s, 6, 7, 14, 15)};
+    return scaled(codes, x, true, scale);
+}
+static const q_z_format q3_k = {.bytes = 110, .units = 8, .act = 8, .d = 108, .dmin = -1, .bias = 4, .scales = 2,
+                                .codes = q3_k_codes, .scale = q3_k_scale, .block = q3_k_block, .order = order_2k};
+Q_Z_PRODUCT(matmul_q3_k_a8_256_32x6__avx512vnni, q3_k)
+
+/* ---------------------------------------------------------------------------------------------------------- IQ4_XS */
+
+/* 64 bytes of nibbles are the first 16 of four units in their low, the last 16 in their high halves. */
+static const uint8_t order_4xs[16] = {0, 2, 4, 6, 1, 3, 5, 7, 8, 10, 12, 14, 9, 11, 13, 15};
+
+/* The codebook plus 128. */
+Q_VNNI_INLINE __m512i looked_up(__m512i index) {
+    const __m128i t = _mm_setr_epi8(1, 24, 45, 63, 79, 93, 106, 118, (char)129, (char)141, (char)153, (char)166, (char)181,
+                                    (char)197, (char)217, (char)241);
+    return _mm512_shuffle_epi8(four128(t), index);
+}
+
+Q_VNNI_INLINE void iq4_xs_codes(const uint8_t *const *p, int sub, __m512i v[8]) {
+    Q_UNROLL for (int i = 0; i < 4; i++) {
+        const __m512i b = quad(p, i, 8 + 16 * sub);
+        v[i] = looked_up(low4(b));
+        v[4 + i] = looked_up(high4(b));
+    }
+}
+Q_VNNI_INLINE q_z_scales iq4_xs_scale(const uint8_t *p, int sub) {
+    const int low = p[4 + sub / 2] >> (4 * (sub & 1)) & 15, high = q_load16(p + 2) >> (2 * sub) & 3;
+    const int16_t sc = (int16_t)((low | high << 4) - 32);
+    return (q_z_scales){{sc, sc}, {0, 0}};
+}
+Q_VNNI_INLINE __m512i iq4_xs_block(const uint8_t *p, const __m512i *x, __m256i sums, __m256i *least) {
+    Q_UNUSED(sums);
+    Q_UNUSED(least);
+    const __m512i a = load512(p + 8), b = load512(p + 72);
+    const __m256i low = _mm256_srlv_epi32(_mm256_set1_epi32((int)q_load32(p + 4)), _mm256_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28));
+    const __m256i high = _mm256_srlv_epi32(_mm256_set1_epi32(q_load16(p + 2)), _mm256_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14));
+    const __m256i six = _mm256_or_si256(_mm256_and_si256(low, _mm256_set1_epi32(15)),
+                                        _mm256_slli_epi32(_mm256_and_si256(high, _mm256_set1_epi32(3)), 4));
+    const __m512i sc = _mm512_castsi256_si512(_mm256_sub_epi32(six, _mm256_set1_epi32(32)));
+    __m512i s = _mm512_dpbusd_epi32(_mm512_add_epi32(x[4], x[5]), looked_up(low4(a)), x[0]);
+    __m512i t = _mm512_dpbusd_epi32(_mm512_add_epi32(x[6], x[7]), looked_up(low4(b)), x[2]);
+    s = _mm512_dpbusd_epi32(s, looked_up(high4(a)), x[1]);
+    t = _mm512_dpbusd_epi32(t, looked_up(high4(b)), x[3]);
+    return _mm512_add_epi32(_mm512_mullo_epi32(s, _mm512_permutexvar_epi32(quarters(0, 1, 2, 3), sc)),
+                            _mm512_mullo_epi32(t, _mm512_permutexvar_epi32(quarters(4, 5, 6, 7), sc)));
+}
+static const q_z_format iq4_xs = {.bytes = 136, .units = 8, .act = 8, .d = 0, .dmin = -1, .bias = 128, .scales = 1,
+                                  .codes = iq4_xs_codes, .scale = iq4_xs_scale, .block = iq4_xs_block, .order = order_4xs};
+Q_Z_PRODUCT(matmul_iq4_xs_a8_256_32x6__avx512vnni, iq4_xs)
+
+/* ------------------------------------------------------------------------------------------------------------ Q6_K */
+
+/* 64 bytes of nibbles are units 0, 1 of a half in their low and 2, 3 in their high halves; two more bits of each unit
+ * are in turn bits 0, 2, 4, 6 of 32 bytes. */
+Q_VNNI_INLINE void q6_k_codes(const uint8_t *const *p, int sub, __m512i v[8]) {
+    const int half = sub / 4, unit = sub & 3;
+    Q_UNROLL for (int i = 0; i < 8; i++) {
+        const __m512i b = quad(p, i & 3, 64 * half + 32 * (unit & 1) + 16 * (i / 4));
+        const __m512i h = quad(p, i & 3, 128 + 32 * half + 16 * (i / 4));
+        v[i] = _mm512_or_si512(unit & 2 ? high4(b) : low4(b), _mm512_slli_epi16(low2(h, 2 * unit), 4));
+    }
+}
+Q_VNNI_INLINE q_z_scales q6_k_scale(const uint8_t *p, int sub) {
+    const int8_t *sc = (const int8_t *)p + 192 + 2 * sub;
+    return (q_z_scales){{sc[0], sc[1]}, {0, 0}};
+}
+Q_VNNI_INLINE __m512i q6_k_pair(const uint8_t *row, int64_t s, int i, int64_t last, __m512i *scale) {
+    const uint8_t *p = row + Q_MIN(s / 8 + i / 4, last / 8) * 210;
+    const int half = i / 2 & 1, j = i & 3;
+    const __m512i b = load512(p + 64 * half), h = twice256(p + 128 + 32 * half), two = _mm512_set1_epi8(0x30);
+    const __m512i left = _mm512_setr_epi64(4, 4, 4, 4, 2, 2, 2, 2), right = _mm512_setr_epi64(0, 0, 0, 0, 2, 2, 2, 2);
+    *scale = place_signed(four128(load128(p + 192)), 4 * j, 4 * j + 1, 4 * j + 2, 4 * j + 3);
+    if (i & 1) return _mm512_or_si512(high4(b), _mm512_and_si512(_mm512_srlv_epi64(h, right), two));
+    return _mm512_or_si512(low4(b), _mm512_and_si512(_mm512_sllv_epi64(h, left), two));
+}
+static const q_z_format q6_k = {.bytes = 210, .units = 8, .act = 1, .d = 208, .dmin = -1, .bias = 32, .scales = 2,
+                                .codes = q6_k_codes, .scale = q6_k_scale, .pair = q6_k_pair};
+Q_Z_PRODUCT(matmul_q6_k_a8_32_32x6__avx512vnni, q6_k)
