@@ -32,6 +32,7 @@ typedef struct q_z_scales {
     int16_t sc[2], mn[2];
 } q_z_scales;
 
+struct q_z_eight;
 typedef struct q_z_format {
     int bytes, units; /* of a block: bytes, and units of 32 weights */
     int act;          /* units per block of activations: 1 or 8 */
@@ -48,14 +49,13 @@ typedef struct q_z_format {
      * place of later ones; s is a multiple of 16. With scales, *scale = an int16 in the lower half of each lane. */
     __m512i (*pair)(const uint8_t *row, int64_t s, int i, int64_t last, __m512i *scale);
 
-    /* Stream with act 8, where a segment is a block: its sum over 16 lanes, that of its minima over 8. x: activations
-     * in `order` (groups of 16 codes, four to a register), then what each lane begins with. sums: of 16 activations. */
-    __m512i (*block)(const uint8_t *p, const __m512i *x, __m256i sums, __m256i *least);
+    /* Stream with act 8, where a segment is a block: its sum over 16 lanes, and that of its minima over 8. `order`: the
+     * groups of 16 activations in the order of its codes, four to a register. */
+    __m512i (*block)(const uint8_t *p, const struct q_z_eight *x, __m256i *least);
     const uint8_t *order;
 } q_z_format;
 
 Q_VNNI_INLINE int64_t q_z_act_bytes(const q_z_format *f) { return 4 + 36 * f->act; }
-Q_VNNI_INLINE __m256 q_z_halves(__m256i h) { return _mm256_cvtph_ps(_mm256_castsi256_si128(h)); }
 
 /* Lane i = the sum of the lanes of v[i]. */
 Q_VNNI_INLINE __m512i q_z_across16(const __m512i *v) {
@@ -89,28 +89,53 @@ Q_VNNI_INLINE __m512i q_z_across8(const __m512i *v) {
 
 /* ---------------------------------------------------------------------------------------------------------- stream */
 
+/* Two segments of a column made ready, with act 1. */
+typedef struct q_z_two {
+    __m512i codes, begin; /* begin: what sums begin with */
+} q_z_two;
+
+/* A block of a column made ready, with act 8. */
+typedef struct q_z_eight {
+    __m512i codes[4], begin[4]; /* in `order` */
+    __m256i sums;               /* of 16 activations */
+    float da;
+} q_z_eight;
+
 /* What a stream works with: a column made ready, and the sums and scales of sixteen rows, `pitch` to a row. */
 typedef struct q_z_stream {
     int64_t segments, pitch;
-    __m512i *x;   /* act 1: a register per two segments, [codes][begin]; act 8: per block, four of codes, four begins */
-    float *da;    /* [segments] scales of the activations */
-    float *owed;  /* act 1 with minima: what they are multiplied with */
+    q_z_two *two;     /* act 1: [pitch / 2] */
+    q_z_eight *eight; /* act 8: [segments] */
+    float *da, *owed; /* act 1: [pitch] scales of the activations; what minima are multiplied with */
     int32_t *sum, *least;
     float *scale, *least_scale; /* times da */
 } q_z_stream;
+
+/* Sixteen of a row may begin at its last segment: they end in the next row, or in what is added here. */
+Q_VNNI_INLINE int64_t q_z_stream_values(const q_z_stream *t) { return Q_Z_ROWS * t->pitch + 16; }
 
 Q_VNNI_INLINE void q_z_lay_out(const q_z_format *f, int64_t k, q_z_stream *t, q_ref_carve *carve) {
     const bool few = f->act == 1, minima = f->dmin >= 0;
     t->segments = k / (32 * f->act);
     t->pitch = few ? (int64_t)q_round_up((uint64_t)t->segments, 16) : t->segments;
-    const int64_t all = Q_Z_ROWS * t->pitch + 16; /* vectors of 16 begin anywhere in the last row */
-    t->x = q_ref_take(carve, few ? t->pitch : t->segments * 8, sizeof(__m512i));
-    t->da = q_ref_take(carve, t->pitch, sizeof(float));
+    const int64_t all = q_z_stream_values(t);
+    t->two = q_ref_take(carve, few ? t->pitch / 2 : 0, sizeof(q_z_two));
+    t->eight = q_ref_take(carve, few ? 0 : t->segments, sizeof(q_z_eight));
+    t->da = q_ref_take(carve, few ? t->pitch : 0, sizeof(float));
     t->owed = q_ref_take(carve, few && minima ? t->pitch : 0, sizeof(float));
     t->sum = q_ref_take(carve, all, sizeof(int32_t));
     t->scale = q_ref_take(carve, all, sizeof(float));
     t->least = q_ref_take(carve, !few && minima ? all : 0, sizeof(int32_t));
     t->least_scale = q_ref_take(carve, minima ? all : 0, sizeof(float));
+}
+
+/* Rows that a last tile lacks are zero. */
+Q_VNNI_INLINE void q_z_clear(const q_z_format *f, const q_z_stream *t) {
+    const size_t bytes = (size_t)q_z_stream_values(t) * 4;
+    memset(t->sum, 0, bytes);
+    memset(t->scale, 0, bytes);
+    if (f->dmin >= 0) memset(t->least_scale, 0, bytes);
+    if (f->dmin >= 0 && f->act > 1) memset(t->least, 0, bytes);
 }
 
 /* What lanes of four products begin with, so that the bias is gone in the end. */
@@ -123,29 +148,26 @@ Q_VNNI_INLINE void q_z_prepare(const q_z_format *f, const uint8_t *x, const q_z_
     if (f->act == 1) {
         for (int64_t s = 0; s < t->pitch; s += 2) {
             __m256i half[2] = {_mm256_setzero_si256(), _mm256_setzero_si256()};
-            for (int64_t j = 0; j < 2 && s + j < t->segments; j++) {
+            for (int64_t j = 0; j < 2; j++) {
                 const q_a8_32 *b = (const q_a8_32 *)(const void *)x + s + j;
-                half[j] = _mm256_loadu_si256((const __m256i *)(const void *)b->q);
-                t->da[s + j] = b->d;
-                if (f->dmin >= 0) t->owed[s + j] = (float)-(b->sum[0] + b->sum[1]);
+                const bool in = s + j < t->segments;
+                if (in) half[j] = _mm256_loadu_si256((const __m256i *)(const void *)b->q);
+                t->da[s + j] = in ? b->d : 0;
+                if (f->dmin >= 0) t->owed[s + j] = in ? (float)-(b->sum[0] + b->sum[1]) : 0;
             }
             const __m512i codes = _mm512_inserti64x4(_mm512_castsi256_si512(half[0]), half[1], 1);
-            t->x[s] = codes;
-            t->x[s + 1] = q_z_begin(f, codes);
+            t->two[s / 2] = (q_z_two){codes, q_z_begin(f, codes)};
         }
-        for (int64_t s = t->segments; s < t->pitch; s++) t->da[s] = 0;
         return;
     }
     for (int64_t s = 0; s < t->segments; s++) {
         const q_a8_256 *b = (const q_a8_256 *)(const void *)x + s;
-        t->da[s] = b->d;
-        for (int j = 0; j < 4; j++) {
-            __m512i codes = _mm512_setzero_si512();
-            for (int q = 0; q < 4; q++)
-                memcpy((uint8_t *)&codes + 16 * q, b->q + 16 * f->order[4 * j + q], 16);
-            t->x[8 * s + j] = codes;
-            t->x[8 * s + 4 + j] = q_z_begin(f, codes);
-        }
+        q_z_eight *to = &t->eight[s];
+        to->da = b->d;
+        to->sums = _mm256_loadu_si256((const __m256i *)(const void *)b->sum);
+        for (int j = 0; j < 16; j++)
+            memcpy((uint8_t *)to->codes + 16 * j, b->q + 16 * f->order[j], 16);
+        for (int j = 0; j < 4; j++) to->begin[j] = q_z_begin(f, to->codes[j]);
     }
 }
 
@@ -163,92 +185,92 @@ Q_VNNI_INLINE __m512 q_z_row_halves(const q_z_format *f, const uint8_t *row, int
 #undef HALF
 }
 
+/* Sixteen segments of a row, from s on; those after `last` repeat it. */
+Q_VNNI_INLINE void q_z_sixteen(const q_z_format *f, const uint8_t *row, int64_t s, int64_t last, int64_t to,
+                               const q_z_stream *t) {
+    __m512i v[8];
+    Q_UNROLL for (int i = 0; i < 8; i++) {
+        __m512i scale;
+        const q_z_two *x = &t->two[s / 2 + i];
+        const __m512i codes = f->pair(row, s, i, last, &scale);
+        v[i] = _mm512_dpbusd_epi32(f->bias ? x->begin : _mm512_setzero_si512(), codes, x->codes);
+        if (f->scales) v[i] = _mm512_madd_epi16(v[i], scale);
+    }
+    const __m512 da = _mm512_loadu_ps(t->da + s);
+    _mm512_storeu_si512(t->sum + to, q_z_across8(v));
+    _mm512_storeu_ps(t->scale + to, _mm512_mul_ps(q_z_row_halves(f, row, s, last, f->d), da));
+    if (f->dmin >= 0)
+        _mm512_storeu_ps(t->least_scale + to, _mm512_mul_ps(q_z_row_halves(f, row, s, last, f->dmin), da));
+}
+
 /* One row whose segments are units. */
 Q_VNNI_INLINE void q_z_row(const q_z_format *f, const uint8_t *row, int64_t r, const q_z_stream *t) {
-    const int64_t last = t->segments - 1;
-    for (int64_t s = 0; s < t->segments; s += 16) {
-        const uint8_t *ahead = row + s / f->units * f->bytes + Q_Z_AHEAD;
-        for (int i = 0; i < 16 * f->bytes / f->units; i += 64)
-            _mm_prefetch((const char *)(uintptr_t)ahead + i, _MM_HINT_T0);
-        __m512i v[8];
-        Q_UNROLL for (int i = 0; i < 8; i++) {
-            __m512i scale;
-            const __m512i codes = f->pair(row, s, i, last, &scale);
-            v[i] = _mm512_dpbusd_epi32(t->x[s + 2 * i + 1], codes, t->x[s + 2 * i]);
-            if (f->scales) v[i] = _mm512_madd_epi16(v[i], scale);
-        }
-        const __m512 da = _mm512_loadu_ps(t->da + s);
-        _mm512_storeu_si512(t->sum + r * t->pitch + s, q_z_across8(v));
-        _mm512_storeu_ps(t->scale + r * t->pitch + s, _mm512_mul_ps(q_z_row_halves(f, row, s, last, f->d), da));
-        if (f->dmin >= 0)
-            _mm512_storeu_ps(t->least_scale + r * t->pitch + s,
-                             _mm512_mul_ps(q_z_row_halves(f, row, s, last, f->dmin), da));
+    int64_t s = 0;
+    for (; s + 16 <= t->segments; s += 16) {
+        const uintptr_t ahead = (uintptr_t)row + (uintptr_t)(s / f->units * f->bytes) + Q_Z_AHEAD;
+        Q_UNROLL for (int i = 0; i < 16 * f->bytes / f->units; i += 64) _mm_prefetch((const char *)ahead + i, _MM_HINT_T0);
+        q_z_sixteen(f, row, s, INT64_MAX, r * t->pitch + s, t);
     }
+    if (s < t->segments) q_z_sixteen(f, row, s, t->segments - 1, r * t->pitch + s, t);
 }
 
 /* Rows whose segments are blocks, as one run of blocks: sixteen of them are added across, of whichever rows. */
-Q_VNNI_INLINE void q_z_rows(const q_z_format *f, const uint8_t *w, uint64_t row_bytes, int64_t rows, const uint8_t *x,
-                            const q_z_stream *t) {
+Q_VNNI_INLINE void q_z_rows(const q_z_format *f, const uint8_t *w, uint64_t row_bytes, int64_t rows, const q_z_stream *t) {
     const int64_t total = rows * t->segments;
+    const q_z_eight *x = t->eight, *const end = t->eight + t->segments;
     const uint8_t *p = w;
-    for (int64_t at = 0, s = 0; at < total; at += 16) {
-        __m512i v[16];
-        __m256i least[16];
-        float da[16];
-        uint16_t d[16], dmin[16];
-        for (int i = 0; i < 16; i++) {
-            if (at + i >= total) {
-                v[i] = _mm512_setzero_si512();
-                least[i] = _mm256_setzero_si256();
-                d[i] = dmin[i] = 0;
-                da[i] = 0;
-                continue;
-            }
-            for (int line = 0; line < f->bytes; line += 64)
+    for (int64_t at = 0; at < total; at += 16) {
+        struct {
+            __m512i v[16];
+            __m256i least[16];
+            uint32_t d[16]; /* d and dmin, one after the other in every format */
+            float da[16];
+        } b;
+        const int64_t n = Q_MIN(total - at, (int64_t)16);
+        if (n < 16) memset(&b, 0, sizeof b);
+        for (int64_t i = 0; i < n; i++) {
+            Q_UNROLL for (int line = 0; line < f->bytes; line += 64)
                 _mm_prefetch((const char *)(uintptr_t)p + Q_Z_AHEAD + line, _MM_HINT_T0);
-            const __m256i sums = _mm256_loadu_si256((const __m256i *)(const void *)(x + s * q_z_act_bytes(f) + 4));
-            v[i] = f->block(p, t->x + 8 * s, sums, &least[i]);
-            d[i] = q_load16(p + f->d);
-            if (f->dmin >= 0) dmin[i] = q_load16(p + f->dmin);
-            da[i] = t->da[s];
+            b.v[i] = f->block(p, x, &b.least[i]);
+            b.d[i] = f->dmin >= 0 ? q_load32(p + f->d) : q_load16(p + f->d);
+            b.da[i] = x->da;
             p += f->bytes;
-            if (++s == t->segments) {
-                s = 0;
+            if (++x == end) {
+                x = t->eight;
                 w += row_bytes;
                 p = w;
             }
         }
-        const __m512 a = _mm512_loadu_ps(da);
-        _mm512_storeu_si512(t->sum + at, q_z_across16(v));
-        _mm512_storeu_ps(t->scale + at,
-                         _mm512_mul_ps(_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(const void *)d)), a));
+        const __m512 da = _mm512_loadu_ps(b.da);
+        const __m512i d = _mm512_loadu_si512(b.d);
+        _mm512_storeu_si512(t->sum + at, q_z_across16(b.v));
+        _mm512_storeu_ps(t->scale + at, _mm512_mul_ps(_mm512_cvtph_ps(_mm512_cvtepi32_epi16(d)), da));
         if (f->dmin < 0) continue;
-        __m512i n[8];
+        __m512i least[8];
         Q_UNROLL for (int i = 0; i < 8; i++)
-            n[i] = _mm512_inserti64x4(_mm512_castsi256_si512(least[2 * i]), least[2 * i + 1], 1);
-        _mm512_storeu_si512(t->least + at, q_z_across8(n));
+            least[i] = _mm512_inserti64x4(_mm512_castsi256_si512(b.least[2 * i]), b.least[2 * i + 1], 1);
+        _mm512_storeu_si512(t->least + at, q_z_across8(least));
         _mm512_storeu_ps(t->least_scale + at,
-                         _mm512_mul_ps(_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(const void *)dmin)), a));
+                         _mm512_mul_ps(_mm512_cvtph_ps(_mm512_cvtepi32_epi16(_mm512_srli_epi32(d, 16))), da));
     }
 }
 
-/* Sixteen segments of each row, turned: lane r of to[j] belongs to row r. Rows that do not exist repeat the last. */
-Q_VNNI_INLINE void q_z_turn(const void *from, int64_t pitch, int64_t rows, __m512i to[16]) {
-    Q_UNROLL for (int64_t r = 0; r < 16; r++)
-        to[r] = _mm512_loadu_si512((const uint32_t *)from + Q_MIN(r, rows - 1) * pitch);
+/* Sixteen segments of each row, turned: lane r of to[j] belongs to row r. */
+Q_VNNI_INLINE void q_z_turn(const void *from, int64_t pitch, __m512i to[16]) {
+    Q_UNROLL for (int64_t r = 0; r < 16; r++) to[r] = _mm512_loadu_si512((const uint32_t *)from + r * pitch);
     q_transpose16(to);
 }
 
 /* op.h's multiply-adds of sixteen rows, segment after segment. */
-Q_VNNI_INLINE __m512 q_z_finish(const q_z_format *f, const q_z_stream *t, int64_t rows) {
+Q_VNNI_INLINE __m512 q_z_finish(const q_z_format *f, const q_z_stream *t) {
     __m512 acc = _mm512_setzero_ps();
     for (int64_t s = 0; s < t->segments; s += 16) {
         const int64_t n = Q_MIN(t->segments - s, (int64_t)16);
         __m512i sum[16], scale[16], least[16], least_scale[16];
-        q_z_turn(t->sum + s, t->pitch, rows, sum);
-        q_z_turn(t->scale + s, t->pitch, rows, scale);
-        if (f->dmin >= 0) q_z_turn(t->least_scale + s, t->pitch, rows, least_scale);
-        if (f->dmin >= 0 && f->act > 1) q_z_turn(t->least + s, t->pitch, rows, least);
+        q_z_turn(t->sum + s, t->pitch, sum);
+        q_z_turn(t->scale + s, t->pitch, scale);
+        if (f->dmin >= 0) q_z_turn(t->least_scale + s, t->pitch, least_scale);
+        if (f->dmin >= 0 && f->act > 1) q_z_turn(t->least + s, t->pitch, least);
         for (int64_t j = 0; j < n; j++) {
             acc = _mm512_fmadd_ps(_mm512_castsi512_ps(scale[j]), _mm512_cvtepi32_ps(sum[j]), acc);
             if (f->dmin < 0) continue;
@@ -277,10 +299,11 @@ Q_VNNI_INLINE void q_z_few(const q_z_format *f, const q_mm *m) {
         const int64_t rows = Q_MIN(m->rows - r, (int64_t)Q_Z_ROWS);
         const uint8_t *w = m->w + (uint64_t)r * m->row_bytes;
         for (int64_t c = 0; c < m->n; c++) {
-            if (f->act > 1) q_z_rows(f, w, m->row_bytes, rows, m->x + c * m->x_stride, &t[c]);
+            if (rows < Q_Z_ROWS) q_z_clear(f, &t[c]);
+            if (f->act > 1) q_z_rows(f, w, m->row_bytes, rows, &t[c]);
             else
                 for (int64_t i = 0; i < rows; i++) q_z_row(f, w + (uint64_t)i * m->row_bytes, i, &t[c]);
-            q_put16(m, r, c, q_z_finish(f, &t[c], rows));
+            q_put16(m, r, c, q_z_finish(f, &t[c]));
         }
     }
 }

@@ -44,34 +44,30 @@ Q_VNNI_INLINE __m512i with_bit(__m512i codes, __m512i of, __m512i bits, int valu
     return _mm512_mask_add_epi8(codes, _mm512_test_epi8_mask(of, bits), codes, _mm512_set1_epi8((char)value));
 }
 
-/* Eight scales, or minima, of 6 bits each, as bytes, from the 12 bytes that hold them (Q4_K, Q5_K). */
-Q_VNNI_INLINE uint64_t scales6(const uint8_t *p) {
-    const uint32_t a = q_load32(p), c = q_load32(p + 8);
-    return (a & 0x3F3F3F3Fu) | (uint64_t)((c & 0x0F0F0F0Fu) | (a >> 2 & 0x30303030u)) << 32;
-}
-Q_VNNI_INLINE uint64_t minima6(const uint8_t *p) {
-    const uint32_t b = q_load32(p + 4), c = q_load32(p + 8);
-    return (b & 0x3F3F3F3Fu) | (uint64_t)((c >> 4 & 0x0F0F0F0Fu) | (b >> 2 & 0x30303030u)) << 32;
+/* The eight scales, then the eight minima, of 6 bits, from the 12 bytes after d and dmin (Q4_K, Q5_K). */
+Q_VNNI_INLINE __m128i scales6(const uint8_t *p) {
+    const __m128i v = load128(p);
+    const __m128i low = _mm_shuffle_epi8(v, _mm_setr_epi8(4, 5, 6, 7, 12, 13, 14, 15, 8, 9, 10, 11, 12, 13, 14, 15));
+    const __m128i top = _mm_shuffle_epi8(v, _mm_setr_epi8(-1, -1, -1, -1, 4, 5, 6, 7, -1, -1, -1, -1, 8, 9, 10, 11));
+    const __m128i mask = _mm_setr_epi32(0x3F3F3F3F, 0x0F0F0F0F, 0x3F3F3F3F, 0x0F0F0F0F);
+    return _mm_or_si128(_mm_and_si128(_mm_srlv_epi32(low, _mm_setr_epi32(0, 0, 0, 4)), mask),
+                        _mm_and_si128(_mm_srli_epi32(top, 2), _mm_set1_epi8(0x30)));
 }
 Q_VNNI_INLINE q_z_scales scale6(const uint8_t *p, int sub) {
-    const int16_t sc = (int16_t)(scales6(p) >> 8 * sub & 255), mn = (int16_t)(minima6(p) >> 8 * sub & 255);
-    return (q_z_scales){{sc, sc}, {mn, mn}};
+    int8_t s[16];
+    _mm_storeu_si128((__m128i *)(void *)s, scales6(p));
+    return (q_z_scales){{s[sub], s[sub]}, {s[8 + sub], s[8 + sub]}};
 }
 
 /* Sixteen minima times the sums of 16 activations. */
 Q_VNNI_INLINE __m256i owed(__m128i minima, __m256i sums) {
     return _mm256_madd_epi16(_mm256_cvtepu8_epi16(minima), sums);
 }
-Q_VNNI_INLINE __m256i owed8(uint64_t minima, __m256i sums) {
-    const __m128i m = _mm_cvtsi64_si128((long long)minima);
-    return owed(_mm_unpacklo_epi8(m, m), sums);
-}
-
 /* Four registers of codes times theirs of activations, from what they begin with, times scales. */
-Q_VNNI_INLINE __m512i scaled(const __m512i *codes, const __m512i *x, bool biased, const __m512i *scale) {
+Q_VNNI_INLINE __m512i scaled(const __m512i *codes, const q_z_eight *x, bool biased, const __m512i *scale) {
     __m512i total = _mm512_setzero_si512();
     Q_UNROLL for (int j = 0; j < 4; j++) {
-        const __m512i s = _mm512_dpbusd_epi32(biased ? x[4 + j] : _mm512_setzero_si512(), codes[j], x[j]);
+        const __m512i s = _mm512_dpbusd_epi32(biased ? x->begin[j] : _mm512_setzero_si512(), codes[j], x->codes[j]);
         total = j == 0 ? _mm512_madd_epi16(s, scale[j]) : _mm512_dpwssd_epi32(total, s, scale[j]);
     }
     return total;
@@ -82,12 +78,15 @@ Q_VNNI_INLINE __m512i scaled(const __m512i *codes, const __m512i *x, bool biased
 /* 64 bytes of nibbles are units 4h, 4h + 2 in their low and 4h + 1, 4h + 3 in their high halves. */
 static const uint8_t order_4k[16] = {0, 1, 4, 5, 2, 3, 6, 7, 8, 9, 12, 13, 10, 11, 14, 15};
 
-Q_VNNI_INLINE void place_4k(uint64_t eight, __m512i scale[4]) {
-    const __m512i s = _mm512_set1_epi64((long long)eight);
+/* What the scales and minima of a block are multiplied with: scales to the lanes of their codes, minima times sums. */
+Q_VNNI_INLINE __m256i place_4k(const uint8_t *p, const q_z_eight *x, __m512i scale[4]) {
+    const __m128i both = scales6(p);
+    const __m512i s = _mm512_broadcastq_epi64(both);
     scale[0] = place(s, 0, 0, 2, 2);
     scale[1] = place(s, 1, 1, 3, 3);
     scale[2] = place(s, 4, 4, 6, 6);
     scale[3] = place(s, 5, 5, 7, 7);
+    return owed(_mm_unpackhi_epi8(both, both), x->sums);
 }
 
 Q_VNNI_INLINE void q4_k_codes(const uint8_t *const *p, int sub, __m512i v[8]) {
@@ -96,12 +95,11 @@ Q_VNNI_INLINE void q4_k_codes(const uint8_t *const *p, int sub, __m512i v[8]) {
         v[i] = sub & 1 ? high4(b) : low4(b);
     }
 }
-Q_VNNI_INLINE q_z_scales q4_k_scale(const uint8_t *p, int sub) { return scale6(p + 4, sub); }
-Q_VNNI_INLINE __m512i q4_k_block(const uint8_t *p, const __m512i *x, __m256i sums, __m256i *least) {
+Q_VNNI_INLINE q_z_scales q4_k_scale(const uint8_t *p, int sub) { return scale6(p, sub); }
+Q_VNNI_INLINE __m512i q4_k_block(const uint8_t *p, const q_z_eight *x, __m256i *least) {
     const __m512i a = load512(p + 16), b = load512(p + 80), codes[4] = {low4(a), high4(a), low4(b), high4(b)};
     __m512i scale[4];
-    place_4k(scales6(p + 4), scale);
-    *least = owed8(minima6(p + 4), sums);
+    *least = place_4k(p, x, scale);
     return scaled(codes, x, false, scale);
 }
 static const q_z_format q4_k = {.bytes = 144, .units = 8, .act = 8, .d = 0, .dmin = 2, .scales = 1, .codes = q4_k_codes,
@@ -114,14 +112,13 @@ Q_VNNI_INLINE void q5_k_codes(const uint8_t *const *p, int sub, __m512i v[8]) {
         v[i] = with_bit(sub & 1 ? high4(b) : low4(b), h, _mm512_set1_epi8((char)(1 << sub)), 16);
     }
 }
-Q_VNNI_INLINE __m512i q5_k_block(const uint8_t *p, const __m512i *x, __m256i sums, __m256i *least) {
+Q_VNNI_INLINE __m512i q5_k_block(const uint8_t *p, const q_z_eight *x, __m256i *least) {
     const __m512i a = load512(p + 48), b = load512(p + 112), h = twice256(p + 16);
     const __m512i codes[4] = {
         with_bit(low4(a), h, halves(1, 4), 16), with_bit(high4(a), h, halves(2, 8), 16),
         with_bit(low4(b), h, halves(16, 64), 16), with_bit(high4(b), h, halves(32, 128), 16)};
     __m512i scale[4];
-    place_4k(scales6(p + 4), scale);
-    *least = owed8(minima6(p + 4), sums);
+    *least = place_4k(p, x, scale);
     return scaled(codes, x, false, scale);
 }
 static const q_z_format q5_k = {.bytes = 176, .units = 8, .act = 8, .d = 0, .dmin = 2, .scales = 1, .codes = q5_k_codes,
@@ -144,12 +141,12 @@ Q_VNNI_INLINE q_z_scales q2_k_scale(const uint8_t *p, int sub) {
     const uint8_t a = p[2 * sub], b = p[2 * sub + 1];
     return (q_z_scales){{a & 15, b & 15}, {a >> 4, b >> 4}};
 }
-Q_VNNI_INLINE __m512i q2_k_block(const uint8_t *p, const __m512i *x, __m256i sums, __m256i *least) {
+Q_VNNI_INLINE __m512i q2_k_block(const uint8_t *p, const q_z_eight *x, __m256i *least) {
     const __m512i v = load512(p + 16), codes[4] = {low2(v, 0), low2(v, 2), low2(v, 4), low2(v, 6)};
     const __m128i b = load128(p), nibble = _mm_set1_epi8(15);
     const __m512i s = four128(_mm_and_si128(b, nibble));
     const __m512i scale[4] = {place(s, 0, 1, 8, 9), place(s, 2, 3, 10, 11), place(s, 4, 5, 12, 13), place(s, 6, 7, 14, 15)};
-    *least = owed(_mm_and_si128(_mm_srli_epi16(b, 4), nibble), sums);
+    *least = owed(_mm_and_si128(_mm_srli_epi16(b, 4), nibble), x->sums);
     return scaled(codes, x, false, scale);
 }
 static const q_z_format q2_k = {.bytes = 84, .units = 8, .act = 8, .d = 80, .dmin = 82, .scales = 2, .codes = q2_k_codes,
@@ -174,8 +171,7 @@ Q_VNNI_INLINE q_z_scales q3_k_scale(const uint8_t *p, int sub) {
     _mm_storeu_si128((__m128i *)(void *)s, q3_k_scales(p + 96));
     return (q_z_scales){{s[2 * sub], s[2 * sub + 1]}, {0, 0}};
 }
-Q_VNNI_INLINE __m512i q3_k_block(const uint8_t *p, const __m512i *x, __m256i sums, __m256i *least) {
-    Q_UNUSED(sums);
+Q_VNNI_INLINE __m512i q3_k_block(const uint8_t *p, const q_z_eight *x, __m256i *least) {
     Q_UNUSED(least);
     const __m512i v = load512(p + 32), h = twice256(p), s = four128(q3_k_scales(p + 96));
     const __m512i codes[4] = {with_bit(low2(v, 0), h, halves(1, 16), 4), with_bit(low2(v, 2), h, halves(2, 32), 4),
@@ -212,8 +208,7 @@ Q_VNNI_INLINE q_z_scales iq4_xs_scale(const uint8_t *p, int sub) {
     const int16_t sc = (int16_t)((low | high << 4) - 32);
     return (q_z_scales){{sc, sc}, {0, 0}};
 }
-Q_VNNI_INLINE __m512i iq4_xs_block(const uint8_t *p, const __m512i *x, __m256i sums, __m256i *least) {
-    Q_UNUSED(sums);
+Q_VNNI_INLINE __m512i iq4_xs_block(const uint8_t *p, const q_z_eight *x, __m256i *least) {
     Q_UNUSED(least);
     const __m512i a = load512(p + 8), b = load512(p + 72);
     const __m256i low = _mm256_srlv_epi32(_mm256_set1_epi32((int)q_load32(p + 4)), _mm256_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28));
@@ -221,10 +216,10 @@ Q_VNNI_INLINE __m512i iq4_xs_block(const uint8_t *p, const __m512i *x, __m256i s
     const __m256i six = _mm256_or_si256(_mm256_and_si256(low, _mm256_set1_epi32(15)),
                                         _mm256_slli_epi32(_mm256_and_si256(high, _mm256_set1_epi32(3)), 4));
     const __m512i sc = _mm512_castsi256_si512(_mm256_sub_epi32(six, _mm256_set1_epi32(32)));
-    __m512i s = _mm512_dpbusd_epi32(_mm512_add_epi32(x[4], x[5]), looked_up(low4(a)), x[0]);
-    __m512i t = _mm512_dpbusd_epi32(_mm512_add_epi32(x[6], x[7]), looked_up(low4(b)), x[2]);
-    s = _mm512_dpbusd_epi32(s, looked_up(high4(a)), x[1]);
-    t = _mm512_dpbusd_epi32(t, looked_up(high4(b)), x[3]);
+    __m512i s = _mm512_dpbusd_epi32(_mm512_add_epi32(x->begin[0], x->begin[1]), looked_up(low4(a)), x->codes[0]);
+    __m512i t = _mm512_dpbusd_epi32(_mm512_add_epi32(x->begin[2], x->begin[3]), looked_up(low4(b)), x->codes[2]);
+    s = _mm512_dpbusd_epi32(s, looked_up(high4(a)), x->codes[1]);
+    t = _mm512_dpbusd_epi32(t, looked_up(high4(b)), x->codes[3]);
     return _mm512_add_epi32(_mm512_mullo_epi32(s, _mm512_permutexvar_epi32(quarters(0, 1, 2, 3), sc)),
                             _mm512_mullo_epi32(t, _mm512_permutexvar_epi32(quarters(4, 5, 6, 7), sc)));
 }
