@@ -24,7 +24,7 @@ enum {
     Q_Z_ROWS = 16,
     Q_Z_COLUMNS = 6,
     Q_Z_PANEL_FROM = 4, /* columns from which unpacking pays */
-    Q_Z_AHEAD = 2048    /* bytes ahead of the stream that are asked for: pages end a hardware prefetch */
+    Q_Z_AHEAD = 8192    /* bytes ahead of the stream that are asked for: pages end a hardware prefetch */
 };
 
 /* Integer scales and minima of a unit: of its first and its last 16 weights. */

@@ -101,7 +101,7 @@ Q_AVX512_INLINE void q_strip_product(const q_mm *m, int32_t bytes, q_strip_load 
     }
 }
 
-/* One column: rows straight from the file, four at a time. */
+/* One column: rows straight from the file, four at a time; the next four are asked for at the same place. */
 Q_AVX512_INLINE void q_strip_one(const q_mm *m, int32_t bytes, q_strip_load load) {
     enum { R = 4 };
     const float *x = (const float *)(const void *)m->x;
@@ -114,7 +114,8 @@ Q_AVX512_INLINE void q_strip_one(const q_mm *m, int32_t bytes, q_strip_load load
         for (; i + 16 <= m->k; i += 16) {
             const __m512 u = _mm512_loadu_ps(x + i);
             Q_UNROLL for (int r = 0; r < R; r++) {
-                if (i % 32 == 0) _mm_prefetch((const char *)((uintptr_t)w[r] + (uintptr_t)(i * bytes) + 1024), _MM_HINT_T0);
+                if (i % 32 == 0)
+                    _mm_prefetch((const char *)((uintptr_t)w[r] + (uintptr_t)(i * bytes) + R * m->row_bytes), _MM_HINT_T0);
                 acc[r] = _mm512_fmadd_ps(load(w[r] + i * bytes, 0xFFFF), u, acc[r]);
             }
         }
