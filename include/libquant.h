@@ -90,7 +90,7 @@ typedef struct lq_allocator {
 typedef struct lq_options {
     uint32_t size;
     uint32_t threads;              /* default for models and sessions; 0 = what affinity and cgroup quota allow */
-    const char *isa;               /* highest instruction set used: "scalar", "avx2"; NULL = the best present */
+    const char *isa;               /* highest instruction set used: "scalar", "avx2"…; NULL = the best present */
     const lq_allocator *allocator; /* copied; NULL = the C library's */
     /* Called with each message; may come from any thread. NULL = silent. */
     void (*log)(void *user, lq_log_level level, const char *message);

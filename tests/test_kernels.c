@@ -193,6 +193,11 @@ static void check_product_row(const q_cpu_kernel *k, const q_format *f) {
         const shape t = {14, unit == 1 ? 1100 + n : 1280, n, W_RANDOM, X_RANDOM, true, true};
         check_product(k, f, &t, &seed);
     }
+    /* More blocks to a row than a register has lanes, and one row more than it has. */
+    for (int64_t n = 1; n <= 7; n += 3) {
+        const shape t = {17, unit == 1 ? 600 : 22 * 256, n, W_RANDOM, X_RANDOM, n & 2, n & 1};
+        check_product(k, f, &t, &seed);
+    }
     for (int w = 0; w < W_KINDS; w++)
         for (int x = 0; x < X_KINDS; x++) {
             const shape t = {9, lengths[1], w & 1 ? 1 : 5, (w_kind)w, (x_kind)x, false, false};

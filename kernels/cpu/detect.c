@@ -15,7 +15,7 @@ const char *const q_isa_names[Q_ISA_COUNT] = {
 static bool present_scalar(void) { return true; }
 
 #if defined(__x86_64__)
-/* The register state that the operating system saves: bit 1 SSE, 2 AVX, 5 to 7 AVX-512. Only after CPUID says OSXSAVE. */
+/* The register state that the operating system saves: bit 1 SSE, 2 AVX, 5 to 7 AVX-512. Only after CPUID says so. */
 static uint32_t saved_state(void) {
     uint32_t low, high;
     __asm__ __volatile__("xgetbv" : "=a"(low), "=d"(high) : "c"(0));

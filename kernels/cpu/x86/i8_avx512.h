@@ -57,27 +57,49 @@ typedef struct q_z_format {
 
 Q_VNNI_INLINE int64_t q_z_act_bytes(const q_z_format *f) { return 4 + 36 * f->act; }
 
+/* ------------------------------------------------------------------------------------------- taking bytes apart */
+
+Q_VNNI_INLINE __m128i q_z_load128(const void *p) { return _mm_loadu_si128((const __m128i *)p); }
+Q_VNNI_INLINE __m512i q_z_low4(__m512i v) { return _mm512_and_si512(v, _mm512_set1_epi8(15)); }
+Q_VNNI_INLINE __m512i q_z_high4(__m512i v) { return q_z_low4(_mm512_srli_epi16(v, 4)); }
+
+/* 16 bytes at `at` of blocks i, 4 + i, 8 + i, 12 + i. */
+Q_VNNI_INLINE __m512i q_z_quad(const uint8_t *const *p, int i, int at) {
+    __m512i v = _mm512_castsi128_si512(q_z_load128(p[i] + at));
+    v = _mm512_inserti32x4(v, q_z_load128(p[4 + i] + at), 1);
+    v = _mm512_inserti32x4(v, q_z_load128(p[8 + i] + at), 2);
+    return _mm512_inserti32x4(v, q_z_load128(p[12 + i] + at), 3);
+}
+
+/* The codebook of IQ4_NL and IQ4_XS plus 128, by codes below 16. */
+Q_VNNI_INLINE __m512i q_z_iq4(__m512i codes) {
+    const __m128i t = _mm_setr_epi8(1, 24, 45, 63, 79, 93, 106, 118, (char)129, (char)141, (char)153, (char)166,
+                                    (char)181, (char)197, (char)217, (char)241);
+    return _mm512_shuffle_epi8(_mm512_broadcast_i32x4(t), codes);
+}
+
+/* ------------------------------------------------------------------------------------------------- adding across */
+
 /* Lane i = the sum of the lanes of v[i]. */
 Q_VNNI_INLINE __m512i q_z_across16(const __m512i *v) {
     __m512i a[8], b[4], c[2];
-    Q_UNROLL for (int i = 0; i < 8; i++)
-        a[i] = _mm512_add_epi32(_mm512_unpacklo_epi64(v[2 * i], v[2 * i + 1]), _mm512_unpackhi_epi64(v[2 * i], v[2 * i + 1]));
+    Q_UNROLL for (int i = 0; i < 8; i++) a[i] =
+        _mm512_add_epi32(_mm512_unpacklo_epi64(v[2 * i], v[2 * i + 1]), _mm512_unpackhi_epi64(v[2 * i], v[2 * i + 1]));
     Q_UNROLL for (int i = 0; i < 4; i++) { /* each quarter: one of v[4i .. 4i + 3] */
         const __m512 x = _mm512_castsi512_ps(a[2 * i]), y = _mm512_castsi512_ps(a[2 * i + 1]);
         b[i] = _mm512_add_epi32(_mm512_castps_si512(_mm512_shuffle_ps(x, y, 0x88)),
                                 _mm512_castps_si512(_mm512_shuffle_ps(x, y, 0xDD)));
     }
-    Q_UNROLL for (int i = 0; i < 2; i++)
-        c[i] = _mm512_add_epi32(_mm512_shuffle_i32x4(b[2 * i], b[2 * i + 1], 0x88),
-                                _mm512_shuffle_i32x4(b[2 * i], b[2 * i + 1], 0xDD));
+    Q_UNROLL for (int i = 0; i < 2; i++) c[i] = _mm512_add_epi32(_mm512_shuffle_i32x4(b[2 * i], b[2 * i + 1], 0x88),
+                                                                 _mm512_shuffle_i32x4(b[2 * i], b[2 * i + 1], 0xDD));
     return _mm512_add_epi32(_mm512_shuffle_i32x4(c[0], c[1], 0x88), _mm512_shuffle_i32x4(c[0], c[1], 0xDD));
 }
 
 /* Lanes 2i and 2i + 1 = the sums of the lower and the upper half of v[i]. */
 Q_VNNI_INLINE __m512i q_z_across8(const __m512i *v) {
     __m512i a[4], b[2];
-    Q_UNROLL for (int i = 0; i < 4; i++)
-        a[i] = _mm512_add_epi32(_mm512_unpacklo_epi64(v[2 * i], v[2 * i + 1]), _mm512_unpackhi_epi64(v[2 * i], v[2 * i + 1]));
+    Q_UNROLL for (int i = 0; i < 4; i++) a[i] =
+        _mm512_add_epi32(_mm512_unpacklo_epi64(v[2 * i], v[2 * i + 1]), _mm512_unpackhi_epi64(v[2 * i], v[2 * i + 1]));
     Q_UNROLL for (int i = 0; i < 2; i++) {
         const __m512 x = _mm512_castsi512_ps(a[2 * i]), y = _mm512_castsi512_ps(a[2 * i + 1]);
         b[i] = _mm512_add_epi32(_mm512_castps_si512(_mm512_shuffle_ps(x, y, 0x88)),
@@ -165,8 +187,7 @@ Q_VNNI_INLINE void q_z_prepare(const q_z_format *f, const uint8_t *x, const q_z_
         q_z_eight *to = &t->eight[s];
         to->da = b->d;
         to->sums = _mm256_loadu_si256((const __m256i *)(const void *)b->sum);
-        for (int j = 0; j < 16; j++)
-            memcpy((uint8_t *)to->codes + 16 * j, b->q + 16 * f->order[j], 16);
+        for (int j = 0; j < 16; j++) memcpy((uint8_t *)to->codes + 16 * j, b->q + 16 * f->order[j], 16);
         for (int j = 0; j < 4; j++) to->begin[j] = q_z_begin(f, to->codes[j]);
     }
 }
@@ -180,8 +201,9 @@ Q_VNNI_INLINE __m512 q_z_row_halves(const q_z_format *f, const uint8_t *row, int
         return _mm512_mask_blend_ps(0xFF00, _mm512_set1_ps(lo), _mm512_set1_ps(hi));
     }
 #define HALF(i) (short)q_load16(row + Q_MIN(s + i, last) * f->bytes + at)
-    return _mm512_cvtph_ps(_mm256_setr_epi16(HALF(0), HALF(1), HALF(2), HALF(3), HALF(4), HALF(5), HALF(6), HALF(7), HALF(8),
-                                             HALF(9), HALF(10), HALF(11), HALF(12), HALF(13), HALF(14), HALF(15)));
+    return _mm512_cvtph_ps(_mm256_setr_epi16(HALF(0), HALF(1), HALF(2), HALF(3), HALF(4), HALF(5), HALF(6), HALF(7),
+                                             HALF(8), HALF(9), HALF(10), HALF(11), HALF(12), HALF(13), HALF(14),
+                                             HALF(15)));
 #undef HALF
 }
 
@@ -208,14 +230,16 @@ Q_VNNI_INLINE void q_z_row(const q_z_format *f, const uint8_t *row, int64_t r, c
     int64_t s = 0;
     for (; s + 16 <= t->segments; s += 16) {
         const uintptr_t ahead = (uintptr_t)row + (uintptr_t)(s / f->units * f->bytes) + Q_Z_AHEAD;
-        Q_UNROLL for (int i = 0; i < 16 * f->bytes / f->units; i += 64) _mm_prefetch((const char *)ahead + i, _MM_HINT_T0);
+        Q_UNROLL for (int i = 0; i < 16 * f->bytes / f->units; i += 64)
+            _mm_prefetch((const char *)ahead + i, _MM_HINT_T0);
         q_z_sixteen(f, row, s, INT64_MAX, r * t->pitch + s, t);
     }
     if (s < t->segments) q_z_sixteen(f, row, s, t->segments - 1, r * t->pitch + s, t);
 }
 
 /* Rows whose segments are blocks, as one run of blocks: sixteen of them are added across, of whichever rows. */
-Q_VNNI_INLINE void q_z_rows(const q_z_format *f, const uint8_t *w, uint64_t row_bytes, int64_t rows, const q_z_stream *t) {
+Q_VNNI_INLINE void q_z_rows(const q_z_format *f, const uint8_t *w, uint64_t row_bytes, int64_t rows,
+                            const q_z_stream *t) {
     const int64_t total = rows * t->segments;
     const q_z_eight *x = t->eight, *const end = t->eight + t->segments;
     const uint8_t *p = w;
@@ -247,8 +271,8 @@ Q_VNNI_INLINE void q_z_rows(const q_z_format *f, const uint8_t *w, uint64_t row_
         _mm512_storeu_ps(t->scale + at, _mm512_mul_ps(_mm512_cvtph_ps(_mm512_cvtepi32_epi16(d)), da));
         if (f->dmin < 0) continue;
         __m512i least[8];
-        Q_UNROLL for (int i = 0; i < 8; i++)
-            least[i] = _mm512_inserti64x4(_mm512_castsi256_si512(b.least[2 * i]), b.least[2 * i + 1], 1);
+        Q_UNROLL for (int i = 0; i < 8; i++) least[i] =
+            _mm512_inserti64x4(_mm512_castsi256_si512(b.least[2 * i]), b.least[2 * i + 1], 1);
         _mm512_storeu_si512(t->least + at, q_z_across8(least));
         _mm512_storeu_ps(t->least_scale + at,
                          _mm512_mul_ps(_mm512_cvtph_ps(_mm512_cvtepi32_epi16(_mm512_srli_epi32(d, 16))), da));
@@ -300,7 +324,8 @@ Q_VNNI_INLINE void q_z_few(const q_z_format *f, const q_mm *m) {
         const uint8_t *w = m->w + (uint64_t)r * m->row_bytes;
         for (int64_t c = 0; c < m->n; c++) {
             if (rows < Q_Z_ROWS) q_z_clear(f, &t[c]);
-            if (f->act > 1) q_z_rows(f, w, m->row_bytes, rows, &t[c]);
+            if (f->act > 1)
+                q_z_rows(f, w, m->row_bytes, rows, &t[c]);
             else
                 for (int64_t i = 0; i < rows; i++) q_z_row(f, w + (uint64_t)i * m->row_bytes, i, &t[c]);
             q_put16(m, r, c, q_z_finish(f, &t[c]));
@@ -317,7 +342,9 @@ Q_VNNI_INLINE int64_t q_z_unit_bytes(const q_z_format *f) { return 512 + 64 * f-
 Q_VNNI_INLINE int64_t q_z_block_bytes(const q_z_format *f) {
     return f->units * q_z_unit_bytes(f) + 64 + 64 * (f->dmin >= 0);
 }
-Q_VNNI_INLINE int64_t q_z_panel_bytes(const q_z_format *f, int64_t k) { return k / (32 * f->units) * q_z_block_bytes(f); }
+Q_VNNI_INLINE int64_t q_z_panel_bytes(const q_z_format *f, int64_t k) {
+    return k / (32 * f->units) * q_z_block_bytes(f);
+}
 
 Q_VNNI_INLINE void q_z_store_halves(const uint8_t *const *p, int at, uint8_t *to) {
     for (int r = 0; r < Q_Z_ROWS; r++) q_store32(to + 4 * r, q_f32_bits(q_half_to_f32(q_load16(p[r] + at))));
@@ -337,7 +364,8 @@ Q_VNNI_INLINE void q_z_unpack(const q_z_format *f, const uint8_t *const *row, in
                 const q_z_scales s = f->scale(p[r], sub);
                 for (int g = 0; g < f->scales; g++) q_store32(panel + 512 + 64 * g + 4 * r, (uint32_t)(int32_t)s.sc[g]);
                 if (q_z_int_minima(f))
-                    q_store32(panel + 512 + 64 * f->scales + 4 * r, (uint16_t)s.mn[0] | (uint32_t)(uint16_t)s.mn[1] << 16);
+                    q_store32(panel + 512 + 64 * f->scales + 4 * r,
+                              (uint16_t)s.mn[0] | (uint32_t)(uint16_t)s.mn[1] << 16);
             }
         }
         q_z_store_halves(p, f->d, panel);
@@ -349,8 +377,8 @@ Q_VNNI_INLINE void q_z_unpack(const q_z_format *f, const uint8_t *const *row, in
 Q_VNNI_INLINE __m512i q_z_spread(const uint8_t *p) { return _mm512_set1_epi32((int)q_load32(p)); }
 
 /* Sixteen times a unit's `from`-th to `to`-th four codes, of two panels and C columns, into sum. */
-Q_VNNI_INLINE void q_z_multiply(int C, const uint8_t *const *unit, const uint8_t *const *x, int64_t at, int from, int to,
-                                __m512i sum[2][Q_Z_COLUMNS]) {
+Q_VNNI_INLINE void q_z_multiply(int C, const uint8_t *const *unit, const uint8_t *const *x, int64_t at, int from,
+                                int to, __m512i sum[2][Q_Z_COLUMNS]) {
     Q_UNROLL for (int g = from; g < to; g++) {
         const __m512i w0 = _mm512_load_si512(unit[0] + 64 * g), w1 = _mm512_load_si512(unit[1] + 64 * g);
         Q_UNROLL for (int c = 0; c < C; c++) {
@@ -366,8 +394,8 @@ Q_VNNI_INLINE void q_z_open(const q_z_format *f, int C, const uint8_t *const *x,
                             __m512i sum[2][Q_Z_COLUMNS]) {
     const uint32_t less = (uint16_t)-f->bias;
     const __m512i by = _mm512_set1_epi32((int)((first ? less : 0) | (second ? less << 16 : 0)));
-    Q_UNROLL for (int c = 0; c < C; c++)
-        sum[0][c] = sum[1][c] = f->bias ? _mm512_madd_epi16(q_z_spread(x[c] + sums), by) : _mm512_setzero_si512();
+    Q_UNROLL for (int c = 0; c < C; c++) sum[0][c] = sum[1][c] =
+        f->bias ? _mm512_madd_epi16(q_z_spread(x[c] + sums), by) : _mm512_setzero_si512();
 }
 
 /* Two panels, from front to back, times C columns. */
@@ -391,9 +419,10 @@ Q_VNNI_INLINE void q_z_columns(const q_z_format *f, int C, const uint8_t *const 
                     q_z_open(f, C, x, sums, g == 0, g == pieces - 1, sum);
                     q_z_multiply(C, unit, x, at, g * 4, g * 4 + 8 / pieces, sum);
                     Q_UNROLL for (int p = 0; p < 2; p++) {
-                        const __m512i sc = f->scales ? _mm512_load_si512(unit[p] + 512 + 64 * g) : _mm512_setzero_si512();
-                        Q_UNROLL for (int c = 0; c < C; c++)
-                            total[p][c] = f->scales ? _mm512_add_epi32(total[p][c], _mm512_mullo_epi32(sum[p][c], sc)) : sum[p][c];
+                        const __m512i sc =
+                            f->scales ? _mm512_load_si512(unit[p] + 512 + 64 * g) : _mm512_setzero_si512();
+                        Q_UNROLL for (int c = 0; c < C; c++) total[p][c] =
+                            f->scales ? _mm512_add_epi32(total[p][c], _mm512_mullo_epi32(sum[p][c], sc)) : sum[p][c];
                     }
                 }
             }
@@ -408,9 +437,9 @@ Q_VNNI_INLINE void q_z_columns(const q_z_format *f, int C, const uint8_t *const 
             Q_UNROLL for (int c = 0; c < C; c++) total[0][c] = total[1][c] = _mm512_setzero_si512();
             for (int u = 0; u < f->act; u++) {
                 __m512i mn[2];
-                Q_UNROLL for (int p = 0; p < 2; p++)
-                    mn[p] = q_z_int_minima(f) ? _mm512_load_si512(first[p] + u * unit_bytes + 512 + 64 * f->scales)
-                                              : _mm512_set1_epi16(-1);
+                Q_UNROLL for (int p = 0; p < 2; p++) mn[p] =
+                    q_z_int_minima(f) ? _mm512_load_si512(first[p] + u * unit_bytes + 512 + 64 * f->scales)
+                                      : _mm512_set1_epi16(-1);
                 Q_UNROLL for (int c = 0; c < C; c++) {
                     const __m512i s = q_z_spread(x[c] + act + 4 + 4 * u);
                     total[0][c] = _mm512_dpwssd_epi32(total[0][c], mn[0], s);
@@ -430,7 +459,8 @@ Q_VNNI_INLINE void q_z_columns(const q_z_format *f, int C, const uint8_t *const 
     }
 }
 
-Q_VNNI_INLINE void q_z_put(const q_z_format *f, int C, const q_mm *m, const uint8_t *const *panels, int64_t r, int64_t c) {
+Q_VNNI_INLINE void q_z_put(const q_z_format *f, int C, const q_mm *m, const uint8_t *const *panels, int64_t r,
+                           int64_t c) {
     const uint8_t *x[Q_Z_COLUMNS];
     __m512 y[2][Q_Z_COLUMNS];
     Q_UNROLL for (int j = 0; j < C; j++) x[j] = m->x + Q_MIN(c + j, m->n - 1) * m->x_stride;
@@ -459,15 +489,17 @@ Q_VNNI_INLINE void q_z_many(const q_z_format *f, const q_mm *m) {
 }
 
 /* PRODUCT's two functions. A plan for n columns also runs with fewer. */
-#define Q_Z_PRODUCT(name, format)                                                                          \
-    Q_VNNI uint64_t q_##name##_scratch(int64_t k, int64_t n) {                                             \
-        const uint64_t few = q_z_stream_scratch(&format, k, Q_MIN(n, (int64_t)Q_Z_PANEL_FROM - 1));        \
-        const uint64_t many = n < Q_Z_PANEL_FROM ? 0 : 2 * (uint64_t)q_z_panel_bytes(&format, k);          \
-        return Q_MAX(few, many);                                                                           \
-    }                                                                                                      \
-    Q_VNNI void q_##name(const q_mm *m) {                                                                  \
-        if (m->n < Q_Z_PANEL_FROM) q_z_few(&format, m);                                                    \
-        else q_z_many(&format, m);                                                                         \
+#define Q_Z_PRODUCT(name, format)                                                                                      \
+    Q_VNNI uint64_t q_##name##_scratch(int64_t k, int64_t n) {                                                         \
+        const uint64_t few = q_z_stream_scratch(&format, k, Q_MIN(n, (int64_t)Q_Z_PANEL_FROM - 1));                    \
+        const uint64_t many = n < Q_Z_PANEL_FROM ? 0 : 2 * (uint64_t)q_z_panel_bytes(&format, k);                      \
+        return Q_MAX(few, many);                                                                                       \
+    }                                                                                                                  \
+    Q_VNNI void q_##name(const q_mm *m) {                                                                              \
+        if (m->n < Q_Z_PANEL_FROM)                                                                                     \
+            q_z_few(&format, m);                                                                                       \
+        else                                                                                                           \
+            q_z_many(&format, m);                                                                                      \
     }
 
 #endif

@@ -1,26 +1,15 @@
 /* matmul_super_avx512vnni.c: products of the formats in super-blocks of 256 with 8-bit activations. What a format
  * consists of is here, the loops are in i8_avx512.h. A lane holds four products of codes below 64 and activations: at
- * most 32004, so that scales can be applied by 16-bit multiply-adds (IQ4_XS's codes are bytes, and use 32). Layer L2. */
+ * most 32004, so that scales can be applied by 16-bit multiply-adds (IQ4_XS's codes are bytes, and use 32). Layer L2.
+ */
 #include "i8_avx512.h"
 
-/* ---------------------------------------------------------------------------------------------------- what is shared */
+/* ---------------------------------------------------------------------------------------------------- what is shared
+ */
 
 Q_VNNI_INLINE __m512i load512(const void *p) { return _mm512_loadu_si512(p); }
-Q_VNNI_INLINE __m512i twice256(const void *p) {
-    return _mm512_broadcast_i64x4(_mm256_loadu_si256((const __m256i *)p));
-}
+Q_VNNI_INLINE __m512i twice256(const void *p) { return _mm512_broadcast_i64x4(_mm256_loadu_si256((const __m256i *)p)); }
 Q_VNNI_INLINE __m512i four128(__m128i v) { return _mm512_broadcast_i32x4(v); }
-Q_VNNI_INLINE __m128i load128(const void *p) { return _mm_loadu_si128((const __m128i *)p); }
-Q_VNNI_INLINE __m512i low4(__m512i v) { return _mm512_and_si512(v, _mm512_set1_epi8(15)); }
-Q_VNNI_INLINE __m512i high4(__m512i v) { return low4(_mm512_srli_epi16(v, 4)); }
-
-/* 16 bytes at `at` of blocks i, 4 + i, 8 + i, 12 + i. */
-Q_VNNI_INLINE __m512i quad(const uint8_t *const *p, int i, int at) {
-    __m512i v = _mm512_castsi128_si512(load128(p[i] + at));
-    v = _mm512_inserti32x4(v, load128(p[4 + i] + at), 1);
-    v = _mm512_inserti32x4(v, load128(p[8 + i] + at), 2);
-    return _mm512_inserti32x4(v, load128(p[12 + i] + at), 3);
-}
 
 /* A byte for each half, or each quarter, of a register. */
 Q_VNNI_INLINE __m512i halves(int a, int b) {
@@ -36,7 +25,8 @@ Q_VNNI_INLINE __m512i place(__m512i bytes, int a, int b, int c, int d) {
 }
 Q_VNNI_INLINE __m512i place_signed(__m512i bytes, int a, int b, int c, int d) {
     const __m512i where = _mm512_slli_epi32(quarters(a, b, c, d), 8);
-    return _mm512_srai_epi16(_mm512_shuffle_epi8(bytes, _mm512_or_si512(where, _mm512_set1_epi32((int)0x80800080u))), 8);
+    return _mm512_srai_epi16(_mm512_shuffle_epi8(bytes, _mm512_or_si512(where, _mm512_set1_epi32((int)0x80800080u))),
+                             8);
 }
 
 /* Codes that have another bit worth `value` where a byte of `of` has one of `bits`. */
@@ -46,7 +36,7 @@ Q_VNNI_INLINE __m512i with_bit(__m512i codes, __m512i of, __m512i bits, int valu
 
 /* The eight scales, then the eight minima, of 6 bits, from the 12 bytes after d and dmin (Q4_K, Q5_K). */
 Q_VNNI_INLINE __m128i scales6(const uint8_t *p) {
-    const __m128i v = load128(p);
+    const __m128i v = q_z_load128(p);
     const __m128i low = _mm_shuffle_epi8(v, _mm_setr_epi8(4, 5, 6, 7, 12, 13, 14, 15, 8, 9, 10, 11, 12, 13, 14, 15));
     const __m128i top = _mm_shuffle_epi8(v, _mm_setr_epi8(-1, -1, -1, -1, 4, 5, 6, 7, -1, -1, -1, -1, 8, 9, 10, 11));
     const __m128i mask = _mm_setr_epi32(0x3F3F3F3F, 0x0F0F0F0F, 0x3F3F3F3F, 0x0F0F0F0F);
@@ -91,38 +81,56 @@ Q_VNNI_INLINE __m256i place_4k(const uint8_t *p, const q_z_eight *x, __m512i sca
 
 Q_VNNI_INLINE void q4_k_codes(const uint8_t *const *p, int sub, __m512i v[8]) {
     Q_UNROLL for (int i = 0; i < 8; i++) {
-        const __m512i b = quad(p, i & 3, 16 + 32 * (sub / 2) + 16 * (i / 4));
-        v[i] = sub & 1 ? high4(b) : low4(b);
+        const __m512i b = q_z_quad(p, i & 3, 16 + 32 * (sub / 2) + 16 * (i / 4));
+        v[i] = sub & 1 ? q_z_high4(b) : q_z_low4(b);
     }
 }
 Q_VNNI_INLINE q_z_scales q4_k_scale(const uint8_t *p, int sub) { return scale6(p, sub); }
 Q_VNNI_INLINE __m512i q4_k_block(const uint8_t *p, const q_z_eight *x, __m256i *least) {
-    const __m512i a = load512(p + 16), b = load512(p + 80), codes[4] = {low4(a), high4(a), low4(b), high4(b)};
+    const __m512i a = load512(p + 16), b = load512(p + 80),
+                  codes[4] = {q_z_low4(a), q_z_high4(a), q_z_low4(b), q_z_high4(b)};
     __m512i scale[4];
     *least = place_4k(p, x, scale);
     return scaled(codes, x, false, scale);
 }
-static const q_z_format q4_k = {.bytes = 144, .units = 8, .act = 8, .d = 0, .dmin = 2, .scales = 1, .codes = q4_k_codes,
-                                .scale = q4_k_scale, .block = q4_k_block, .order = order_4k};
+static const q_z_format q4_k = {.bytes = 144,
+                                .units = 8,
+                                .act = 8,
+                                .d = 0,
+                                .dmin = 2,
+                                .scales = 1,
+                                .codes = q4_k_codes,
+                                .scale = q4_k_scale,
+                                .block = q4_k_block,
+                                .order = order_4k};
 Q_Z_PRODUCT(matmul_q4_k_a8_256_32x6__avx512vnni, q4_k)
 
 Q_VNNI_INLINE void q5_k_codes(const uint8_t *const *p, int sub, __m512i v[8]) {
     Q_UNROLL for (int i = 0; i < 8; i++) {
-        const __m512i b = quad(p, i & 3, 48 + 32 * (sub / 2) + 16 * (i / 4)), h = quad(p, i & 3, 16 + 16 * (i / 4));
-        v[i] = with_bit(sub & 1 ? high4(b) : low4(b), h, _mm512_set1_epi8((char)(1 << sub)), 16);
+        const __m512i b = q_z_quad(p, i & 3, 48 + 32 * (sub / 2) + 16 * (i / 4)),
+                      h = q_z_quad(p, i & 3, 16 + 16 * (i / 4));
+        v[i] = with_bit(sub & 1 ? q_z_high4(b) : q_z_low4(b), h, _mm512_set1_epi8((char)(1 << sub)), 16);
     }
 }
 Q_VNNI_INLINE __m512i q5_k_block(const uint8_t *p, const q_z_eight *x, __m256i *least) {
     const __m512i a = load512(p + 48), b = load512(p + 112), h = twice256(p + 16);
-    const __m512i codes[4] = {
-        with_bit(low4(a), h, halves(1, 4), 16), with_bit(high4(a), h, halves(2, 8), 16),
-        with_bit(low4(b), h, halves(16, 64), 16), with_bit(high4(b), h, halves(32, 128), 16)};
+    const __m512i codes[4] = {with_bit(q_z_low4(a), h, halves(1, 4), 16), with_bit(q_z_high4(a), h, halves(2, 8), 16),
+                              with_bit(q_z_low4(b), h, halves(16, 64), 16),
+                              with_bit(q_z_high4(b), h, halves(32, 128), 16)};
     __m512i scale[4];
     *least = place_4k(p, x, scale);
     return scaled(codes, x, false, scale);
 }
-static const q_z_format q5_k = {.bytes = 176, .units = 8, .act = 8, .d = 0, .dmin = 2, .scales = 1, .codes = q5_k_codes,
-                                .scale = q4_k_scale, .block = q5_k_block, .order = order_4k};
+static const q_z_format q5_k = {.bytes = 176,
+                                .units = 8,
+                                .act = 8,
+                                .d = 0,
+                                .dmin = 2,
+                                .scales = 1,
+                                .codes = q5_k_codes,
+                                .scale = q4_k_scale,
+                                .block = q5_k_block,
+                                .order = order_4k};
 Q_Z_PRODUCT(matmul_q5_k_a8_256_32x6__avx512vnni, q5_k)
 
 /* ------------------------------------------------------------------------------------------------------ Q2_K, Q3_K */
@@ -135,7 +143,8 @@ Q_VNNI_INLINE __m512i low2(__m512i v, int shift) {
 }
 
 Q_VNNI_INLINE void q2_k_codes(const uint8_t *const *p, int sub, __m512i v[8]) {
-    Q_UNROLL for (int i = 0; i < 8; i++) v[i] = low2(quad(p, i & 3, 16 + 32 * (sub / 4) + 16 * (i / 4)), 2 * (sub & 3));
+    Q_UNROLL for (int i = 0; i < 8; i++) v[i] =
+        low2(q_z_quad(p, i & 3, 16 + 32 * (sub / 4) + 16 * (i / 4)), 2 * (sub & 3));
 }
 Q_VNNI_INLINE q_z_scales q2_k_scale(const uint8_t *p, int sub) {
     const uint8_t a = p[2 * sub], b = p[2 * sub + 1];
@@ -143,20 +152,29 @@ Q_VNNI_INLINE q_z_scales q2_k_scale(const uint8_t *p, int sub) {
 }
 Q_VNNI_INLINE __m512i q2_k_block(const uint8_t *p, const q_z_eight *x, __m256i *least) {
     const __m512i v = load512(p + 16), codes[4] = {low2(v, 0), low2(v, 2), low2(v, 4), low2(v, 6)};
-    const __m128i b = load128(p), nibble = _mm_set1_epi8(15);
+    const __m128i b = q_z_load128(p), nibble = _mm_set1_epi8(15);
     const __m512i s = four128(_mm_and_si128(b, nibble));
-    const __m512i scale[4] = {place(s, 0, 1, 8, 9), place(s, 2, 3, 10, 11), place(s, 4, 5, 12, 13), place(s, 6, 7, 14, 15)};
+    const __m512i scale[4] = {place(s, 0, 1, 8, 9), place(s, 2, 3, 10, 11), place(s, 4, 5, 12, 13),
+                              place(s, 6, 7, 14, 15)};
     *least = owed(_mm_and_si128(_mm_srli_epi16(b, 4), nibble), x->sums);
     return scaled(codes, x, false, scale);
 }
-static const q_z_format q2_k = {.bytes = 84, .units = 8, .act = 8, .d = 80, .dmin = 82, .scales = 2, .codes = q2_k_codes,
-                                .scale = q2_k_scale, .block = q2_k_block, .order = order_2k};
+static const q_z_format q2_k = {.bytes = 84,
+                                .units = 8,
+                                .act = 8,
+                                .d = 80,
+                                .dmin = 82,
+                                .scales = 2,
+                                .codes = q2_k_codes,
+                                .scale = q2_k_scale,
+                                .block = q2_k_block,
+                                .order = order_2k};
 Q_Z_PRODUCT(matmul_q2_k_a8_256_32x6__avx512vnni, q2_k)
 
 Q_VNNI_INLINE void q3_k_codes(const uint8_t *const *p, int sub, __m512i v[8]) {
     Q_UNROLL for (int i = 0; i < 8; i++) {
-        const __m512i two = low2(quad(p, i & 3, 32 + 32 * (sub / 4) + 16 * (i / 4)), 2 * (sub & 3));
-        v[i] = with_bit(two, quad(p, i & 3, 16 * (i / 4)), _mm512_set1_epi8((char)(1 << sub)), 4);
+        const __m512i two = low2(q_z_quad(p, i & 3, 32 + 32 * (sub / 4) + 16 * (i / 4)), 2 * (sub & 3));
+        v[i] = with_bit(two, q_z_quad(p, i & 3, 16 * (i / 4)), _mm512_set1_epi8((char)(1 << sub)), 4);
     }
 }
 /* Sixteen scales of 6 bits, less 32. */
@@ -180,8 +198,17 @@ Q_VNNI_INLINE __m512i q3_k_block(const uint8_t *p, const q_z_eight *x, __m256i *
                               place_signed(s, 6, 7, 14, 15)};
     return scaled(codes, x, true, scale);
 }
-static const q_z_format q3_k = {.bytes = 110, .units = 8, .act = 8, .d = 108, .dmin = -1, .bias = 4, .scales = 2,
-                                .codes = q3_k_codes, .scale = q3_k_scale, .block = q3_k_block, .order = order_2k};
+static const q_z_format q3_k = {.bytes = 110,
+                                .units = 8,
+                                .act = 8,
+                                .d = 108,
+                                .dmin = -1,
+                                .bias = 4,
+                                .scales = 2,
+                                .codes = q3_k_codes,
+                                .scale = q3_k_scale,
+                                .block = q3_k_block,
+                                .order = order_2k};
 Q_Z_PRODUCT(matmul_q3_k_a8_256_32x6__avx512vnni, q3_k)
 
 /* ---------------------------------------------------------------------------------------------------------- IQ4_XS */
@@ -189,18 +216,11 @@ Q_Z_PRODUCT(matmul_q3_k_a8_256_32x6__avx512vnni, q3_k)
 /* 64 bytes of nibbles are the first 16 of four units in their low, the last 16 in their high halves. */
 static const uint8_t order_4xs[16] = {0, 2, 4, 6, 1, 3, 5, 7, 8, 10, 12, 14, 9, 11, 13, 15};
 
-/* The codebook plus 128. */
-Q_VNNI_INLINE __m512i looked_up(__m512i index) {
-    const __m128i t = _mm_setr_epi8(1, 24, 45, 63, 79, 93, 106, 118, (char)129, (char)141, (char)153, (char)166, (char)181,
-                                    (char)197, (char)217, (char)241);
-    return _mm512_shuffle_epi8(four128(t), index);
-}
-
 Q_VNNI_INLINE void iq4_xs_codes(const uint8_t *const *p, int sub, __m512i v[8]) {
     Q_UNROLL for (int i = 0; i < 4; i++) {
-        const __m512i b = quad(p, i, 8 + 16 * sub);
-        v[i] = looked_up(low4(b));
-        v[4 + i] = looked_up(high4(b));
+        const __m512i b = q_z_quad(p, i, 8 + 16 * sub);
+        v[i] = q_z_iq4(q_z_low4(b));
+        v[4 + i] = q_z_iq4(q_z_high4(b));
     }
 }
 Q_VNNI_INLINE q_z_scales iq4_xs_scale(const uint8_t *p, int sub) {
@@ -211,20 +231,31 @@ Q_VNNI_INLINE q_z_scales iq4_xs_scale(const uint8_t *p, int sub) {
 Q_VNNI_INLINE __m512i iq4_xs_block(const uint8_t *p, const q_z_eight *x, __m256i *least) {
     Q_UNUSED(least);
     const __m512i a = load512(p + 8), b = load512(p + 72);
-    const __m256i low = _mm256_srlv_epi32(_mm256_set1_epi32((int)q_load32(p + 4)), _mm256_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28));
-    const __m256i high = _mm256_srlv_epi32(_mm256_set1_epi32(q_load16(p + 2)), _mm256_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14));
+    const __m256i low =
+        _mm256_srlv_epi32(_mm256_set1_epi32((int)q_load32(p + 4)), _mm256_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28));
+    const __m256i high =
+        _mm256_srlv_epi32(_mm256_set1_epi32(q_load16(p + 2)), _mm256_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14));
     const __m256i six = _mm256_or_si256(_mm256_and_si256(low, _mm256_set1_epi32(15)),
                                         _mm256_slli_epi32(_mm256_and_si256(high, _mm256_set1_epi32(3)), 4));
     const __m512i sc = _mm512_castsi256_si512(_mm256_sub_epi32(six, _mm256_set1_epi32(32)));
-    __m512i s = _mm512_dpbusd_epi32(_mm512_add_epi32(x->begin[0], x->begin[1]), looked_up(low4(a)), x->codes[0]);
-    __m512i t = _mm512_dpbusd_epi32(_mm512_add_epi32(x->begin[2], x->begin[3]), looked_up(low4(b)), x->codes[2]);
-    s = _mm512_dpbusd_epi32(s, looked_up(high4(a)), x->codes[1]);
-    t = _mm512_dpbusd_epi32(t, looked_up(high4(b)), x->codes[3]);
+    __m512i s = _mm512_dpbusd_epi32(_mm512_add_epi32(x->begin[0], x->begin[1]), q_z_iq4(q_z_low4(a)), x->codes[0]);
+    __m512i t = _mm512_dpbusd_epi32(_mm512_add_epi32(x->begin[2], x->begin[3]), q_z_iq4(q_z_low4(b)), x->codes[2]);
+    s = _mm512_dpbusd_epi32(s, q_z_iq4(q_z_high4(a)), x->codes[1]);
+    t = _mm512_dpbusd_epi32(t, q_z_iq4(q_z_high4(b)), x->codes[3]);
     return _mm512_add_epi32(_mm512_mullo_epi32(s, _mm512_permutexvar_epi32(quarters(0, 1, 2, 3), sc)),
                             _mm512_mullo_epi32(t, _mm512_permutexvar_epi32(quarters(4, 5, 6, 7), sc)));
 }
-static const q_z_format iq4_xs = {.bytes = 136, .units = 8, .act = 8, .d = 0, .dmin = -1, .bias = 128, .scales = 1,
-                                  .codes = iq4_xs_codes, .scale = iq4_xs_scale, .block = iq4_xs_block, .order = order_4xs};
+static const q_z_format iq4_xs = {.bytes = 136,
+                                  .units = 8,
+                                  .act = 8,
+                                  .d = 0,
+                                  .dmin = -1,
+                                  .bias = 128,
+                                  .scales = 1,
+                                  .codes = iq4_xs_codes,
+                                  .scale = iq4_xs_scale,
+                                  .block = iq4_xs_block,
+                                  .order = order_4xs};
 Q_Z_PRODUCT(matmul_iq4_xs_a8_256_32x6__avx512vnni, iq4_xs)
 
 /* ------------------------------------------------------------------------------------------------------------ Q6_K */
@@ -234,9 +265,9 @@ Q_Z_PRODUCT(matmul_iq4_xs_a8_256_32x6__avx512vnni, iq4_xs)
 Q_VNNI_INLINE void q6_k_codes(const uint8_t *const *p, int sub, __m512i v[8]) {
     const int half = sub / 4, unit = sub & 3;
     Q_UNROLL for (int i = 0; i < 8; i++) {
-        const __m512i b = quad(p, i & 3, 64 * half + 32 * (unit & 1) + 16 * (i / 4));
-        const __m512i h = quad(p, i & 3, 128 + 32 * half + 16 * (i / 4));
-        v[i] = _mm512_or_si512(unit & 2 ? high4(b) : low4(b), _mm512_slli_epi16(low2(h, 2 * unit), 4));
+        const __m512i b = q_z_quad(p, i & 3, 64 * half + 32 * (unit & 1) + 16 * (i / 4));
+        const __m512i h = q_z_quad(p, i & 3, 128 + 32 * half + 16 * (i / 4));
+        v[i] = _mm512_or_si512(unit & 2 ? q_z_high4(b) : q_z_low4(b), _mm512_slli_epi16(low2(h, 2 * unit), 4));
     }
 }
 Q_VNNI_INLINE q_z_scales q6_k_scale(const uint8_t *p, int sub) {
@@ -248,10 +279,18 @@ Q_VNNI_INLINE __m512i q6_k_pair(const uint8_t *row, int64_t s, int i, int64_t la
     const int half = i / 2 & 1, j = i & 3;
     const __m512i b = load512(p + 64 * half), h = twice256(p + 128 + 32 * half), two = _mm512_set1_epi8(0x30);
     const __m512i left = _mm512_setr_epi64(4, 4, 4, 4, 2, 2, 2, 2), right = _mm512_setr_epi64(0, 0, 0, 0, 2, 2, 2, 2);
-    *scale = place_signed(four128(load128(p + 192)), 4 * j, 4 * j + 1, 4 * j + 2, 4 * j + 3);
-    if (i & 1) return _mm512_or_si512(high4(b), _mm512_and_si512(_mm512_srlv_epi64(h, right), two));
-    return _mm512_or_si512(low4(b), _mm512_and_si512(_mm512_sllv_epi64(h, left), two));
+    *scale = place_signed(four128(q_z_load128(p + 192)), 4 * j, 4 * j + 1, 4 * j + 2, 4 * j + 3);
+    if (i & 1) return _mm512_or_si512(q_z_high4(b), _mm512_and_si512(_mm512_srlv_epi64(h, right), two));
+    return _mm512_or_si512(q_z_low4(b), _mm512_and_si512(_mm512_sllv_epi64(h, left), two));
 }
-static const q_z_format q6_k = {.bytes = 210, .units = 8, .act = 1, .d = 208, .dmin = -1, .bias = 32, .scales = 2,
-                                .codes = q6_k_codes, .scale = q6_k_scale, .pair = q6_k_pair};
+static const q_z_format q6_k = {.bytes = 210,
+                                .units = 8,
+                                .act = 1,
+                                .d = 208,
+                                .dmin = -1,
+                                .bias = 32,
+                                .scales = 2,
+                                .codes = q6_k_codes,
+                                .scale = q6_k_scale,
+                                .pair = q6_k_pair};
 Q_Z_PRODUCT(matmul_q6_k_a8_32_32x6__avx512vnni, q6_k)

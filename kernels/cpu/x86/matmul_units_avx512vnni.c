@@ -2,33 +2,22 @@
  * is here, the loops are in i8_avx512.h. Layer L2. */
 #include "i8_avx512.h"
 
-Q_VNNI_INLINE __m512i low4(__m512i v) { return _mm512_and_si512(v, _mm512_set1_epi8(15)); }
-Q_VNNI_INLINE __m512i high4(__m512i v) { return low4(_mm512_srli_epi16(v, 4)); }
-Q_VNNI_INLINE __m128i load128(const void *p) { return _mm_loadu_si128((const __m128i *)p); }
 Q_VNNI_INLINE __m256i load256(const void *p) { return _mm256_loadu_si256((const __m256i *)p); }
-
-/* 16 bytes at `at` of blocks i, 4 + i, 8 + i, 12 + i. */
-Q_VNNI_INLINE __m512i quad(const uint8_t *const *p, int i, int at) {
-    __m512i v = _mm512_castsi128_si512(load128(p[i] + at));
-    v = _mm512_inserti32x4(v, load128(p[4 + i] + at), 1);
-    v = _mm512_inserti32x4(v, load128(p[8 + i] + at), 2);
-    return _mm512_inserti32x4(v, load128(p[12 + i] + at), 3);
-}
 
 /* The two blocks of a pair. */
 #define BLOCK(bytes, odd) (row + Q_MIN(s + 2 * i + (odd), last) * (bytes))
 
 /* 32 nibbles of each of two blocks: a quarter of low ones, a quarter of high ones. */
 Q_VNNI_INLINE __m512i nibbles2(const uint8_t *a, const uint8_t *b) {
-    const __m256i x = _mm256_broadcastsi128_si256(load128(a)), y = _mm256_broadcastsi128_si256(load128(b));
+    const __m256i x = _mm256_broadcastsi128_si256(q_z_load128(a)), y = _mm256_broadcastsi128_si256(q_z_load128(b));
     const __m512i v = _mm512_inserti64x4(_mm512_castsi256_si512(x), y, 1);
-    return low4(_mm512_srlv_epi64(v, _mm512_setr_epi64(0, 0, 4, 4, 0, 0, 4, 4)));
+    return q_z_low4(_mm512_srlv_epi64(v, _mm512_setr_epi64(0, 0, 4, 4, 0, 0, 4, 4)));
 }
 Q_VNNI_INLINE void nibble_codes(const uint8_t *const *p, int at, __m512i v[8]) {
     Q_UNROLL for (int i = 0; i < 4; i++) {
-        const __m512i b = quad(p, i, at);
-        v[i] = low4(b);
-        v[4 + i] = high4(b);
+        const __m512i b = q_z_quad(p, i, at);
+        v[i] = q_z_low4(b);
+        v[4 + i] = q_z_high4(b);
     }
 }
 
@@ -56,14 +45,15 @@ Q_VNNI_INLINE __m512i from_signed(__m512i v) { return _mm512_xor_si512(v, _mm512
 
 Q_VNNI_INLINE void q8_0_codes(const uint8_t *const *p, int sub, __m512i v[8]) {
     Q_UNUSED(sub);
-    Q_UNROLL for (int i = 0; i < 8; i++) v[i] = from_signed(quad(p, i & 3, 2 + 16 * (i / 4)));
+    Q_UNROLL for (int i = 0; i < 8; i++) v[i] = from_signed(q_z_quad(p, i & 3, 2 + 16 * (i / 4)));
 }
 Q_VNNI_INLINE __m512i q8_0_pair(const uint8_t *row, int64_t s, int i, int64_t last, __m512i *scale) {
     Q_UNUSED(scale);
-    return from_signed(_mm512_inserti64x4(_mm512_castsi256_si512(load256(BLOCK(34, 0) + 2)), load256(BLOCK(34, 1) + 2), 1));
+    return from_signed(
+        _mm512_inserti64x4(_mm512_castsi256_si512(load256(BLOCK(34, 0) + 2)), load256(BLOCK(34, 1) + 2), 1));
 }
-static const q_z_format q8_0 = {.bytes = 34, .units = 1, .act = 1, .d = 0, .dmin = -1, .bias = 128, .codes = q8_0_codes,
-                                .pair = q8_0_pair};
+static const q_z_format q8_0 = {
+    .bytes = 34, .units = 1, .act = 1, .d = 0, .dmin = -1, .bias = 128, .codes = q8_0_codes, .pair = q8_0_pair};
 Q_Z_PRODUCT(matmul_q8_0_a8_32_32x6__avx512vnni, q8_0)
 
 /* ------------------------------------------------------------------------------------------------------ Q4_0, Q4_1 */
@@ -76,8 +66,8 @@ Q_VNNI_INLINE __m512i q4_0_pair(const uint8_t *row, int64_t s, int i, int64_t la
     Q_UNUSED(scale);
     return nibbles2(BLOCK(18, 0) + 2, BLOCK(18, 1) + 2);
 }
-static const q_z_format q4_0 = {.bytes = 18, .units = 1, .act = 1, .d = 0, .dmin = -1, .bias = 8, .codes = q4_0_codes,
-                                .pair = q4_0_pair};
+static const q_z_format q4_0 = {
+    .bytes = 18, .units = 1, .act = 1, .d = 0, .dmin = -1, .bias = 8, .codes = q4_0_codes, .pair = q4_0_pair};
 Q_Z_PRODUCT(matmul_q4_0_a8_32_32x6__avx512vnni, q4_0)
 
 Q_VNNI_INLINE void q4_1_codes(const uint8_t *const *p, int sub, __m512i v[8]) {
@@ -88,7 +78,8 @@ Q_VNNI_INLINE __m512i q4_1_pair(const uint8_t *row, int64_t s, int i, int64_t la
     Q_UNUSED(scale);
     return nibbles2(BLOCK(20, 0) + 4, BLOCK(20, 1) + 4);
 }
-static const q_z_format q4_1 = {.bytes = 20, .units = 1, .act = 1, .d = 0, .dmin = 2, .codes = q4_1_codes, .pair = q4_1_pair};
+static const q_z_format q4_1 = {
+    .bytes = 20, .units = 1, .act = 1, .d = 0, .dmin = 2, .codes = q4_1_codes, .pair = q4_1_pair};
 Q_Z_PRODUCT(matmul_q4_1_a8_32_32x6__avx512vnni, q4_1)
 
 /* ------------------------------------------------------------------------------------------------------ Q5_0, Q5_1 */
@@ -105,8 +96,8 @@ Q_VNNI_INLINE __m512i q5_0_pair(const uint8_t *row, int64_t s, int i, int64_t la
     const uint8_t *a = BLOCK(22, 0), *b = BLOCK(22, 1);
     return fifth(nibbles2(a + 6, b + 6), bits2(a + 2, b + 2));
 }
-static const q_z_format q5_0 = {.bytes = 22, .units = 1, .act = 1, .d = 0, .dmin = -1, .bias = 16, .codes = q5_0_codes,
-                                .pair = q5_0_pair};
+static const q_z_format q5_0 = {
+    .bytes = 22, .units = 1, .act = 1, .d = 0, .dmin = -1, .bias = 16, .codes = q5_0_codes, .pair = q5_0_pair};
 Q_Z_PRODUCT(matmul_q5_0_a8_32_32x6__avx512vnni, q5_0)
 
 Q_VNNI_INLINE void q5_1_codes(const uint8_t *const *p, int sub, __m512i v[8]) {
@@ -119,27 +110,21 @@ Q_VNNI_INLINE __m512i q5_1_pair(const uint8_t *row, int64_t s, int i, int64_t la
     const uint8_t *a = BLOCK(24, 0), *b = BLOCK(24, 1);
     return fifth(nibbles2(a + 8, b + 8), bits2(a + 4, b + 4));
 }
-static const q_z_format q5_1 = {.bytes = 24, .units = 1, .act = 1, .d = 0, .dmin = 2, .codes = q5_1_codes, .pair = q5_1_pair};
+static const q_z_format q5_1 = {
+    .bytes = 24, .units = 1, .act = 1, .d = 0, .dmin = 2, .codes = q5_1_codes, .pair = q5_1_pair};
 Q_Z_PRODUCT(matmul_q5_1_a8_32_32x6__avx512vnni, q5_1)
 
 /* ---------------------------------------------------------------------------------------------------------- IQ4_NL */
 
-/* The codebook plus 128. */
-Q_VNNI_INLINE __m512i looked_up(__m512i index) {
-    const __m128i t = _mm_setr_epi8(1, 24, 45, 63, 79, 93, 106, 118, (char)129, (char)141, (char)153, (char)166, (char)181,
-                                    (char)197, (char)217, (char)241);
-    return _mm512_shuffle_epi8(_mm512_broadcast_i32x4(t), index);
-}
-
 Q_VNNI_INLINE void iq4_nl_codes(const uint8_t *const *p, int sub, __m512i v[8]) {
     Q_UNUSED(sub);
     nibble_codes(p, 2, v);
-    Q_UNROLL for (int i = 0; i < 8; i++) v[i] = looked_up(v[i]);
+    Q_UNROLL for (int i = 0; i < 8; i++) v[i] = q_z_iq4(v[i]);
 }
 Q_VNNI_INLINE __m512i iq4_nl_pair(const uint8_t *row, int64_t s, int i, int64_t last, __m512i *scale) {
     Q_UNUSED(scale);
-    return looked_up(nibbles2(BLOCK(18, 0) + 2, BLOCK(18, 1) + 2));
+    return q_z_iq4(nibbles2(BLOCK(18, 0) + 2, BLOCK(18, 1) + 2));
 }
-static const q_z_format iq4_nl = {.bytes = 18, .units = 1, .act = 1, .d = 0, .dmin = -1, .bias = 128,
-                                  .codes = iq4_nl_codes, .pair = iq4_nl_pair};
+static const q_z_format iq4_nl = {
+    .bytes = 18, .units = 1, .act = 1, .d = 0, .dmin = -1, .bias = 128, .codes = iq4_nl_codes, .pair = iq4_nl_pair};
 Q_Z_PRODUCT(matmul_iq4_nl_a8_32_32x6__avx512vnni, iq4_nl)

@@ -28,7 +28,7 @@ typedef __m512 (*q_strip_load)(const uint8_t *p, __mmask16 in);
 Q_AVX512_INLINE void q_strip_fill(q_strip_load load, int32_t bytes, const uint8_t *w, uint64_t row_bytes, int64_t rows,
                                   int64_t k, float *strip) {
     for (int64_t r = 0; r < Q_STRIP_R; r++) {
-        const uint8_t *p = w + (uint64_t)Q_MIN(r, rows - 1) * row_bytes; /* rows that do not exist: the last one again */
+        const uint8_t *p = w + (uint64_t)Q_MIN(r, rows - 1) * row_bytes; /* rows past the last are it again */
         float *to = strip + 16 * r;
         for (int64_t i = 0; i < k; i += 16, to += 16 * Q_STRIP_R)
             _mm512_store_ps(to, load(p + i * bytes, q_mask16(k - i)));
@@ -115,28 +115,31 @@ Q_AVX512_INLINE void q_strip_one(const q_mm *m, int32_t bytes, q_strip_load load
             const __m512 u = _mm512_loadu_ps(x + i);
             Q_UNROLL for (int r = 0; r < R; r++) {
                 if (i % 32 == 0)
-                    _mm_prefetch((const char *)((uintptr_t)w[r] + (uintptr_t)(i * bytes) + R * m->row_bytes), _MM_HINT_T0);
+                    _mm_prefetch((const char *)((uintptr_t)w[r] + (uintptr_t)(i * bytes) + R * m->row_bytes),
+                                 _MM_HINT_T0);
                 acc[r] = _mm512_fmadd_ps(load(w[r] + i * bytes, 0xFFFF), u, acc[r]);
             }
         }
         if (i < m->k) {
             const __mmask16 in = q_mask16(m->k - i);
             const __m512 u = _mm512_maskz_loadu_ps(in, x + i);
-            Q_UNROLL for (int r = 0; r < R; r++)
-                acc[r] = _mm512_mask_mov_ps(acc[r], in, _mm512_fmadd_ps(load(w[r] + i * bytes, in), u, acc[r]));
+            Q_UNROLL for (int r = 0; r < R; r++) {
+                const __m512 w16 = load(w[r] + i * bytes, in);
+                acc[r] = _mm512_mask_mov_ps(acc[r], in, _mm512_fmadd_ps(w16, u, acc[r]));
+            }
         }
         q_strip_put(m, r0, 0, _mm512_castps512_ps256(q_fold16(acc)), Q_MIN(m->rows - r0, (int64_t)R));
     }
 }
 
 /* PRODUCT's two functions. */
-#define Q_STRIP_PRODUCT(name, bytes, load)                                   \
-    uint64_t q_##name##_scratch(int64_t k, int64_t n) {                      \
-        return n > 1 ? q_strip_scratch(k) : 0;                               \
-    }                                                                        \
-    Q_AVX512 void q_##name(const q_mm *m) {                                  \
-        if (m->n == 1) q_strip_one(m, bytes, load);                          \
-        else q_strip_product(m, bytes, load);                                \
+#define Q_STRIP_PRODUCT(name, bytes, load)                                                                             \
+    uint64_t q_##name##_scratch(int64_t k, int64_t n) { return n > 1 ? q_strip_scratch(k) : 0; }                       \
+    Q_AVX512 void q_##name(const q_mm *m) {                                                                            \
+        if (m->n == 1)                                                                                                 \
+            q_strip_one(m, bytes, load);                                                                               \
+        else                                                                                                           \
+            q_strip_product(m, bytes, load);                                                                           \
     }
 
 #endif
