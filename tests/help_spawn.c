@@ -1,4 +1,4 @@
-/* help_spawn.c: see help_spawn.h. One child at a time per process: its output and report are files named by our id. */
+/* help_spawn.c: see help_spawn.h. What a child says and what its shim reports are files named by its process id. */
 #include "help_spawn.h"
 
 #include <dirent.h>
@@ -13,10 +13,10 @@ enum { OUT, ERR, REPORT };
 static struct timespec begun;
 
 /* Outside every folder that is disturbed. */
-static const char *own_file(int which) {
+static const char *own_file(pid_t child, int which) {
     static char path[3][4200];
     static const char *const names[] = {"out", "err", "report"};
-    snprintf(path[which], sizeof path[which], "%s/spawn-%ld.%s", t_tmp(), (long)getpid(), names[which]);
+    snprintf(path[which], sizeof path[which], "%s/spawn-%ld.%s", t_tmp(), (long)child, names[which]);
     return path[which];
 }
 
@@ -78,7 +78,7 @@ static void set_number(const char *name, uint64_t v) {
 static void set_environment(const disturb *d) {
     setenv("LD_PRELOAD", spawn_built("tests/shim_io.so"), 1);
     setenv("SHIM_PREFIX", d->prefix, 1);
-    setenv("SHIM_REPORT", own_file(REPORT), 1);
+    setenv("SHIM_REPORT", own_file(getpid(), REPORT), 1);
     if (d->calls) setenv("SHIM_CALLS", d->calls, 1);
     set_number("SHIM_FAIL", d->fail);
     set_number("SHIM_SHORT", d->shorten);
@@ -96,26 +96,17 @@ static void set_environment(const disturb *d) {
 }
 
 pid_t spawn_begin(char *const argv[], const disturb *d) {
-    char out[4200], err[4200];
-    snprintf(out, sizeof out, "%s", own_file(OUT));
-    snprintf(err, sizeof err, "%s", own_file(ERR));
-    unlink(own_file(REPORT));
     fflush(NULL);
     clock_gettime(CLOCK_MONOTONIC, &begun);
-    const pid_t parent = getpid(), pid = fork();
+    const pid_t pid = fork();
     ck_assert_int_ge(pid, 0);
     if (pid) return pid;
-    static char report[4200];
-    snprintf(report, sizeof report, "%s/spawn-%ld.report", t_tmp(), (long)parent);
-    const int in = open("/dev/null", O_RDONLY), o = open(out, O_WRONLY | O_CREAT | O_TRUNC, 0666),
-              e = open(err, O_WRONLY | O_CREAT | O_TRUNC, 0666);
+    const int in = open("/dev/null", O_RDONLY), made = O_WRONLY | O_CREAT | O_TRUNC,
+              o = open(own_file(getpid(), OUT), made, 0666), e = open(own_file(getpid(), ERR), made, 0666);
     if (in < 0 || o < 0 || e < 0 || dup2(in, 0) < 0 || dup2(o, 1) < 0 || dup2(e, 2) < 0) _exit(96);
     for (int fd = 3; fd < 64; fd++) close(fd);
     signal(SIGINT, SIG_DFL);
-    if (d && d->prefix) {
-        set_environment(d);
-        setenv("SHIM_REPORT", report, 1);
-    }
+    if (d && d->prefix) set_environment(d);
     execv(argv[0], argv);
     _exit(95);
 }
@@ -125,8 +116,8 @@ static bool is_harmless(const char *call) {
     return strcmp(call, "close") == 0 || strcmp(call, "statvfs") == 0 || strcmp(call, "unlink") == 0;
 }
 
-static void read_report(outcome *o) {
-    FILE *f = fopen(own_file(REPORT), "r");
+static void read_report(pid_t pid, outcome *o) {
+    FILE *f = fopen(own_file(pid, REPORT), "r");
     char line[4500];
     while (f && fgets(line, sizeof line, f)) {
         char call[32];
@@ -153,13 +144,14 @@ void spawn_end(pid_t pid, outcome *o) {
     o->seconds = (double)(now.tv_sec - begun.tv_sec) + 1e-9 * (double)(now.tv_nsec - begun.tv_nsec);
     o->code = WIFEXITED(rc) ? WEXITSTATUS(rc) : 128 + WTERMSIG(rc);
     uint64_t n;
-    char *said = slurp(own_file(ERR), &n);
+    char *said = slurp(own_file(pid, ERR), &n);
     snprintf(o->said, sizeof o->said, "%s", said ? said : "");
     free(said);
-    said = slurp(own_file(OUT), &o->out_bytes);
+    said = slurp(own_file(pid, OUT), &o->out_bytes);
     o->out_hash = said ? q_fnv64(said, o->out_bytes) : 0;
     free(said);
-    read_report(o);
+    read_report(pid, o);
+    for (int i = OUT; i <= REPORT; i++) unlink(own_file(pid, i));
 }
 
 void spawn_run(char *const argv[], const disturb *d, outcome *o) { spawn_end(spawn_begin(argv, d), o); }

@@ -18,7 +18,7 @@ typedef struct disturb {
 
 typedef struct outcome {
     int code;           /* exit status; 128 + signal when one ended it */
-    double seconds;
+    double seconds;     /* since the last spawn_begin */
     char said[4096];    /* standard error */
     uint64_t out_hash;  /* of standard output, and its length */
     uint64_t out_bytes;
@@ -36,7 +36,7 @@ const char *spawn_built(const char *name);
 /* False, and why, where the shim does not work: then nothing here can be tested. */
 bool spawn_shim_works(const char *folder);
 
-/* Start `argv` (argv[0] a path) with standard input empty and output to files of the test's own. */
+/* Start `argv` (argv[0] a path) with standard input empty; `d` may be NULL. */
 pid_t spawn_begin(char *const argv[], const disturb *d);
 /* Wait for it, and collect. */
 void spawn_end(pid_t pid, outcome *o);
