@@ -1,0 +1,51 @@
+/* importance.h: importance files: how much each input of each matrix matters, measured over a calibration text.
+ *
+ * Reads the GGUF form that lq_calibrate and other engines write (general.type "imatrix") and the binary form that came
+ * before it ("imatrix.dat"). Knows nothing of models: who asks for a tensor says what shape it has. Layer L3. */
+#ifndef Q_IMPORTANCE_H
+#define Q_IMPORTANCE_H
+
+#include "loader.h"
+
+/* The keys and tensors of the GGUF form. Of a tensor NAME with `inputs` columns, for each of its matrices (experts;
+ * usually one): NAME.in_sum2 float32 [inputs, matrices], the sum of squares of each input; NAME.counts float32
+ * [1, matrices], over how many tokens. As everywhere in GGUF, trailing dimensions of 1 may be left out. */
+#define Q_IMPORTANCE_TYPE "imatrix"
+#define Q_IMPORTANCE_DATASETS "imatrix.datasets"
+#define Q_IMPORTANCE_CHUNKS "imatrix.chunk_count"
+#define Q_IMPORTANCE_CHUNK_SIZE "imatrix.chunk_size"
+#define Q_IMPORTANCE_SUMS ".in_sum2"
+#define Q_IMPORTANCE_COUNTS ".counts"
+
+typedef struct q_importance_entry {
+    q_str name;         /* of the tensor in GGUF files */
+    uint64_t inputs, matrices; /* imatrix.dat does not tell experts apart: one matrix of all values */
+    float *values;      /* [matrices][inputs], scaled so that the largest of a matrix is 1 (or all are 0) */
+    bool *seen;         /* [matrices]; false: no token came by, its values mean nothing */
+    bool matched;       /* q_importance_find returned it */
+} q_importance_entry;
+
+typedef struct q_importance {
+    q_importance_entry *entries; /* order of the file */
+    uint32_t n_entries;
+    uint32_t chunks;    /* 0 = the file does not say */
+    q_str dataset;      /* the first text it names; empty = none */
+    /* private */
+    const q_alloc *alloc;
+    q_arena arena;
+    q_index index;
+} q_importance;
+
+/* Errors name the file and the tensor: LQ_E_FORMAT, _TRUNCATED, _LIMIT, _UNSUPPORTED (a model, an unknown tensor),
+ * _INCONSISTENT (a value that is negative or not finite, sums without counts, a duplicate). */
+lq_status q_importance_open(const q_alloc *a, const q_log *log, const char *path, q_importance **out);
+void q_importance_close(q_importance *im); /* NULL is fine */
+
+/* The entry of a tensor with that many inputs and matrices; *out NULL when there is none, or none that is of use.
+ * LQ_E_INCONSISTENT when the entry has another length. */
+lq_status q_importance_find(q_importance *im, q_str name, uint64_t inputs, uint64_t matrices,
+                            const q_importance_entry **out);
+/* The importance of the inputs of one matrix; NULL without an entry, or where no token came by. */
+const float *q_importance_of(const q_importance_entry *e, uint64_t inputs, uint64_t matrix);
+
+#endif

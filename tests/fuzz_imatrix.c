@@ -1,0 +1,52 @@
+/* fuzz_imatrix.c: libFuzzer target over importance files, GGUF and imatrix.dat.
+ *
+ * The input becomes an unnamed file. Whatever is let through must keep its word: entries found by their names, values
+ * between 0 and 1 with a largest of 1 in each matrix, lengths that agree with what is asked and none that do not.
+ * Seeds: tests/golden/fuzz-imatrix. */
+#include "help_fuzz.h"
+
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "../libquant/importance.h"
+
+static void check_matrix(const float *v, uint64_t n) {
+    float largest = 0;
+    for (uint64_t i = 0; i < n; i++) {
+        demand(v[i] >= 0.0f && v[i] <= 1.0f);
+        largest = Q_MAX(largest, v[i]);
+    }
+    demand(largest == 0.0f || largest == 1.0f);
+}
+
+static void check_entry(q_importance *im, uint32_t i, uint64_t size) {
+    q_importance_entry *e = &im->entries[i];
+    const q_importance_entry *found;
+    demand(e->inputs > 0 && e->matrices > 0 && e->inputs <= size / 4 && e->matrices <= size / 4 / e->inputs);
+    demand(q_importance_find(im, e->name, e->inputs + 1, e->matrices, &found) == LQ_E_INCONSISTENT && !e->matched);
+    demand(q_importance_find(im, e->name, e->inputs, e->matrices, &found) == LQ_OK && e->matched);
+    demand(!found || found == e);
+    for (uint64_t m = 0; m < e->matrices; m++) {
+        const float *v = q_importance_of(found, e->inputs, m);
+        demand((v != NULL) == e->seen[m]);
+        check_matrix(e->values + m * e->inputs, e->inputs);
+    }
+}
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n) {
+    static int fd = -1;
+    if (fd < 0) fd = memfd_create("imatrix", 0);
+    if (fd < 0 || ftruncate(fd, 0) != 0 || pwrite(fd, data, n, 0) != (ssize_t)n) abort();
+    char path[64];
+    snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
+    q_importance *im = NULL;
+    const lq_status s = q_importance_open(&q_alloc_libc, NULL, path, &im);
+    if (s != LQ_OK) {
+        demand(s < 0 && s > LQ_FATAL && lq_error_detail()[0] && !im);
+        return 0;
+    }
+    demand(im->n_entries > 0);
+    for (uint32_t i = 0; i < im->n_entries; i++) check_entry(im, i, n);
+    q_importance_close(im);
+    return 0;
+}
