@@ -202,6 +202,7 @@ typedef struct lq_tensor_report {
     const char *wanted;           /* what the scheme asked for: differs from `to` on a fall-back */
     uint64_t weights, bytes;
     double rel_error;             /* ||W - Q|| / ||W|| (Frobenius), 0 when copied */
+    uint32_t importance;          /* 1 = the importance file said how much each input's errors count */
 } lq_tensor_report;
 
 typedef struct lq_quantize_options {
@@ -214,6 +215,8 @@ typedef struct lq_quantize_options {
     lq_progress progress;   /* counts weights; may be NULL */
     void (*report)(void *user, const lq_tensor_report *tensor); /* after each tensor; may be NULL */
     void *user;
+    const char *importance; /* path of an importance file (another engine's imatrix.gguf or imatrix.dat);
+                               NULL = every input counts alike */
 } lq_quantize_options;
 
 typedef struct lq_quantize_result {
@@ -221,12 +224,17 @@ typedef struct lq_quantize_result {
     uint32_t tensors, fallbacks;
     uint64_t weights, bytes;      /* bytes of the whole file */
     double bits_per_weight, seconds;
+    uint32_t with_importance;     /* tensors in blocks of bits whose errors were weighted by the importance file */
+    uint32_t without_importance;  /* and those that it has no entry for: quantized as without a file */
 } lq_quantize_result;
 
 /* Write the model at `src` (GGUF or Hugging Face directory) to the GGUF file `dst`. Streams tensor by tensor. The file
  * appears under its name only when it is complete and was read back; on any failure nothing is left behind.
  * LQ_E_ARG: dst is src, or exists without `force`, or src is quantized without `requantize`; LQ_E_IO: too little space;
- * LQ_E_BUSY: another process writes dst. `result` may be NULL. */
+ * LQ_E_BUSY: another process writes dst. `result` may be NULL.
+ * An importance file is validated whole before anything is written. LQ_E_INCONSISTENT: an entry has another number of
+ * inputs than its tensor, or no entry belongs to any tensor. With one, schemes may choose other formats ("importance" in
+ * a recipe). */
 LQ_API lq_status lq_quantize(lq_ctx *ctx, const char *src, const char *dst, const lq_quantize_options *options,
                              lq_quantize_result *result);
 

@@ -173,6 +173,36 @@ void q_directory_close(q_directory *dir) {
     if (dir->loader) dir->loader->close(dir);
 }
 
+static lq_status spares_file(const char *file, const char *dst) {
+    bool same;
+    Q_TRY(q_path_same(file, dst, &same));
+    return !same ? LQ_OK : q_fail(LQ_E_ARG, "%s: the output is one of the inputs (%s)", dst, file);
+}
+
+/* The side files lie where the weights do: a loader joins both to the same folder. */
+static lq_status spares_side_files(const q_directory *dir, const char *dst) {
+    const q_str side[] = {q_str_of("config.json"), q_str_of("tokenizer_config.json"),
+                          q_str_of("model.safetensors.index.json"), dir->tokenizer_file};
+    const char *weights = q_file_path(dir->files[0]), *slash = strrchr(weights, '/');
+    char folder[4200], path[4200];
+    const size_t n = slash ? (size_t)(slash - weights) : 0;
+    if (n >= sizeof folder) return q_fail(LQ_E_LIMIT, "%s: the path is too long", weights);
+    memcpy(folder, slash ? weights : ".", slash ? n : 1);
+    folder[slash ? n : 1] = 0;
+    for (size_t i = 0; i < Q_COUNT(side); i++) {
+        if (side[i].n == 0) continue;
+        Q_TRY(q_path_join(path, sizeof path, folder, side[i]));
+        Q_TRY(spares_file(path, dst));
+    }
+    return LQ_OK;
+}
+
+lq_status q_directory_spares(const q_directory *dir, const char *dst) {
+    for (uint32_t i = 0; i < dir->n_files; i++)
+        if (dir->files[i]) Q_TRY(spares_file(q_file_path(dir->files[i]), dst));
+    return dir->names == Q_NAMES_HF && dir->n_files ? spares_side_files(dir, dst) : LQ_OK;
+}
+
 lq_status q_tensor_read(const q_directory *dir, const q_tensor *t, uint64_t offset, void *dst, uint64_t n) {
     uint64_t end;
     if (q_add_overflow(offset, n, &end) || end > t->bytes)

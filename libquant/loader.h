@@ -115,6 +115,10 @@ extern const q_loader *const q_loaders[]; /* from loaders.def */
 lq_status q_directory_open(const char *path, const q_load_options *options, q_directory **out);
 void q_directory_close(q_directory *dir);
 
+/* LQ_E_ARG when an output at `dst` would replace one of the directory's own files, under whatever name: a shard, a link
+ * to one, a configuration beside the weights. */
+lq_status q_directory_spares(const q_directory *dir, const char *dst);
+
 /* By name: NULL when absent. Hash lookup. */
 const q_meta *q_directory_meta(const q_directory *dir, const char *key);
 const q_tensor *q_directory_tensor(const q_directory *dir, q_str name);

@@ -4,12 +4,14 @@
  * already there, a quantized source, formats that GGUF lacks, too little space. Then tensors stream through in file
  * order: a piece of rows is read and quantized by the pool, checked by decoding it back, and written by the caller's
  * thread. Rows are independent and sums of errors are kept per row, so neither bytes nor figures depend on the threads.
- * A weight or a result that is not finite is refused by tensor and row. Layer L3. */
+ * A weight or a result that is not finite is refused by tensor and row. An importance file is read whole before, and what
+ * it has for each tensor is decided with the format. Layer L3. */
 #include "quantize.h"
 
 #include <math.h>
 #include <stdio.h>
 
+#include "importance.h"
 #include "recipe.h"
 #include "text.h"
 #include "threads.h"
@@ -18,7 +20,7 @@ enum {
     SPAN_WEIGHTS = 1 << 14,             /* weights that a thread takes at a time */
     PIECE_PER_THREAD = 1 << 18,         /* weights per thread between two writes */
     PIECE_WEIGHTS = 1 << 20,            /* and at least this many */
-    EXTRA_KEYS = Q_TEXT_EXPORT_MAX + 8, /* the tokenizer's keys, names, file type and version */
+    EXTRA_KEYS = Q_TEXT_EXPORT_MAX + 12, /* the tokenizer's keys, names, file type, version, importance */
     MAX_THREADS = 1024
 };
 
@@ -41,7 +43,9 @@ typedef struct work {
     q_recipe *recipe;
     q_pool *pool;
     uint32_t threads;
+    q_importance *importance; /* NULL: no file was given */
     q_recipe_choice *choices; /* [n_items] */
+    const q_importance_entry **entries; /* [n_items] what weighs the errors of a tensor; NULL = nothing does */
     q_out_tensor *outs;       /* [n_items] */
     q_meta *meta;
     uint32_t n_meta;
@@ -52,6 +56,7 @@ typedef struct work {
     /* the piece in flight */
     const q_bind_item *item;
     const q_recipe_choice *choice;
+    const q_importance_entry *entry;
     bool copy;
     uint64_t first_row, row_bytes;
     uint64_t span_floats;   /* room per thread: twice this many floats */
@@ -72,20 +77,9 @@ static lq_status same_file(const work *w, const char *input) {
 /* The destination must not be the source under any name: a shard, a link, a side file of a directory. */
 static lq_status check_destination(const work *w) {
     Q_TRY(same_file(w, w->src));
-    for (uint32_t i = 0; i < w->dir->n_files; i++)
-        if (w->dir->files[i]) Q_TRY(same_file(w, q_file_path(w->dir->files[i])));
+    if (w->options->importance) Q_TRY(same_file(w, w->options->importance));
+    Q_TRY(q_directory_spares(w->dir, w->dst));
     q_path_kind kind;
-    Q_TRY(q_path_kind_of(w->src, &kind));
-    if (kind == Q_PATH_DIR) {
-        const q_str side[] = {q_str_of("config.json"), q_str_of("tokenizer_config.json"),
-                              q_str_of("model.safetensors.index.json"), w->dir->tokenizer_file};
-        for (size_t i = 0; i < Q_COUNT(side); i++) {
-            char path[4200];
-            if (side[i].n == 0) continue;
-            Q_TRY(q_path_join(path, sizeof path, w->src, side[i]));
-            Q_TRY(same_file(w, path));
-        }
-    }
     Q_TRY(q_path_kind_of(w->dst, &kind));
     if (!w->options->dry_run && !w->options->force && kind != Q_PATH_NONE)
         return q_fail(LQ_E_ARG, "%s exists already; 'force' replaces it", w->dst);
@@ -105,17 +99,42 @@ static lq_status check_source(const work *w) {
 
 /* ---- formats */
 
+static bool is_copied(const q_bind_item *item, const q_recipe_choice *c) {
+    return item->src->format == c->format && (item->map == Q_MAP_SAME || item->map == Q_MAP_ROPE_PAIRS);
+}
+
+/* What the importance file has for a tensor whose format was chosen. */
+static lq_status choose_importance(work *w, uint32_t i) {
+    const q_bind_item *item = &w->binding->items[i];
+    const q_recipe_choice *c = &w->choices[i];
+    const uint64_t k = item->src->shape[0], rows = item->src->shape[1];
+    if (w->importance) {
+        const q_importance_entry *e;
+        const lq_status st = q_importance_find(w->importance, item->name, k, item->src->rows / rows, &e);
+        if (st != LQ_OK) return q_fail_in(st, "%s", w->options->importance);
+        /* Where every value has a scale of its own, or the bits are the source's, there is nothing to weigh. */
+        const bool bits = c->format->weights > 1 && c->quantizer->uses != Q_NEEDS_NONE && !is_copied(item, c);
+        w->entries[i] = bits ? e : NULL;
+        w->result.with_importance += bits && e;
+        w->result.without_importance += bits && !e;
+    }
+    const bool enough = c->quantizer->needs == Q_NEEDS_NONE ||
+                        (c->quantizer->needs == Q_NEEDS_DIAGONAL && w->entries[i]);
+    if (enough) return LQ_OK;
+    return q_fail(LQ_E_ARG, "tensor %.*s: quantizer %s needs calibration statistics", Q_STR_ARG(item->name),
+                  c->quantizer->name);
+}
+
 static lq_status choose_one(work *w, uint32_t i, int32_t gqa, bool tied) {
     const q_bind_item *item = &w->binding->items[i];
     const q_tensor *t = item->src;
     const q_recipe_tensor about = {
         .name = item->name, .role = w->binding->arch->weights[item->role].role, .layer = item->layer,
-        .layers = w->binding->layers, .gqa = gqa, .rank = t->rank, .k = t->shape[0], .tied = tied, .importance = false};
+        .layers = w->binding->layers, .gqa = gqa, .rank = t->rank, .k = t->shape[0], .tied = tied,
+        .importance = w->importance != NULL};
     q_recipe_choice *c = &w->choices[i];
     Q_TRY(q_recipe_choose(w->recipe, &about, c));
-    if (c->quantizer->needs != Q_NEEDS_NONE)
-        return q_fail(LQ_E_ARG, "tensor %.*s: quantizer %s needs calibration statistics", Q_STR_ARG(item->name),
-                      c->quantizer->name);
+    Q_TRY(choose_importance(w, i));
     q_out_tensor *o = &w->outs[i];
     o->name = item->name;
     o->format = c->format;
@@ -134,16 +153,36 @@ static lq_status choose_one(work *w, uint32_t i, int32_t gqa, bool tied) {
     return LQ_OK;
 }
 
+/* A file for another model, or for more than this one, does not pass in silence. */
+static lq_status check_importance(const work *w) {
+    const q_importance *im = w->importance;
+    uint32_t extra = 0, first = 0;
+    for (uint32_t i = im->n_entries; i-- > 0;) {
+        if (im->entries[i].matched) continue;
+        extra++;
+        first = i;
+    }
+    if (extra == im->n_entries)
+        return q_fail(LQ_E_INCONSISTENT, "%s is for another model: none of its %u entries is for a tensor of %s (the "
+                      "first: %.*s)", w->options->importance, im->n_entries, w->src, Q_STR_ARG(im->entries[0].name));
+    if (extra)
+        q_log_write(w->log, LQ_LOG_WARN, "%s: %u of its %u entries are for no tensor of the model (the first: %.*s)",
+                    w->options->importance, extra, im->n_entries, Q_STR_ARG(im->entries[first].name));
+    return LQ_OK;
+}
+
 static lq_status choose_formats(work *w) {
     const q_binding *b = w->binding;
     w->choices = Q_NEW(w->alloc, q_recipe_choice, b->n_items);
+    w->entries = Q_NEW(w->alloc, const q_importance_entry *, b->n_items);
     w->outs = Q_NEW(w->alloc, q_out_tensor, b->n_items);
-    if (!w->choices || !w->outs) return LQ_E_NOMEM;
+    if (!w->choices || !w->entries || !w->outs) return LQ_E_NOMEM;
     const double heads = b->hp.v[Q_HP_HEADS], kv = b->hp.v[Q_HP_HEADS_KV];
     const int32_t gqa = kv >= 1 && heads >= kv ? (int32_t)(heads / kv) : 1;
     bool tied = true; /* no item plays the part of an output matrix */
     for (uint32_t i = 0; i < b->n_items; i++) tied &= strcmp(b->arch->weights[b->items[i].role].role, "output") != 0;
     for (uint32_t i = 0; i < b->n_items; i++) Q_TRY(choose_one(w, i, gqa, tied));
+    if (w->importance) Q_TRY(check_importance(w));
     w->result.tensors = b->n_items;
     w->result.bits_per_weight = w->result.weights ? 8.0 * (double)w->tensor_bytes / (double)w->result.weights : 0;
     return LQ_OK;
@@ -168,14 +207,14 @@ static bool starts_with(q_str s, const char *prefix) {
     return s.n >= n && memcmp(s.p, prefix, n) == 0;
 }
 
-/* The last component of the source's path: what a model in a directory is called. */
-static const char *model_name(work *w) {
-    size_t end = strlen(w->src);
-    while (end > 1 && w->src[end - 1] == '/') end--;
+/* The last component of a path: what a model in a directory is called. */
+static const char *last_name(work *w, const char *path, const char *otherwise) {
+    size_t end = strlen(path);
+    while (end > 1 && path[end - 1] == '/') end--;
     size_t begin = end;
-    while (begin > 0 && w->src[begin - 1] != '/') begin--;
-    const q_str s = {w->src + begin, end - begin};
-    if (s.n == 0 || q_str_is(s, ".") || q_str_is(s, "..") || q_str_is(s, "/")) return "model";
+    while (begin > 0 && path[begin - 1] != '/') begin--;
+    const q_str s = {path + begin, end - begin};
+    if (s.n == 0 || q_str_is(s, ".") || q_str_is(s, "..") || q_str_is(s, "/")) return otherwise;
     char *name = q_arena_str(&w->arena, s);
     /* File names are bytes, strings in GGUF are text: outside ASCII the container's check decides, control bytes go. */
     for (char *p = name; p && *p; p++)
@@ -183,8 +222,25 @@ static const char *model_name(work *w) {
     return name;
 }
 
+static q_meta key_text(const char *key, q_str text) {
+    return (q_meta){.key = q_str_of(key), .type = Q_META_STRING, .count = 1, .s = text};
+}
+
+/* Where the importance came from, in the keys that other engines use. A name without folders: files do not depend on
+ * where they were made. */
+static lq_status importance_keys(work *w) {
+    const q_importance *im = w->importance;
+    const char *file = last_name(w, w->options->importance, "importance");
+    if (!file) return LQ_E_NOMEM;
+    w->meta[w->n_meta++] = key_text("quantize.imatrix.file", q_str_of(file));
+    if (im->dataset.n) w->meta[w->n_meta++] = key_text("quantize.imatrix.dataset", im->dataset);
+    w->meta[w->n_meta++] = key_u32("quantize.imatrix.entries_count", im->n_entries);
+    if (im->chunks) w->meta[w->n_meta++] = key_u32("quantize.imatrix.chunks_count", im->chunks);
+    return LQ_OK;
+}
+
 /* A GGUF source keeps its keys and their order; a Hugging Face one gets the standard keys. What describes the file and
- * not the model is ours: the file type, the version of the block formats, and nothing about shards. */
+ * not the model is ours: the file type, the version of the block formats, the importance, and nothing about shards. */
 static lq_status collect_keys(work *w) {
     const int32_t file_type = q_recipe_file_type(w->recipe);
     const bool gguf = w->dir->names == Q_NAMES_GGUF;
@@ -196,7 +252,7 @@ static lq_status collect_keys(work *w) {
         memcpy(w->meta, w->dir->meta, w->dir->n_meta * sizeof(q_meta));
         n = w->dir->n_meta;
     } else {
-        const char *name = model_name(w);
+        const char *name = last_name(w, w->src, "model");
         if (!name) return LQ_E_NOMEM;
         Q_TRY(q_bind_export(w->binding, name, file_type < 0 ? 0 : (uint32_t)file_type, &w->arena, w->meta,
                             (uint32_t)cap, &n));
@@ -208,7 +264,9 @@ static lq_status collect_keys(work *w) {
     for (uint32_t i = 0; i < n; i++) {
         q_meta *m = &w->meta[i];
         const bool is_type = q_str_is(m->key, "general.file_type");
-        if (starts_with(m->key, "split.") || q_str_is(m->key, "general.quantization_version")) continue;
+        if (starts_with(m->key, "split.") || starts_with(m->key, "quantize.imatrix.") ||
+            q_str_is(m->key, "general.quantization_version"))
+            continue;
         if (is_type && file_type < 0) continue;
         has_type |= is_type;
         w->meta[w->n_meta++] = is_type ? key_u32("general.file_type", (uint32_t)file_type) : *m;
@@ -216,7 +274,7 @@ static lq_status collect_keys(work *w) {
     if (!has_type && file_type >= 0) w->meta[w->n_meta++] = key_u32("general.file_type", (uint32_t)file_type);
     for (uint32_t i = 0; i < w->binding->n_items; i++) quantized |= w->outs[i].format->weights > 1;
     if (quantized) w->meta[w->n_meta++] = key_u32("general.quantization_version", 2);
-    return LQ_OK;
+    return w->result.with_importance ? importance_keys(w) : LQ_OK;
 }
 
 /* ---- a piece of rows */
@@ -267,6 +325,19 @@ static bool row_errors(const q_format *f, const float *x, const float *y, uint64
     return !lost;
 }
 
+/* Matrix by matrix: each has an importance of its own. */
+static lq_status quantize_rows(const work *w, uint64_t first, uint64_t n, const float *x, uint8_t *out) {
+    const uint64_t k = w->item->src->shape[0], rows = w->item->src->shape[1];
+    for (uint64_t r = 0, end; r < n; r = end) {
+        const uint64_t matrix = (first + r) / rows;
+        end = Q_MIN(n, (matrix + 1) * rows - first);
+        const q_quant_job job = {w->choice->format, x + r * k, (int64_t)(end - r), (int64_t)k,
+                                 q_importance_of(w->entry, k, matrix), NULL};
+        Q_TRY(w->choice->quantizer->quantize(&job, out + r * w->row_bytes));
+    }
+    return LQ_OK;
+}
+
 /* Rows [begin, end) of the piece. On failure *bad is the row of the tensor. */
 static lq_status do_rows(work *w, uint64_t begin, uint64_t end, float *x, float *y, uint64_t *bad) {
     const q_tensor *t = w->item->src;
@@ -288,8 +359,7 @@ static lq_status do_rows(work *w, uint64_t begin, uint64_t end, float *x, float 
         if (!all_finite(x + r * k, k)) Q_TRY(check_row(w, *bad, k, x + r * k, NULL));
     }
     *bad = first;
-    const q_quant_job job = {w->choice->format, x, (int64_t)n, (int64_t)k, NULL, NULL};
-    Q_TRY(w->choice->quantizer->quantize(&job, out));
+    Q_TRY(quantize_rows(w, first, n, x, out));
     for (uint64_t r = 0; r < n; r++) {
         *bad = first + r;
         q_decode_row(w->choice->format, out + r * w->row_bytes, (int64_t)k, y);
@@ -368,7 +438,8 @@ static lq_status report(const work *w, uint32_t i, double rel_error) {
     (void)q_row_bytes(c->format, k, &row_bytes); /* checked when it was chosen */
     const lq_tensor_report r = {.size = (uint32_t)sizeof r, .name = name, .from = item->src->format->name,
                                 .to = c->format->name, .wanted = c->wanted->name, .weights = k * item->src->rows,
-                                .bytes = row_bytes * item->src->rows, .rel_error = rel_error};
+                                .bytes = row_bytes * item->src->rows, .rel_error = rel_error,
+                                .importance = w->entries[i] != NULL};
     w->options->report(w->options->user, &r);
     q_delete(w->alloc, name);
     return LQ_OK;
@@ -377,9 +448,10 @@ static lq_status report(const work *w, uint32_t i, double rel_error) {
 static lq_status write_tensor(work *w, uint32_t i) {
     w->item = &w->binding->items[i];
     w->choice = &w->choices[i];
+    w->entry = w->entries[i];
     const q_tensor *t = w->item->src;
     const uint64_t k = t->shape[0], n = piece_rows(w, t);
-    w->copy = t->format == w->choice->format && (w->item->map == Q_MAP_SAME || w->item->map == Q_MAP_ROPE_PAIRS);
+    w->copy = is_copied(w->item, w->choice);
     if (!q_row_bytes(w->choice->format, k, &w->row_bytes)) return LQ_E_INTERNAL;
     double error2 = 0, norm2 = 0;
     for (uint64_t row = 0; row < t->rows; row += n) {
@@ -425,6 +497,7 @@ static lq_status run(work *w) {
     if (w->dst) Q_TRY(check_destination(w));
     Q_TRY(q_bind(w->alloc, w->log, w->dir, &w->binding));
     Q_TRY(check_source(w));
+    if (o->importance) Q_TRY(q_importance_open(w->alloc, w->log, o->importance, &w->importance));
     Q_TRY(choose_formats(w));
     if (w->dir->names != Q_NAMES_GGUF) Q_TRY(q_text_open(w->alloc, w->log, w->dir, &w->text));
     Q_TRY(collect_keys(w));
@@ -443,12 +516,14 @@ static void release(work *w) {
     q_delete(w->alloc, w->norm2);
     q_delete(w->alloc, w->troubles);
     q_delete(w->alloc, w->choices);
+    q_delete(w->alloc, (void *)w->entries);
     q_delete(w->alloc, w->outs);
     q_delete(w->alloc, w->meta);
     if (w->text) q_text_close(w->text);
     q_binding_close(w->binding);
     if (w->dir) q_directory_close(w->dir);
     q_recipe_close(w->recipe);
+    q_importance_close(w->importance);
     q_arena_free(&w->arena);
 }
 

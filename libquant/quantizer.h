@@ -13,7 +13,7 @@ typedef struct q_quant_job {
     const q_format *format;
     const float *x;         /* rows x k, finite */
     int64_t rows, k;        /* k is a multiple of the format's block */
-    const float *diagonal;  /* [k] sum of squares of each input over calibration tokens; NULL = none */
+    const float *diagonal;  /* [k] mean square of each input over calibration tokens, in any unit; NULL = none */
     const float *hessian;   /* [k][k]; NULL = none */
 } q_quant_job;
 
@@ -23,6 +23,7 @@ typedef struct q_quantizer {
     bool (*accepts)(const q_format *f);
     /* Write rows * row_bytes bytes. */
     lq_status (*quantize)(const q_quant_job *job, uint8_t *dst);
+    q_stats_kind uses;      /* what it makes use of where it is at hand; at least `needs` */
 } q_quantizer;
 
 extern const q_quantizer *const q_quantizers[]; /* from quantizers.def */

@@ -1,4 +1,5 @@
-/* test_quantize.c: lq_quantize's promises: what the file holds, what is refused, and that failures leave nothing. */
+/* test_quantize.c: lq_quantize's promises: what the file holds, what importance does to it, what is refused, and that
+ * failures leave nothing. It is long because all cases share one maker of models and one way of looking at results. */
 #include "harness.h"
 
 #include <dirent.h>
@@ -415,6 +416,178 @@ START_TEST(the_same_format_is_copied) {
 }
 END_TEST
 
+/* ---- importance */
+
+static const char ffn_down[] = "blk.0.ffn_down.weight", ffn_up[] = "blk.1.ffn_up.weight";
+
+/* An importance file with these entries: every eighth input matters a thousand times as much as the others. */
+typedef struct statistics {
+    const char *name;
+    uint64_t k;
+    float count;
+} statistics;
+
+static void write_importance(const char *path, const statistics *list, uint32_t n) {
+    q_out_tensor t[16];
+    char names[16][64];
+    q_meta meta[3] = {text("general.type", "imatrix"), u32("imatrix.chunk_count", 9), text("imatrix.datasets", "")};
+    const q_str set = q_str_of("text.txt");
+    meta[2] = (q_meta){.key = meta[2].key, .type = Q_META_ARRAY, .item = Q_META_STRING, .count = 1, .strs = &set};
+    for (uint32_t i = 0; i < 2 * n; i++) {
+        snprintf(names[i], sizeof names[i], "%s%s", list[i / 2].name, i % 2 ? ".counts" : ".in_sum2");
+        t[i] = (q_out_tensor){.name = q_str_of(names[i]), .format = q_format_find("f32"), .rank = 1,
+                              .shape = {i % 2 ? 1 : list[i / 2].k, 1, 1, 1, 1, 1, 1, 1}};
+    }
+    q_writer *w;
+    OK(q_writer_gguf.open(A, path, true, meta, 3, t, 2 * n, &w));
+    for (uint32_t i = 0; i < n; i++) {
+        for (uint64_t j = 0; j < list[i].k; j++)
+            OK(q_writer_gguf.write(w, &(float){j % 8 ? 1.0f : 1000.0f}, sizeof(float)));
+        OK(q_writer_gguf.write(w, &list[i].count, sizeof(float)));
+    }
+    OK(q_writer_gguf.commit(w));
+}
+
+/* Squared error of the inputs that matter, and of the others. */
+static void errors_of(const model *a, const model *b, const char *name, double *matter, double *others) {
+    const q_bind_item *x = item_named(a, q_str_of(name)), *y = item_named(b, q_str_of(name));
+    const uint64_t n = x->src->shape[0];
+    float *p = malloc(n * sizeof *p), *q = malloc(n * sizeof *q);
+    *matter = *others = 0;
+    for (uint64_t r = 0; r < x->src->rows; r++) {
+        OK(q_bind_read(A, a->b, x, r, 1, p));
+        OK(q_bind_read(A, b->b, y, r, 1, q));
+        for (uint64_t j = 0; j < n; j++) *(j % 8 ? others : matter) += ((double)p[j] - q[j]) * ((double)p[j] - q[j]);
+    }
+    free(p);
+    free(q);
+}
+
+typedef struct weighted {
+    uint32_t n;
+    char names[8][64];
+} weighted;
+static void on_weighted(void *user, const lq_tensor_report *t) {
+    weighted *w = user;
+    if (t->importance) snprintf(w->names[w->n++], sizeof w->names[0], "%s", t->name);
+}
+
+START_TEST(importance_moves_errors_to_inputs_that_matter_less) {
+    static const char *const schemes[] = {"q4_0", "q4_1", "q4_k", "q3_k", "q2_k", "iq4_nl", "iq4_xs", "q5_0", "q6_k"};
+    const char *src = in_tmp(0, "src.gguf"), *plain = in_tmp(1, "plain.gguf"), *by = in_tmp(2, "by.gguf"),
+               *stats = in_tmp(3, "stats.gguf");
+    make_model(src, &small);
+    write_importance(stats, (const statistics[]){{ffn_down, 512, 3}, {ffn_up, 256, 3}}, 2);
+    weighted w = {0};
+    lq_quantize_options o = {.size = sizeof o, .scheme = schemes[_i], .threads = 2, .report = on_weighted, .user = &w};
+    lq_quantize_result r = {.size = sizeof r};
+    OK(q_quantize(A, NULL, 2, src, plain, &o, &r));
+    ck_assert_uint_eq(w.n, 0);
+    ck_assert_uint_eq(r.with_importance + r.without_importance, 0);
+    o.importance = stats;
+    OK(q_quantize(A, NULL, 2, src, by, &o, &r));
+    ck_assert_uint_eq(w.n, 2);
+    ck_assert_str_eq(w.names[0], ffn_down);
+    ck_assert_str_eq(w.names[1], ffn_up);
+    ck_assert_uint_eq(r.with_importance, 2);
+    ck_assert_uint_eq(r.without_importance, 14); /* the other matrices */
+    model a = open_model(src), p = open_model(plain), q = open_model(by);
+    for (int i = 0; i < 2; i++) {
+        double matter, others, matter_by, others_by;
+        errors_of(&a, &p, w.names[i], &matter, &others);
+        errors_of(&a, &q, w.names[i], &matter_by, &others_by);
+        ck_assert_msg(matter_by < 0.9 * matter, "%s, %s: %g with importance, %g without", schemes[_i], w.names[i],
+                      matter_by, matter);
+        ck_assert_double_gt(others_by, others);
+    }
+    for (uint32_t i = 0; i < p.b->n_items; i++) { /* tensors without an entry: not a bit differs */
+        const q_bind_item *x = &p.b->items[i], *y = item_named(&q, x->name);
+        const bool same = memcmp(x->src->data, y->src->data, x->src->bytes) == 0;
+        ck_assert_int_eq(same, !q_str_is(x->name, ffn_down) && !q_str_is(x->name, ffn_up));
+    }
+    close_model(&a);
+    close_model(&p);
+    close_model(&q);
+}
+END_TEST
+
+START_TEST(importance_is_recorded_and_may_change_formats) {
+    shape s = tiny;
+    s.layers = 8; /* layer 0 is below n/8 */
+    const char *src = in_tmp(0, "src.gguf"), *dst = in_tmp(1, "dst.gguf"), *stats = in_tmp(2, "stats.gguf");
+    make_model(src, &s);
+    write_importance(stats, (const statistics[]){{ffn_down, 512, 3}}, 1);
+    lq_quantize_options o = {.size = sizeof o, .scheme = "iq4_nl", .threads = 2};
+    OK(q_quantize(A, NULL, 1, src, dst, &o, NULL));
+    model m = open_model(dst);
+    ck_assert_str_eq(item_named(&m, q_str_of(ffn_down))->src->format->name, "q5_k");
+    ck_assert_ptr_null(q_directory_meta(m.dir, "quantize.imatrix.file"));
+    close_model(&m);
+    o.importance = stats;
+    o.force = 1;
+    OK(q_quantize(A, NULL, 1, src, dst, &o, NULL));
+    m = open_model(dst);
+    ck_assert_str_eq(item_named(&m, q_str_of(ffn_down))->src->format->name, "iq4_nl");
+    ck_assert(q_str_is(q_directory_meta(m.dir, "quantize.imatrix.file")->s, "stats.gguf"));
+    ck_assert(q_str_is(q_directory_meta(m.dir, "quantize.imatrix.dataset")->s, "text.txt"));
+    ck_assert_uint_eq(q_directory_meta(m.dir, "quantize.imatrix.entries_count")->u, 1);
+    ck_assert_uint_eq(q_directory_meta(m.dir, "quantize.imatrix.chunks_count")->u, 9);
+    close_model(&m);
+    /* The next file is not made with it. */
+    const char *next = in_tmp(3, "next.gguf");
+    o = (lq_quantize_options){.size = sizeof o, .scheme = "q8_0", .requantize = 1};
+    OK(q_quantize(A, NULL, 1, dst, next, &o, NULL));
+    m = open_model(next);
+    ck_assert_ptr_null(q_directory_meta(m.dir, "quantize.imatrix.file"));
+    close_model(&m);
+}
+END_TEST
+
+START_TEST(importance_has_nothing_to_say_of_floats) {
+    const char *src = in_tmp(0, "src.gguf"), *plain = in_tmp(1, "plain.gguf"), *by = in_tmp(2, "by.gguf"),
+               *stats = in_tmp(3, "stats.gguf");
+    make_model(src, &tiny);
+    write_importance(stats, (const statistics[]){{ffn_down, 512, 3}}, 1);
+    OK(quantize(src, plain, "f16"));
+    lq_quantize_options o = {.size = sizeof o, .scheme = "f16", .importance = stats};
+    lq_quantize_result r = {.size = sizeof r};
+    OK(q_quantize(A, NULL, 1, src, by, &o, &r));
+    ck_assert_uint_eq(r.with_importance + r.without_importance, 0);
+    assert_same_bytes(plain, by);
+}
+END_TEST
+
+static void count_importance(void *user, lq_log_level level, const char *message) {
+    if (level == LQ_LOG_WARN && strstr(message, "blk.7.ffn_up.weight")) ++*(int *)user;
+}
+
+START_TEST(importance_files_that_do_not_fit) {
+    const char *src = in_tmp(0, "src.gguf"), *dst = in_tmp(1, "dst.gguf"), *stats = in_tmp(2, "stats.gguf");
+    make_model(src, &small);
+    lq_quantize_options o = {.size = sizeof o, .scheme = "q4_0", .importance = stats};
+    REFUSED(q_quantize(A, NULL, 1, src, dst, &o, NULL), LQ_E_IO, stats);
+    write_importance(stats, (const statistics[]){{ffn_down, 256, 3}}, 1);
+    REFUSED(q_quantize(A, NULL, 1, src, dst, &o, NULL), LQ_E_INCONSISTENT, stats, ffn_down, "256", "512");
+    write_importance(stats, (const statistics[]){{"blk.7.ffn_up.weight", 256, 3}, {"x", 1, 3}}, 2);
+    REFUSED(q_quantize(A, NULL, 1, src, dst, &o, NULL), LQ_E_INCONSISTENT, stats, src, "blk.7.ffn_up.weight", "2 entries");
+    o.force = 1;
+    REFUSED(q_quantize(A, NULL, 1, src, stats, &o, NULL), LQ_E_ARG, stats, "input");
+    o.importance = src;
+    REFUSED(q_quantize(A, NULL, 1, src, dst, &o, NULL), LQ_E_UNSUPPORTED, src, "general.type");
+    ck_assert_int_eq(files_in_tmp(), 2);
+    /* One entry of another model, and one that no token reached: reported, and the rest goes on. */
+    write_importance(stats, (const statistics[]){{"blk.7.ffn_up.weight", 256, 3}, {ffn_up, 256, 0}, {ffn_down, 512, 1}}, 3);
+    int warnings = 0;
+    const q_log log = {count_importance, &warnings};
+    lq_quantize_result r = {.size = sizeof r};
+    o.importance = stats;
+    OK(q_quantize(A, &log, 1, src, dst, &o, &r));
+    ck_assert_int_eq(warnings, 1);
+    ck_assert_uint_eq(r.with_importance, 1);
+    ck_assert_uint_eq(r.without_importance, 15);
+}
+END_TEST
+
 /* ---- what is refused */
 
 START_TEST(output_that_is_an_input) {
@@ -597,7 +770,8 @@ START_TEST(no_memory_at_any_moment) {
     make_model(src, &s);
     faulty f = {0};
     const q_alloc hook = {faulty_alloc, faulty_free, &f};
-    lq_quantize_options o = {.size = sizeof o, .scheme = "q4_k_m", .threads = 1};
+    lq_quantize_options o = {.size = sizeof o, .scheme = "q4_k_m", .threads = 1, .importance = in_tmp(2, "stats.gguf")};
+    write_importance(paths[2], (const statistics[]){{ffn_down, 64, 3}}, 1);
     lq_status st;
     long k = 0;
     do {
@@ -605,7 +779,7 @@ START_TEST(no_memory_at_any_moment) {
         st = q_quantize(&hook, NULL, 1, src, dst, &o, NULL);
         ck_assert_msg(st == LQ_OK || st == LQ_E_NOMEM, "allocation %ld: %d %s", k, (int)st, lq_error_detail());
         ck_assert_msg(f.alive == 0, "allocation %ld: %ld blocks leak", k, f.alive);
-        ck_assert_int_eq(files_in_tmp(), st == LQ_OK ? 2 : 1);
+        ck_assert_int_eq(files_in_tmp(), st == LQ_OK ? 3 : 2);
     } while (st != LQ_OK && k < 10000);
     OK(st);
     ck_assert_int_gt(k, 20);
@@ -623,6 +797,10 @@ static Suite *suite(void) {
     tcase_add_test(c, keys_pass_through_but_for_those_of_the_file);
     tcase_add_test(c, ragged_rows_fall_back_with_a_warning);
     tcase_add_test(c, the_same_format_is_copied);
+    tcase_add_loop_test(c, importance_moves_errors_to_inputs_that_matter_less, 0, 9);
+    tcase_add_test(c, importance_is_recorded_and_may_change_formats);
+    tcase_add_test(c, importance_has_nothing_to_say_of_floats);
+    tcase_add_test(c, importance_files_that_do_not_fit);
     tcase_add_test(c, output_that_is_an_input);
     tcase_add_test(c, an_existing_output_needs_force);
     tcase_add_test(c, a_quantized_source_needs_requantize);

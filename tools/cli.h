@@ -60,6 +60,7 @@ typedef struct cli_option {
     double min, max;
     const char *help;  /* each '\n' begins another line */
     const char *also;  /* words that people try for this: "|bits|type|" */
+    const char *alias; /* another name that is accepted, for what is widely known by it */
 } cli_option;
 
 typedef struct cli_operand {

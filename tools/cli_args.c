@@ -74,12 +74,16 @@ static const cli_option *nearest_option(const cli_command *command, const char *
 
 /* ------------------------------------------------------------------------------------------------ values */
 
+static bool is_named(const char *own, const char *name, size_t n) {
+    return own && strlen(own) == n && memcmp(own, name, n) == 0;
+}
+
 static const cli_option *find_option(const cli_command *command, const char *name, size_t n, char letter, bool *common) {
     for (int table = 0; table < 2; table++) {
         *common = table == 1;
         for (const cli_option *o = table ? common_options : command->options; o->type != CLI_END; o++) {
             if (o->type == CLI_GROUP) continue;
-            if (letter ? o->letter == letter : strlen(o->name) == n && memcmp(o->name, name, n) == 0) return o;
+            if (letter ? o->letter == letter : is_named(o->name, name, n) || is_named(o->alias, name, n)) return o;
         }
     }
     return NULL;

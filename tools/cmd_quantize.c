@@ -9,7 +9,7 @@
 #include <sys/stat.h>
 
 typedef struct args {
-    const char *src, *dst, *scheme;
+    const char *src, *dst, *scheme, *importance;
     uint64_t threads;
     uint32_t dry_run, force, requantize, verbose;
 } args;
@@ -30,6 +30,15 @@ static const cli_option options[] = {
      .help = "which format each tensor gets, such as q4_k_m; `lq info --schemes` lists all.\n"
              "A format's name (`lq info --formats`) gives every tensor that format",
      .also = "|bits|type|quant|method|format|"},
+    {.type = CLI_TEXT,
+     .letter = 'i',
+     .name = "importance",
+     .alias = "imatrix",
+     .value = "STATS",
+     .at = offsetof(args, importance),
+     .help = "an importance file, so that errors go where they hurt least: made by\n"
+             "`lq calibrate` or another engine (imatrix.gguf, imatrix.dat). --imatrix is the same",
+     .also = "|stats|calibration|importance-matrix|"},
     {.type = CLI_FLAG,
      .letter = 'n',
      .name = "dry-run",
@@ -63,6 +72,7 @@ typedef struct fallback {
 
 typedef struct state {
     cli_progress progress;
+    char unweighted[200]; /* names of tensors that the importance file lacks, as many as fit */
     const args *a;
     json_t *tensors; /* with --json */
     fallback *fallbacks;
@@ -75,8 +85,23 @@ static int on_progress(void *user, uint64_t done, uint64_t total, const char *wh
     return cli_progress_update(&((state *)user)->progress, done, total, what);
 }
 
+/* A tensor whose bits were chosen without importance, though there is a file. */
+static void note_unweighted(state *s, const lq_tensor_report *t) {
+    lq_format_info f = {.size = sizeof f};
+    uint32_t index;
+    if (t->importance || strcmp(t->from, t->to) == 0) return;
+    if (lq_format_find(t->to, &index) != LQ_OK || lq_format_info_get(index, &f) != LQ_OK || f.block_weights == 1) return;
+    const size_t n = strlen(s->unweighted), need = strlen(t->name) + 2;
+    if (n + need + 5 < sizeof s->unweighted) {
+        snprintf(s->unweighted + n, sizeof s->unweighted - n, "%s%s", n ? ", " : "", cli_safe(t->name).s);
+    } else if (n < 3 || strcmp(s->unweighted + n - 3, "...") != 0) {
+        snprintf(s->unweighted + n, sizeof s->unweighted - n, ", ...");
+    }
+}
+
 static void on_tensor(void *user, const lq_tensor_report *t) {
     state *s = user;
+    if (s->a->importance) note_unweighted(s, t);
     if (s->tensors) {
         json_t *o = json_object();
         cli_set_text(o, "name", t->name);
@@ -86,6 +111,7 @@ static void on_tensor(void *user, const lq_tensor_report *t) {
         cli_set_int(o, "weights", t->weights);
         cli_set_int(o, "bytes", t->bytes);
         cli_set_real(o, "rel_error", t->rel_error);
+        if (s->a->importance) cli_set_bool(o, "importance", t->importance != 0);
         (void)json_array_append_new(s->tensors, o);
     }
     if (strcmp(t->to, t->wanted) != 0) {
@@ -102,8 +128,9 @@ static void on_tensor(void *user, const lq_tensor_report *t) {
     cli_progress_clear(&s->progress);
     if (!s->begun) printf("%-32s %-7s %-7s %12s %12s  %s\n", "tensor", "from", "to", "weights", "bytes", "rel. error");
     s->begun = true;
-    printf("%-32s %-7s %-7s %12llu %12llu  %.5f\n", cli_safe(t->name).s, t->from, t->to,
-           (unsigned long long)t->weights, (unsigned long long)t->bytes, t->rel_error);
+    printf("%-32s %-7s %-7s %12llu %12llu  %.5f%s\n", cli_safe(t->name).s, t->from, t->to,
+           (unsigned long long)t->weights, (unsigned long long)t->bytes, t->rel_error,
+           t->importance ? "  by importance" : "");
 }
 
 static const char *any_scheme(size_t i) {
@@ -147,6 +174,8 @@ static void print_summary(const args *a, const state *s, const lq_quantize_resul
     fprintf(stderr, "%s%s: %u tensors, %llu weights, %.3f bits per weight, %s", a->dry_run ? "would write " : "",
             cli_safe(a->dst).s, r->tensors, (unsigned long long)r->weights, r->bits_per_weight, cli_bytes(r->bytes).s);
     if (r->fallbacks) fprintf(stderr, ", %u fall-back%s", r->fallbacks, r->fallbacks == 1 ? "" : "s");
+    if (a->importance) fprintf(stderr, ", %u by importance", r->with_importance);
+    if (r->without_importance) fprintf(stderr, ", %u without (%s)", r->without_importance, s->unweighted);
     if (!a->dry_run) fprintf(stderr, ", %.1f s", r->seconds);
     fputc('\n', stderr);
 }
@@ -163,6 +192,13 @@ static int print_json(cli *c, const args *a, state *s, const lq_quantize_result 
     cli_set_int(o, "bytes", r->bytes);
     cli_set_real(o, "bits_per_weight", r->bits_per_weight);
     cli_set_real(o, "seconds", r->seconds);
+    if (a->importance) {
+        json_t *i = json_object();
+        cli_set_text(i, "file", a->importance);
+        cli_set_int(i, "with", r->with_importance);
+        cli_set_int(i, "without", r->without_importance);
+        cli_set(o, "importance", i);
+    }
     cli_set(o, "report", s->tensors);
     s->tensors = NULL;
     return cli_json_print(c, o, CLI_OK);
@@ -183,7 +219,8 @@ static int quantize(cli *c, const args *a, state *s) {
                                    .dry_run = a->dry_run,
                                    .progress = on_progress,
                                    .report = on_tensor,
-                                   .user = s};
+                                   .user = s,
+                                   .importance = a->importance};
     const lq_status status = lq_quantize(ctx, a->src, a->dst, &o, &r);
     cli_progress_clear(&s->progress);
     if (status != LQ_OK) {
@@ -219,6 +256,7 @@ const cli_command cli_command_quantize = {
     .options = options,
     .examples = "  lq quantize my-model/ my-model.q4_k_m.gguf --scheme q4_k_m\n"
                 "  lq quantize my-model.f16.gguf small.gguf -s q2_k --dry-run -v\n"
+                "  lq quantize my-model/ small.gguf -s iq4_xs --importance stats.gguf\n"
                 "  lq quantize old.q8_0.gguf new.gguf -s q4_0 --requantize --force --json\n",
     .args_size = sizeof(args),
     .run = run,

@@ -65,4 +65,4 @@ static lq_status quantize(const q_quant_job *job, uint8_t *dst) {
     return LQ_OK;
 }
 
-const q_quantizer q_quantizer_search = {"search", Q_NEEDS_NONE, accepts, quantize};
+const q_quantizer q_quantizer_search = {"search", Q_NEEDS_NONE, accepts, quantize, Q_NEEDS_DIAGONAL};
