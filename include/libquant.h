@@ -1,6 +1,7 @@
 /* libquant.h: the public interface of libquant, an engine that quantizes large language models and runs them.
  *
- * Read it from top to bottom: status, context, formats, model, quantize, session, text, decode, sample, evaluate.
+ * Read it from top to bottom: status, context, formats, model, quantize, session, text, decode, sample, evaluate,
+ * calibrate.
  * A program that generates text needs nine functions: lq_open, lq_model_open, lq_session_open, lq_tokenize, lq_decode,
  * lq_sample, lq_detokenize and the closes; tools/examples/generate.c is such a program.
  *
@@ -215,7 +216,7 @@ typedef struct lq_quantize_options {
     lq_progress progress;   /* counts weights; may be NULL */
     void (*report)(void *user, const lq_tensor_report *tensor); /* after each tensor; may be NULL */
     void *user;
-    const char *importance; /* path of an importance file (another engine's imatrix.gguf or imatrix.dat);
+    const char *importance; /* path of an importance file (lq_calibrate; another engine's imatrix.gguf or imatrix.dat);
                                NULL = every input counts alike */
 } lq_quantize_options;
 
@@ -380,6 +381,38 @@ LQ_API lq_status lq_evaluate(lq_session *session, const int32_t *ids, size_t cou
 LQ_API lq_status lq_compare(lq_session *reference, lq_session *const *candidates, size_t n_candidates,
                             const int32_t *ids, size_t count, const lq_eval_options *options,
                             lq_eval_result *reference_result, lq_eval_result *results);
+
+/* ------------------------------------------------------------------------------------------------ calibrate */
+
+typedef struct lq_calibrate_options {
+    uint32_t size;
+    uint32_t window;       /* tokens per chunk; 0 = 512 where the trained context allows, else the trained context */
+    uint64_t max_tokens;   /* use at most this many tokens of the text; 0 = all */
+    uint32_t force;        /* 1 = replace an existing destination */
+    const char *dataset;   /* what the file calls the text; NULL = nothing */
+    lq_progress progress;  /* counts tokens evaluated */
+    void *user;
+} lq_calibrate_options;
+
+typedef struct lq_calibrate_result {
+    uint32_t size;
+    uint32_t window, chunks;
+    uint32_t entries;      /* matrices whose inputs were measured */
+    uint64_t tokens;       /* tokens run through the model */
+    uint64_t bytes;        /* of the file */
+    double seconds;
+} lq_calibrate_result;
+
+/* Run `count` tokens of a text (tokenized once with LQ_TOKENIZE_BOS) through the model and write the sum of squares of
+ * each input of each matrix to the importance file `dst`: GGUF, as other engines read and write it, for
+ * lq_quantize_options.importance. Chunks are those of lq_evaluate; tokens that do not fill one are left out. The session
+ * needs a context of at least `window`; its sequence is replaced. Activations in "f32" give the statistics of the model
+ * itself. They do not depend on the number of threads. The embedding and the output matrix are not measured.
+ * The file appears under its name only when it is complete and was read back; on any failure nothing is left behind.
+ * LQ_E_ARG: the text is too short for one chunk, dst exists without `force` or is a file of the model; LQ_E_NUMERIC:
+ * inputs are not finite. `result` may be NULL. */
+LQ_API lq_status lq_calibrate(lq_session *session, const int32_t *ids, size_t count, const char *dst,
+                              const lq_calibrate_options *options, lq_calibrate_result *result);
 
 #ifdef __cplusplus
 }

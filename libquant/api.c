@@ -233,3 +233,13 @@ lq_status lq_compare(lq_session *reference, lq_session *const *candidates, size_
     if (reference_result) Q_TRY(size_check(reference_result->size, "lq_eval_result"));
     return q_evaluate(reference, candidates, n_candidates, ids, count, options, reference_result, results);
 }
+
+lq_status lq_calibrate(lq_session *session, const int32_t *ids, size_t count, const char *dst,
+                       const lq_calibrate_options *options, lq_calibrate_result *result) {
+    NEED(session && ids && dst);
+    if (result) Q_TRY(size_check(result->size, "lq_calibrate_result"));
+    lq_calibrate_result r = {.size = sizeof r};
+    Q_TRY(q_calibrate(session, ids, count, dst, options, &r));
+    if (result) q_struct_out(result, &r, sizeof r);
+    return LQ_OK;
+}

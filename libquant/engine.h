@@ -75,6 +75,9 @@ struct lq_session {
     uint32_t n_logits;    /* rows kept by the last decode */
     atomic_int cancel;
     bool running;
+    /* Shown the inputs of products while it is set (q_batch); calibrate.c sets it for the length of a call. */
+    void (*tap)(void *user, const q_inst *s, const float *x, int32_t n, int32_t stride);
+    void *tap_user;
     lq_stats stats;
 };
 lq_status q_session_open(lq_model *model, const lq_session_options *options, lq_session **out);
@@ -89,6 +92,10 @@ lq_status q_sample_logits(const q_alloc *a, const float *logits, size_t n, const
 /* Score `n` candidates and a reference (NULL: none, n = 1) over one text in one sweep. */
 lq_status q_evaluate(lq_session *reference, lq_session *const *candidates, size_t n, const int32_t *ids, size_t count,
                      const lq_eval_options *options, lq_eval_result *reference_result, lq_eval_result *results);
+
+/* Run the model over a text and write the mean square of every product's inputs as an importance file. */
+lq_status q_calibrate(lq_session *s, const int32_t *ids, size_t count, const char *dst, const lq_calibrate_options *options,
+                      lq_calibrate_result *result);
 
 /* A caller's info or options struct of `size` bytes may be older or newer than ours: copy what both have. The caller's
  * `size` field keeps its value. */

@@ -141,7 +141,7 @@ static lq_status pass(lq_session *s, const int32_t *ids, uint32_t n, uint32_t fr
     q_batch b = {.n = (int32_t)n, .ids = ids, .pos = s->pos, .seq = s->seq, .seqs = &seq, .n_seqs = 1,
                  .n_out = (int32_t)n_out, .out = s->out,
                  .logits = s->logits + (uint64_t)s->n_logits * (uint64_t)s->plan->vocab,
-                 .cancel = (const int *)(const void *)&s->cancel};
+                 .cancel = (const int *)(const void *)&s->cancel, .tap = s->tap, .tap_user = s->tap_user};
     const double begin = q_clock();
     const q_backend *be = s->model->ctx->backend;
     Q_TRY(be->run(s->program, &b, 0, s->plan->n_insts));

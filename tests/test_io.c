@@ -230,6 +230,39 @@ START_TEST(quantize_a_file_over_another) {
 }
 END_TEST
 
+START_TEST(calibrate_a_file) {
+    command c = {.name = "calibrate", .writes = true, .old = true,
+                 .argv = ARGS("calibrate", gguf, "--text", text, "-o", dst, "-t", "1", "--force")};
+    SHIM_OR_SKIP();
+    disturb_all(&c);
+}
+END_TEST
+
+/* The statistics of one matrix of the tiny model, in the oldest form: read in the smallest pieces. */
+static void write_statistics(const char *path) {
+    static const char name[] = "blk.0.attn_q.weight";
+    const int32_t entries = 1, length = sizeof name - 1, calls = 3, values = 64;
+    FILE *f = fopen(path, "wb");
+    ck_assert_ptr_nonnull(f);
+    fwrite(&entries, 4, 1, f);
+    fwrite(&length, 4, 1, f);
+    fwrite(name, 1, sizeof name - 1, f);
+    fwrite(&calls, 4, 1, f);
+    fwrite(&values, 4, 1, f);
+    for (int i = 0; i < values; i++) fwrite(&(float){(float)i}, 4, 1, f);
+    ck_assert_int_eq(fclose(f), 0);
+}
+
+START_TEST(quantize_by_importance) {
+    char stats[1300];
+    write_statistics(t_path(stats, sizeof stats, base, "imatrix.dat"));
+    command c = {.name = "quantize --importance", .writes = true,
+                 .argv = ARGS("quantize", gguf, dst, "-s", "q4_0", "-t", "1", "--importance", stats)};
+    SHIM_OR_SKIP();
+    disturb_all(&c);
+}
+END_TEST
+
 START_TEST(no_space) {
     command c = {.name = "no space", .writes = true, .argv = ARGS("quantize", gguf, dst, "-s", "q8_0", "-t", "1")};
     static const int errors[] = {ENOSPC, EDQUOT, EFBIG};
@@ -325,6 +358,8 @@ static Suite *suite(void) {
     tcase_add_checked_fixture(c, setup, NULL);
     tcase_add_test(c, quantize_a_directory);
     tcase_add_test(c, quantize_a_file_over_another);
+    tcase_add_test(c, calibrate_a_file);
+    tcase_add_test(c, quantize_by_importance);
     tcase_add_test(c, no_space);
     tcase_add_test(c, info);
     tcase_add_test(c, run);
