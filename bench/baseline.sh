@@ -15,7 +15,7 @@ trap 'exit 130' INT TERM
 "$lq" bench kernels --repeat 9 --csv "$out"
 for scheme in f16 q8_0 q6_k q4_k_m q4_0 iq4_xs; do
     "$lq" bench make-model --shape llama-1.1b --scheme $scheme "$tmp/model.gguf" --force
-    "$lq" bench model "$tmp/model.gguf" --prefill 512 --decode 64 --repeat 5 --csv "$out"
+    "$lq" bench model "$tmp/model.gguf" --prefill 256 --decode 16 --repeat 10 --csv "$out"
 done
 "$lq" bench make-model --shape llama-1.1b --scheme q4_k_m "$tmp/model.gguf" --force
-"$lq" bench model "$tmp/model.gguf" --prefill 16 --decode 64 --context 4096 --repeat 5 --csv "$out"
+"$lq" bench model "$tmp/model.gguf" --prefill 16 --decode 16 --context 4096 --repeat 10 --csv "$out"
