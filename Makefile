@@ -45,6 +45,9 @@ KERNEL_DIRS := kernels/ref kernels/cpu
 ifneq (,$(findstring x86_64,$(ARCH)))
 KERNEL_DIRS += kernels/cpu/x86
 endif
+ifneq (,$(findstring aarch64,$(ARCH)))
+KERNEL_DIRS += kernels/cpu/arm
+endif
 LIB_DIRS := libquant libquant/formats libquant/quantizers libquant/transforms libquant/loaders libquant/archs \
             libquant/tokenizers $(KERNEL_DIRS)
 LIB_SRC := $(foreach d,$(LIB_DIRS),$(wildcard $(d)/*.c))

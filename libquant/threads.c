@@ -1,4 +1,4 @@
-/* threads.c: the thread pool, its barrier and its work counter; how many threads to use; the clock.
+/* threads.c: the thread pool, its barrier and its work counter; how many threads to use; processor features; the clock.
  *
  * Owns every OS threading call of the library. A pool is one allocation; its workers live until it is closed, block all
  * signals (an embedder's handlers never run on them) and never call back into the embedder. Waiting is always for one
@@ -13,6 +13,7 @@
 #include <signal.h>
 #include <stdatomic.h>
 #include <stdio.h>
+#include <sys/auxv.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -201,6 +202,8 @@ void q_pool_for(q_pool *p, int64_t total, int64_t step,
     for_job j = {p, total, Q_MAX(step, (int64_t)1), fn, arg};
     if (total > 0) q_pool_run(p, for_thread, &j);
 }
+
+uint64_t q_hardware_bits(void) { return getauxval(AT_HWCAP); }
 
 double q_clock(void) {
     struct timespec t;

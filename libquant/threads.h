@@ -1,4 +1,4 @@
-/* threads.h: the thread pool, its barrier and its work counter; the clock.
+/* threads.h: the thread pool, its barrier and its work counter; the processor's features; the clock.
  *
  * All OS threading calls are in threads.c. A pool runs one function on all its threads (the caller's is thread 0);
  * workers spin briefly and then sleep between runs. Layer L0. */
@@ -32,6 +32,9 @@ bool q_pool_claim(q_pool *pool, int64_t total, int64_t step, int64_t *begin, int
 /* Outside a run: fn(arg, begin, end, thread) over chunks of [0, total). */
 void q_pool_for(q_pool *pool, int64_t total, int64_t step,
                 void (*fn)(void *arg, int64_t begin, int64_t end, uint32_t thread), void *arg);
+
+/* What the system says this processor offers, as bits of its own numbering (Linux: AT_HWCAP); 0 = it does not say. */
+uint64_t q_hardware_bits(void);
 
 /* Monotonic seconds. */
 double q_clock(void);

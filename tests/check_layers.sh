@@ -130,7 +130,7 @@ rule_intrinsics() {
         sed 's/:\([0-9]*\):.*/:\1: uses intrinsics/'
 }
 rule_system() {
-    sys='mman|stat|types|resource|file|statvfs|ioctl|syscall'
+    sys='auxv|mman|stat|types|resource|file|statvfs|ioctl|syscall'
     banned "# *include *<(unistd|fcntl|pthread|sched|dirent|signal|sys/($sys))\\.h>" \
         'includes a header of the operating system' 'libquant/(file|threads|memory)\.c'
 }
@@ -261,6 +261,7 @@ breaks intrinsics libquant/model.c '#include <immintrin.h>'
 breaks intrinsics libquant/formats/q4.c '#include <arm_neon.h>'
 breaks system libquant/model.c '#include <unistd.h>'
 breaks system kernels/cpu/cpu.h '#include <sys/mman.h>'
+breaks system kernels/cpu/detect.c '#include <sys/auxv.h>'
 breaks system libquant/status.h '#  include <pthread.h>'
 breaks json libquant/model.c '#include <jansson.h>'
 breaks intrinsics libquant/model.c 'x = __builtin_ia32_addps(x, y);'

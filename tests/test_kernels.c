@@ -469,10 +469,21 @@ END_TEST
 #if defined(__x86_64__)
 #include "../kernels/cpu/x86/avx2.h"
 
+enum { EXP_ISA = Q_ISA_avx2 };
 Q_AVX2 static void exp8(const float *x, float *y) { _mm256_storeu_ps(y, q_exp8(_mm256_loadu_ps(x))); }
+#elif defined(__aarch64__)
+#include "../kernels/cpu/arm/neon.h"
 
+enum { EXP_ISA = Q_ISA_neon };
+static void exp8(const float *x, float *y) {
+    vst1q_f32(y, q_exp4(vld1q_f32(x)));
+    vst1q_f32(y + 4, q_exp4(vld1q_f32(x + 4)));
+}
+#endif
+
+#if defined(__x86_64__) || defined(__aarch64__)
 START_TEST(exponential_is_within_one_unit) {
-    if (!q_isa_present(Q_ISA_avx2)) T_SKIP("exponential: no avx2 here");
+    if (!q_isa_present((q_isa)EXP_ISA)) T_SKIP("exponential: no vectors here");
     float x[8], y[8];
     for (uint32_t i = 0x2F000000u; i < 0x42B00000u; i += 8 * 1013)
         for (uint32_t sign = 0; sign < 2; sign++) {
@@ -520,7 +531,7 @@ static Suite *suite(void) {
     tcase_add_test(t, every_product_row_names_a_format);
     tcase_add_test(t, activations_equal_the_reference);
     tcase_add_test(t, steps_keep_their_bound);
-#if defined(__x86_64__)
+#if defined(__x86_64__) || defined(__aarch64__)
     tcase_add_test(t, exponential_is_within_one_unit);
 #endif
     tcase_add_test(t, instruction_sets_are_chosen_by_name);

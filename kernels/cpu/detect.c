@@ -1,6 +1,8 @@
 /* detect.c: which instruction sets this processor and operating system offer, as the bundles of isa.def. Asks the
- * processor (CPUID, XGETBV) each time: no state. Layer L2. */
+ * processor (CPUID, XGETBV) or the system each time: no state. Layer L2. */
 #include "cpu.h"
+
+#include "../../libquant/threads.h"
 
 #if defined(__x86_64__)
 #include <cpuid.h>
@@ -46,6 +48,15 @@ static bool present_avx512(void) {
 static bool present_avx512vnni(void) {
     const unsigned vnni = 1u << 11;
     return present_avx512() && leaf7(0, vnni);
+}
+#endif
+
+#if defined(__aarch64__)
+static bool present_neon(void) { return true; }
+
+static bool present_neon_dotprod(void) {
+    enum { ASIMDDP = 1 << 20 };
+    return (q_hardware_bits() & ASIMDDP) != 0;
 }
 #endif
 
