@@ -37,7 +37,8 @@ STD += -DT_SLOW=1
 export T_SLOW := 1
 endif
 ALL_CFLAGS = $(STD) $(WARN) $(CFLAGS) -I$(B)/gen
-LDLIBS := -ljansson -lm -pthread
+LDLIBS := -lm -pthread
+JSON_LIBS := -ljansson
 TEST_LIBS := $(shell pkg-config --libs check 2>/dev/null || echo -lcheck)
 
 ARCH := $(shell $(CC) -dumpmachine)
@@ -97,7 +98,7 @@ $(B)/libquant.so: $(LIB_OBJ)
 	$(Q)$(CC) $(LDSAN) -shared -Wl,-soname,libquant.so.0 -Wl,-z,defs -o $@ $^ $(LDLIBS)
 $(B)/lq: $(TOOL_OBJ) $(B)/libquant.a
 	$(call say,LD)
-	$(Q)$(CC) $(LDSAN) -o $@ $^ $(LDLIBS)
+	$(Q)$(CC) $(LDSAN) -o $@ $^ $(JSON_LIBS) $(LDLIBS)
 
 # The whole library in one file, with the kernels of every processor, for builds that are not this one.
 EMBED_SRC := $(wildcard $(LIB_DIRS:%=%/*.c)) $(filter-out $(wildcard $(LIB_DIRS:%=%/*.c)),$(wildcard kernels/cpu/*/*.c))
@@ -114,7 +115,7 @@ embed: $(B)/embed/quant_all.c $(B)/embed/libquant.h
 $(B)/tests/%: $(B)/obj/tests/%.o $(TEST_HELP) $(B)/libquant.a
 	@mkdir -p $(@D)
 	$(call say,LD)
-	$(Q)$(CC) $(LDSAN) -o $@ $^ $(TEST_LIBS) $(LDLIBS)
+	$(Q)$(CC) $(LDSAN) -o $@ $^ $(TEST_LIBS) $(JSON_LIBS) $(LDLIBS)
 # Libraries for LD_PRELOAD, as they are in every build: no sanitizer, nothing of ours linked.
 $(B)/tests/shim_%.so: tests/shim_%.c
 	@mkdir -p $(@D)
@@ -131,7 +132,7 @@ $(B)/tools.a: $(filter-out $(B)/obj/tools/lq.o,$(TOOL_OBJ))
 $(B)/replay/%: $(B)/obj/tests/fuzz_%.o $(B)/obj/tests/replay.o $(B)/tools.a $(B)/libquant.a
 	@mkdir -p $(@D)
 	$(call say,LD)
-	$(Q)$(CC) $(LDSAN) -o $@ $^ $(LDLIBS)
+	$(Q)$(CC) $(LDSAN) -o $@ $^ $(JSON_LIBS) $(LDLIBS)
 
 tests-build: all $(TEST_BIN) $(REPLAY_BIN) $(TEST_SHIM)
 test: setup
@@ -175,7 +176,7 @@ $(B)/fuzz/all.a: $(FUZZ_OBJ)
 	$(Q)$(AR) rcs $@ $^
 $(B)/fuzz/fuzz_%: $(B)/fuzz/obj/tests/fuzz_%.o $(B)/fuzz/all.a
 	$(call say,LD)
-	$(Q)$(FUZZCC) $(FUZZ_CFLAGS) -fsanitize=fuzzer,address,undefined -o $@ $^ $(LDLIBS)
+	$(Q)$(FUZZCC) $(FUZZ_CFLAGS) -fsanitize=fuzzer,address,undefined -o $@ $^ $(JSON_LIBS) $(LDLIBS)
 fuzz: setup
 	@$(MAKE) --no-print-directory $(FUZZ_BIN)
 	@tests/fuzz.sh $(or $(TIME),60) $(FUZZ_BIN)

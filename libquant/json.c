@@ -1,15 +1,12 @@
-/* json.c: the strict JSON scanner, the pull reader over it, and the guarded call of jansson. Owns no state; refuses
- * everything that two parsers could read differently. Iterative: no text, however nested, uses stack. Layer L1. */
+/* json.c: the strict JSON scanner, the pull reader and the trees over it. Owns no state; refuses everything that two
+ * parsers could read differently. Iterative: no text, however nested, uses stack. Layer L1. */
 #include "json.h"
 
-/* What a tree of the text will cost, counted while scanning: bytes that jansson allocates on a 64-bit machine, rounded
- * up, as measured with glibc's malloc. */
-typedef struct scan_state {
-    uint64_t cost;
-    uint8_t *copy; /* where integers beyond 64 bits become reals; NULL: they are refused */
-    bool trees;    /* the scan is for a tree: refuse what jansson cannot hold */
-} scan_state;
-enum { COST_OBJECT = 240, COST_ARRAY = 144, COST_STRING = 96, COST_PAIR = 48, COST_NUMBER = 48 };
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+enum { FEW_MEMBERS = 8, NUMBER_BYTES = 128 };
 #define TREE_SLACK ((uint64_t)64 << 20)
 #define TREE_FACTOR 12u
 
@@ -183,7 +180,7 @@ lq_status q_json_end(q_json_reader *r) {
 
 typedef struct number {
     uint64_t begin, end;
-    bool integer, negative, wide; /* wide: the digits do not fit 64 bits, or not jansson's signed ones */
+    bool integer, negative, wide; /* wide: the digits do not fit 64 bits */
     uint64_t value;
 } number;
 
@@ -245,36 +242,24 @@ static lq_status scan_literal(q_json_reader *r) {
     return q_json_fail(r, r->at, "a value is expected");
 }
 
-/* jansson's integers are signed 64-bit. A wider one becomes a real in the copy: its last two digits give way to "e2",
- * which changes the value by less than 1e-17 of it. */
-static lq_status tree_number(const q_json_reader *r, const number *x, scan_state *s) {
-    const uint64_t most = x->negative ? (uint64_t)1 << 63 : INT64_MAX;
-    if (!x->integer || (!x->wide && x->value <= most)) return LQ_OK;
-    if (!s->copy) return q_json_fail(r, x->begin, "an integer does not fit 64 bits");
-    s->copy[x->end - 2] = 'e';
-    s->copy[x->end - 1] = '2';
-    return LQ_OK;
-}
-
 /* A value that is not an object or array. */
-static lq_status scan_scalar(q_json_reader *r, scan_state *s) {
+static lq_status scan_scalar(q_json_reader *r, uint64_t *cost) {
     const uint8_t c = r->data[r->at];
     if (c == '"') {
         q_str raw;
         bool escaped;
         Q_TRY(scan_string(r, &raw, &escaped));
-        s->cost += COST_STRING + raw.n;
+        *cost += escaped ? raw.n : 0;
         return LQ_OK;
     }
-    s->cost += COST_NUMBER;
     if (c != '-' && !(c >= '0' && c <= '9')) return scan_literal(r);
     number x;
-    Q_TRY(scan_number(r, &x));
-    return s->trees ? tree_number(r, &x, s) : LQ_OK;
+    return scan_number(r, &x);
 }
 
-/* One value. `objects` keeps, one bit per open level, whether the level is an object: the whole of the stack. */
-static lq_status scan_value(q_json_reader *r, scan_state *s) {
+/* One value, and the bytes that its tree would take added to *cost. `objects` keeps, one bit per open level, whether
+ * the level is an object: the whole of the stack. */
+static lq_status scan_value(q_json_reader *r, uint64_t *cost) {
     uint64_t objects = 0;
     uint32_t depth = 0;
     bool first = false; /* an opening was just consumed */
@@ -294,66 +279,170 @@ static lq_status scan_value(q_json_reader *r, scan_state *s) {
                 skip_space(r);
                 Q_TRY(scan_string(r, &raw, &escaped));
                 Q_TRY(q_json_expect(r, ':'));
-                s->cost += COST_PAIR + raw.n;
+                *cost += escaped ? raw.n : 0;
             }
         }
         skip_space(r);
         if (r->at >= r->n) return q_json_fail(r, r->at, "the text ends where a value is expected");
         const uint8_t c = r->data[r->at];
+        *cost += sizeof(q_json);
         if (c == '{' || c == '[') {
             if (depth == Q_LIMIT_JSON_DEPTH)
                 return q_fail(LQ_E_LIMIT, "%s: JSON at byte %llu is nested deeper than %d levels", r->what,
                               (unsigned long long)(r->base + r->at), Q_LIMIT_JSON_DEPTH);
             objects = objects << 1 | (c == '{');
             depth++;
-            s->cost += c == '{' ? COST_OBJECT : COST_ARRAY;
             first = true;
             r->at++;
             continue;
         }
-        Q_TRY(scan_scalar(r, s));
+        Q_TRY(scan_scalar(r, cost));
         if (!depth) return LQ_OK;
     }
 }
 
 lq_status q_json_skip(q_json_reader *r) {
-    scan_state s = {0};
-    return scan_value(r, &s);
+    uint64_t cost = 0;
+    return scan_value(r, &cost);
 }
 
 /* ---- trees */
 
-static lq_status load_tree(const uint8_t *data, uint64_t n, const char *what, json_t **out) {
-    json_error_t e;
-    json_t *tree = json_loadb((const char *)data, (size_t)n, JSON_REJECT_DUPLICATES, &e);
-    if (tree) {
-        *out = tree;
+/* strtod takes the decimal point of the thread's locale: find out which that is, and give it that. */
+static lq_status read_real(q_json_reader *r, const number *x, double *out) {
+    char small[NUMBER_BYTES], half[16], *text = small;
+    const uint64_t n = x->end - x->begin;
+    snprintf(half, sizeof half, "%.1f", 0.5);
+    const uint64_t point = strlen(half) - 2; /* its bytes: "0", point, "5" */
+    if (n + point >= sizeof small && !(text = (char *)q_arena_new(r->arena, n + point + 1, 1))) return LQ_E_NOMEM;
+    char *p = text;
+    for (uint64_t i = x->begin; i < x->end; i++) {
+        if (r->data[i] != '.') {
+            *p++ = (char)r->data[i];
+            continue;
+        }
+        memcpy(p, half + 1, (size_t)point);
+        p += point;
+    }
+    *p = 0;
+    *out = strtod(text, NULL);
+    return isfinite(*out) ? LQ_OK : q_json_fail(r, x->begin, "a number is beyond the range of doubles");
+}
+
+static lq_status read_number(q_json_reader *r, uint32_t flags, q_json *v) {
+    number x;
+    Q_TRY(scan_number(r, &x));
+    const uint64_t most = x.negative ? (uint64_t)1 << 63 : INT64_MAX;
+    const bool fits = x.integer && !x.wide && x.value <= most;
+    if (x.integer && !fits && !(flags & Q_JSON_WIDE))
+        return q_json_fail(r, x.begin, "an integer does not fit 64 bits");
+    v->type = fits ? Q_JSON_INTEGER : Q_JSON_REAL;
+    if (!fits) return read_real(r, &x, &v->f);
+    v->i = x.negative ? (int64_t)(0 - x.value) : (int64_t)x.value;
+    v->f = (double)v->i;
+    return LQ_OK;
+}
+
+static lq_status read_scalar(q_json_reader *r, uint32_t flags, q_json *v) {
+    const uint8_t c = r->data[r->at];
+    if (c == '"') {
+        v->type = Q_JSON_STRING;
+        return q_json_string(r, &v->s);
+    }
+    if (c == '-' || (c >= '0' && c <= '9')) return read_number(r, flags, v);
+    v->type = c == 'n' ? Q_JSON_NULL : Q_JSON_BOOL;
+    v->i = c == 't';
+    v->f = (double)v->i;
+    return scan_literal(r);
+}
+
+static lq_status fail_duplicate(const q_json_reader *r, q_str key) {
+    char problem[300];
+    snprintf(problem, sizeof problem, "duplicate key '%.*s' in the object that ends here", Q_STR_ARG(key));
+    return q_json_fail(r, r->at, problem);
+}
+
+static lq_status check_keys(const q_json_reader *r, const q_json *object) {
+    if (object->n <= FEW_MEMBERS) {
+        for (const q_json *a = object->first; a; a = a->next)
+            for (const q_json *b = a->next; b; b = b->next)
+                if (q_str_eq(a->key, b->key)) return fail_duplicate(r, a->key);
         return LQ_OK;
     }
-    if (json_error_code(&e) == json_error_out_of_memory) return q_fail(LQ_E_NOMEM, "%s: out of memory", what);
-    return q_fail(LQ_E_FORMAT, "%s: invalid JSON at byte %d: %s", what, e.position, e.text);
+    const q_alloc *alloc = r->arena->alloc;
+    q_str *keys = (q_str *)q_new_raw(alloc, object->n, sizeof *keys);
+    if (!keys) return LQ_E_NOMEM;
+    q_index index;
+    uint32_t n = 0; /* a text of less than 4 GiB has fewer members */
+    for (const q_json *v = object->first; v; v = v->next) keys[n++] = v->key;
+    lq_status s = q_index_build(alloc, keys, sizeof *keys, n, "duplicate: key", &index);
+    if (s == LQ_OK) q_delete(alloc, index.cells);
+    else if (s == LQ_E_INCONSISTENT)
+        s = q_fail_in(LQ_E_FORMAT, "%s: invalid JSON at byte %llu", r->what, (unsigned long long)(r->base + r->at));
+    q_delete(alloc, keys);
+    return s;
 }
 
-lq_status q_json_parse(const q_alloc *a, const uint8_t *data, uint64_t n, uint32_t flags, const char *what,
-                       json_t **out) {
-    q_json_reader r = {.data = data, .n = n, .what = what};
-    scan_state s = {.trees = true};
-    if (flags & Q_JSON_WIDE) {
-        s.copy = (uint8_t *)q_new_raw(a, n, 1);
-        if (!s.copy) return LQ_E_NOMEM;
-        memcpy(s.copy, data, (size_t)n);
+/* The tree of a text that scan_value accepted. */
+static lq_status build_tree(q_json_reader *r, uint32_t flags, q_json **out) {
+    struct {
+        q_json *value;
+        const q_json **tail;
+    } open[Q_LIMIT_JSON_DEPTH];
+    uint32_t depth = 0;
+    bool first = false;
+    for (;;) {
+        q_str key = {0};
+        if (depth) {
+            q_json *in = open[depth - 1].value;
+            bool more;
+            Q_TRY(q_json_next(r, in->type == Q_JSON_OBJECT ? '}' : ']', &first, &more));
+            if (!more) {
+                if (in->type == Q_JSON_OBJECT) Q_TRY(check_keys(r, in));
+                if (--depth == 0) return LQ_OK;
+                continue;
+            }
+            if (in->type == Q_JSON_OBJECT) Q_TRY(q_json_key(r, &key));
+        }
+        q_json *v = (q_json *)q_arena_new(r->arena, 1, sizeof *v);
+        if (!v) return LQ_E_NOMEM;
+        v->key = key;
+        if (depth) {
+            *open[depth - 1].tail = v;
+            open[depth - 1].tail = &v->next;
+            open[depth - 1].value->n++;
+        } else *out = v;
+        skip_space(r);
+        const uint8_t c = r->at < r->n ? r->data[r->at] : 0;
+        if ((c == '{' || c == '[') && depth < Q_LIMIT_JSON_DEPTH) {
+            v->type = c == '{' ? Q_JSON_OBJECT : Q_JSON_ARRAY;
+            open[depth].value = v;
+            open[depth++].tail = &v->first;
+            first = true;
+            r->at++;
+            continue;
+        }
+        Q_TRY(read_scalar(r, flags, v));
+        if (!depth) return LQ_OK;
     }
-    skip_space(&r);
-    lq_status status = LQ_OK;
-    if (r.at >= n || data[r.at] != '{') status = q_json_fail(&r, r.at, "an object is expected");
-    if (status == LQ_OK) status = scan_value(&r, &s);
-    if (status == LQ_OK) status = q_json_end(&r);
-    if (status == LQ_OK && s.cost > TREE_FACTOR * n + TREE_SLACK)
-        status = q_fail(LQ_E_LIMIT, "%s: its JSON would take %llu bytes of memory, more than %u times its size", what,
-                        (unsigned long long)s.cost, TREE_FACTOR);
-    if (status == LQ_OK) status = load_tree(s.copy ? s.copy : data, n, what, out);
-    q_delete(a, s.copy);
-    return status;
 }
 
-void q_json_free(json_t *value) { json_decref(value); }
+lq_status q_json_parse(q_arena *arena, const uint8_t *data, uint64_t n, uint32_t flags, const char *what,
+                       const q_json **out) {
+    q_json_reader r = {.data = data, .n = n, .what = what, .arena = arena};
+    uint64_t cost = 0;
+    q_json *tree = NULL;
+    if (n > UINT32_MAX) return q_fail(LQ_E_LIMIT, "%s: a JSON text of %llu bytes", what, (unsigned long long)n);
+    skip_space(&r);
+    if (r.at >= n || data[r.at] != '{') return q_json_fail(&r, r.at, "an object is expected");
+    const uint64_t begin = r.at;
+    Q_TRY(scan_value(&r, &cost));
+    Q_TRY(q_json_end(&r));
+    if (cost > TREE_FACTOR * n + TREE_SLACK)
+        return q_fail(LQ_E_LIMIT, "%s: its JSON would take %llu bytes of memory, more than %u times its size", what,
+                      (unsigned long long)cost, TREE_FACTOR);
+    r.at = begin;
+    Q_TRY(build_tree(&r, flags, &tree));
+    *out = tree;
+    return LQ_OK;
+}

@@ -1,17 +1,13 @@
-/* json.h: the one door to JSON: a strict scanner, a pull reader for large texts, and jansson trees for small ones.
+/* json.h: JSON: a strict scanner, a pull reader for large texts, and trees for small ones.
  *
- * Every text is first judged by our own iterative scanner: RFC 8259 grammar, strict UTF-8, no byte order mark, no NUL
- * (not even as an escape), no lone surrogate, at most Q_LIMIT_JSON_DEPTH levels, nothing after the value. Only then
- * does jansson see it, and only where its tree stays within 12 times the text. Texts that may be large (safetensors
- * headers, shard indexes) are read by the pull reader alone, which allocates nothing but decoded escapes: jansson takes
- * seconds and 8 times the memory for a header of 100 MB.
+ * Every text is judged by one iterative scanner: RFC 8259 grammar, strict UTF-8, no byte order mark, no NUL (not even as
+ * an escape), no lone surrogate, at most Q_LIMIT_JSON_DEPTH levels, nothing after the value. Texts that may be large
+ * (safetensors headers, shard indexes) are read by the pull reader, which allocates nothing but decoded escapes.
  *
- * jansson's trees come from the C library's malloc: its hook is one per process and belongs to the application.
+ * No JSON library is used: those at hand allocate past our hook, and some lose characters or abort when memory runs out.
  * Layer L1. */
 #ifndef Q_JSON_H
 #define Q_JSON_H
-
-#include <jansson.h>
 
 #include "loader.h"
 
@@ -44,13 +40,33 @@ lq_status q_json_fail(const q_json_reader *r, uint64_t at, const char *problem);
 
 /* ---- trees */
 
-enum { Q_JSON_WIDE = 1 /* integers beyond 64 bits become reals, right to 16 digits; without it LQ_E_FORMAT */ };
+typedef enum {
+    Q_JSON_NULL, Q_JSON_BOOL, Q_JSON_INTEGER, Q_JSON_REAL, Q_JSON_STRING, Q_JSON_ARRAY, Q_JSON_OBJECT
+} q_json_type;
 
-/* Parse a text whose value is an object. Duplicate keys, escaped or not, are LQ_E_FORMAT; a text whose tree would take
- * more than 12 times its size plus 64 MiB is LQ_E_LIMIT. `what` names the file. */
-lq_status q_json_parse(const q_alloc *a, const uint8_t *data, uint64_t n, uint32_t flags, const char *what,
-                       json_t **out);
-/* NULL is fine. */
-void q_json_free(json_t *value);
+typedef struct q_json {
+    q_json_type type;
+    q_str key;            /* of a member of an object */
+    union {
+        q_str s;          /* strings */
+        struct {
+            int64_t i;    /* integers; booleans: 0 or 1; 0 for reals */
+            double f;     /* every number and boolean */
+        };
+        struct {
+            const struct q_json *first; /* elements or members, in the text's order */
+            uint64_t n;
+        };
+    };
+    const struct q_json *next; /* in what holds this one */
+} q_json;
+
+enum { Q_JSON_WIDE = 1 /* integers beyond 64 bits become reals; without it LQ_E_FORMAT */ };
+
+/* Parse a text whose value is an object into `arena`; strings without escapes point into `data`. Duplicate keys, escaped
+ * or not, and reals beyond a double are LQ_E_FORMAT; a text whose tree would take more than 12 times its size plus
+ * 64 MiB is LQ_E_LIMIT before anything is allocated. `what` names the file. */
+lq_status q_json_parse(q_arena *arena, const uint8_t *data, uint64_t n, uint32_t flags, const char *what,
+                       const q_json **out);
 
 #endif

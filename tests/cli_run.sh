@@ -68,7 +68,7 @@ else skip "little memory: sanitizers need the address space"; fi
 example=$T_ROOT/tools/examples/generate.c
 holds "example: lines" "$(wc -l <"$example")" -lt 40
 if ${CC:-cc} -std=c11 -Wall -Wextra -Werror ${SAN:+-fsanitize=$SAN} -I"$T_ROOT/include" -o generate "$example" \
-    "$B/libquant.a" -ljansson -lm -pthread 2>"$err"; then pass; else fail "the example does not compile"; fi
+    "$B/libquant.a" -lm -pthread 2>"$err"; then pass; else fail "the example does not compile"; fi
 exits 0 "example" ./generate f16.gguf "The ship"; cp "$out" text
 call "$LQ" run f16.gguf -p "The ship" -n 32
 printf 'The ship%s\n' "$(cat "$out")" >again; same "example" again text

@@ -274,7 +274,7 @@ BEGIN {
 
     print "/* quant_all.c: all of libquant in one file. Made from its sources (make embed): change those instead."
     print " *"
-    print " * Compile it as C11 or later with gcc or clang, without any option of its own, and link with -ljansson -lm"
+    print " * Compile it as C11 or later with gcc or clang, without any option of its own, and link with -lm"
     print " * -pthread. libquant.h is its interface."
     print " *"
     while ((getline line < "LICENSE") > 0) print " *" (line == "" ? "" : " " line)

@@ -14,15 +14,15 @@ typedef struct walk {
     char key[Q_HF_MAX_KEY];
 } walk;
 
-static lq_status add_value(walk *w, const json_t *v);
+static lq_status add_value(walk *w, const q_json *v);
 
-static lq_status push_key(walk *w, const char *name, size_t n, bool dot) {
+static lq_status push_key(walk *w, const char *name, uint64_t n, bool dot) {
     if (n == 0) return q_fail(LQ_E_FORMAT, "an empty key under '%.*s'", (int)Q_MIN(w->n, 200u), w->key);
     if (n + dot > sizeof w->key - w->n)
         return q_fail(LQ_E_LIMIT, "the key '%.*s%.*s…' is longer than %d bytes", (int)Q_MIN(w->n, 200u), w->key,
-                      (int)Q_MIN(n, (size_t)40), name, Q_HF_MAX_KEY);
+                      (int)Q_MIN(n, (uint64_t)40), name, Q_HF_MAX_KEY);
     if (dot) w->key[w->n++] = '.';
-    memcpy(w->key + w->n, name, n);
+    memcpy(w->key + w->n, name, (size_t)n);
     w->n += (uint32_t)n;
     return LQ_OK;
 }
@@ -48,8 +48,8 @@ static lq_status new_meta(walk *w, q_meta_type type, q_meta **out) {
     return LQ_OK;
 }
 
-static lq_status copy_string(walk *w, const json_t *v, q_str *out) {
-    const q_str s = {json_string_value(v), json_string_length(v)};
+static lq_status copy_string(walk *w, const q_json *v, q_str *out) {
+    const q_str s = v->s;
     if (s.n > Q_LIMIT_STRING) return fail_key(w, q_fail(LQ_E_LIMIT, "a string of %llu bytes", (unsigned long long)s.n));
     char *p = q_arena_str(w->meta->arena, s);
     if (!p) return LQ_E_NOMEM;
@@ -59,19 +59,19 @@ static lq_status copy_string(walk *w, const json_t *v, q_str *out) {
 
 /* ---- arrays */
 
-static bool all_of(const json_t *array, bool (*is)(const json_t *)) {
-    for (size_t i = 0; i < json_array_size(array); i++)
-        if (!is(json_array_get(array, i))) return false;
+static bool all_of(const q_json *array, bool (*is)(const q_json *)) {
+    for (const q_json *v = array->first; v; v = v->next)
+        if (!is(v)) return false;
     return true;
 }
-static bool is_integer(const json_t *v) { return json_is_integer(v); }
-static bool is_number(const json_t *v) { return json_is_number(v); }
-static bool is_boolean(const json_t *v) { return json_is_boolean(v); }
-static bool is_string(const json_t *v) { return json_is_string(v); }
-static bool is_natural(const json_t *v) { return json_is_integer(v) && json_integer_value(v) >= 0; }
+static bool is_integer(const q_json *v) { return v->type == Q_JSON_INTEGER; }
+static bool is_number(const q_json *v) { return v->type == Q_JSON_INTEGER || v->type == Q_JSON_REAL; }
+static bool is_boolean(const q_json *v) { return v->type == Q_JSON_BOOL; }
+static bool is_string(const q_json *v) { return v->type == Q_JSON_STRING; }
+static bool is_natural(const q_json *v) { return is_integer(v) && v->i >= 0; }
 
-static lq_status add_strings(walk *w, const json_t *array) {
-    const size_t n = json_array_size(array);
+static lq_status add_strings(walk *w, const q_json *array) {
+    const uint64_t n = array->n;
     q_meta *m;
     Q_TRY(new_meta(w, Q_META_ARRAY, &m));
     q_str *strs = (q_str *)q_arena_new(w->meta->arena, n, sizeof *strs);
@@ -79,12 +79,12 @@ static lq_status add_strings(walk *w, const json_t *array) {
     m->item = Q_META_STRING;
     m->count = n;
     m->strs = strs;
-    for (size_t i = 0; i < n; i++) Q_TRY(copy_string(w, json_array_get(array, i), &strs[i]));
+    for (const q_json *v = array->first; v; v = v->next) Q_TRY(copy_string(w, v, strs++));
     return LQ_OK;
 }
 
-static lq_status add_numbers(walk *w, const json_t *array) {
-    const size_t n = json_array_size(array);
+static lq_status add_numbers(walk *w, const q_json *array) {
+    const uint64_t n = array->n;
     const q_meta_type item = all_of(array, is_boolean)   ? Q_META_BOOL
                              : all_of(array, is_natural) ? Q_META_U64
                              : all_of(array, is_integer) ? Q_META_I64
@@ -97,28 +97,26 @@ static lq_status add_numbers(walk *w, const json_t *array) {
     m->item = item;
     m->count = n;
     m->raw = raw;
-    for (size_t i = 0; i < n; i++) {
-        const json_t *v = json_array_get(array, i);
-        const int64_t whole = json_integer_value(v);
-        const double real = json_number_value(v);
-        if (item == Q_META_BOOL) raw[i] = json_is_true(v);
-        else memcpy(raw + i * 8, item == Q_META_F64 ? (const void *)&real : (const void *)&whole, 8);
+    for (const q_json *v = array->first; v; v = v->next, raw += size) {
+        if (item == Q_META_BOOL) *raw = v->i != 0;
+        else memcpy(raw, item == Q_META_F64 ? (const void *)&v->f : (const void *)&v->i, 8);
     }
     return LQ_OK;
 }
 
-static lq_status add_array(walk *w, const json_t *array) {
+static lq_status add_array(walk *w, const q_json *array) {
     if (w->scalars_only) return LQ_OK;
-    if (json_array_size(array) > Q_LIMIT_ARRAY)
+    if (array->n > Q_LIMIT_ARRAY)
         return fail_key(w, q_fail(LQ_E_LIMIT, "an array of more than %d elements", Q_LIMIT_ARRAY));
     if (all_of(array, is_string)) return add_strings(w, array);
     if (all_of(array, is_number) || all_of(array, is_boolean)) return add_numbers(w, array);
-    for (size_t i = 0; i < json_array_size(array); i++) {
+    uint64_t i = 0;
+    for (const q_json *v = array->first; v; v = v->next) {
         char name[24];
-        const int len = snprintf(name, sizeof name, "%zu", i);
+        const int len = snprintf(name, sizeof name, "%llu", (unsigned long long)i++);
         const uint32_t n = w->n;
         Q_TRY(push_key(w, name, (size_t)len, true));
-        Q_TRY(add_value(w, json_array_get(array, i)));
+        Q_TRY(add_value(w, v));
         w->n = n;
     }
     return LQ_OK;
@@ -126,38 +124,36 @@ static lq_status add_array(walk *w, const json_t *array) {
 
 /* ---- members */
 
-static lq_status add_members(walk *w, const json_t *object, bool dot) {
-    /* jansson iterates in the text's order; its iterators want a mutable object, which they do not change. */
-    json_t *o = (json_t *)(uintptr_t)object;
-    for (void *it = json_object_iter(o); it; it = json_object_iter_next(o, it)) {
+static lq_status add_members(walk *w, const q_json *object, bool dot) {
+    for (const q_json *v = object->first; v; v = v->next) {
         const uint32_t n = w->n;
-        Q_TRY(push_key(w, json_object_iter_key(it), json_object_iter_key_len(it), dot));
-        Q_TRY(add_value(w, json_object_iter_value(it)));
+        Q_TRY(push_key(w, v->key.p, v->key.n, dot));
+        Q_TRY(add_value(w, v));
         w->n = n;
     }
     return LQ_OK;
 }
 
-static lq_status add_value(walk *w, const json_t *v) {
-    if (json_is_null(v)) return LQ_OK;
-    if (json_is_object(v)) return add_members(w, v, true);
-    if (json_is_array(v)) return add_array(w, v);
-    const bool negative = json_is_integer(v) && json_integer_value(v) < 0;
-    const q_meta_type type = json_is_string(v)    ? Q_META_STRING
-                             : json_is_boolean(v) ? Q_META_BOOL
-                             : json_is_real(v)    ? Q_META_F64
-                             : negative           ? Q_META_I64
-                                                  : Q_META_U64;
+static lq_status add_value(walk *w, const q_json *v) {
+    if (v->type == Q_JSON_NULL) return LQ_OK;
+    if (v->type == Q_JSON_OBJECT) return add_members(w, v, true);
+    if (v->type == Q_JSON_ARRAY) return add_array(w, v);
+    const bool negative = is_integer(v) && v->i < 0;
+    const q_meta_type type = is_string(v)               ? Q_META_STRING
+                             : is_boolean(v)            ? Q_META_BOOL
+                             : v->type == Q_JSON_REAL   ? Q_META_F64
+                             : negative                 ? Q_META_I64
+                                                        : Q_META_U64;
     q_meta *m;
     Q_TRY(new_meta(w, type, &m));
     if (type == Q_META_STRING) return copy_string(w, v, &m->s);
-    m->i = json_is_boolean(v) ? json_is_true(v) : json_integer_value(v);
-    m->u = negative ? 0 : (uint64_t)m->i;
-    m->f = json_is_boolean(v) ? (double)m->i : json_number_value(v);
+    m->i = v->i;
+    m->u = negative ? 0 : (uint64_t)v->i;
+    m->f = v->f;
     return LQ_OK;
 }
 
-lq_status q_hf_flatten(q_hf_meta *meta, const json_t *root, const char *prefix, bool scalars_only) {
+lq_status q_hf_flatten(q_hf_meta *meta, const q_json *root, const char *prefix, bool scalars_only) {
     walk w = {.meta = meta, .scalars_only = scalars_only};
     if (*prefix) Q_TRY(push_key(&w, prefix, strlen(prefix), false));
     return add_members(&w, root, false);

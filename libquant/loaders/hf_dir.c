@@ -313,17 +313,19 @@ static lq_status read_config(hf_dir *h, const char *dir, const char *name, const
     char path[PATH_BYTES];
     uint8_t *text;
     uint64_t n;
-    json_t *root = NULL;
+    const q_json *root;
+    q_arena tree = {.alloc = h->alloc};
     const bool side = *prefix != 0;
     Q_TRY(join(path, dir, name));
     Q_TRY(q_file_slurp(h->alloc, path, CONFIG_BYTES, &text, &n));
     /* A tokenizer without limit writes model_max_length as an integer of 31 digits. */
-    lq_status s = q_json_parse(h->alloc, text, n, side ? Q_JSON_WIDE : 0, path, &root);
-    q_delete(h->alloc, text);
-    if (s != LQ_OK) return s;
+    lq_status s = q_json_parse(&tree, text, n, side ? Q_JSON_WIDE : 0, path, &root);
+    const bool parsed = s == LQ_OK; /* its sentences name the file themselves */
     const uint64_t begin = h->meta.n;
-    s = q_hf_flatten(&h->meta, root, prefix, side);
-    q_json_free(root);
+    if (parsed) s = q_hf_flatten(&h->meta, root, prefix, side);
+    q_arena_free(&tree);
+    q_delete(h->alloc, text);
+    if (!parsed) return s;
     static const char reserved[] = "tokenizer_config";
     for (uint64_t i = begin; s == LQ_OK && !side && i < h->meta.n; i++) {
         const q_str key = h->meta.items[i].key;

@@ -37,6 +37,6 @@ enum { Q_HF_MAX_KEY = 1024 };
  * joined by '.'. Integers become U64, or I64 when negative; reals F64; null is left out. An array of integers, of
  * numbers, of booleans or of strings becomes an array (an empty one counts as of strings); any other array becomes
  * "key.0", "key.1" and so on, as if it were an object. With scalars_only arrays are left out. Errors name the key. */
-lq_status q_hf_flatten(q_hf_meta *meta, const json_t *root, const char *prefix, bool scalars_only);
+lq_status q_hf_flatten(q_hf_meta *meta, const q_json *root, const char *prefix, bool scalars_only);
 
 #endif

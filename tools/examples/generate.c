@@ -1,5 +1,5 @@
 /* generate.c: load a model, let it write 32 tokens, print them. Needs libquant.h and the library, nothing else:
- * cc -std=c11 -Iinclude tools/examples/generate.c build/libquant.a -ljansson -lm -pthread -o generate */
+ * cc -std=c11 -Iinclude tools/examples/generate.c build/libquant.a -lm -pthread -o generate */
 #include <libquant.h>
 #include <stdio.h>
 #include <string.h>
