@@ -48,7 +48,7 @@ typedef struct q_backend {
     const char *(*supports)(const q_device *dev, const q_inst *s);
 
     /* Bytes that compile will allocate for this plan: exactly. */
-    uint64_t (*measure)(const q_device *dev, const q_plan *plan, uint32_t threads);
+    lq_status (*measure)(const q_device *dev, const q_plan *plan, uint32_t threads, uint64_t *bytes);
     /* The plan must outlive the program. kv: one buffer per pool. */
     lq_status (*compile)(q_device *dev, const q_plan *plan, const q_buffer *kv, uint32_t threads, q_program **out);
     void (*release)(q_program *program);

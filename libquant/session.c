@@ -39,17 +39,20 @@ static uint64_t array_bytes(const q_plan *p, const q_session_shape *s) {
 }
 
 /* The arena holds the plan and nothing else yet. */
-static void measure(const lq_model *model, const q_plan *plan, const q_session_shape *shape, const q_arena *arena,
-                    uint64_t *kv, uint64_t *rest) {
+static lq_status measure(const lq_model *model, const q_plan *plan, const q_session_shape *shape, const q_arena *arena,
+                         uint64_t *kv, uint64_t *rest) {
+    uint64_t program;
+    Q_TRY(model->ctx->backend->measure(model->ctx->device, plan, shape->threads, &program));
     *kv = q_plan_kv_bytes(plan);
-    *rest = arena->used + array_bytes(plan, shape) + model->ctx->backend->measure(model->ctx->device, plan, shape->threads);
+    *rest = arena->used + array_bytes(plan, shape) + program;
+    return LQ_OK;
 }
 
 lq_status q_session_measure(const lq_model *model, const q_session_shape *shape, uint64_t *kv, uint64_t *rest) {
     q_arena arena = {.alloc = model->alloc};
     q_plan *plan;
-    const lq_status s = q_plan_build(model, shape, &arena, &plan);
-    if (s == LQ_OK) measure(model, plan, shape, &arena, kv, rest);
+    lq_status s = q_plan_build(model, shape, &arena, &plan);
+    if (s == LQ_OK) s = measure(model, plan, shape, &arena, kv, rest);
     q_arena_free(&arena);
     return s;
 }
@@ -59,7 +62,7 @@ static lq_status open_parts(lq_session *s) {
     q_device *dev = s->model->ctx->device;
     Q_TRY(q_plan_build(s->model, &s->shape, &s->arena, &s->plan));
     const q_plan *p = s->plan;
-    measure(s->model, p, &s->shape, &s->arena, &s->kv_bytes, &s->other_bytes);
+    Q_TRY(measure(s->model, p, &s->shape, &s->arena, &s->kv_bytes, &s->other_bytes));
     const uint64_t need = s->kv_bytes + s->other_bytes;
     const uint64_t have = q_memory_available();
     if (need > have)

@@ -224,13 +224,14 @@ static lq_status make_program(const q_device *dev, const q_plan *plan, uint32_t 
     return LQ_OK;
 }
 
-static uint64_t cpu_measure(const q_device *dev, const q_plan *plan, uint32_t threads) {
+static lq_status cpu_measure(const q_device *dev, const q_plan *plan, uint32_t threads, uint64_t *bytes) {
     q_program *p;
     uint64_t tables, data;
     if (threads == 0) threads = dev->threads;
-    if (make_program(dev, plan, threads, &p, &tables, &data) != LQ_OK) return UINT64_MAX;
+    Q_TRY(make_program(dev, plan, threads, &p, &tables, &data));
     q_delete(dev->alloc, p);
-    return tables + Q_ALIGN + data + Q_ALIGN + q_pool_bytes(threads); /* q_new puts a header before each block */
+    *bytes = tables + Q_ALIGN + data + Q_ALIGN + q_pool_bytes(threads); /* q_new puts a header before each block */
+    return LQ_OK;
 }
 
 static void cpu_release(q_program *p) {
