@@ -17,6 +17,10 @@ mkdir -p other; cp "$TEXT/technical.txt" other/c.txt
 exits 0 "equal names" bq --schemes q8_0 --text other/c.txt --json; has "equal names" schemes.0.texts.c schemes.0.texts.c-3
 exits 0 "--keep" bq --schemes q4_0 --keep kept; holds "--keep" -s kept/q4_0.gguf; holds "--keep" -s kept/f16.gguf
 exits 2 "--keep again" bq --schemes q4_0 --keep kept; says "--keep again" "exists"
+kld=$(bq --schemes q2_k --json 2>"$err" >"$out"; json schemes.0.kld_mean)
+"$LQ" calibrate "$POCKET" --text "$TEXT/calibration.txt" -o stats.gguf --max-tokens 4096 2>"$err"
+exits 0 "importance" bq --schemes q2_k --importance stats.gguf --json; holds "importance" "$(json importance)" = stats.gguf
+compare "importance" "$(json schemes.0.kld_mean)" "<" "${kld:-0}"
 exits 2 "unknown scheme" bq --schemes q8_0,q4_9; says "unknown scheme" "q4_9"
 exits 2 "no scheme" bq --schemes ""
 exits 4 "no text" "$LQ" bench quality --model "$POCKET" --text none.txt --schemes q8_0; holds "no text" -z "$(left)"

@@ -103,6 +103,16 @@ struct cli {
      .max = CLI_THREADS_MAX,                                                                                           \
      .help = "threads to use (default: the CPUs this process may use)",                                                \
      .also = "|jobs|cpus|cores|n-threads|"}
+#define CLI_OPT_IMPORTANCE(T)                                                                                          \
+    {.type = CLI_TEXT,                                                                                                 \
+     .letter = 'i',                                                                                                    \
+     .name = "importance",                                                                                             \
+     .alias = "imatrix",                                                                                               \
+     .value = "STATS",                                                                                                 \
+     .at = offsetof(T, importance),                                                                                    \
+     .help = "an importance file, so that errors go where they hurt least: made by\n"                                  \
+             "`lq calibrate` or another engine (imatrix.gguf, imatrix.dat). --imatrix is the same",                    \
+     .also = "|stats|calibration|importance-matrix|"}
 #define CLI_OPT_ISA(T)                                                                                                 \
     {.type = CLI_TEXT,                                                                                                 \
      .name = "isa",                                                                                                    \

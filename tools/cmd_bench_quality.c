@@ -17,7 +17,7 @@ enum { MAX_SCHEMES = 64, MAX_TEXTS = 16, SPEED_PREFILL = 256, SPEED_DECODE = 64,
 #define REFERENCE "f16"
 
 typedef struct args {
-    const char *model, *schemes, *keep, *activations;
+    const char *model, *schemes, *importance, *keep, *activations;
     cli_list texts;
     uint64_t max_tokens, ctx, threads;
 } args;
@@ -40,6 +40,7 @@ static const cli_option options[] = {
      .at = offsetof(args, schemes),
      .help = "which schemes, with commas between them (default: all)",
      .also = "|scheme|types|bits|formats|"},
+    CLI_OPT_IMPORTANCE(args),
     {.type = CLI_LIST,
      .letter = 'x',
      .name = "text",
@@ -242,7 +243,8 @@ static int quantize_all(cli *c, bench *b) {
                                        .scheme = e->name,
                                        .threads = (uint32_t)b->a->threads,
                                        .progress = on_step,
-                                       .user = b};
+                                       .user = b,
+                                       .importance = b->a->importance};
         b->done = i;
         snprintf(b->what, sizeof b->what, "%s", e->name);
         snprintf(e->path, sizeof e->path, "%s/%s.gguf", b->dir, e->name);
@@ -439,6 +441,7 @@ static json_t *entry_json(const bench *b, const entry *e) {
 static int print_json(cli *c, const bench *b) {
     json_t *o = json_object(), *ref = json_object(), *list = json_array();
     cli_set_text(o, "model", b->model_path);
+    if (b->a->importance) cli_set_text(o, "importance", b->a->importance);
     cli_set_int(o, "window", b->window);
     cli_set_int(o, "tokens", b->entries[0].total.tokens);
     cli_set_text(ref, "scheme", REFERENCE);
@@ -504,6 +507,7 @@ const cli_command cli_command_bench_quality = {
     .options = options,
     .examples = "  lq bench quality\n"
                 "  lq bench quality --schemes q8_0,q4_k_m,iq4_xs --text mine.txt --json\n"
+                "  lq bench quality --schemes q2_k,q4_0 --importance stats.gguf\n"
                 "  lq bench quality --model my-model/ --schemes q4_k_m,q4_0 --max-tokens 100000 --keep out/\n",
     .args_size = sizeof(args),
     .run = run,

@@ -30,15 +30,7 @@ static const cli_option options[] = {
      .help = "which format each tensor gets, such as q4_k_m; `lq info --schemes` lists all.\n"
              "A format's name (`lq info --formats`) gives every tensor that format",
      .also = "|bits|type|quant|method|format|"},
-    {.type = CLI_TEXT,
-     .letter = 'i',
-     .name = "importance",
-     .alias = "imatrix",
-     .value = "STATS",
-     .at = offsetof(args, importance),
-     .help = "an importance file, so that errors go where they hurt least: made by\n"
-             "`lq calibrate` or another engine (imatrix.gguf, imatrix.dat). --imatrix is the same",
-     .also = "|stats|calibration|importance-matrix|"},
+    CLI_OPT_IMPORTANCE(args),
     {.type = CLI_FLAG,
      .letter = 'n',
      .name = "dry-run",
