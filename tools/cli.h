@@ -56,15 +56,18 @@ typedef struct cli_option {
     uint32_t required;
     size_t at;         /* offsetof(struct of the command, field) */
     const char *name;  /* "threads"; for CLI_GROUP the heading */
-    const char *value; /* what the help calls the value: "N" */
+    const char *value; /* what the help calls the value: "N". FILE, DIR, SRC, DST, REF, MODEL, STATS: completed as paths;
+                          "A,B,..": as a list; in small letters ("f32"): as the only word there is */
     double min, max;
     const char *help;  /* each '\n' begins another line */
     const char *also;  /* words that people try for this: "|bits|type|" */
     const char *alias; /* another name that is accepted, for what is widely known by it */
+    const char *values; /* words to complete with, "scalar avx2"; CLI_SCHEMES = the names of schemes and formats */
 } cli_option;
+#define CLI_SCHEMES "@schemes"
 
 typedef struct cli_operand {
-    const char *name; /* "MODEL" */
+    const char *name; /* "MODEL", a path; or the words that it can be: "bash|zsh" */
     size_t at;        /* a const char * */
     uint32_t optional;
     const char *help;
@@ -119,12 +122,29 @@ struct cli {
      .value = "NAME",                                                                                                  \
      .at = offsetof(T, isa),                                                                                           \
      .help = "highest instruction set to use, such as scalar or avx2 (default: the best present)",                     \
-     .also = "|cpu|arch|simd|"}
+     .also = "|cpu|arch|simd|",                                                                                        \
+     .values = "scalar avx2 avx512 avx512vnni neon"}
+
+/* The commands in the order of the help text; NULL past the end. */
+const cli_command *cli_command_at(size_t i);
+size_t cli_command_count(void);
+/* The options that every command has; `at` points into the cli. Ends with CLI_END. */
+extern const cli_option cli_common_options[];
+/* What the exit codes mean, in ascending order; ends with text NULL. */
+typedef struct cli_exit {
+    int code;
+    const char *text;
+} cli_exit;
+extern const cli_exit cli_exits[];
+/* What to try first, as lines of the help text. */
+extern const char cli_first_steps[];
 
 /* Parse argv[0..argc) into `args`. 0 to go on, else the exit code (already reported). */
 int cli_parse(cli *c, int argc, char **argv, void *args);
 void cli_args_free(const cli_command *command, void *args);
 void cli_help(FILE *f, const cli_command *command);
+/* The manual page of a command in roff; of `lq` itself for NULL. */
+void cli_man(FILE *f, const cli_command *command);
 /* Which of `names` (count, by a getter) is most like `word`; NULL when there is none. */
 const char *cli_nearest(const char *word, const char *(*name)(size_t i), size_t count);
 

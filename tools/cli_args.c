@@ -45,8 +45,7 @@ const char *cli_nearest(const char *word, const char *(*name)(size_t i), size_t 
     return best;
 }
 
-/* The options that every command has; `at` points into the cli. */
-static const cli_option common_options[] = {
+const cli_option cli_common_options[] = {
     {.type = CLI_FLAG,
      .name = "json",
      .at = offsetof(cli, json),
@@ -61,7 +60,7 @@ static const cli_option *nearest_option(const cli_command *command, const char *
     char quoted[40];
     snprintf(quoted, sizeof quoted, "|%.30s|", word);
     for (int table = 0; table < 2; table++) {
-        for (const cli_option *o = table ? common_options : command->options; o->type != CLI_END; o++) {
+        for (const cli_option *o = table ? cli_common_options : command->options; o->type != CLI_END; o++) {
             if (o->type == CLI_GROUP) continue;
             unsigned d = distance(word, o->name) * 2;
             if (o->also && strstr(o->also, quoted)) d = 0;
@@ -81,7 +80,7 @@ static bool is_named(const char *own, const char *name, size_t n) {
 static const cli_option *find_option(const cli_command *command, const char *name, size_t n, char letter, bool *common) {
     for (int table = 0; table < 2; table++) {
         *common = table == 1;
-        for (const cli_option *o = table ? common_options : command->options; o->type != CLI_END; o++) {
+        for (const cli_option *o = table ? cli_common_options : command->options; o->type != CLI_END; o++) {
             if (o->type == CLI_GROUP) continue;
             if (letter ? o->letter == letter : is_named(o->name, name, n) || is_named(o->alias, name, n)) return o;
         }
@@ -254,6 +253,6 @@ void cli_help(FILE *f, const cli_command *command) {
     }
     help_options(f, command->options);
     fputs("\nGeneral\n", f);
-    help_options(f, common_options);
+    help_options(f, cli_common_options);
     fprintf(f, "\nExamples\n%s", command->examples);
 }

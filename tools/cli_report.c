@@ -15,6 +15,19 @@ static void print_safe(FILE *f, const char *text) {
     }
 }
 
+const cli_exit cli_exits[] = {{0, "done"},
+                              {CLI_CHECK_FAILED, "a check failed"},
+                              {CLI_USAGE, "wrong usage"},
+                              {CLI_BAD_INPUT, "bad input file"},
+                              {CLI_IO, "input/output or no space"},
+                              {CLI_NOMEM, "not enough memory"},
+                              {CLI_UNSUPPORTED, "not supported"},
+                              {CLI_BUSY, "busy"},
+                              {CLI_INTERNAL, "a bug in libquant"},
+                              {130, "interrupted"},
+                              {143, "terminated"},
+                              {0, NULL}};
+
 int cli_exit_code(lq_status status) {
     static const struct {
         lq_status status;

@@ -30,7 +30,8 @@ static const cli_option options[] = {
              "  32000 tokens\n"
              "llama3-8b: width 4096, 32 layers, 32 heads (8), feed-forward 14336, 128256 tokens\n"
              "tiny: width 256, 2 layers, 4 heads (2), feed-forward 512, 512 tokens; for tests",
-     .also = "|model|size|arch|"},
+     .also = "|model|size|arch|",
+     .values = "llama-1.1b llama3-8b tiny"},
     {.type = CLI_TEXT,
      .letter = 's',
      .required = 1,
@@ -39,7 +40,8 @@ static const cli_option options[] = {
      .at = offsetof(args, scheme),
      .help = "which format each tensor gets, such as q4_k_m; `lq info --schemes` lists all.\n"
              "A format's name (`lq info --formats`) gives every tensor that format",
-     .also = "|bits|type|quant|method|format|"},
+     .also = "|bits|type|quant|method|format|",
+     .values = CLI_SCHEMES},
     {.type = CLI_UINT,
      .name = "seed",
      .value = "N",

@@ -29,7 +29,8 @@ static const cli_option options[] = {
      .at = offsetof(args, scheme),
      .help = "which format each tensor gets, such as q4_k_m; `lq info --schemes` lists all.\n"
              "A format's name (`lq info --formats`) gives every tensor that format",
-     .also = "|bits|type|quant|method|format|"},
+     .also = "|bits|type|quant|method|format|",
+     .values = CLI_SCHEMES},
     CLI_OPT_IMPORTANCE(args),
     {.type = CLI_FLAG,
      .letter = 'n',

@@ -91,7 +91,7 @@ function statement(path, ending,    i, name, depth) {
             }
             continue
         }
-        if (i + 1 < words && word[i] == "(" && word[i + 1] == "*") { name = word[i + 2]; break } # a pointer to a function
+        if (i + 1 < words && word[i] == "(" && word[i + 1] == "*") { name = word[i + 2]; break } # (*name)(
         if (word[i] ~ /^[(\[=]$/) break
         if (word[i] ~ /^[A-Za-z_]/) name = word[i]
     }

@@ -9,38 +9,40 @@
 #include <string.h>
 #include <unistd.h>
 
-#define COMMAND(x) extern const cli_command cli_command_##x;
-#include "commands.def"
-#undef COMMAND
-static const cli_command *const commands[] = {
-#define COMMAND(x) &cli_command_##x,
-#include "commands.def"
-#undef COMMAND
-};
-
-static const char *command_name(size_t i) { return commands[i]->name; }
+static const char *command_name(size_t i) { return cli_command_at(i)->name; }
 
 static void print_version(void) {
     printf("lq %d.%d.%d (libquant %s)\n", LQ_VERSION_MAJOR, LQ_VERSION_MINOR, LQ_VERSION_PATCH, lq_version_string());
+}
+
+static void print_exits(FILE *f) {
+    enum { WIDTH = 100 };
+    int column = fprintf(f, "Exit codes:");
+    for (const cli_exit *e = cli_exits; e->text; e++) {
+        char one[64];
+        const int n = snprintf(one, sizeof one, "%d %s%s", e->code, e->text, e[1].text ? "," : ".\n");
+        if (column + 1 + n > WIDTH) {
+            fputc('\n', f);
+            column = 0;
+        }
+        column += fprintf(f, column ? " %s" : "%s", one);
+    }
 }
 
 static void print_usage(FILE *f) {
     fputs("lq quantizes large language models and runs them.\n\n"
           "Usage: lq COMMAND [arguments] [options]\n\nCommands\n",
           f);
-    for (size_t i = 0; i < CLI_COUNT(commands); i++) {
-        fprintf(f, "  %-16s %s\n", commands[i]->name, commands[i]->summary);
+    for (size_t i = 0; cli_command_at(i); i++) {
+        fprintf(f, "  %-16s %s\n", cli_command_at(i)->name, cli_command_at(i)->summary);
     }
     fputs("\n  lq help COMMAND    explain a command, with examples (also: lq COMMAND --help)\n"
           "  lq --version       print the version\n\n"
-          "First steps\n"
-          "  lq quantize my-model/ my-model.gguf --scheme q4_k_m     four bits per weight, from a Hugging Face folder\n"
-          "  lq run my-model.gguf -p 'Once upon a time' -n 64        let it write\n"
-          "  lq bench quality                                        what every scheme costs, on a bundled model\n\n"
-          "Results go to standard output, everything else to standard error. Each command takes --json.\n"
-          "Exit codes: 0 done, 1 a check failed, 2 wrong usage, 3 bad input file, 4 input/output or no space,\n"
-          "5 not enough memory, 6 not supported, 7 busy, 70 a bug in libquant, 130 and 143 interrupted.\n",
+          "First steps\n",
           f);
+    fputs(cli_first_steps, f);
+    fputs("\nResults go to standard output, everything else to standard error. Each command takes --json.\n", f);
+    print_exits(f);
 }
 
 /* The command whose name has the most words in common with the start of argv; *used = how many. */
@@ -48,10 +50,10 @@ static const cli_command *find_command(int argc, char **argv, int *used) {
     for (int words = argc < 2 ? argc : 2; words > 0; words--) {
         char name[64];
         snprintf(name, sizeof name, words == 2 ? "%.30s %.30s" : "%.30s", argv[0], words == 2 ? argv[1] : "");
-        for (size_t i = 0; i < CLI_COUNT(commands); i++) {
-            if (strcmp(name, commands[i]->name) == 0) {
+        for (size_t i = 0; cli_command_at(i); i++) {
+            if (strcmp(name, cli_command_at(i)->name) == 0) {
                 *used = words;
-                return commands[i];
+                return cli_command_at(i);
             }
         }
     }
@@ -62,9 +64,9 @@ static const cli_command *find_command(int argc, char **argv, int *used) {
 static bool print_group(FILE *f, const char *word) {
     bool any = false;
     const size_t n = strlen(word);
-    for (size_t i = 0; i < CLI_COUNT(commands); i++) {
-        if (strncmp(commands[i]->name, word, n) == 0 && commands[i]->name[n] == ' ') {
-            fprintf(f, "  lq %-16s %s\n", commands[i]->name, commands[i]->summary);
+    for (size_t i = 0; cli_command_at(i); i++) {
+        if (strncmp(cli_command_at(i)->name, word, n) == 0 && cli_command_at(i)->name[n] == ' ') {
+            fprintf(f, "  lq %-16s %s\n", cli_command_at(i)->name, cli_command_at(i)->summary);
             any = true;
         }
     }
@@ -73,9 +75,9 @@ static bool print_group(FILE *f, const char *word) {
 
 static int unknown_command(cli *c, int argc, char **argv) {
     if (argv[0][0] == '-') return cli_usage(c, "unknown option %s; options follow a command", argv[0]);
-    for (size_t i = 0; i < CLI_COUNT(commands); i++) {
+    for (size_t i = 0; cli_command_at(i); i++) {
         const size_t n = strlen(argv[0]);
-        if (strncmp(commands[i]->name, argv[0], n) != 0 || commands[i]->name[n] != ' ') continue;
+        if (strncmp(cli_command_at(i)->name, argv[0], n) != 0 || cli_command_at(i)->name[n] != ' ') continue;
         const int code = argc > 1 && argv[1][0] != '-'
                              ? cli_usage(c, "lq %s has no command '%s'; there are:", argv[0], argv[1])
                              : cli_usage(c, "lq %s needs one more word:", argv[0]);
@@ -83,11 +85,30 @@ static int unknown_command(cli *c, int argc, char **argv) {
         return code;
     }
     return cli_usage(c, "unknown command '%s'; the nearest is '%s'", argv[0],
-                     cli_nearest(argv[0], command_name, CLI_COUNT(commands)));
+                     cli_nearest(argv[0], command_name, cli_command_count()));
+}
+
+/* `lq help --man [PAGE]`, for the build: the manual page lq(1), or of a command by the name of its page. */
+static int manual(cli *c, const char *page) {
+    if (!page) {
+        cli_man(stdout, NULL);
+        return CLI_OK;
+    }
+    for (size_t i = 0; cli_command_at(i); i++) {
+        char name[64];
+        snprintf(name, sizeof name, "%s", cli_command_at(i)->name);
+        for (char *space = name; (space = strchr(space, ' '));) *space = '-';
+        if (strcmp(page, name) == 0) {
+            cli_man(stdout, cli_command_at(i));
+            return CLI_OK;
+        }
+    }
+    return cli_usage(c, "no command has the manual page '%s'", page);
 }
 
 static int help(cli *c, int argc, char **argv) {
     int used = 0;
+    if (argc > 0 && strcmp(argv[0], "--man") == 0) return manual(c, argv[1]);
     if (argc == 0) {
         print_usage(stdout);
         return CLI_OK;
