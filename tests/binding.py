@@ -1,0 +1,194 @@
+"""binding.py: the Python binding against an installed library; tests/check_install.sh runs it.
+
+    binding.py MODEL FOLDER SIZES
+
+MODEL is a Hugging Face folder, FOLDER takes files, SIZES has lines "struct size" and "function name" that a C compiler
+and the header say. Ends with "N passed, N failed".
+"""
+import os
+import sys
+import threading
+import traceback
+
+import libquant
+
+source, folder, sizes = sys.argv[1:4]
+model_path = os.path.join(folder, "binding.gguf")
+context = libquant.Context(threads=2)
+tests = []
+
+
+def test(f):
+    tests.append(f)
+    return f
+
+
+def raises(kind, call, status=None):
+    try:
+        call()
+    except kind as e:
+        assert status is None or e.status == status, e
+        return e
+    raise AssertionError(f"no {kind.__name__} was raised")
+
+
+@test
+def structs_are_those_of_the_header():
+    mirrored = {c.__name__.lstrip("_").lower(): c for c in libquant.Record.__subclasses__()}
+    functions = set()
+    for kind, name, size in (line.split() for line in open(sizes)):
+        if kind == "function":
+            functions.add(name)
+            continue
+        record = mirrored.pop(name.replace("lq_", "").replace("_", ""), None)
+        assert record, f"{name} of libquant.h is not in libquant.py"
+        assert libquant.ctypes.sizeof(record) == int(size), f"{name} of libquant.py is not that of libquant.h"
+    assert not mirrored, f"libquant.h has no {mirrored}"
+    differ = functions ^ set(libquant._FUNCTIONS)
+    assert not differ, f"not in both libquant.h and libquant.py: {differ}"
+
+
+@test
+def tables():
+    assert "q4_k_m" in libquant.schemes() and libquant.schemes()["q4_k_m"]
+    f16 = [f for f in libquant.formats() if f.name == "f16"][0]
+    assert f16.bits_per_weight == 16 and f16.gguf_id == 1
+    assert libquant.version().count(".") == 2
+    assert context.devices[0].name == "cpu:0" and context.devices[0].threads == 2
+
+
+@test
+def quantize_reports_and_cancels():
+    seen, names = [], []
+    r = context.quantize(source, model_path, "q8_0", progress=lambda done, total, what: seen.append((done, total)),
+                         report=lambda t: names.append((t.name, t.to)))
+    assert r.tensors == len(names) and os.path.getsize(model_path) == r.bytes
+    assert ("output.weight", "q8_0") in names and seen[-1][0] <= seen[-1][1]
+    other = os.path.join(folder, "other.gguf")
+    raises(libquant.Cancelled, lambda: context.quantize(source, other, "q8_0", progress=lambda *_: True))
+    raises(ZeroDivisionError, lambda: context.quantize(source, other, "q8_0", progress=lambda *_: 1 // 0))
+    raises(ZeroDivisionError, lambda: context.quantize(source, other, "q8_0", report=lambda t: 1 // 0))
+    assert not os.path.exists(other)
+    e = raises(libquant.Error, lambda: context.quantize(source, model_path, "q8_0"), libquant.E_ARG)
+    assert "exists" in e.detail and e.name == "LQ_E_ARG" and str(e).startswith("LQ_E_ARG: ")
+
+
+@test
+def errors():
+    e = raises(libquant.Error, lambda: context.open(os.path.join(folder, "none.gguf")), libquant.E_IO)
+    assert "none.gguf" in str(e)
+    raises(libquant.Error, lambda: libquant.Context(isa="z80"))
+    raises(ValueError, lambda: context.open("a\0b"))
+    with context.open(model_path) as model:
+        e = raises(TypeError, lambda: model.session(contxt=4))
+        assert "context" in str(e)
+        with model.session(context=4) as s:
+            raises(libquant.ContextFull, lambda: s.decode([1, 2, 3, 4, 5]))
+            assert len(s) == 0
+    raises(ValueError, lambda: model.session())
+
+
+@test
+def model_says_what_it_is():
+    with context.open(model_path) as model:
+        assert model.info.architecture == "llama" and model.info.layers == 6 and model.info.file_scheme == "q8_0"
+        assert model.info.as_dict()["context"] == 256 and "layers=6" in repr(model.info)
+        assert model.meta()["general.architecture"] == "llama"
+        tensors = model.tensors()
+        assert len(tensors) == model.info.tensors
+        index = [t.name for t in tensors].index("output_norm.weight")
+        assert len(model.tensor_row(index, 0)) == model.info.embedding
+        assert model.plan(context=64).kv < model.plan(context=128).kv
+        assert model.token("</s>") == model.info.eos and model.token("no such piece") is None
+
+
+@test
+def text_and_back():
+    with context.open(model_path) as model:
+        for text in ("Once upon a time", "naïve € 😀 \n\ttabs", "a" * 5000):
+            ids = model.tokenize(text)
+            assert ids[0] == model.info.bos and model.detokenize(ids) == text
+        assert model.detokenize_bytes(model.tokenize(b"\xff\x00")) == b"\xff\x00"
+        assert model.tokenize("") == [model.info.bos] and model.tokenize("", bos=False) == []
+
+
+@test
+def generation():
+    with context.open(model_path) as model:
+        with model.session() as s:
+            pieces = list(s.generate("Once upon a time", max_tokens=24))
+            assert s.stats.decode_tokens == 23 and len(s) == len(model.tokenize("Once upon a time")) + 23
+            hash_all = s.stats.last_logits_hash
+        with model.session() as s: # the same by hand
+            ids = model.tokenize("Once upon a time")
+            s.decode(ids)
+            made = []
+            for _ in range(24):
+                row = s.logits()
+                made.append(s.sample())
+                assert row[made[-1]] == max(row) and libquant.sample_logits(row) == made[-1]
+                if len(made) < 24:
+                    s.decode(made[-1:])
+            assert s.stats.last_logits_hash == hash_all
+            assert model.detokenize(ids + made) == "Once upon a time" + "".join(pieces)
+            s.truncate(len(ids))
+            assert list(s.tokens(0)) == [] and len(s) == len(ids)
+        with model.session() as s, model.session() as t:
+            how = dict(temperature=1.0, top_k=50, seed=7, max_tokens=40)
+            assert list(s.generate("The", **how)) == list(t.generate("The", **how))
+        with model.session(context=16) as s:
+            ids = model.tokenize("Once upon a time")
+            s.decode(ids)
+            assert len(list(s.tokens(stop_at_eos=False))) == 16 - len(ids) + 1
+
+
+@test
+def cancelling_from_another_thread():
+    with context.open(model_path) as model, model.session() as s:
+        timer = threading.Timer(0.2, s.cancel)
+        timer.start()
+
+        def forever():
+            while True:
+                s.truncate(0)
+                s.decode(model.tokenize("a b c d e f g h"))
+
+        raises(libquant.Cancelled, forever)
+        timer.join()
+
+
+@test
+def evaluation():
+    with context.open(source) as f16, context.open(model_path) as q8:
+        with f16.session(max_logits=256) as reference, q8.session(max_logits=256) as candidate:
+            ids = f16.tokenize("The quick brown fox jumps over the lazy dog. " * 60)
+            alone = candidate.evaluate(ids)
+            own, (result,) = reference.compare([candidate], ids)
+            assert result.ppl == alone.ppl and own.ppl > 1 and 0 <= result.kld_mean < 0.1 and result.same_top > 0.9
+            raises(KeyError, lambda: candidate.evaluate(ids, progress=lambda *_: {}[0]))
+
+
+@test
+def handles():
+    ctx = libquant.Context()
+    model = ctx.open(model_path)
+    session = model.session()
+    ctx.close() # takes its children along
+    ctx.close()
+    raises(ValueError, lambda: session.sample())
+    raises(ValueError, lambda: model.tokenize("a"))
+    kept = libquant.Context().open(model_path).session() # nothing else refers to the context and the model
+    kept.decode([1])
+    assert len(kept) == 1
+
+
+failed = 0
+for f in tests:
+    try:
+        f()
+    except BaseException:
+        failed += 1
+        print(f"FAIL: binding.py: {f.__name__}")
+        traceback.print_exc(file=sys.stdout)
+print(f"{len(tests) - failed} passed, {failed} failed")
+sys.exit(failed > 0)

@@ -1,0 +1,667 @@
+"""libquant for Python: quantize large language models and run them. One file, no dependency but the standard library.
+
+    import libquant
+
+    with libquant.Context() as ctx:
+        ctx.quantize("my-model/", "my-model.gguf", scheme="q4_k_m")
+        with ctx.open("my-model.gguf") as model, model.session() as session:
+            for piece in session.generate("Once upon a time", max_tokens=64):
+                print(piece, end="", flush=True)
+
+It is a thin layer over libquant.h, which documents every call. What differs:
+
+Errors      A call that fails raises Error, with the status code, its name and the library's sentence. Subclasses exist
+            for what programs treat differently: OutOfMemory (also a MemoryError), ContextFull, Cancelled.
+Handles     Context, Model and Session are context managers; close() twice does nothing, and use after close() raises
+            ValueError. Closing a Model closes its Sessions, closing a Context its Models.
+Options     Keyword arguments with the names of the fields of the C structs; what is not given is the default.
+Results     Info and result structs come back as Record: attributes by the C names (text as str), as_dict(), a readable
+            repr.
+Callbacks   progress(done, total, what) returns True to cancel; an exception in it cancels too and is raised by the
+            call. log(level, message) must not raise. Both run while Python's lock is held; everything else releases it.
+Threads     As in C: a Session serves one thread at a time; Session.cancel() may come from any thread. Python runs its
+            signal handlers between calls and in callbacks, not during a call of the library.
+
+The library is looked for, in this order: load(path); the environment variable LIBQUANT; beside this file, in the build
+folder of a checkout, and where an installed copy of this file has it; where the system keeps its libraries.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import ctypes.util
+import os
+import weakref
+from ctypes import POINTER, byref, c_char, c_char_p, c_double, c_float, c_int, c_int32
+from ctypes import c_size_t, c_uint32, c_uint64, c_void_p
+from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple, Type, TypeVar, Union
+
+__all__ = ["Cancelled", "Context", "ContextFull", "Error", "Model", "OutOfMemory", "Record", "Sampler", "Session",
+           "formats", "load", "sample_logits", "schemes", "version"]
+
+Path = Union[str, "os.PathLike[str]"]
+Progress = Callable[[int, int, str], Optional[bool]]
+Log = Callable[[int, str], None]
+
+OK = 0
+E_ARG, E_IO, E_TRUNCATED, E_FORMAT, E_LIMIT, E_UNSUPPORTED = -1, -2, -3, -4, -5, -6
+E_INCONSISTENT, E_NOMEM, E_CONTEXT, E_BUSY, E_CANCELLED, E_NUMERIC = -7, -8, -9, -10, -11, -12
+FATAL, E_DEVICE, E_INTERNAL = -100, -101, -102
+
+_ABI = "0"  # the number in the library's SONAME
+
+
+class Error(Exception):
+    """A failed call. `status` is the code of libquant.h, `name` its name, `detail` the library's sentence."""
+
+    def __init__(self, status: int, name: str, detail: str) -> None:
+        super().__init__(f"{name}: {detail}" if detail else name)
+        self.status, self.name, self.detail = status, name, detail
+
+
+class OutOfMemory(Error, MemoryError):
+    """LQ_E_NOMEM"""
+
+
+class ContextFull(Error):
+    """LQ_E_CONTEXT: the sequence would exceed the context of its session."""
+
+
+class Cancelled(Error):
+    """LQ_E_CANCELLED: Session.cancel() or a callback asked to stop."""
+
+
+_ERRORS: Dict[int, Type[Error]] = {E_NOMEM: OutOfMemory, E_CONTEXT: ContextFull, E_CANCELLED: Cancelled}
+
+
+# ---------------------------------------------------------------------------------------------- structs of libquant.h
+
+
+class Record(ctypes.Structure):
+    """A struct of libquant.h: attributes by the C names."""
+
+    def __init__(self, **values: Any) -> None:
+        known = {name for name, *_ in self._fields_}
+        for name in values:
+            if name not in known or name == "size":
+                raise TypeError(f"there is no option '{name}'; there are: {', '.join(sorted(known - {'size'}))}")
+        if "size" in known:
+            values["size"] = ctypes.sizeof(self)
+        super().__init__(**values)
+
+    def __getattribute__(self, name: str) -> Any:
+        value = super().__getattribute__(name)
+        return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
+
+    def as_dict(self) -> Dict[str, Any]:
+        """The fields as plain Python values, arrays as lists."""
+        out: Dict[str, Any] = {}
+        for name, *_ in self._fields_:
+            value = getattr(self, name)
+            if name != "size":
+                out[name] = list(value) if isinstance(value, ctypes.Array) else value
+        return out
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in self.as_dict().items())})"
+
+
+_LOG = ctypes.CFUNCTYPE(None, c_void_p, c_int, c_char_p)
+_PROGRESS = ctypes.CFUNCTYPE(c_int, c_void_p, c_uint64, c_uint64, c_char_p)
+
+
+class _Options(Record):
+    _fields_ = [("size", c_uint32), ("threads", c_uint32), ("isa", c_char_p), ("allocator", c_void_p), ("log", _LOG),
+                ("log_user", c_void_p)]
+
+
+class DeviceInfo(Record):
+    _fields_ = [("size", c_uint32), ("threads", c_uint32), ("name", c_char * 64), ("description", c_char * 96),
+                ("isa", c_char * 32), ("memory", c_uint64)]
+
+
+class FormatInfo(Record):
+    _fields_ = [("size", c_uint32), ("block_weights", c_uint32), ("block_bytes", c_uint32), ("gguf_id", c_int32),
+                ("name", c_char_p), ("bits_per_weight", c_double)]
+
+
+class _ModelOptions(Record):
+    _fields_ = [("size", c_uint32), ("check_tensors", c_uint32), ("no_mmap", c_uint32)]
+
+
+class ModelInfo(Record):
+    _fields_ = [("size", c_uint32), ("architecture", c_char * 32), ("name", c_char * 64), ("container", c_char * 32),
+                ("file_scheme", c_char * 32), ("layers", c_uint32), ("heads", c_uint32), ("heads_kv", c_uint32),
+                ("head_dim", c_uint32), ("embedding", c_uint32), ("feed_forward", c_uint32), ("vocabulary", c_uint32),
+                ("context", c_uint32), ("parameters", c_uint64), ("weight_bytes", c_uint64),
+                ("bytes_per_token", c_uint64), ("bits_per_weight", c_double), ("tensors", c_uint32), ("bos", c_int32),
+                ("eos", c_int32), ("add_bos", c_uint32)]
+
+
+class TensorInfo(Record):
+    _fields_ = [("size", c_uint32), ("rank", c_uint32), ("shape", c_uint64 * 8), ("bytes", c_uint64),
+                ("name", c_char_p), ("role", c_char_p), ("format", c_char_p)]
+
+
+class TensorReport(Record):
+    _fields_ = [("size", c_uint32), ("name", c_char_p), ("from_", c_char_p), ("to", c_char_p), ("wanted", c_char_p),
+                ("weights", c_uint64), ("bytes", c_uint64), ("rel_error", c_double)]
+
+
+_REPORT = ctypes.CFUNCTYPE(None, c_void_p, POINTER(TensorReport))
+
+
+class _QuantizeOptions(Record):
+    _fields_ = [("size", c_uint32), ("scheme", c_char_p), ("threads", c_uint32), ("force", c_uint32),
+                ("requantize", c_uint32), ("dry_run", c_uint32), ("progress", _PROGRESS), ("report", _REPORT),
+                ("user", c_void_p)]
+
+
+class QuantizeResult(Record):
+    _fields_ = [("size", c_uint32), ("tensors", c_uint32), ("fallbacks", c_uint32), ("weights", c_uint64),
+                ("bytes", c_uint64), ("bits_per_weight", c_double), ("seconds", c_double)]
+
+
+class _SessionOptions(Record):
+    _fields_ = [("size", c_uint32), ("context", c_uint32), ("batch", c_uint32), ("max_logits", c_uint32),
+                ("threads", c_uint32), ("activations", c_char_p)]
+
+
+class PlanInfo(Record):
+    _fields_ = [("size", c_uint32), ("context", c_uint32), ("batch", c_uint32), ("threads", c_uint32),
+                ("weights", c_uint64), ("kv", c_uint64), ("activations", c_uint64), ("total", c_uint64)]
+
+
+class SessionInfo(Record):
+    _fields_ = [("size", c_uint32), ("context", c_uint32), ("batch", c_uint32), ("max_logits", c_uint32),
+                ("threads", c_uint32), ("trained_context", c_uint32), ("kv_bytes", c_uint64),
+                ("activation_bytes", c_uint64)]
+
+
+class Stats(Record):
+    _fields_ = [("size", c_uint32), ("last_logits_hash", c_uint32), ("prefill_tokens", c_uint64),
+                ("decode_tokens", c_uint64), ("prefill_seconds", c_double), ("decode_seconds", c_double),
+                ("decode_bytes", c_uint64)]
+
+
+class Sampler(Record):
+    """How to choose a token: temperature, top_k, top_p, min_p, seed. All zero: always the most likely one."""
+
+    _fields_ = [("size", c_uint32), ("temperature", c_float), ("top_k", c_uint32), ("top_p", c_float),
+                ("min_p", c_float), ("seed", c_uint64)]
+
+
+class _EvalOptions(Record):
+    _fields_ = [("size", c_uint32), ("window", c_uint32), ("max_tokens", c_uint64), ("score_all", c_uint32),
+                ("progress", _PROGRESS), ("user", c_void_p)]
+
+
+class EvalResult(Record):
+    _fields_ = [("size", c_uint32), ("window", c_uint32), ("tokens", c_uint64), ("evaluated", c_uint64)] + [
+        (name, c_double) for name in ("nll", "ppl", "ppl_se", "ppl_ratio", "kld_mean", "kld_se", "kld_median",
+                                      "kld_p90", "kld_p95", "kld_p99", "kld_p999", "kld_max", "same_top", "dp_mean",
+                                      "dp_rms")
+    ]
+
+
+# ---------------------------------------------------------------------------------------------- the library
+
+# name: result, arguments. Handles are plain pointers; out-parameters are passed by byref.
+_S, _P, _SZ = c_int32, c_void_p, POINTER(c_size_t)
+_FUNCTIONS: Dict[str, Tuple[Any, List[Any]]] = {
+    "lq_version": (c_uint32, []),
+    "lq_version_string": (c_char_p, []),
+    "lq_status_name": (c_char_p, [_S]),
+    "lq_error_detail": (c_char_p, []),
+    "lq_open": (_S, [POINTER(_Options), POINTER(_P)]),
+    "lq_close": (None, [_P]),
+    "lq_device_count": (c_uint32, [_P]),
+    "lq_device_info_get": (_S, [_P, c_uint32, POINTER(DeviceInfo)]),
+    "lq_format_count": (c_uint32, []),
+    "lq_format_info_get": (_S, [c_uint32, POINTER(FormatInfo)]),
+    "lq_format_find": (_S, [c_char_p, POINTER(c_uint32)]),
+    "lq_scheme_count": (c_uint32, []),
+    "lq_scheme_name": (c_char_p, [c_uint32, POINTER(c_char_p)]),
+    "lq_model_open": (_S, [_P, c_char_p, POINTER(_ModelOptions), POINTER(_P)]),
+    "lq_model_close": (None, [_P]),
+    "lq_model_info_get": (_S, [_P, POINTER(ModelInfo)]),
+    "lq_model_meta": (_S, [_P, c_char_p, c_uint32, POINTER(c_char_p), c_void_p, _SZ]),
+    "lq_model_tensor": (_S, [_P, c_uint32, POINTER(TensorInfo)]),
+    "lq_model_tensor_row": (_S, [_P, c_uint32, c_uint64, POINTER(c_float)]),
+    "lq_model_plan": (_S, [_P, POINTER(_SessionOptions), POINTER(PlanInfo)]),
+    "lq_quantize": (_S, [_P, c_char_p, c_char_p, POINTER(_QuantizeOptions), POINTER(QuantizeResult)]),
+    "lq_session_open": (_S, [_P, POINTER(_SessionOptions), POINTER(_P)]),
+    "lq_session_close": (None, [_P]),
+    "lq_session_cancel": (None, [_P]),
+    "lq_session_info_get": (_S, [_P, POINTER(SessionInfo)]),
+    "lq_session_stats": (_S, [_P, POINTER(Stats)]),
+    "lq_seq_length": (c_uint32, [_P]),
+    "lq_seq_truncate": (_S, [_P, c_uint32]),
+    "lq_tokenize": (_S, [_P, c_char_p, c_size_t, c_uint32, POINTER(c_int32), _SZ]),
+    "lq_detokenize": (_S, [_P, POINTER(c_int32), c_size_t, c_uint32, c_void_p, _SZ]),
+    "lq_token_find": (c_int32, [_P, c_char_p]),
+    "lq_decode": (_S, [_P, POINTER(c_int32), c_size_t, c_size_t]),
+    "lq_logits": (_S, [_P, c_uint32, POINTER(POINTER(c_float))]),
+    "lq_sample": (_S, [_P, POINTER(Sampler), POINTER(c_int32)]),
+    "lq_sample_logits": (_S, [POINTER(c_float), c_size_t, POINTER(Sampler), c_uint64, POINTER(c_int32)]),
+    "lq_evaluate": (_S, [_P, POINTER(c_int32), c_size_t, POINTER(_EvalOptions), POINTER(EvalResult)]),
+    "lq_compare": (_S, [_P, POINTER(_P), c_size_t, POINTER(c_int32), c_size_t, POINTER(_EvalOptions),
+                        POINTER(EvalResult), POINTER(EvalResult)]),
+}
+
+_library: Optional[ctypes.CDLL] = None
+
+
+def _candidates() -> Iterator[str]:
+    here = os.path.dirname(os.path.abspath(__file__))
+    names = (f"libquant.so.{_ABI}", "libquant.so")
+    # beside this file; tools/bindings of a checkout; PREFIX/share/libquant/python of an installation
+    for folder in (here, os.path.join(here, "../../build"), os.path.join(here, "../../../lib")):
+        for name in names:
+            path = os.path.normpath(os.path.join(folder, name))
+            if os.path.exists(path):
+                yield path
+    found = ctypes.util.find_library("quant")
+    if found:
+        yield found
+
+
+def load(path: Optional[Path] = None) -> ctypes.CDLL:
+    """Load the shared library, from `path` or where the text at the top says. Called by everything that needs it; call
+    it yourself, first, to choose the file. Returns the ctypes library, whose lq_* functions are declared."""
+    global _library
+    if _library is not None and path is None:
+        return _library
+    chosen = os.fspath(path) if path is not None else os.environ.get("LIBQUANT") or next(_candidates(), None)
+    if chosen is None:
+        raise OSError("libquant.so was not found: install it, set LIBQUANT to its path, or call libquant.load(path)")
+    lib = ctypes.CDLL(chosen)
+    for name, (result, arguments) in _FUNCTIONS.items():
+        function = getattr(lib, name)
+        function.restype, function.argtypes = result, arguments
+    if lib.lq_version() // 10000 != int(_ABI):
+        raise OSError(f"{chosen} is libquant {lib.lq_version_string().decode()}; this file is for version {_ABI}")
+    _library = lib
+    return lib
+
+
+def _check(status: int) -> None:
+    if status != OK:
+        lib = load()
+        detail = lib.lq_error_detail().decode("utf-8", "replace")
+        raise _ERRORS.get(status, Error)(status, lib.lq_status_name(status).decode(), detail)
+
+
+def _text(value: Optional[Union[str, bytes]]) -> Optional[bytes]:
+    return value.encode() if isinstance(value, str) else value
+
+
+def _path(path: Path) -> bytes:
+    raw = os.fsencode(path)
+    if b"\0" in raw:
+        raise ValueError("a path with a NUL byte")
+    return raw
+
+
+def _ids(ids: Sequence[int]) -> "ctypes.Array[c_int32]":
+    return (c_int32 * len(ids))(*ids)
+
+
+def _bytes(guess: int, call: Callable[[Any, Any], int]) -> bytes:
+    """Variable output: ask with room for `guess` bytes, and again with what was needed."""
+    capacity = guess
+    while True:
+        buffer, n = ctypes.create_string_buffer(max(capacity, 1)), c_size_t(capacity)
+        status = call(ctypes.cast(buffer, c_void_p), byref(n))
+        if status == E_ARG and n.value > capacity:
+            capacity = n.value
+            continue
+        _check(status)
+        return buffer.raw[: n.value]
+
+
+class _Calls:
+    """The callbacks of one call: keeps them alive, carries an exception past the library."""
+
+    def __init__(self, progress: Optional[Progress], report: Optional[Callable[[TensorReport], None]] = None) -> None:
+        self.thrown: Optional[BaseException] = None
+
+        def on_progress(_user: Any, done: int, total: int, what: Optional[bytes]) -> int:
+            if self.thrown is not None:
+                return 1
+            try:
+                text = (what or b"").decode("utf-8", "replace")
+                return 1 if progress is not None and progress(done, total, text) else 0
+            except BaseException as e:  # KeyboardInterrupt too
+                self.thrown = e
+                return 1
+
+        def on_report(_user: Any, tensor: Any) -> None:
+            try:
+                if report is not None and self.thrown is None:
+                    report(tensor.contents)
+            except BaseException as e:
+                self.thrown = e
+
+        self.progress, self.report = _PROGRESS(on_progress), _REPORT(on_report)
+
+    def finish(self, status: int) -> None:
+        if self.thrown is not None:
+            raise self.thrown
+        _check(status)
+
+
+def version() -> str:
+    """The library's version, "0.1.0"."""
+    return str(load().lq_version_string().decode())
+
+
+def schemes() -> Dict[str, str]:
+    """The quantization schemes: names and descriptions."""
+    lib, out = load(), {}
+    for i in range(lib.lq_scheme_count()):
+        description = c_char_p()
+        name = lib.lq_scheme_name(i, byref(description))
+        out[name.decode()] = (description.value or b"").decode()
+    return out
+
+
+def formats() -> List[FormatInfo]:
+    """The formats of tensors."""
+    lib, out = load(), []
+    for i in range(lib.lq_format_count()):
+        info = FormatInfo()
+        _check(lib.lq_format_info_get(i, byref(info)))
+        out.append(info)
+    return out
+
+
+# ---------------------------------------------------------------------------------------------- handles
+
+_H = TypeVar("_H", bound="_Handle")
+
+
+class _Handle:
+    """A handle of the library: closes what depends on it first, then itself, once."""
+
+    _close_name = ""
+
+    def __init__(self, pointer: int, parent: Optional["_Handle"]) -> None:
+        self._pointer: Optional[int] = pointer
+        self._parent = parent  # is kept alive
+        self._children: "weakref.WeakSet[_Handle]" = weakref.WeakSet()
+        if parent is not None:
+            parent._children.add(self)
+
+    @property
+    def _handle(self) -> int:
+        if self._pointer is None:
+            raise ValueError(f"this {type(self).__name__} is closed")
+        return self._pointer
+
+    def close(self) -> None:
+        """Free it now. Also at the end of a `with`, and when nothing refers to it any more."""
+        if getattr(self, "_pointer", None) is None:
+            return
+        for child in list(self._children):
+            child.close()
+        pointer, self._pointer = self._pointer, None
+        getattr(load(), self._close_name)(pointer)
+
+    def __enter__(self: _H) -> _H:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        try:
+            self.close()
+        except Exception:  # the interpreter is going away
+            pass
+
+
+class Context(_Handle):
+    """The devices and defaults that models and sessions share."""
+
+    _close_name = "lq_close"
+
+    def __init__(self, threads: int = 0, isa: Optional[str] = None, log: Optional[Log] = None) -> None:
+        """`log(level, message)`: level 0 error, 1 warning, 2 info, 3 debug; may come from any thread."""
+        self._log = _LOG()
+        if log is not None:
+            hook = log
+            self._log = _LOG(lambda _user, level, message: hook(level, message.decode("utf-8", "replace")))
+        options, out = _Options(threads=threads, isa=_text(isa), log=self._log), c_void_p()
+        _check(load().lq_open(byref(options), byref(out)))
+        super().__init__(out.value or 0, None)
+
+    @property
+    def devices(self) -> List[DeviceInfo]:
+        out = []
+        for i in range(load().lq_device_count(self._handle)):
+            info = DeviceInfo()
+            _check(load().lq_device_info_get(self._handle, i, byref(info)))
+            out.append(info)
+        return out
+
+    def open(self, path: Path, check_tensors: bool = False, no_mmap: bool = False) -> "Model":
+        """Open a GGUF file or a Hugging Face directory."""
+        options, out = _ModelOptions(check_tensors=check_tensors, no_mmap=no_mmap), c_void_p()
+        _check(load().lq_model_open(self._handle, _path(path), byref(options), byref(out)))
+        return Model(out.value or 0, self)
+
+    def quantize(self, src: Path, dst: Path, scheme: str, threads: int = 0, force: bool = False,
+                 requantize: bool = False, dry_run: bool = False, progress: Optional[Progress] = None,
+                 report: Optional[Callable[[TensorReport], None]] = None) -> QuantizeResult:
+        """Write the model at `src` to the GGUF file `dst`. `report` gets a TensorReport after each tensor, valid during
+        the call alone."""
+        calls, result = _Calls(progress, report), QuantizeResult()
+        options = _QuantizeOptions(scheme=_text(scheme), threads=threads, force=force, requantize=requantize,
+                                   dry_run=dry_run, progress=calls.progress, report=calls.report)
+        calls.finish(load().lq_quantize(self._handle, _path(src), _path(dst), byref(options), byref(result)))
+        return result
+
+
+class Model(_Handle):
+    """An open model; immutable. Made by Context.open."""
+
+    _close_name = "lq_model_close"
+
+    def __init__(self, pointer: int, context: Context) -> None:
+        super().__init__(pointer, context)
+        self.info = ModelInfo()
+        _check(load().lq_model_info_get(self._handle, byref(self.info)))
+
+    def meta(self) -> Dict[str, str]:
+        """All metadata as text."""
+        out: Dict[str, str] = {}
+        lib, handle, name = load(), self._handle, c_char_p()
+        for i in range(1 << 32):
+            n = c_size_t(0)
+            if lib.lq_model_meta(handle, None, i, None, None, byref(n)) == E_ARG and n.value == 0:
+                break
+            text = _bytes(n.value, lambda data, n: lib.lq_model_meta(handle, None, i, byref(name), data, n))
+            out[(name.value or b"").decode("utf-8", "replace")] = text[:-1].decode("utf-8", "replace")
+        return out
+
+    def tensors(self) -> List[TensorInfo]:
+        """All tensors in file order. Their names are borrowed: do not use a TensorInfo after the model is closed."""
+        out = []
+        for i in range(self.info.tensors):
+            info = TensorInfo()
+            _check(load().lq_model_tensor(self._handle, i, byref(info)))
+            out.append(info)
+        return out
+
+    def tensor_row(self, index: int, row: int) -> List[float]:
+        """A row of a tensor as floats."""
+        info = TensorInfo()
+        _check(load().lq_model_tensor(self._handle, index, byref(info)))
+        out = (c_float * info.shape[0])()
+        _check(load().lq_model_tensor_row(self._handle, index, row, out))
+        return list(out)
+
+    def tokenize(self, text: Union[str, bytes], bos: bool = True, special: bool = False) -> List[int]:
+        """`bos`: put BOS first where the model wants it. `special`: text that spells a special token becomes it."""
+        raw = text.encode() if isinstance(text, str) else text
+        flags = (1 if bos else 0) | (2 if special else 0)
+        capacity = len(raw) + 8
+        while True:
+            out, n = (c_int32 * capacity)(), c_size_t(capacity)
+            status = load().lq_tokenize(self._handle, raw, len(raw), flags, out, byref(n))
+            if status == E_ARG and n.value > capacity:
+                capacity = n.value
+                continue
+            _check(status)
+            return out[: n.value]
+
+    def detokenize_bytes(self, ids: Sequence[int], special: bool = False, middle: bool = False,
+                         stream: bool = False) -> bytes:
+        """The bytes of tokens; the flags are LQ_DETOKENIZE_SPECIAL, _MIDDLE and _STREAM."""
+        flags = (1 if special else 0) | (2 if middle else 0) | (4 if stream else 0)
+        array = _ids(ids)
+        return _bytes(len(ids) * 8 + 16,
+                      lambda data, n: load().lq_detokenize(self._handle, array, len(ids), flags, data, n))
+
+    def detokenize(self, ids: Sequence[int], special: bool = False, middle: bool = False) -> str:
+        """The text of tokens; bytes that are not UTF-8 become U+FFFD."""
+        return self.detokenize_bytes(ids, special, middle).decode("utf-8", "replace")
+
+    def token(self, piece: str) -> Optional[int]:
+        """The id of a token by its exact spelling."""
+        found = load().lq_token_find(self._handle, piece.encode())
+        return None if found < 0 else found
+
+    def plan(self, **options: Any) -> PlanInfo:
+        """The bytes that a session with these options needs."""
+        plan = PlanInfo()
+        _check(load().lq_model_plan(self._handle, byref(_session_options(options)), byref(plan)))
+        return plan
+
+    def session(self, **options: Any) -> "Session":
+        """Open a session. Options: context, batch, max_logits, threads, activations."""
+        out = c_void_p()
+        _check(load().lq_session_open(self._handle, byref(_session_options(options)), byref(out)))
+        return Session(out.value or 0, self)
+
+
+def _session_options(options: Dict[str, Any]) -> _SessionOptions:
+    return _SessionOptions(**{k: _text(v) if isinstance(v, str) else v for k, v in options.items()})
+
+
+class Session(_Handle):
+    """One timeline over a model: KV cache and logits. Made by Model.session."""
+
+    _close_name = "lq_session_close"
+
+    def __init__(self, pointer: int, model: Model) -> None:
+        super().__init__(pointer, model)
+        self.model = model
+
+    def __len__(self) -> int:
+        """Tokens in the sequence."""
+        return int(load().lq_seq_length(self._handle))
+
+    def __bool__(self) -> bool:
+        return True  # an empty session is one too
+
+    @property
+    def info(self) -> SessionInfo:
+        info = SessionInfo()
+        _check(load().lq_session_info_get(self._handle, byref(info)))
+        return info
+
+    @property
+    def stats(self) -> Stats:
+        stats = Stats()
+        _check(load().lq_session_stats(self._handle, byref(stats)))
+        return stats
+
+    def truncate(self, length: int) -> None:
+        _check(load().lq_seq_truncate(self._handle, length))
+
+    def cancel(self) -> None:
+        """End the running call, or else the next one, with Cancelled. From any thread or a signal handler."""
+        load().lq_session_cancel(self._handle)
+
+    def decode(self, ids: Sequence[int], logits_from: Optional[int] = None) -> None:
+        """Append tokens and evaluate them; logits are kept from index `logits_from` on (default: for the last)."""
+        n = len(ids)
+        _check(load().lq_decode(self._handle, _ids(ids), n, max(n - 1, 0) if logits_from is None else logits_from))
+
+    def logits(self, row: int = 0) -> List[float]:
+        """A row of the logits that the last decode kept."""
+        out = POINTER(c_float)()
+        _check(load().lq_logits(self._handle, row, byref(out)))
+        return out[: self.model.info.vocabulary]
+
+    def sample(self, sampler: Optional[Sampler] = None) -> int:
+        """Choose a token from the last row of logits; without a sampler the most likely one."""
+        out = c_int32()
+        _check(load().lq_sample(self._handle, byref(sampler) if sampler is not None else None, byref(out)))
+        return out.value
+
+    def tokens(self, max_tokens: Optional[int] = None, sampler: Optional[Sampler] = None,
+               stop_at_eos: bool = True) -> Iterator[int]:
+        """Continue the sequence: choose a token, give it out, evaluate it. Ends at the end-of-text token, after
+        `max_tokens`, or when the context is full."""
+        context, made = self.info.context, 0
+        while max_tokens is None or made < max_tokens:
+            token = self.sample(sampler)
+            if stop_at_eos and token == self.model.info.eos:
+                return
+            made += 1
+            yield token
+            if len(self) >= context:
+                return
+            if max_tokens is None or made < max_tokens:
+                self.decode([token])
+
+    def generate(self, prompt: Union[str, bytes, Sequence[int]], max_tokens: Optional[int] = None, *,
+                 special: bool = False, stop_at_eos: bool = True, **sampler: Any) -> Iterator[str]:
+        """Evaluate a prompt (text, or ids) and yield the continuation in pieces of whole characters. Further keywords
+        are those of Sampler: temperature, top_k, top_p, min_p, seed."""
+        how = Sampler(**sampler)
+        if isinstance(prompt, (str, bytes)):
+            prompt = self.model.tokenize(prompt, bos=len(self) == 0, special=special)
+        self.decode(prompt)
+        middle, pending, printed = len(self) > 1, [], 0
+        for token in self.tokens(max_tokens, how, stop_at_eos):
+            pending.append(token)
+            known = self.model.detokenize_bytes(pending, middle=middle, stream=True)
+            if len(known) > printed:
+                yield known[printed:].decode("utf-8", "replace")
+                printed = len(known)
+            if len(known) == len(self.model.detokenize_bytes(pending, middle=middle)):
+                middle, pending, printed = True, [], 0
+        rest = self.model.detokenize_bytes(pending, middle=middle)[printed:] if pending else b""
+        if rest:
+            yield rest.decode("utf-8", "replace")
+
+    def evaluate(self, ids: Sequence[int], window: int = 0, max_tokens: int = 0, score_all: bool = False,
+                 progress: Optional[Progress] = None) -> EvalResult:
+        """Perplexity of a text of ids. The session needs max_logits of at least half a window."""
+        calls, result = _Calls(progress), EvalResult()
+        options = _EvalOptions(window=window, max_tokens=max_tokens, score_all=score_all, progress=calls.progress)
+        calls.finish(load().lq_evaluate(self._handle, _ids(ids), len(ids), byref(options), byref(result)))
+        return result
+
+    def compare(self, candidates: Sequence["Session"], ids: Sequence[int], window: int = 0, max_tokens: int = 0,
+                score_all: bool = False, progress: Optional[Progress] = None) -> Tuple[EvalResult, List[EvalResult]]:
+        """Score candidates against this session over the same text. Returns its own result and one per candidate."""
+        calls, own, n = _Calls(progress), EvalResult(), len(candidates)
+        options = _EvalOptions(window=window, max_tokens=max_tokens, score_all=score_all, progress=calls.progress)
+        handles, results = (c_void_p * n)(*[c._handle for c in candidates]), (EvalResult * n)()
+        for r in results:
+            r.size = ctypes.sizeof(EvalResult)
+        calls.finish(load().lq_compare(self._handle, handles, n, _ids(ids), len(ids), byref(options), byref(own),
+                                       results))
+        return own, list(results)
+
+
+def sample_logits(logits: Sequence[float], sampler: Optional[Sampler] = None, position: int = 0) -> int:
+    """Choose a token from any row of logits. Pure."""
+    row, out = (c_float * len(logits))(*logits), c_int32()
+    _check(load().lq_sample_logits(row, len(logits), byref(sampler or Sampler()), position, byref(out)))
+    return out.value
