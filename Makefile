@@ -39,6 +39,9 @@ endif
 ALL_CFLAGS = $(STD) $(WARN) $(CFLAGS) -I$(B)/gen
 LDLIBS := -lm -pthread
 JSON_LIBS := -ljansson
+# 0.1.0, typed in libquant.h alone; its first number is that of the SONAME
+VERSION := $(shell sed -n 's/^.define LQ_VERSION_[MP][A-Z]* *//p' include/libquant.h | paste -sd.)
+ABI := $(firstword $(subst ., ,$(VERSION)))
 TEST_LIBS := $(shell pkg-config --libs check 2>/dev/null || echo -lcheck)
 
 ARCH := $(shell $(CC) -dumpmachine)
@@ -64,7 +67,7 @@ FUZZ_BIN := $(foreach n,$(or $(NAME),$(FUZZ_SRC:tests/fuzz_%.c=%)),$(B)/fuzz/fuz
 REPLAY_BIN := $(FUZZ_SRC:tests/fuzz_%.c=$(B)/replay/%)
 RECIPES := $(wildcard libquant/recipes/*.txt)
 
-.PHONY: all lib tools test check demo bench fuzz coverage clean help setup tests-build embed
+.PHONY: all lib tools test check demo bench fuzz coverage clean help setup tests-build embed manual install uninstall
 .DEFAULT_GOAL := all
 # Keep objects that only pattern rules mention: a fuzz target would compile the whole library again.
 .SECONDARY:
@@ -93,9 +96,10 @@ $(B)/libquant.a: $(LIB_OBJ)
 	@rm -f $@
 	$(call say,AR)
 	$(Q)$(AR) rcs $@ $^
-$(B)/libquant.so: $(LIB_OBJ)
+$(B)/libquant.so: $(LIB_OBJ) libquant/libquant.map
 	$(call say,LD)
-	$(Q)$(CC) $(LDSAN) -shared -Wl,-soname,libquant.so.0 -Wl,-z,defs -o $@ $^ $(LDLIBS)
+	$(Q)$(CC) $(LDSAN) -shared -Wl,-soname,libquant.so.$(ABI) -Wl,-z,defs -Wl,--version-script=libquant/libquant.map \
+	  -o $@ $(LIB_OBJ) $(LDLIBS)
 $(B)/lq: $(TOOL_OBJ) $(B)/libquant.a
 	$(call say,LD)
 	$(Q)$(CC) $(LDSAN) -o $@ $^ $(JSON_LIBS) $(LDLIBS)
@@ -158,6 +162,52 @@ ifneq ($(SETUP),0)
 	@tools/setup.sh
 endif
 
+# Installing: DESTDIR goes before every path, PREFIX and the folders below it are what the installed files are told.
+# lq is linked with the static library, since it may use more of it than lq_*: it runs from any place.
+PREFIX ?= /usr/local
+BINDIR ?= $(PREFIX)/bin
+LIBDIR ?= $(PREFIX)/lib
+INCLUDEDIR ?= $(PREFIX)/include
+MANDIR ?= $(PREFIX)/share/man
+DOCDIR ?= $(PREFIX)/share/doc/libquant
+PKGCONFIGDIR ?= $(LIBDIR)/pkgconfig
+BASHDIR ?= $(PREFIX)/share/bash-completion/completions
+ZSHDIR ?= $(PREFIX)/share/zsh/site-functions
+FISHDIR ?= $(PREFIX)/share/fish/vendor_completions.d
+LDCONFIG ?= ldconfig
+# Manual pages and completion are what lq says of itself. A cross build needs one that runs here: HOST_LQ=.
+HOST_LQ ?= $(B)/lq
+MAN1 := $(patsubst %,$(B)/man/lq-%.1,$(subst _,-,$(shell sed -n 's/^COMMAND(\([a-z0-9_]*\)).*/\1/p' tools/commands.def)))
+INSTALLED := $(B)/install/libquant.a $(B)/man/lq.1 $(MAN1) $(B)/man/libquant.3 $(addprefix $(B)/completion/,bash zsh fish)
+
+# One object, in which only lq_* can be seen from outside. Tests link with the other archive and see everything.
+OBJCOPY ?= $(shell $(CC) -print-prog-name=objcopy)
+$(B)/install/libquant.a: $(LIB_OBJ)
+	@mkdir -p $(@D) && rm -f $@
+	$(call say,AR)
+	$(Q)$(CC) -r -nostdlib -o $(@D)/libquant.o $^ && $(OBJCOPY) --localize-hidden $(@D)/libquant.o && \
+	  $(AR) rcs $@ $(@D)/libquant.o && rm $(@D)/libquant.o
+$(B)/man/lq.1: $(HOST_LQ)
+	@mkdir -p $(@D) && $(HOST_LQ) help --man >$@.tmp && mv $@.tmp $@
+$(B)/man/lq-%.1: $(HOST_LQ)
+	@mkdir -p $(@D) && $(HOST_LQ) help --man $* >$@.tmp && mv $@.tmp $@
+$(B)/man/libquant.3: tools/man3.awk include/libquant.h
+	@mkdir -p $(@D) && awk -f tools/man3.awk -v version=$(VERSION) \
+	  -v date=$$(date -u -d @$${SOURCE_DATE_EPOCH:-$$(date +%s)} +%Y-%m-%d) include/libquant.h >$@.tmp && mv $@.tmp $@
+$(B)/completion/%: $(HOST_LQ)
+	@mkdir -p $(@D) && $(HOST_LQ) completion $* >$@.tmp && mv $@.tmp $@
+
+INSTALL = DESTDIR='$(DESTDIR)' PREFIX='$(PREFIX)' BINDIR='$(BINDIR)' LIBDIR='$(LIBDIR)' INCLUDEDIR='$(INCLUDEDIR)' \
+  MANDIR='$(MANDIR)' DOCDIR='$(DOCDIR)' PKGCONFIGDIR='$(PKGCONFIGDIR)' BASHDIR='$(BASHDIR)' ZSHDIR='$(ZSHDIR)' \
+  FISHDIR='$(FISHDIR)' LDCONFIG='$(LDCONFIG)' B='$(B)' VERSION='$(VERSION)' \
+  MANPAGES='$(notdir $(filter $(B)/man/%,$(INSTALLED)))' tools/install.sh
+manual: $(filter $(B)/man/%,$(INSTALLED))
+install: all $(INSTALLED)
+	@$(INSTALL) install
+	@echo '  libquant $(VERSION) is in $(DESTDIR)$(PREFIX)'
+uninstall:
+	@$(INSTALL) uninstall
+
 # Fuzz targets: built with clang's libFuzzer under ASan and UBSan from scratch objects of their own; a target takes what
 # it needs of the library and of the tools from archives.
 FUZZCC ?= clang
@@ -196,6 +246,9 @@ help:
 	@echo 'make bench    the speed of the bundled model in a few schemes'
 	@echo 'make fuzz     run every fuzz target for TIME seconds (60), or only NAME, JOBS at once'
 	@echo 'make coverage run the tests and print the lines and branches that they reach'
+	@echo 'make install  to PREFIX (/usr/local), below DESTDIR; BINDIR LIBDIR INCLUDEDIR MANDIR DOCDIR PKGCONFIGDIR'
+	@echo 'make uninstall   takes away what install put there, given the same variables'
+	@echo 'make manual   build/man: the manual pages'
 	@echo 'make embed    build/embed/quant_all.c: the library as one file, to compile in a build of your own'
 	@echo 'make clean    remove the build folder'
 

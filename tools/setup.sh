@@ -8,6 +8,7 @@
 set -u
 essential='gcc libc6-dev make pkg-config libjansson-dev check'
 optional='glslang-tools clang libclang-rt-14-dev gcovr' # shader checks of the formats; second compiler; fuzzing; coverage
+optional="$optional g++ python3 mandoc zsh fish"         # C++ header; binding; manual pages; completion
 
 has_header() { echo "#include <$1>" | "${CC:-cc}" -E - >/dev/null 2>&1; }
 
