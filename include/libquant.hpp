@@ -437,6 +437,20 @@ class session {
         calls.finish(lq_evaluate(get(), tokens.data(), tokens.size(), &o, &result));
         return result;
     }
+
+    /* Write what a text says about the importance of weights to the file `dst`, for lq_quantize_options.importance. */
+    lq_calibrate_result calibrate(ids tokens, const std::string &dst,
+                                  const lq_calibrate_options &options = sized<lq_calibrate_options>(),
+                                  const progress_function &progress = nullptr) {
+        auto result = sized<lq_calibrate_result>();
+        detail::calls calls;
+        lq_calibrate_options o = options;
+        calls.progress = &progress;
+        o.progress = detail::calls::on_progress;
+        o.user = &calls;
+        calls.finish(lq_calibrate(get(), tokens.data(), tokens.size(), dst.c_str(), &o, &result));
+        return result;
+    }
     lq_session *get() const noexcept { return session_.get(); }
 
   private:

@@ -169,6 +169,19 @@ def evaluation():
 
 
 @test
+def calibration():
+    stats = os.path.join(folder, "binding.stats.gguf")
+    with context.open(source) as model, model.session(activations="f32") as s:
+        ids = model.tokenize("The quick brown fox jumps over the lazy dog. " * 60)
+        made = s.calibrate(ids, stats, dataset="fox")
+        assert made.chunks * made.window == made.tokens and made.entries > 0 and made.bytes == os.path.getsize(stats)
+        raises(libquant.Error, lambda: s.calibrate(ids, stats), libquant.E_ARG)
+        raises(libquant.Cancelled, lambda: s.calibrate(ids, stats, force=True, progress=lambda *_: True))
+    r = context.quantize(source, os.path.join(folder, "calibrated.gguf"), "q4_0", importance=stats)
+    assert r.with_importance == made.entries
+
+
+@test
 def handles():
     ctx = libquant.Context()
     model = ctx.open(model_path)

@@ -63,8 +63,8 @@ libs='-lm -pthread'
 fma=
 case $(uname -m) in x86_64) grep -qw fma /proc/cpuinfo && fma=-mfma ;; esac
 # shellcheck disable=SC2086
-if ${CC:-cc} ${SAN:+-fsanitize=$SAN} -o of_tree program.c "$lib" $libs 2>log && ./of_tree "$pocket" of_tree.gguf >of_tree.out 2>log
-then pass; else fail 'the program with libquant.a' log; fi
+if ${CC:-cc} ${SAN:+-fsanitize=$SAN} -o of_tree program.c "$lib" $libs 2>log &&
+    ./of_tree "$pocket" of_tree.gguf >of_tree.out 2>log; then pass; else fail 'the program with libquant.a' log; fi
 
 for cc in gcc clang; do
     command -v $cc >/dev/null 2>&1 || { skip "$cc is not here: the library as one file"; continue; }

@@ -1,7 +1,6 @@
 #!/bin/sh
-# check_install.sh: what `make install` leaves behind is complete: headers, both libraries, libquant.pc, lq, manual pages
-# and completion, in a scratch prefix, used from there alone: no file of the tree, no LD_LIBRARY_PATH where a user would
-# need none. Then `make uninstall` takes all of it away.
+# check_install.sh: what `make install` leaves behind is complete: headers, both libraries, libquant.pc, lq, manual
+# pages and completion, in a scratch prefix, used from there alone: no file of the tree, no LD_LIBRARY_PATH. Then `make uninstall` takes all of it away.
 # shellcheck disable=SC2046,SC2086,SC2317 # flags are words
 set -u
 cd "$(dirname "$0")/.." || exit 1
@@ -84,8 +83,8 @@ is 'pkg-config --static --libs' "$(pc --static --libs)" "-L$lib -lquant -lm -pth
 
 examples=$prefix/share/doc/libquant/examples
 strict='-Wall -Wextra -Werror'
-# build NAME COMPILER FLAGS... SOURCE: as shared.NAME and static.NAME. Shared: found at run time by its SONAME in a folder
-# that the program is told. Static: the archive, with nothing left to find.
+# build NAME COMPILER FLAGS... SOURCE: as shared.NAME and static.NAME. Shared: found at run time by its SONAME, in a
+# folder that the program is told. Static: the archive, with nothing left to find.
 build() {
     name=$1 cc=$2; shift 2
     run "$name, shared" $cc $strict "$@" $(pc --cflags --libs) -pthread -Wl,-rpath,"$lib" -o "shared.$name"
@@ -179,8 +178,8 @@ for f in opt/quant/sbin/lq opt/quant/lib64/libquant.so.0 usr/include/quant/libqu
 is 'DESTDIR in a file' "$(grep -rlF "$dest" "$dest")" ''
 is 'libquant.pc' "$(PKG_CONFIG_PATH=$dest/opt/pc pkg-config --variable=libdir libquant)" /opt/quant/lib64
 is 'libquant.pc' "$(PKG_CONFIG_PATH=$dest/opt/pc pkg-config --cflags-only-I libquant | tr -d ' ')" -I/usr/include/quant
-is 'libquant.pc, moved' "$(PKG_CONFIG_PATH=$dest/opt/pc pkg-config --define-variable=prefix=/new --variable=libdir libquant)" \
-    /new/lib64
+is 'libquant.pc, moved' "$(PKG_CONFIG_PATH=$dest/opt/pc pkg-config --define-variable=prefix=/new --variable=libdir \
+    libquant)" /new/lib64
 run 'make uninstall with folders' mk uninstall DESTDIR="$dest" PREFIX=/opt/quant LIBDIR=/opt/quant/lib64 \
     INCLUDEDIR=/usr/include/quant MANDIR=/opt/man BINDIR=/opt/quant/sbin DOCDIR=/opt/doc PKGCONFIGDIR=/opt/pc
 is 'what uninstall left' "$(find "$dest" ! -type d)" ''

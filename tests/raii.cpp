@@ -10,9 +10,10 @@
 static int failed;
 #define EXPECT(x) ((x) ? (void)0 : (void)(std::printf("raii.cpp:%d: not %s\n", __LINE__, #x), failed++))
 
-static_assert(!std::is_copy_constructible_v<libquant::context> && std::is_nothrow_move_constructible_v<libquant::context>);
-static_assert(!std::is_copy_constructible_v<libquant::model> && std::is_nothrow_move_assignable_v<libquant::model>);
-static_assert(!std::is_copy_constructible_v<libquant::session> && std::is_nothrow_move_assignable_v<libquant::session>);
+template <class T>
+constexpr bool moves_only = !std::is_copy_constructible_v<T> && !std::is_copy_assignable_v<T> &&
+                            std::is_nothrow_move_constructible_v<T> && std::is_nothrow_move_assignable_v<T>;
+static_assert(moves_only<libquant::context> && moves_only<libquant::model> && moves_only<libquant::session>);
 static_assert(std::is_nothrow_copy_constructible_v<libquant::error>);
 
 template <class F> static lq_status status_of(F &&call) {
@@ -154,6 +155,17 @@ static void scoring(const libquant::context &ctx, const std::string &src, const 
     libquant::session *const candidates[] = {&candidate};
     const auto results = libquant::compare(reference, candidates, ids);
     EXPECT(results.size() == 2 && results[1].ppl == alone.ppl && results[1].kld_mean >= 0 && results[0].kld_mean == 0);
+
+    auto how = libquant::sized<lq_calibrate_options>();
+    how.force = 1;
+    const auto made = reference.calibrate(ids, path + ".stats", how);
+    EXPECT(made.entries > 0 && made.tokens > 0);
+    auto quantize = libquant::sized<lq_quantize_options>();
+    const std::string stats = path + ".stats";
+    quantize.scheme = "q4_0";
+    quantize.importance = stats.c_str();
+    quantize.force = 1;
+    EXPECT(libquant::quantize(ctx, src, path + ".q4_0", quantize).with_importance == made.entries);
 }
 
 int main(int argc, char **argv) {

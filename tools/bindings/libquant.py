@@ -145,7 +145,7 @@ class TensorInfo(Record):
 
 class TensorReport(Record):
     _fields_ = [("size", c_uint32), ("name", c_char_p), ("from_", c_char_p), ("to", c_char_p), ("wanted", c_char_p),
-                ("weights", c_uint64), ("bytes", c_uint64), ("rel_error", c_double)]
+                ("weights", c_uint64), ("bytes", c_uint64), ("rel_error", c_double), ("importance", c_uint32)]
 
 
 _REPORT = ctypes.CFUNCTYPE(None, c_void_p, POINTER(TensorReport))
@@ -154,12 +154,13 @@ _REPORT = ctypes.CFUNCTYPE(None, c_void_p, POINTER(TensorReport))
 class _QuantizeOptions(Record):
     _fields_ = [("size", c_uint32), ("scheme", c_char_p), ("threads", c_uint32), ("force", c_uint32),
                 ("requantize", c_uint32), ("dry_run", c_uint32), ("progress", _PROGRESS), ("report", _REPORT),
-                ("user", c_void_p)]
+                ("user", c_void_p), ("importance", c_char_p)]
 
 
 class QuantizeResult(Record):
     _fields_ = [("size", c_uint32), ("tensors", c_uint32), ("fallbacks", c_uint32), ("weights", c_uint64),
-                ("bytes", c_uint64), ("bits_per_weight", c_double), ("seconds", c_double)]
+                ("bytes", c_uint64), ("bits_per_weight", c_double), ("seconds", c_double),
+                ("with_importance", c_uint32), ("without_importance", c_uint32)]
 
 
 class _SessionOptions(Record):
@@ -202,6 +203,16 @@ class EvalResult(Record):
                                       "kld_p90", "kld_p95", "kld_p99", "kld_p999", "kld_max", "same_top", "dp_mean",
                                       "dp_rms")
     ]
+
+
+class _CalibrateOptions(Record):
+    _fields_ = [("size", c_uint32), ("window", c_uint32), ("max_tokens", c_uint64), ("force", c_uint32),
+                ("dataset", c_char_p), ("progress", _PROGRESS), ("user", c_void_p)]
+
+
+class CalibrateResult(Record):
+    _fields_ = [("size", c_uint32), ("window", c_uint32), ("chunks", c_uint32), ("entries", c_uint32),
+                ("tokens", c_uint64), ("bytes", c_uint64), ("seconds", c_double)]
 
 
 # ---------------------------------------------------------------------------------------------- the library
@@ -247,6 +258,8 @@ _FUNCTIONS: Dict[str, Tuple[Any, List[Any]]] = {
     "lq_evaluate": (_S, [_P, POINTER(c_int32), c_size_t, POINTER(_EvalOptions), POINTER(EvalResult)]),
     "lq_compare": (_S, [_P, POINTER(_P), c_size_t, POINTER(c_int32), c_size_t, POINTER(_EvalOptions),
                         POINTER(EvalResult), POINTER(EvalResult)]),
+    "lq_calibrate": (_S, [_P, POINTER(c_int32), c_size_t, c_char_p, POINTER(_CalibrateOptions),
+                          POINTER(CalibrateResult)]),
 }
 
 _library: Optional[ctypes.CDLL] = None
@@ -452,13 +465,15 @@ class Context(_Handle):
         return Model(out.value or 0, self)
 
     def quantize(self, src: Path, dst: Path, scheme: str, threads: int = 0, force: bool = False,
-                 requantize: bool = False, dry_run: bool = False, progress: Optional[Progress] = None,
+                 requantize: bool = False, dry_run: bool = False, importance: Optional[Path] = None,
+                 progress: Optional[Progress] = None,
                  report: Optional[Callable[[TensorReport], None]] = None) -> QuantizeResult:
-        """Write the model at `src` to the GGUF file `dst`. `report` gets a TensorReport after each tensor, valid during
-        the call alone."""
+        """Write the model at `src` to the GGUF file `dst`. `importance` is a file that Session.calibrate or another
+        engine made. `report` gets a TensorReport after each tensor, valid during the call alone."""
         calls, result = _Calls(progress, report), QuantizeResult()
         options = _QuantizeOptions(scheme=_text(scheme), threads=threads, force=force, requantize=requantize,
-                                   dry_run=dry_run, progress=calls.progress, report=calls.report)
+                                   dry_run=dry_run, progress=calls.progress, report=calls.report,
+                                   importance=None if importance is None else _path(importance))
         calls.finish(load().lq_quantize(self._handle, _path(src), _path(dst), byref(options), byref(result)))
         return result
 
@@ -658,6 +673,15 @@ class Session(_Handle):
         calls.finish(load().lq_compare(self._handle, handles, n, _ids(ids), len(ids), byref(options), byref(own),
                                        results))
         return own, list(results)
+
+    def calibrate(self, ids: Sequence[int], dst: Path, window: int = 0, max_tokens: int = 0, force: bool = False,
+                  dataset: Optional[str] = None, progress: Optional[Progress] = None) -> CalibrateResult:
+        """Write what a text of ids says about the importance of weights to the file `dst`, for Context.quantize."""
+        calls, result = _Calls(progress), CalibrateResult()
+        options = _CalibrateOptions(window=window, max_tokens=max_tokens, force=force, dataset=_text(dataset),
+                                    progress=calls.progress)
+        calls.finish(load().lq_calibrate(self._handle, _ids(ids), len(ids), _path(dst), byref(options), byref(result)))
+        return result
 
 
 def sample_logits(logits: Sequence[float], sampler: Optional[Sampler] = None, position: int = 0) -> int:
