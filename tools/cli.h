@@ -123,7 +123,7 @@ struct cli {
      .at = offsetof(T, isa),                                                                                           \
      .help = "highest instruction set to use, such as scalar or avx2 (default: the best present)",                     \
      .also = "|cpu|arch|simd|",                                                                                        \
-     .values = "scalar avx2 avx512 avx512vnni neon"}
+     .values = "scalar avx2 avx512 avx512vnni neon neon_dotprod"}
 
 /* The commands in the order of the help text; NULL past the end. */
 const cli_command *cli_command_at(size_t i);
