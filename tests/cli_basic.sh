@@ -40,6 +40,14 @@ exits 2 "missing value" "$LQ" eval none --text --json; says "missing value" "tex
 exits 2 "flag with value" "$LQ" quantize a b --scheme q8_0 --force=1; says "flag with value" "takes no value"
 exits 2 "missing operand" "$LQ" quantize; says "missing operand" "is required"
 exits 2 "missing operand" "$LQ" eval --text x; says "missing operand" "MODEL is missing"
+exits 2 "first operand of two" "$LQ" quantize a --scheme q8_0; says "first operand of two" "DST is missing"
+for v in 0.5 1 2e0 .5; do exits 4 "--temp $v" "$LQ" run none.gguf -p x --temp "$v"; done # the file is what is wrong
+exits 2 "--temp empty" "$LQ" run none.gguf -p x --temp ''
+exits 4 "an option twice" "$LQ" run none.gguf -p x --threads 1 -t2
+exits 4 "an operand like an option" "$LQ" info -- --none.gguf; says "an operand like an option" "cannot open --none.gguf"
+exits 4 "a value like an option" "$LQ" run none.gguf --prompt=--json; silent "a value like an option"
+exits 4 "a list" "$LQ" bench quality --model none.gguf --text a --text=b --schemes q8_0; says "a list" "none.gguf"
+exits 2 "letters together" "$LQ" run none.gguf -hx
 exits 2 "too many operands" "$LQ" run a b -p x; says "too many operands" "unexpected argument 'b'"
 exits 2 "unknown scheme" "$LQ" quantize none none --scheme q4_k_n; says "unknown scheme" "nearest is q4_k_[ms]"
 exits 2 "info of nothing" "$LQ" info

@@ -18,7 +18,9 @@ static const cli_command *const commands[] = {
 enum { WORDS = 64 };
 
 /* Left alone, or within its range. */
-static bool number_fits(const cli_option *o, double v, double usual) { return v == usual || (v >= o->min && v <= o->max); }
+static bool number_fits(const cli_option *o, double v, double usual) {
+    return v == usual || (v >= o->min && v <= o->max);
+}
 
 static void check_accepted(const cli_command *command, const char *args) {
     const char *defaults = (const char *)command->defaults;

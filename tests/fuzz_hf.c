@@ -54,8 +54,9 @@ static void write_weights(const char *folder, const char *name, uint32_t which) 
         end += rows * weights[i].k * 4;
         if (weights[i].rows) snprintf(shape, sizeof shape, "%u,%u", weights[i].rows, weights[i].k);
         else snprintf(shape, sizeof shape, "%u", weights[i].k);
-        n += (size_t)snprintf(head + n, sizeof head - n, "%s\"%s\":{\"dtype\":\"F32\",\"shape\":[%s],\"data_offsets\":[%zu,%zu]}",
-                              n > 1 ? "," : "", weights[i].name, shape, from, end);
+        n += (size_t)snprintf(head + n, sizeof head - n,
+                              "%s\"%s\":{\"dtype\":\"F32\",\"shape\":[%s],\"data_offsets\":[%zu,%zu]}", n > 1 ? "," : "",
+                              weights[i].name, shape, from, end);
     }
     head[n++] = '}';
     uint8_t *file = (uint8_t *)calloc(1, 8 + n + end);
@@ -85,7 +86,8 @@ static size_t make_tokenizer(uint8_t *out) {
         out[n++] = 0x18; /* type */
         out[n++] = i == 0 ? Q_TOKEN_UNKNOWN : i < 3 ? Q_TOKEN_CONTROL : i < 259 ? Q_TOKEN_BYTE : Q_TOKEN_NORMAL;
     }
-    static const uint8_t specs[] = {0x12, 5, 0x18, 2, 0x98, 2, 1, 0x1A, 2, 0x20, 0}; /* BPE, byte fallback; keep spaces */
+    /* BPE with byte fallback; spaces are kept. */
+    static const uint8_t specs[] = {0x12, 5, 0x18, 2, 0x98, 2, 1, 0x1A, 2, 0x20, 0};
     memcpy(out + n, specs, sizeof specs);
     return n + sizeof specs;
 }

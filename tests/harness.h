@@ -21,8 +21,8 @@
         return;                      \
     } while (0)
 
-/* Sanitized builds and those that count coverage run some ten times slower (the Makefile says so): tests whose length is
- * statistics, not coverage, do less there. Scripts find T_SLOW in the environment. */
+/* Sanitized builds and those that count coverage run some ten times slower (the Makefile says which): tests whose length
+ * is statistics, not coverage, do less there. Scripts find T_SLOW in the environment. */
 #ifndef T_SLOW
 #define T_SLOW 0
 #endif

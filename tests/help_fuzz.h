@@ -69,7 +69,8 @@ static inline char *fuzz_detokenize(const q_text *t, const int32_t *ids, size_t 
 }
 
 /* A vocabulary with a token for every byte gives any text back; U+2581 cannot be told from a space. */
-static inline void fuzz_check_round_trip(const q_vocab *v, const char *text, size_t n, const char *back, size_t n_back) {
+static inline void fuzz_check_round_trip(const q_vocab *v, const char *text, size_t n, const char *back,
+                                         size_t n_back) {
     bool has[256] = {0};
     int bytes = 0;
     for (int32_t i = 0; i < v->n; i++) {

@@ -144,6 +144,19 @@ START_TEST(conditions_on_heads_and_importance) {
 }
 END_TEST
 
+START_TEST(conditions_on_tying) {
+    q_recipe *r = parse("token_embd untied q4_0\ntoken_embd tied no-importance q6_k\n* q8_0\n");
+    char name[64];
+    q_recipe_tensor t = tensor(name, sizeof name, "token_embd", -1);
+    ck_assert_str_eq(choose(r, &t).format->name, "q4_0");
+    t.tied = true;
+    ck_assert_str_eq(choose(r, &t).format->name, "q6_k");
+    t.importance = true;
+    ck_assert_str_eq(choose(r, &t).format->name, "q8_0");
+    q_recipe_close(r);
+}
+END_TEST
+
 START_TEST(a_format_name_is_a_scheme) {
     q_recipe *r = find("q3_k");
     ck_assert_int_eq(q_recipe_file_type(r), -1);
@@ -258,6 +271,27 @@ static const struct {
     {"a b c d e f g h i j k l m n o p q\n* q8_0\n", "line 1", "more than 16 words"},
 };
 
+/* Nothing is read without end, and each limit is named. */
+START_TEST(limits) {
+    enum { MANY = 1 << 21 };
+    char *text = (char *)malloc(MANY), *p = text;
+    q_recipe *r = NULL;
+    for (int i = 0; i < 33; i++) p += sprintf(p, "%sattn_q", i ? "," : "");
+    sprintf(p, " q8_0\n* q8_0\n");
+    ck_assert_int_eq(q_recipe_parse(A, "mine", text, strlen(text), &r), LQ_E_FORMAT);
+    ck_assert_str_eq(lq_error_detail(), "recipe mine, line 1: more than 32 patterns in a rule");
+    p = text;
+    for (int i = 0; i < 4097; i++) p += sprintf(p, "attn_q q8_0\n");
+    ck_assert_int_eq(q_recipe_parse(A, "mine", text, strlen(text), &r), LQ_E_FORMAT);
+    ck_assert_str_eq(lq_error_detail(), "recipe mine, line 4097: more than 4096 rules");
+    memset(text, ' ', MANY);
+    ck_assert_int_eq(q_recipe_parse(A, "mine", text, MANY, &r), LQ_E_LIMIT);
+    ck_assert_ptr_nonnull(strstr(lq_error_detail(), "recipe mine is longer than 1048576 bytes"));
+    ck_assert_ptr_null(r);
+    free(text);
+}
+END_TEST
+
 START_TEST(refused) {
     q_recipe *r = (q_recipe *)(uintptr_t)1;
     ck_assert_int_eq(q_recipe_parse(A, "mine", bad[_i].text, strlen(bad[_i].text), &r), LQ_E_FORMAT);
@@ -274,10 +308,12 @@ static Suite *suite(void) {
     tcase_add_loop_test(c, mixes, 0, (int)Q_COUNT(schemes));
     tcase_add_test(c, every_scheme_is_listed);
     tcase_add_test(c, conditions_on_heads_and_importance);
+    tcase_add_test(c, conditions_on_tying);
     tcase_add_test(c, a_format_name_is_a_scheme);
     tcase_add_test(c, ragged_rows_fall_back);
     tcase_add_test(c, language);
     tcase_add_test(c, stars_do_not_explode);
+    tcase_add_test(c, limits);
     tcase_add_loop_test(c, refused, 0, (int)Q_COUNT(bad));
     suite_add_tcase(s, c);
     return s;

@@ -9,6 +9,7 @@
 
 #include "../libquant/loader.h"
 
+extern const q_loader q_loader_safetensors;
 #define CONFIG "{\"architectures\":[\"LlamaForCausalLM\"]}"
 
 /* -------------------------------------------------------------------------------------------- making directories */
@@ -467,6 +468,29 @@ START_TEST(test_many) {
 }
 END_TEST
 
+/* Free text is limited in number as everything else is. */
+START_TEST(test_many_notes) {
+    enum { N = Q_LIMIT_KEYS };
+    char *h = (char *)malloc((size_t)N * 16 + 64);
+    for (int over = 0; over < 2; over++) {
+        size_t n = (size_t)sprintf(h, "{\"__metadata__\":{");
+        for (int i = 0; i < N + over; i++) n += (size_t)sprintf(h + n, "%s\"k%d\":\"\"", i ? "," : "", i);
+        sprintf(h + n, "}}");
+        make_dir();
+        put_text("config.json", CONFIG);
+        put_container("model.safetensors", h, 0);
+        if (over) {
+            refused(dir_path, LQ_E_LIMIT, "more than 65536 entries", "model.safetensors");
+            break;
+        }
+        q_directory *dir;
+        ck_assert_msg(open_path(dir_path, true, &dir) == LQ_OK, "%s", lq_error_detail());
+        q_directory_close(dir);
+    }
+    free(h);
+}
+END_TEST
+
 /* ------------------------------------------------------------------------------------------------ shards */
 
 #define INDEX(total, map) "{\"metadata\":{\"total_size\":" total ",\"other\":[{}]},\"weight_map\":{" map "}}"
@@ -609,6 +633,12 @@ START_TEST(test_pickles) { /* S10 */
     refused(dir_path, LQ_E_FORMAT, "model.safetensors", dir_path);
     put_text("adapter_model.safetensors", "");
     refused(dir_path, LQ_E_FORMAT, "model.safetensors", dir_path);
+    /* Weights that vanish once the loader was chosen. */
+    const q_load_options o = {.alloc = &q_alloc_libc};
+    q_directory *none = NULL;
+    ck_assert_int_eq(q_loader_safetensors.open(dir_path, &o, &none), LQ_E_FORMAT);
+    ck_assert_ptr_nonnull(strstr(lq_error_detail(), "has neither model.safetensors nor model.safetensors.index.json"));
+    ck_assert_ptr_null(none);
     make_dir();
     put_container("model.safetensors", "{}", 0);
     refused(dir_path, LQ_E_FORMAT, "config.json", dir_path);
@@ -721,8 +751,8 @@ static Suite *suite(void) {
         {"pocket_tensors", test_pocket_tensors}, {"pocket_meta", test_pocket_meta}, {"file_path", test_file_path},
         {"kinds", test_kinds}, {"meta_values", test_meta_values}, {"header_length", test_header_length},
         {"header_json", test_header_json}, {"entries", test_entries}, {"layout", test_layout}, {"many", test_many},
-        {"shards", test_shards}, {"bad_index", test_bad_index}, {"pickles", test_pickles},
-        {"bad_config", test_bad_config}, {"allocations", test_allocations},
+        {"many_notes", test_many_notes}, {"shards", test_shards}, {"bad_index", test_bad_index},
+        {"pickles", test_pickles}, {"bad_config", test_bad_config}, {"allocations", test_allocations},
     };
     for (size_t i = 0; i < Q_COUNT(tests); i++) {
         TCase *c = tcase_create(tests[i].name);

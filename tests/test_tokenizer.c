@@ -579,6 +579,25 @@ START_TEST(ids_outside_the_vocabulary_are_refused) {
 }
 END_TEST
 
+START_TEST(arguments_that_make_no_sense) {
+    q_text *t = open_pocket();
+    int32_t id = 1;
+    char c;
+    size_t n = 1;
+    ck_assert_int_eq(q_text_tokenize(t, "a", 1, 8, &id, &n), LQ_E_ARG);
+    ck_assert_ptr_nonnull(strstr(lq_error_detail(), "unknown flags 0x8"));
+    ck_assert_int_eq(q_text_tokenize(t, NULL, 1, 0, &id, &n), LQ_E_ARG);
+    ck_assert_int_eq(q_text_tokenize(t, "a", 1, 0, NULL, &n), LQ_E_ARG);
+    ck_assert_int_eq(q_text_tokenize(t, "a", 1, 0, &id, NULL), LQ_E_ARG);
+    ck_assert_int_eq(q_text_detokenize(t, &id, 1, 8, &c, &n), LQ_E_ARG);
+    ck_assert_ptr_nonnull(strstr(lq_error_detail(), "unknown flags 0x8"));
+    ck_assert_int_eq(q_text_detokenize(t, NULL, 1, 0, &c, &n), LQ_E_ARG);
+    ck_assert_ptr_nonnull(strstr(lq_error_detail(), "NULL"));
+    ck_assert(n == 1 && id == 1);
+    q_text_close(t);
+}
+END_TEST
+
 START_TEST(too_little_room_writes_nothing) {
     q_text *t = open_pocket();
     int32_t ids[4] = {-7, -7, -7, -7};
@@ -689,6 +708,14 @@ START_TEST(keys_that_contradict_one_another) {
     refuse(&s, LQ_E_INCONSISTENT, "tokenizer.ggml.add_bos_token");
     get(&s, "tokenizer.ggml.add_bos_token")->type = Q_META_U8;
     refuse(&s, LQ_E_INCONSISTENT, "tokenizer.ggml.add_bos_token");
+    drop(&s, "tokenizer.ggml.add_bos_token");
+    add_number(&s, "tokenizer.ggml.add_eos_token", Q_META_BOOL, 1);
+    refuse(&s, LQ_E_INCONSISTENT, "there is no tokenizer.ggml.eos_token_id");
+    get(&s, "tokenizer.ggml.model")->type = Q_META_U32;
+    refuse(&s, LQ_E_INCONSISTENT, "tokenizer.ggml.model is a u32");
+    get(&s, "tokenizer.ggml.model")->type = Q_META_STRING;
+    for (size_t i = 0; i < Q_COUNT(arrays); i++) get(&s, arrays[i])->count = Q_LIMIT_VOCAB + 1; /* before any is read */
+    refuse(&s, LQ_E_LIMIT, "tokenizer.ggml.tokens has 16777217 items");
     free_source(&s);
 }
 END_TEST
@@ -835,7 +862,12 @@ START_TEST(model_files_that_ask_for_something_else) {
         from_model_file(&s, b.p, b.n);
         refuse(&s, cases[i].code, cases[i].word);
     }
+    model_file(&b, 0, 0, 3);
+    put_bytes(&b, 5, "\x12\x03map", 5); /* denormalizer_spec: its charsmap */
+    from_model_file(&s, b.p, b.n);
+    refuse(&s, LQ_E_UNSUPPORTED, "denormalizer_spec.precompiled_charsmap");
     model_file(&b, 0, 0, 3); /* no space before the text */
+    put_bytes(&b, 5, "\x0A\x08identity", 10);
     from_model_file(&s, b.p, b.n);
     q_text *t = open_text(&s);
     const q_vocab *v = q_text_vocab(t);
@@ -927,6 +959,11 @@ START_TEST(hugging_face_settings) {
     get(&s, "tokenizer_config.bos_token")->s = q_str_of("<|none|>");
     refuse(&s, LQ_E_INCONSISTENT, "<|none|>");
     drop(&s, "tokenizer_config.bos_token");
+    add_number(&s, "tokenizer_config.add_bos_token", Q_META_BOOL, 1);
+    refuse(&s, LQ_E_INCONSISTENT, "tokenizer_config.add_bos_token is true");
+    get(&s, "tokenizer_config.add_bos_token")->type = Q_META_STRING;
+    refuse(&s, LQ_E_INCONSISTENT, "tokenizer_config.add_bos_token is a string");
+    drop(&s, "tokenizer_config.add_bos_token");
     add_number(&s, "bos_token_id", Q_META_I64, 8);
     refuse(&s, LQ_E_INCONSISTENT, "bos_token_id");
     get(&s, "bos_token_id")->i = 3;
@@ -1004,6 +1041,7 @@ static Suite *suite(void) {
     tcase_add_test(c, longest_special_token_wins);
     tcase_add_test(c, bos_is_never_doubled);
     tcase_add_test(c, ids_outside_the_vocabulary_are_refused);
+    tcase_add_test(c, arguments_that_make_no_sense);
     tcase_add_test(c, too_little_room_writes_nothing);
     tcase_add_test(c, streams_never_break_a_character);
     tcase_add_test(c, keys_that_contradict_one_another);
