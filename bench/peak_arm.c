@@ -51,7 +51,7 @@ __attribute__((target("arch=armv8.2-a+dotprod"))) static void int8_dotprod(uint6
 const bench_peak bench_peaks_arm[] = {
     {"fp32", "neon", "fmla 4s", has_neon, SUMS(4), fp32_neon},
     {"int8", "neon", "smull, smlal2, sadalp", has_neon, SUMS(16), int8_neon},
-    {"int8", "dotprod", "sdot 4s", has_dotprod, SUMS(16), int8_dotprod},
+    {"int8", "neon_dotprod", "sdot 4s", has_dotprod, SUMS(16), int8_dotprod},
     {0},
 };
 #else

@@ -63,6 +63,8 @@ interrupts TERM 0.3 "$LQ" bench roof -r 100
 bk() { "$LQ" bench kernels -r 1 "$@"; }
 exits 0 "kernels" bk --depth 256 --columns 2 --csv kernels.csv --json; json_is "kernels"
 holds "kernels: one without a case" "$(json left_out)" -eq 0
+awk '/"kernel":/ { k = $2 } /"peak_fraction": null/ && k ~ /matmul/ { print k }' "$out" >no_peak
+holds "kernels: an instruction set without a peak: $(head -1 no_peak)" ! -s no_peak
 for f in $("$LQ" info --formats | sed -n "2,\$s, .*,,p"); do
     says "kernels: $f" "^kernels,matmul_any_f32__scalar on $f; 256 deep; 2 columns,scalar,1,GOP/s,1," kernels.csv
 done
