@@ -866,6 +866,9 @@ START_TEST(model_files_that_ask_for_something_else) {
     put_bytes(&b, 5, "\x12\x03map", 5); /* denormalizer_spec: its charsmap */
     from_model_file(&s, b.p, b.n);
     refuse(&s, LQ_E_UNSUPPORTED, "denormalizer_spec.precompiled_charsmap");
+    model_file(&b, 0, 0, 0); /* a whole message less at the end */
+    from_model_file(&s, b.p, b.n - 12);
+    refuse(&s, LQ_E_TRUNCATED, "normalizer_spec");
     model_file(&b, 0, 0, 3); /* no space before the text */
     put_bytes(&b, 5, "\x0A\x08identity", 10);
     from_model_file(&s, b.p, b.n);

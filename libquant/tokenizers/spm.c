@@ -93,6 +93,7 @@ typedef struct spec {
     uint64_t charsmap_bytes, denormalizer_bytes;
     q_str normalizer;
     uint64_t n_pieces, piece_bytes;
+    bool has_trainer, has_normalizer;
 } spec;
 
 static lq_status read_trainer(reader r, spec *s) {
@@ -185,8 +186,10 @@ static lq_status survey(reader r, spec *s) {
             s->n_pieces++;
             s->piece_bytes += p.text.n;
         } else if (f.number == 2) {
+            s->has_trainer = true;
             Q_TRY(read_trainer(f.bytes, s));
         } else {
+            s->has_normalizer |= f.number == 3;
             Q_TRY(read_normalizer(f.bytes, f.number == 3, s));
         }
     }
@@ -195,6 +198,10 @@ static lq_status survey(reader r, spec *s) {
 
 static lq_status refuse_unsupported(const spec *s) {
     static const char *const kinds[] = {"?", "unigram", "BPE", "word", "char"};
+    /* The messages have no end of their own, and SentencePiece writes both after the pieces. */
+    if (s->n_pieces && (!s->has_trainer || !s->has_normalizer))
+        return q_fail(LQ_E_TRUNCATED, "tokenizer.model ends before its %s",
+                      s->has_trainer ? "normalizer_spec" : "trainer_spec");
     if (s->model_type != 2)
         return q_fail(LQ_E_UNSUPPORTED, "tokenizer.model: trainer_spec.model_type is %llu (%s); this tokenizer is BPE",
                       (unsigned long long)s->model_type, kinds[s->model_type <= 4 ? s->model_type : 0]);
