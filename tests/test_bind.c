@@ -212,8 +212,9 @@ static void hf_dir(const char *config) {
     fputs(config, f);
     fclose(f);
 }
-#define CONFIG(more)                                                                                               \
-    "{\"architectures\":[\"LlamaForCausalLM\"],\"model_type\":\"llama\",\"intermediate_size\":768,"                \
+#define CONFIG(more) CONFIG_OF("llama", more)
+#define CONFIG_OF(type, more)                                                                                      \
+    "{\"architectures\":[\"LlamaForCausalLM\"],\"model_type\":\"" type "\",\"intermediate_size\":768,"             \
     "\"num_attention_heads\":4,\"num_key_value_heads\":2,\"rms_norm_eps\":1e-05,\"max_position_embeddings\":256,"  \
     "\"vocab_size\":4096,\"num_hidden_layers\":6,\"bos_token_id\":1,\"eos_token_id\":2" more "}"
 
@@ -228,6 +229,8 @@ static const struct {
     {CONFIG(",\"hidden_size\":\"256\""), LQ_E_INCONSISTENT, "hidden_size"},
     {CONFIG(",\"hidden_size\":256.0"), LQ_E_INCONSISTENT, "hidden_size"},
     {CONFIG(",\"hidden_size\":512"), LQ_E_INCONSISTENT, "512"},
+    {CONFIG_OF("mistral", ",\"hidden_size\":256"), LQ_OK, ""},
+    {CONFIG_OF("lmama", ",\"hidden_size\":256"), LQ_E_UNSUPPORTED, "model_type"},
     {CONFIG(",\"hidden_size\":256,\"hidden_act\":\"gelu\""), LQ_E_UNSUPPORTED, "hidden_act"},
     {CONFIG(",\"hidden_size\":256,\"attention_bias\":true"), LQ_E_UNSUPPORTED, "attention_bias"},
     {CONFIG(",\"hidden_size\":256,\"sliding_window\":4096"), LQ_E_UNSUPPORTED, "sliding_window"},

@@ -27,6 +27,7 @@ static const q_hparam_row hparams[] = {
 };
 
 static const q_fixed_row fixed[] = {
+    {NULL, "model_type", "llama,mistral"}, /* says the same as the class's name, or the file contradicts itself */
     {"rope.scaling.type", "rope_scaling.type", "none,default"},
     {NULL, "rope_scaling.rope_type", "default"},
     {NULL, "rope_parameters.rope_type", "default"},
