@@ -44,6 +44,14 @@ typedef struct q_str {
 static inline q_str q_str_of(const char *s) { return (q_str){s, strlen(s)}; }
 static inline bool q_str_eq(q_str a, q_str b) { return a.n == b.n && (a.n == 0 || memcmp(a.p, b.p, (size_t)a.n) == 0); }
 static inline bool q_str_is(q_str a, const char *s) { return q_str_eq(a, q_str_of(s)); }
+/* Equal but for one bit: what a damaged copy of `s` looks like. */
+static inline bool q_str_bit_off(q_str a, q_str s) {
+    uint64_t i = 0;
+    if (a.n != s.n) return false;
+    while (i < a.n && a.p[i] == s.p[i]) i++;
+    if (i == a.n || !q_is_pow2((uint8_t)(a.p[i] ^ s.p[i]))) return false;
+    return memcmp(a.p + i + 1, s.p + i + 1, (size_t)(a.n - i - 1)) == 0;
+}
 
 /* FNV-1a, 32 and 64 bits (Fowler, Noll, Vo; IETF draft-eastlake-fnv). For tables and change detection, not security. */
 static inline uint32_t q_fnv32(const void *data, size_t n) {

@@ -140,6 +140,17 @@ static bool key_known(const q_binding *b, q_str key) {
     return false;
 }
 
+/* A key of another prefix says nothing, unless it is ours with one bit flipped: its default would be taken instead. */
+static lq_status check_prefix(const q_binding *b, q_str key, q_str prefix) {
+    char whole[160];
+    if (key.n <= prefix.n || key.n >= sizeof whole || !q_str_bit_off((q_str){key.p, prefix.n}, prefix)) return LQ_OK;
+    memcpy(whole, key.p, (size_t)key.n);
+    memcpy(whole, prefix.p, (size_t)prefix.n);
+    if (!key_known(b, (q_str){whole, key.n})) return LQ_OK;
+    return q_fail(LQ_E_INCONSISTENT, "the key '%.*s' is one bit away from '%.*s': the file is damaged", Q_STR_ARG(key),
+                  (int)key.n, whole);
+}
+
 /* A key that could change the function and that nobody reads is refused, not ignored. */
 static lq_status check_unknown_keys(const q_binding *b) {
     char prefix[96];
@@ -148,7 +159,10 @@ static lq_status check_unknown_keys(const q_binding *b) {
     for (uint32_t i = 0; i < b->dir->n_meta; i++) {
         const q_str key = b->dir->meta[i].key;
         if (b->dir->names == Q_NAMES_GGUF) {
-            if (key.n < n || memcmp(key.p, prefix, n) != 0) continue;
+            if (key.n < n || memcmp(key.p, prefix, n) != 0) {
+                Q_TRY(check_prefix(b, key, q_str_of(prefix)));
+                continue;
+            }
         } else {
             static const char side[] = "tokenizer_config.";
             if (key.n >= sizeof side - 1 && memcmp(key.p, side, sizeof side - 1) == 0) continue;

@@ -74,6 +74,23 @@ const q_meta *q_directory_meta(const q_directory *dir, const char *key) {
     return i < 0 ? NULL : &dir->meta[i];
 }
 
+lq_status q_directory_check_keys(const q_directory *dir, const char *const *keys, uint32_t n) {
+    for (uint32_t i = 0; i < n; i++) {
+        const q_str key = q_str_of(keys[i]);
+        if (q_directory_meta(dir, keys[i])) continue;
+        for (uint32_t k = 0; k < dir->n_meta; k++) {
+            const q_str has = dir->meta[k].key;
+            if (!q_str_bit_off(has, key)) continue;
+            bool other = false;
+            for (uint32_t j = 0; j < n && !other; j++) other = q_str_is(has, keys[j]);
+            if (!other)
+                return q_fail(LQ_E_INCONSISTENT, "the key '%.*s' is one bit away from '%s': the file is damaged",
+                              Q_STR_ARG(has), keys[i]);
+        }
+    }
+    return LQ_OK;
+}
+
 const q_tensor *q_directory_tensor(const q_directory *dir, q_str name) {
     _Static_assert(offsetof(q_tensor, name) == 0, "the index reads a q_str at the start of each item");
     const int64_t i = find(&dir->tensor_index, dir->tensors, sizeof(q_tensor), dir->n_tensors, name);

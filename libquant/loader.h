@@ -122,6 +122,9 @@ lq_status q_directory_spares(const q_directory *dir, const char *dst);
 /* By name: NULL when absent. Hash lookup. */
 const q_meta *q_directory_meta(const q_directory *dir, const char *key);
 const q_tensor *q_directory_tensor(const q_directory *dir, q_str name);
+/* For keys that a file may lack, whose default would then be taken without a word: LQ_E_INCONSISTENT when one of them is
+ * absent, and a key that is none of them differs from it by one bit. */
+lq_status q_directory_check_keys(const q_directory *dir, const char *const *keys, uint32_t n);
 /* n bytes at `offset` of a tensor, from the mapping or the file. */
 lq_status q_tensor_read(const q_directory *dir, const q_tensor *t, uint64_t offset, void *dst, uint64_t n);
 

@@ -120,6 +120,11 @@ static lq_status from_gguf(const q_directory *dir, q_text *t) {
         if (q_str_is(model->s, (*k)->gguf_model)) t->kind = *k;
     if (!t->kind)
         return q_fail(LQ_E_UNSUPPORTED, KEY "model is \"%.*s\": no such tokenizer in this build", Q_STR_ARG(model->s));
+    static const char *const optional[] = {
+        KEY "bos_token_id",  KEY "eos_token_id",  KEY "unknown_token_id", KEY "padding_token_id",
+        KEY "add_bos_token", KEY "add_eos_token", KEY "add_space_prefix", KEY "remove_extra_whitespaces",
+        KEY "precompiled_charsmap"};
+    Q_TRY(q_directory_check_keys(dir, optional, Q_COUNT(optional)));
     if (q_directory_meta(dir, KEY "precompiled_charsmap"))
         return q_fail(LQ_E_UNSUPPORTED, KEY "precompiled_charsmap: text normalization is not supported");
     Q_TRY(from_gguf_arrays(dir, v));
@@ -250,6 +255,11 @@ static lq_status from_hf(const q_directory *dir, q_text *t) {
         if (q_str_is(dir->tokenizer_file, (*k)->file)) t->kind = *k;
     if (!t->kind)
         return q_fail(LQ_E_UNSUPPORTED, "no tokenizer in this build reads \"%.*s\"", Q_STR_ARG(dir->tokenizer_file));
+    static const char *const optional[] = {
+        HF_KEY "bos_token",         HF_KEY "eos_token",         HF_KEY "unk_token",         HF_KEY "pad_token",
+        HF_KEY "bos_token.content", HF_KEY "eos_token.content", HF_KEY "unk_token.content", HF_KEY "pad_token.content",
+        HF_KEY "add_bos_token",     HF_KEY "add_eos_token",     HF_KEY "add_prefix_space"};
+    Q_TRY(q_directory_check_keys(dir, optional, Q_COUNT(optional)));
     Q_TRY(t->kind->from_file(dir->tokenizer, dir->tokenizer_bytes, v));
     const int32_t trained = v->n;
     uint64_t n = (uint64_t)trained;
