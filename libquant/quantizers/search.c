@@ -1,9 +1,12 @@
 /* search.c: search each block's parameters for the least weighted squared error, then take the nearest codes.
  *
  * The search itself is the format's (fit with `search`); what is decided here is how much each weight's error counts.
- * With the mean square of the inputs (job->diagonal) weight i of a row counts im_i * sqrt(sigma2 + x_i^2): the first
- * factor is what the error does to the output, the second says that the large weights of a block carry it. Without
- * statistics the format's own default applies. Rows are independent. Layer L2. */
+ * With the mean square of the inputs (job->diagonal) weight i of a row counts im_i * (1 + x_i^2 / sigma2)^p with
+ * p = 2^(2 - bits): 1 at two bits per weight, 1/2 at three, 1/4 at four. The first factor is what the error does to the
+ * output. The second keeps the large weights of a block from being pulled towards zero, the more so the fewer levels
+ * there are. On the bundled model this gives q2_k a mean KL divergence 1 to 2 % below that of p = 1/2, the usual choice
+ * for every format, and 3 to 5 % below p = 0; in the others all three are equal within 1 %. Without statistics the
+ * format's own default applies. Rows are independent. Layer L2. */
 #include <math.h>
 
 #include "../quantizer.h"
@@ -22,14 +25,17 @@ static double sum_squares(const float *x, int64_t n) {
 static void encode_weighted(const q_format *f, const float *x, const float *im, int64_t k, uint8_t *row) {
     const bool super = f->weights == Q_MAX_BLOCK;
     const double row_sigma2 = super ? 0 : sum_squares(x, k) / (double)k;
+    const int32_t roots = 8 * f->bytes / f->weights - 2; /* square roots round alike everywhere, pow does not */
     for (int64_t at = 0; at < k; at += f->weights, row += f->bytes) {
         float w[Q_MAX_BLOCK];
         int32_t codes[Q_MAX_BLOCK];
         const double sigma2 = super ? 2 * sum_squares(x + at, f->weights) / f->weights : row_sigma2;
+        const double inverse = sigma2 > 0 ? 1 / sigma2 : 0;
         double total = 0;
         for (int32_t j = 0; j < f->weights; j++) {
-            const double v = x[at + j];
-            w[j] = (float)((double)im[at + j] * sqrt(sigma2 + v * v));
+            double v = 1 + (double)x[at + j] * (double)x[at + j] * inverse;
+            for (int32_t r = 0; r < roots; r++) v = sqrt(v);
+            w[j] = (float)((double)im[at + j] * v);
             total += (double)w[j];
         }
         /* A block whose inputs were never seen (all weights 0) has no best fit: the format's default is a guess. */
