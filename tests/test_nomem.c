@@ -216,6 +216,7 @@ static bool end(const call *c, lq_status s) {
 typedef struct scenario {
     const char *name, *source;
     const char *scheme; /* NULL = use the model; else quantize it */
+    const char *importance;
     uint32_t no_mmap, check_tensors, dry_run, requantize;
     unsigned least;     /* requests that have to be seen, so that a scenario cannot become hollow */
 } scenario;
@@ -228,6 +229,16 @@ static lq_ctx *open_ctx(void) {
 }
 
 static char text[4096]; /* what the models read */
+
+/* Its bytes are part of the result; the file goes. */
+static void mix_file(const char *path) {
+    uint8_t *data;
+    uint64_t n;
+    ck_assert_int_eq(q_file_slurp(&q_alloc_libc, path, 1 << 24, &data, &n), LQ_OK);
+    mix(data, n);
+    q_delete(&q_alloc_libc, data);
+    ck_assert_int_eq(unlink(path), 0);
+}
 
 static void use(const scenario *t) {
     lq_ctx *ctx = open_ctx();
@@ -276,6 +287,15 @@ static void use(const scenario *t) {
     mix(r, sizeof r);
     STEP(lq_compare(s, &other, 1, ids, 80, &eo, &r[0], &r[1]));
     mix(r, sizeof r);
+
+    char stats[4200];
+    t_path(stats, sizeof stats, folder, "stats.gguf");
+    const lq_calibrate_options co = {.size = sizeof co, .window = 16, .dataset = "text"};
+    lq_calibrate_result cr = {.size = sizeof cr};
+    STEP(lq_calibrate(s, ids, 80, stats, &co, &cr));
+    cr.seconds = 0;
+    mix(&cr, sizeof cr);
+    mix_file(stats);
     CLOSE(lq_session_close(other));
     CLOSE(lq_session_close(s));
     CLOSE(lq_model_close(m));
@@ -293,7 +313,8 @@ static void quantize(const scenario *t) {
     unsigned reports = 0;
     lq_ctx *ctx = open_ctx();
     const lq_quantize_options o = {.size = sizeof o, .scheme = t->scheme, .dry_run = t->dry_run,
-                                   .requantize = t->requantize, .report = count_report, .user = &reports};
+                                   .requantize = t->requantize, .report = count_report, .user = &reports,
+                                   .importance = t->importance};
     lq_quantize_result r = {.size = sizeof r};
     const uint64_t before = digest;
     STEP((digest = before, reports = 0, lq_quantize(ctx, t->source, path, &o, &r)));
@@ -301,13 +322,7 @@ static void quantize(const scenario *t) {
     CLOSE(lq_close(ctx));
     r.seconds = 0;
     mix(&r, sizeof r);
-    if (t->dry_run) return;
-    uint8_t *data;
-    uint64_t n;
-    ck_assert_int_eq(q_file_slurp(&q_alloc_libc, path, 1 << 24, &data, &n), LQ_OK);
-    mix(data, n);
-    q_delete(&q_alloc_libc, data);
-    ck_assert_int_eq(unlink(path), 0);
+    if (!t->dry_run) mix_file(path);
 }
 
 static bool settled; /* the C library has its caches: the stacks of threads that ended */
@@ -341,7 +356,7 @@ static void every_refusal(const scenario *t, bool later) {
 
 /* ------------------------------------------------------------------------------------------------ sources */
 
-static char gguf_path[4096], q8_path[4096], split_path[4096], hf_path[4096], shards_path[4096];
+static char gguf_path[4096], q8_path[4096], split_path[4096], hf_path[4096], stats_path[4096], shards_path[4096];
 
 static void write_meta(bytes *b, const q_meta *m) {
     if (m->type == Q_META_U32) key_u32(b, m->key.p, (uint32_t)m->u);
@@ -486,6 +501,25 @@ static void write_hf(char *dir, const char *name, bool sharded) {
     free(b.p);
 }
 
+/* The statistics of the tiny model's text. */
+static void write_statistics(const char *path) {
+    const lq_session_options so = {.size = sizeof so, .context = 16};
+    const lq_calibrate_options co = {.size = sizeof co, .window = 16, .dataset = "text", .force = 1};
+    static int32_t ids[8192];
+    size_t n = Q_COUNT(ids);
+    lq_ctx *ctx;
+    lq_model *m;
+    lq_session *s;
+    ck_assert_int_eq(lq_open(NULL, &ctx), LQ_OK);
+    ck_assert_int_eq(lq_model_open(ctx, gguf_path, NULL, &m), LQ_OK);
+    ck_assert_int_eq(lq_tokenize(m, text, strlen(text), LQ_TOKENIZE_BOS, ids, &n), LQ_OK);
+    ck_assert_int_eq(lq_session_open(m, &so, &s), LQ_OK);
+    ck_assert_msg(lq_calibrate(s, ids, n, path, &co, NULL) == LQ_OK, "%s", lq_error_detail());
+    lq_session_close(s);
+    lq_model_close(m);
+    lq_close(ctx);
+}
+
 static void sources(void) {
     static tiny t;
     find_real();
@@ -502,6 +536,7 @@ static void sources(void) {
     ck_assert_uint_eq(fread(text, 1, 1500, f), 1500);
     fclose(f);
     strcat(text, " </s>\xff\xfe\xc3\xa4\xe2\x82\xac"); /* a special token, invalid UTF-8, characters without a piece */
+    write_statistics(t_path(stats_path, sizeof stats_path, t_tmp(), "stats.gguf"));
 }
 
 /* Each test has its folder for outputs: what a failed one leaves is not the next one's. */
@@ -523,6 +558,7 @@ static const scenario scenarios[] = {
     {.name = "quantize a GGUF file to iq4_nl", .source = gguf_path, .scheme = "iq4_nl", .least = 40},
     {.name = "quantize a split GGUF to q5_1", .source = split_path, .scheme = "q5_1", .least = 40},
     {.name = "quantize again", .source = q8_path, .scheme = "q4_0", .requantize = 1, .least = 40},
+    {.name = "quantize by importance", .source = gguf_path, .scheme = "q4_0", .importance = stats_path, .least = 60},
     {.name = "dry run", .source = hf_path, .scheme = "q4_k_s", .dry_run = 1, .least = 40},
 };
 
