@@ -80,11 +80,14 @@ Q_VNNI_INLINE __m512i q_z_iq4(__m512i codes) {
 
 /* ------------------------------------------------------------------------------------------------- adding across */
 
+/* The lower two lanes of each quarter: of a, the upper two: of b, as the sums of two. */
+Q_VNNI_INLINE __m512i q_z_fold_pair(__m512i a, __m512i b) {
+    return _mm512_add_epi32(_mm512_unpacklo_epi64(a, b), _mm512_unpackhi_epi64(a, b));
+}
 /* Lane i = the sum of the lanes of v[i]. */
 Q_VNNI_INLINE __m512i q_z_across16(const __m512i *v) {
     __m512i a[8], b[4], c[2];
-    Q_UNROLL for (int i = 0; i < 8; i++) a[i] =
-        _mm512_add_epi32(_mm512_unpacklo_epi64(v[2 * i], v[2 * i + 1]), _mm512_unpackhi_epi64(v[2 * i], v[2 * i + 1]));
+    Q_UNROLL for (int i = 0; i < 8; i++) a[i] = q_z_fold_pair(v[2 * i], v[2 * i + 1]);
     Q_UNROLL for (int i = 0; i < 4; i++) { /* each quarter: one of v[4i .. 4i + 3] */
         const __m512 x = _mm512_castsi512_ps(a[2 * i]), y = _mm512_castsi512_ps(a[2 * i + 1]);
         b[i] = _mm512_add_epi32(_mm512_castps_si512(_mm512_shuffle_ps(x, y, 0x88)),
@@ -98,8 +101,7 @@ Q_VNNI_INLINE __m512i q_z_across16(const __m512i *v) {
 /* Lanes 2i and 2i + 1 = the sums of the lower and the upper half of v[i]. */
 Q_VNNI_INLINE __m512i q_z_across8(const __m512i *v) {
     __m512i a[4], b[2];
-    Q_UNROLL for (int i = 0; i < 4; i++) a[i] =
-        _mm512_add_epi32(_mm512_unpacklo_epi64(v[2 * i], v[2 * i + 1]), _mm512_unpackhi_epi64(v[2 * i], v[2 * i + 1]));
+    Q_UNROLL for (int i = 0; i < 4; i++) a[i] = q_z_fold_pair(v[2 * i], v[2 * i + 1]);
     Q_UNROLL for (int i = 0; i < 2; i++) {
         const __m512 x = _mm512_castsi512_ps(a[2 * i]), y = _mm512_castsi512_ps(a[2 * i + 1]);
         b[i] = _mm512_add_epi32(_mm512_castps_si512(_mm512_shuffle_ps(x, y, 0x88)),
@@ -271,8 +273,8 @@ Q_VNNI_INLINE void q_z_rows(const q_z_format *f, const uint8_t *w, uint64_t row_
         _mm512_storeu_ps(t->scale + at, _mm512_mul_ps(_mm512_cvtph_ps(_mm512_cvtepi32_epi16(d)), da));
         if (f->dmin < 0) continue;
         __m512i least[8];
-        Q_UNROLL for (int i = 0; i < 8; i++) least[i] =
-            _mm512_inserti64x4(_mm512_castsi256_si512(b.least[2 * i]), b.least[2 * i + 1], 1);
+        Q_UNROLL for (int i = 0; i < 8; i++)
+            least[i] = _mm512_inserti64x4(_mm512_castsi256_si512(b.least[2 * i]), b.least[2 * i + 1], 1);
         _mm512_storeu_si512(t->least + at, q_z_across8(least));
         _mm512_storeu_ps(t->least_scale + at,
                          _mm512_mul_ps(_mm512_cvtph_ps(_mm512_cvtepi32_epi16(_mm512_srli_epi32(d, 16))), da));
@@ -394,8 +396,10 @@ Q_VNNI_INLINE void q_z_open(const q_z_format *f, int C, const uint8_t *const *x,
                             __m512i sum[2][Q_Z_COLUMNS]) {
     const uint32_t less = (uint16_t)-f->bias;
     const __m512i by = _mm512_set1_epi32((int)((first ? less : 0) | (second ? less << 16 : 0)));
-    Q_UNROLL for (int c = 0; c < C; c++) sum[0][c] = sum[1][c] =
-        f->bias ? _mm512_madd_epi16(q_z_spread(x[c] + sums), by) : _mm512_setzero_si512();
+    Q_UNROLL for (int c = 0; c < C; c++) {
+        sum[0][c] = f->bias ? _mm512_madd_epi16(q_z_spread(x[c] + sums), by) : _mm512_setzero_si512();
+        sum[1][c] = sum[0][c];
+    }
 }
 
 /* Two panels, from front to back, times C columns. */
@@ -421,8 +425,10 @@ Q_VNNI_INLINE void q_z_columns(const q_z_format *f, int C, const uint8_t *const 
                     Q_UNROLL for (int p = 0; p < 2; p++) {
                         const __m512i sc =
                             f->scales ? _mm512_load_si512(unit[p] + 512 + 64 * g) : _mm512_setzero_si512();
-                        Q_UNROLL for (int c = 0; c < C; c++) total[p][c] =
-                            f->scales ? _mm512_add_epi32(total[p][c], _mm512_mullo_epi32(sum[p][c], sc)) : sum[p][c];
+                        Q_UNROLL for (int c = 0; c < C; c++) {
+                            if (f->scales) sum[p][c] = _mm512_add_epi32(total[p][c], _mm512_mullo_epi32(sum[p][c], sc));
+                            total[p][c] = sum[p][c];
+                        }
                     }
                 }
             }
@@ -437,9 +443,10 @@ Q_VNNI_INLINE void q_z_columns(const q_z_format *f, int C, const uint8_t *const 
             Q_UNROLL for (int c = 0; c < C; c++) total[0][c] = total[1][c] = _mm512_setzero_si512();
             for (int u = 0; u < f->act; u++) {
                 __m512i mn[2];
-                Q_UNROLL for (int p = 0; p < 2; p++) mn[p] =
-                    q_z_int_minima(f) ? _mm512_load_si512(first[p] + u * unit_bytes + 512 + 64 * f->scales)
-                                      : _mm512_set1_epi16(-1);
+                Q_UNROLL for (int p = 0; p < 2; p++) {
+                    const uint8_t *at = first[p] + u * unit_bytes + 512 + 64 * f->scales;
+                    mn[p] = q_z_int_minima(f) ? _mm512_load_si512(at) : _mm512_set1_epi16(-1);
+                }
                 Q_UNROLL for (int c = 0; c < C; c++) {
                     const __m512i s = q_z_spread(x[c] + act + 4 + 4 * u);
                     total[0][c] = _mm512_dpwssd_epi32(total[0][c], mn[0], s);

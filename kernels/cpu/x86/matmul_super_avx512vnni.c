@@ -143,8 +143,8 @@ Q_VNNI_INLINE __m512i low2(__m512i v, int shift) {
 }
 
 Q_VNNI_INLINE void q2_k_codes(const uint8_t *const *p, int sub, __m512i v[8]) {
-    Q_UNROLL for (int i = 0; i < 8; i++) v[i] =
-        low2(q_z_quad(p, i & 3, 16 + 32 * (sub / 4) + 16 * (i / 4)), 2 * (sub & 3));
+    Q_UNROLL for (int i = 0; i < 8; i++)
+        v[i] = low2(q_z_quad(p, i & 3, 16 + 32 * (sub / 4) + 16 * (i / 4)), 2 * (sub & 3));
 }
 Q_VNNI_INLINE q_z_scales q2_k_scale(const uint8_t *p, int sub) {
     const uint8_t a = p[2 * sub], b = p[2 * sub + 1];
