@@ -1,4 +1,4 @@
-/* attn.h: attention over pages of binary16 or float32, as far as it is the same for every instruction set: attn.c. Query
+/* attn.h: attention over pages of binary16 or float32, as far as it is the same for every instruction set. Query
  * heads that read the same KV head, of several columns, go through the pages together: each block of keys and values is
  * widened once for all of them. An instruction set brings the arithmetic.
  *
@@ -20,7 +20,8 @@ typedef struct q_attn_isa {
     /* x[i] = exp(x[i] - base), n of them; n is a multiple of lanes. */
     void (*exps)(float *x, float base, int32_t n);
     /* acc = acc * a + (the sum of p[j] times value j, j in [from, to)) * b. */
-    void (*values)(const float *p, const float *v, int64_t width, int32_t from, int32_t to, float a, float b, float *acc);
+    void (*values)(const float *p, const float *v, int64_t width, int32_t from, int32_t to, float a, float b,
+                   float *acc);
 } q_attn_isa;
 
 bool q_attn_accepts(const q_attn_isa *isa, const q_inst *s);

@@ -1,5 +1,5 @@
-/* attn_avx512.c: attention's arithmetic in AVX-512: a register is the 16 lanes of a product, or sixteen scores, or sixteen
- * values; ../attn.c is the rest. Layer L2. */
+/* attn_avx512.c: attention's arithmetic in AVX-512: a register is the 16 lanes of a product, or sixteen scores, or
+ * sixteen values; ../attn.c is the rest. Layer L2. */
 #include "avx512.h"
 
 #include "../attn.h"
@@ -48,8 +48,8 @@ Q_AVX512 static void exps(float *x, float base, int32_t n) {
 }
 
 /* V registers of values. */
-Q_AVX512_INLINE void some_values(int V, const float *p, const float *v, int64_t width, int32_t from, int32_t to, float a,
-                                 float b, float *acc) {
+Q_AVX512_INLINE void some_values(int V, const float *p, const float *v, int64_t width, int32_t from, int32_t to,
+                                 float a, float b, float *acc) {
     __m512 part[8];
     Q_UNROLL for (int i = 0; i < V; i++) part[i] = _mm512_setzero_ps();
     for (int32_t j = from; j < to; j++) {

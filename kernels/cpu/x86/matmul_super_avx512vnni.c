@@ -79,14 +79,14 @@ Q_VNNI_INLINE __m256i place_4k(const uint8_t *p, const q_z_eight *x, __m512i sca
     return owed(_mm_unpackhi_epi8(both, both), x->sums);
 }
 
-Q_VNNI_INLINE void q4_k_codes(const uint8_t *const *p, int sub, __m512i v[8]) {
+Q_VNNI_INLINE void codes_q4_k(const uint8_t *const *p, int sub, __m512i v[8]) {
     Q_UNROLL for (int i = 0; i < 8; i++) {
         const __m512i b = q_z_quad(p, i & 3, 16 + 32 * (sub / 2) + 16 * (i / 4));
         v[i] = sub & 1 ? q_z_high4(b) : q_z_low4(b);
     }
 }
-Q_VNNI_INLINE q_z_scales q4_k_scale(const uint8_t *p, int sub) { return scale6(p, sub); }
-Q_VNNI_INLINE __m512i q4_k_block(const uint8_t *p, const q_z_eight *x, __m256i *least) {
+Q_VNNI_INLINE q_z_scales scale_q4_k(const uint8_t *p, int sub) { return scale6(p, sub); }
+Q_VNNI_INLINE __m512i block_q4_k(const uint8_t *p, const q_z_eight *x, __m256i *least) {
     const __m512i a = load512(p + 16), b = load512(p + 80),
                   codes[4] = {q_z_low4(a), q_z_high4(a), q_z_low4(b), q_z_high4(b)};
     __m512i scale[4];
@@ -99,20 +99,20 @@ static const q_z_format q4_k = {.bytes = 144,
                                 .d = 0,
                                 .dmin = 2,
                                 .scales = 1,
-                                .codes = q4_k_codes,
-                                .scale = q4_k_scale,
-                                .block = q4_k_block,
+                                .codes = codes_q4_k,
+                                .scale = scale_q4_k,
+                                .block = block_q4_k,
                                 .order = order_4k};
 Q_Z_PRODUCT(matmul_q4_k_a8_256_32x6__avx512vnni, q4_k)
 
-Q_VNNI_INLINE void q5_k_codes(const uint8_t *const *p, int sub, __m512i v[8]) {
+Q_VNNI_INLINE void codes_q5_k(const uint8_t *const *p, int sub, __m512i v[8]) {
     Q_UNROLL for (int i = 0; i < 8; i++) {
         const __m512i b = q_z_quad(p, i & 3, 48 + 32 * (sub / 2) + 16 * (i / 4)),
                       h = q_z_quad(p, i & 3, 16 + 16 * (i / 4));
         v[i] = with_bit(sub & 1 ? q_z_high4(b) : q_z_low4(b), h, _mm512_set1_epi8((char)(1 << sub)), 16);
     }
 }
-Q_VNNI_INLINE __m512i q5_k_block(const uint8_t *p, const q_z_eight *x, __m256i *least) {
+Q_VNNI_INLINE __m512i block_q5_k(const uint8_t *p, const q_z_eight *x, __m256i *least) {
     const __m512i a = load512(p + 48), b = load512(p + 112), h = twice256(p + 16);
     const __m512i codes[4] = {with_bit(q_z_low4(a), h, halves(1, 4), 16), with_bit(q_z_high4(a), h, halves(2, 8), 16),
                               with_bit(q_z_low4(b), h, halves(16, 64), 16),
@@ -127,9 +127,9 @@ static const q_z_format q5_k = {.bytes = 176,
                                 .d = 0,
                                 .dmin = 2,
                                 .scales = 1,
-                                .codes = q5_k_codes,
-                                .scale = q4_k_scale,
-                                .block = q5_k_block,
+                                .codes = codes_q5_k,
+                                .scale = scale_q4_k,
+                                .block = block_q5_k,
                                 .order = order_4k};
 Q_Z_PRODUCT(matmul_q5_k_a8_256_32x6__avx512vnni, q5_k)
 
@@ -142,15 +142,15 @@ Q_VNNI_INLINE __m512i low2(__m512i v, int shift) {
     return _mm512_and_si512(_mm512_srl_epi16(v, _mm_cvtsi32_si128(shift)), _mm512_set1_epi8(3));
 }
 
-Q_VNNI_INLINE void q2_k_codes(const uint8_t *const *p, int sub, __m512i v[8]) {
+Q_VNNI_INLINE void codes_q2_k(const uint8_t *const *p, int sub, __m512i v[8]) {
     Q_UNROLL for (int i = 0; i < 8; i++)
         v[i] = low2(q_z_quad(p, i & 3, 16 + 32 * (sub / 4) + 16 * (i / 4)), 2 * (sub & 3));
 }
-Q_VNNI_INLINE q_z_scales q2_k_scale(const uint8_t *p, int sub) {
+Q_VNNI_INLINE q_z_scales scale_q2_k(const uint8_t *p, int sub) {
     const uint8_t a = p[2 * sub], b = p[2 * sub + 1];
     return (q_z_scales){{a & 15, b & 15}, {a >> 4, b >> 4}};
 }
-Q_VNNI_INLINE __m512i q2_k_block(const uint8_t *p, const q_z_eight *x, __m256i *least) {
+Q_VNNI_INLINE __m512i block_q2_k(const uint8_t *p, const q_z_eight *x, __m256i *least) {
     const __m512i v = load512(p + 16), codes[4] = {low2(v, 0), low2(v, 2), low2(v, 4), low2(v, 6)};
     const __m128i b = q_z_load128(p), nibble = _mm_set1_epi8(15);
     const __m512i s = four128(_mm_and_si128(b, nibble));
@@ -165,33 +165,33 @@ static const q_z_format q2_k = {.bytes = 84,
                                 .d = 80,
                                 .dmin = 82,
                                 .scales = 2,
-                                .codes = q2_k_codes,
-                                .scale = q2_k_scale,
-                                .block = q2_k_block,
+                                .codes = codes_q2_k,
+                                .scale = scale_q2_k,
+                                .block = block_q2_k,
                                 .order = order_2k};
 Q_Z_PRODUCT(matmul_q2_k_a8_256_32x6__avx512vnni, q2_k)
 
-Q_VNNI_INLINE void q3_k_codes(const uint8_t *const *p, int sub, __m512i v[8]) {
+Q_VNNI_INLINE void codes_q3_k(const uint8_t *const *p, int sub, __m512i v[8]) {
     Q_UNROLL for (int i = 0; i < 8; i++) {
         const __m512i two = low2(q_z_quad(p, i & 3, 32 + 32 * (sub / 4) + 16 * (i / 4)), 2 * (sub & 3));
         v[i] = with_bit(two, q_z_quad(p, i & 3, 16 * (i / 4)), _mm512_set1_epi8((char)(1 << sub)), 4);
     }
 }
 /* Sixteen scales of 6 bits, less 32. */
-Q_VNNI_INLINE __m128i q3_k_scales(const uint8_t *p) {
+Q_VNNI_INLINE __m128i scales_q3_k(const uint8_t *p) {
     const __m128i b = _mm_loadl_epi64((const __m128i *)(const void *)p), nibble = _mm_set1_epi8(15);
     const __m128i low = _mm_unpacklo_epi64(_mm_and_si128(b, nibble), _mm_and_si128(_mm_srli_epi16(b, 4), nibble));
     const __m128i high = _mm_srlv_epi32(_mm_set1_epi32((int)q_load32(p + 8)), _mm_setr_epi32(0, 2, 4, 6));
     return _mm_sub_epi8(_mm_or_si128(low, _mm_slli_epi16(_mm_and_si128(high, _mm_set1_epi8(3)), 4)), _mm_set1_epi8(32));
 }
-Q_VNNI_INLINE q_z_scales q3_k_scale(const uint8_t *p, int sub) {
+Q_VNNI_INLINE q_z_scales scale_q3_k(const uint8_t *p, int sub) {
     int8_t s[16];
-    _mm_storeu_si128((__m128i *)(void *)s, q3_k_scales(p + 96));
+    _mm_storeu_si128((__m128i *)(void *)s, scales_q3_k(p + 96));
     return (q_z_scales){{s[2 * sub], s[2 * sub + 1]}, {0, 0}};
 }
-Q_VNNI_INLINE __m512i q3_k_block(const uint8_t *p, const q_z_eight *x, __m256i *least) {
+Q_VNNI_INLINE __m512i block_q3_k(const uint8_t *p, const q_z_eight *x, __m256i *least) {
     Q_UNUSED(least);
-    const __m512i v = load512(p + 32), h = twice256(p), s = four128(q3_k_scales(p + 96));
+    const __m512i v = load512(p + 32), h = twice256(p), s = four128(scales_q3_k(p + 96));
     const __m512i codes[4] = {with_bit(low2(v, 0), h, halves(1, 16), 4), with_bit(low2(v, 2), h, halves(2, 32), 4),
                               with_bit(low2(v, 4), h, halves(4, 64), 4), with_bit(low2(v, 6), h, halves(8, 128), 4)};
     const __m512i scale[4] = {place_signed(s, 0, 1, 8, 9), place_signed(s, 2, 3, 10, 11), place_signed(s, 4, 5, 12, 13),
@@ -205,9 +205,9 @@ static const q_z_format q3_k = {.bytes = 110,
                                 .dmin = -1,
                                 .bias = 4,
                                 .scales = 2,
-                                .codes = q3_k_codes,
-                                .scale = q3_k_scale,
-                                .block = q3_k_block,
+                                .codes = codes_q3_k,
+                                .scale = scale_q3_k,
+                                .block = block_q3_k,
                                 .order = order_2k};
 Q_Z_PRODUCT(matmul_q3_k_a8_256_32x6__avx512vnni, q3_k)
 
@@ -216,19 +216,19 @@ Q_Z_PRODUCT(matmul_q3_k_a8_256_32x6__avx512vnni, q3_k)
 /* 64 bytes of nibbles are the first 16 of four units in their low, the last 16 in their high halves. */
 static const uint8_t order_4xs[16] = {0, 2, 4, 6, 1, 3, 5, 7, 8, 10, 12, 14, 9, 11, 13, 15};
 
-Q_VNNI_INLINE void iq4_xs_codes(const uint8_t *const *p, int sub, __m512i v[8]) {
+Q_VNNI_INLINE void codes_iq4_xs(const uint8_t *const *p, int sub, __m512i v[8]) {
     Q_UNROLL for (int i = 0; i < 4; i++) {
         const __m512i b = q_z_quad(p, i, 8 + 16 * sub);
         v[i] = q_z_iq4(q_z_low4(b));
         v[4 + i] = q_z_iq4(q_z_high4(b));
     }
 }
-Q_VNNI_INLINE q_z_scales iq4_xs_scale(const uint8_t *p, int sub) {
+Q_VNNI_INLINE q_z_scales scale_iq4_xs(const uint8_t *p, int sub) {
     const int low = p[4 + sub / 2] >> (4 * (sub & 1)) & 15, high = q_load16(p + 2) >> (2 * sub) & 3;
     const int16_t sc = (int16_t)((low | high << 4) - 32);
     return (q_z_scales){{sc, sc}, {0, 0}};
 }
-Q_VNNI_INLINE __m512i iq4_xs_block(const uint8_t *p, const q_z_eight *x, __m256i *least) {
+Q_VNNI_INLINE __m512i block_iq4_xs(const uint8_t *p, const q_z_eight *x, __m256i *least) {
     Q_UNUSED(least);
     const __m512i a = load512(p + 8), b = load512(p + 72);
     const __m256i low =
@@ -252,9 +252,9 @@ static const q_z_format iq4_xs = {.bytes = 136,
                                   .dmin = -1,
                                   .bias = 128,
                                   .scales = 1,
-                                  .codes = iq4_xs_codes,
-                                  .scale = iq4_xs_scale,
-                                  .block = iq4_xs_block,
+                                  .codes = codes_iq4_xs,
+                                  .scale = scale_iq4_xs,
+                                  .block = block_iq4_xs,
                                   .order = order_4xs};
 Q_Z_PRODUCT(matmul_iq4_xs_a8_256_32x6__avx512vnni, iq4_xs)
 
@@ -262,7 +262,7 @@ Q_Z_PRODUCT(matmul_iq4_xs_a8_256_32x6__avx512vnni, iq4_xs)
 
 /* 64 bytes of nibbles are units 0, 1 of a half in their low and 2, 3 in their high halves; two more bits of each unit
  * are in turn bits 0, 2, 4, 6 of 32 bytes. */
-Q_VNNI_INLINE void q6_k_codes(const uint8_t *const *p, int sub, __m512i v[8]) {
+Q_VNNI_INLINE void codes_q6_k(const uint8_t *const *p, int sub, __m512i v[8]) {
     const int half = sub / 4, unit = sub & 3;
     Q_UNROLL for (int i = 0; i < 8; i++) {
         const __m512i b = q_z_quad(p, i & 3, 64 * half + 32 * (unit & 1) + 16 * (i / 4));
@@ -270,11 +270,11 @@ Q_VNNI_INLINE void q6_k_codes(const uint8_t *const *p, int sub, __m512i v[8]) {
         v[i] = _mm512_or_si512(unit & 2 ? q_z_high4(b) : q_z_low4(b), _mm512_slli_epi16(low2(h, 2 * unit), 4));
     }
 }
-Q_VNNI_INLINE q_z_scales q6_k_scale(const uint8_t *p, int sub) {
+Q_VNNI_INLINE q_z_scales scale_q6_k(const uint8_t *p, int sub) {
     const int8_t *sc = (const int8_t *)p + 192 + 2 * sub;
     return (q_z_scales){{sc[0], sc[1]}, {0, 0}};
 }
-Q_VNNI_INLINE __m512i q6_k_pair(const uint8_t *row, int64_t s, int i, int64_t last, __m512i *scale) {
+Q_VNNI_INLINE __m512i pair_q6_k(const uint8_t *row, int64_t s, int i, int64_t last, __m512i *scale) {
     const uint8_t *p = row + Q_MIN(s / 8 + i / 4, last / 8) * 210;
     const int half = i / 2 & 1, j = i & 3;
     const __m512i b = load512(p + 64 * half), h = twice256(p + 128 + 32 * half), two = _mm512_set1_epi8(0x30);
@@ -290,7 +290,7 @@ static const q_z_format q6_k = {.bytes = 210,
                                 .dmin = -1,
                                 .bias = 32,
                                 .scales = 2,
-                                .codes = q6_k_codes,
-                                .scale = q6_k_scale,
-                                .pair = q6_k_pair};
+                                .codes = codes_q6_k,
+                                .scale = scale_q6_k,
+                                .pair = pair_q6_k};
 Q_Z_PRODUCT(matmul_q6_k_a8_32_32x6__avx512vnni, q6_k)

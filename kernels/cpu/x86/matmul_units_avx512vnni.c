@@ -43,88 +43,88 @@ Q_VNNI_INLINE void fifth_codes(const uint8_t *const *p, int at, __m512i v[8]) {
 
 Q_VNNI_INLINE __m512i from_signed(__m512i v) { return _mm512_xor_si512(v, _mm512_set1_epi8((char)0x80)); }
 
-Q_VNNI_INLINE void q8_0_codes(const uint8_t *const *p, int sub, __m512i v[8]) {
+Q_VNNI_INLINE void codes_q8_0(const uint8_t *const *p, int sub, __m512i v[8]) {
     Q_UNUSED(sub);
     Q_UNROLL for (int i = 0; i < 8; i++) v[i] = from_signed(q_z_quad(p, i & 3, 2 + 16 * (i / 4)));
 }
-Q_VNNI_INLINE __m512i q8_0_pair(const uint8_t *row, int64_t s, int i, int64_t last, __m512i *scale) {
+Q_VNNI_INLINE __m512i pair_q8_0(const uint8_t *row, int64_t s, int i, int64_t last, __m512i *scale) {
     Q_UNUSED(scale);
     return from_signed(
         _mm512_inserti64x4(_mm512_castsi256_si512(load256(BLOCK(34, 0) + 2)), load256(BLOCK(34, 1) + 2), 1));
 }
 static const q_z_format q8_0 = {
-    .bytes = 34, .units = 1, .act = 1, .d = 0, .dmin = -1, .bias = 128, .codes = q8_0_codes, .pair = q8_0_pair};
+    .bytes = 34, .units = 1, .act = 1, .d = 0, .dmin = -1, .bias = 128, .codes = codes_q8_0, .pair = pair_q8_0};
 Q_Z_PRODUCT(matmul_q8_0_a8_32_32x6__avx512vnni, q8_0)
 
 /* ------------------------------------------------------------------------------------------------------ Q4_0, Q4_1 */
 
-Q_VNNI_INLINE void q4_0_codes(const uint8_t *const *p, int sub, __m512i v[8]) {
+Q_VNNI_INLINE void codes_q4_0(const uint8_t *const *p, int sub, __m512i v[8]) {
     Q_UNUSED(sub);
     nibble_codes(p, 2, v);
 }
-Q_VNNI_INLINE __m512i q4_0_pair(const uint8_t *row, int64_t s, int i, int64_t last, __m512i *scale) {
+Q_VNNI_INLINE __m512i pair_q4_0(const uint8_t *row, int64_t s, int i, int64_t last, __m512i *scale) {
     Q_UNUSED(scale);
     return nibbles2(BLOCK(18, 0) + 2, BLOCK(18, 1) + 2);
 }
 static const q_z_format q4_0 = {
-    .bytes = 18, .units = 1, .act = 1, .d = 0, .dmin = -1, .bias = 8, .codes = q4_0_codes, .pair = q4_0_pair};
+    .bytes = 18, .units = 1, .act = 1, .d = 0, .dmin = -1, .bias = 8, .codes = codes_q4_0, .pair = pair_q4_0};
 Q_Z_PRODUCT(matmul_q4_0_a8_32_32x6__avx512vnni, q4_0)
 
-Q_VNNI_INLINE void q4_1_codes(const uint8_t *const *p, int sub, __m512i v[8]) {
+Q_VNNI_INLINE void codes_q4_1(const uint8_t *const *p, int sub, __m512i v[8]) {
     Q_UNUSED(sub);
     nibble_codes(p, 4, v);
 }
-Q_VNNI_INLINE __m512i q4_1_pair(const uint8_t *row, int64_t s, int i, int64_t last, __m512i *scale) {
+Q_VNNI_INLINE __m512i pair_q4_1(const uint8_t *row, int64_t s, int i, int64_t last, __m512i *scale) {
     Q_UNUSED(scale);
     return nibbles2(BLOCK(20, 0) + 4, BLOCK(20, 1) + 4);
 }
 static const q_z_format q4_1 = {
-    .bytes = 20, .units = 1, .act = 1, .d = 0, .dmin = 2, .codes = q4_1_codes, .pair = q4_1_pair};
+    .bytes = 20, .units = 1, .act = 1, .d = 0, .dmin = 2, .codes = codes_q4_1, .pair = pair_q4_1};
 Q_Z_PRODUCT(matmul_q4_1_a8_32_32x6__avx512vnni, q4_1)
 
 /* ------------------------------------------------------------------------------------------------------ Q5_0, Q5_1 */
 
 Q_VNNI_INLINE uint64_t bits2(const uint8_t *a, const uint8_t *b) { return q_load32(a) | (uint64_t)q_load32(b) << 32; }
 
-Q_VNNI_INLINE void q5_0_codes(const uint8_t *const *p, int sub, __m512i v[8]) {
+Q_VNNI_INLINE void codes_q5_0(const uint8_t *const *p, int sub, __m512i v[8]) {
     Q_UNUSED(sub);
     nibble_codes(p, 6, v);
     fifth_codes(p, 2, v);
 }
-Q_VNNI_INLINE __m512i q5_0_pair(const uint8_t *row, int64_t s, int i, int64_t last, __m512i *scale) {
+Q_VNNI_INLINE __m512i pair_q5_0(const uint8_t *row, int64_t s, int i, int64_t last, __m512i *scale) {
     Q_UNUSED(scale);
     const uint8_t *a = BLOCK(22, 0), *b = BLOCK(22, 1);
     return fifth(nibbles2(a + 6, b + 6), bits2(a + 2, b + 2));
 }
 static const q_z_format q5_0 = {
-    .bytes = 22, .units = 1, .act = 1, .d = 0, .dmin = -1, .bias = 16, .codes = q5_0_codes, .pair = q5_0_pair};
+    .bytes = 22, .units = 1, .act = 1, .d = 0, .dmin = -1, .bias = 16, .codes = codes_q5_0, .pair = pair_q5_0};
 Q_Z_PRODUCT(matmul_q5_0_a8_32_32x6__avx512vnni, q5_0)
 
-Q_VNNI_INLINE void q5_1_codes(const uint8_t *const *p, int sub, __m512i v[8]) {
+Q_VNNI_INLINE void codes_q5_1(const uint8_t *const *p, int sub, __m512i v[8]) {
     Q_UNUSED(sub);
     nibble_codes(p, 8, v);
     fifth_codes(p, 4, v);
 }
-Q_VNNI_INLINE __m512i q5_1_pair(const uint8_t *row, int64_t s, int i, int64_t last, __m512i *scale) {
+Q_VNNI_INLINE __m512i pair_q5_1(const uint8_t *row, int64_t s, int i, int64_t last, __m512i *scale) {
     Q_UNUSED(scale);
     const uint8_t *a = BLOCK(24, 0), *b = BLOCK(24, 1);
     return fifth(nibbles2(a + 8, b + 8), bits2(a + 4, b + 4));
 }
 static const q_z_format q5_1 = {
-    .bytes = 24, .units = 1, .act = 1, .d = 0, .dmin = 2, .codes = q5_1_codes, .pair = q5_1_pair};
+    .bytes = 24, .units = 1, .act = 1, .d = 0, .dmin = 2, .codes = codes_q5_1, .pair = pair_q5_1};
 Q_Z_PRODUCT(matmul_q5_1_a8_32_32x6__avx512vnni, q5_1)
 
 /* ---------------------------------------------------------------------------------------------------------- IQ4_NL */
 
-Q_VNNI_INLINE void iq4_nl_codes(const uint8_t *const *p, int sub, __m512i v[8]) {
+Q_VNNI_INLINE void codes_iq4_nl(const uint8_t *const *p, int sub, __m512i v[8]) {
     Q_UNUSED(sub);
     nibble_codes(p, 2, v);
     Q_UNROLL for (int i = 0; i < 8; i++) v[i] = q_z_iq4(v[i]);
 }
-Q_VNNI_INLINE __m512i iq4_nl_pair(const uint8_t *row, int64_t s, int i, int64_t last, __m512i *scale) {
+Q_VNNI_INLINE __m512i pair_iq4_nl(const uint8_t *row, int64_t s, int i, int64_t last, __m512i *scale) {
     Q_UNUSED(scale);
     return q_z_iq4(nibbles2(BLOCK(18, 0) + 2, BLOCK(18, 1) + 2));
 }
 static const q_z_format iq4_nl = {
-    .bytes = 18, .units = 1, .act = 1, .d = 0, .dmin = -1, .bias = 128, .codes = iq4_nl_codes, .pair = iq4_nl_pair};
+    .bytes = 18, .units = 1, .act = 1, .d = 0, .dmin = -1, .bias = 128, .codes = codes_iq4_nl, .pair = pair_iq4_nl};
 Q_Z_PRODUCT(matmul_iq4_nl_a8_32_32x6__avx512vnni, iq4_nl)
