@@ -15,7 +15,10 @@ trap 'exit 130' INT TERM
 "$lq" bench kernels --repeat 9 --csv "$out"
 for scheme in f16 q8_0 q6_k q4_k_m q4_0 iq4_xs; do
     "$lq" bench make-model --shape llama-1.1b --scheme $scheme "$tmp/model.gguf" --force
-    "$lq" bench model "$tmp/model.gguf" --prefill 256 --decode 16 --repeat 10 --csv "$out"
+    for threads in "--threads 1" ""; do # one thread: its processor time stands for itself (tokens/cpu-s)
+        # shellcheck disable=SC2086 # two words or none
+        "$lq" bench model "$tmp/model.gguf" --prefill 256 --decode 16 --repeat 5 $threads --csv "$out"
+    done
 done
 "$lq" bench make-model --shape llama-1.1b --scheme q4_k_m "$tmp/model.gguf" --force
-"$lq" bench model "$tmp/model.gguf" --prefill 16 --decode 16 --context 4096 --repeat 10 --csv "$out"
+"$lq" bench model "$tmp/model.gguf" --prefill 16 --decode 16 --context 4096 --repeat 5 --threads 1 --csv "$out"

@@ -90,6 +90,7 @@ exits 0 "model" bm --repeat 3 --context 100 --csv a.csv; says "model" "^decode .
 exits 0 "model JSON" bm --repeat 2 --context 32 -t 1 --json; json_is "model JSON"
 has "model JSON" prefill.min prefill.max decode.min decode.max decode.bytes_per_s decode.roof_fraction roof.buffer_bytes
 holds "model JSON" "$(json decode.context)" -eq 32
+compare "model: share" "$(json prefill.cpu_share)" ">" 0; has "model: by processor time" decode.tokens_per_cpu_s; compare "model: share" "$(json decode.cpu_share)" "<" 1.1
 compare "model: order" "$(json decode.min)" "<=" "$(json decode.tokens_per_s)"
 exits 0 "versus" bm --repeat 3 --isa scalar --versus-isa scalar --csv a.csv --json; json_is "versus"
 has "versus" versus.isa versus.prefill.tokens_per_s versus.decode_ratio.median versus.prefill_ratio.max
@@ -97,7 +98,7 @@ holds "versus: pairs" "$(json versus.decode_ratio.runs)" -eq 3
 exits 0 "versus table" bm --repeat 1 --versus-isa scalar; says "versus table" "^decode .* times .*1 pairs" "$out"
 says "model CSV" "^# " a.csv; says "model CSV" "^model,tiny q4_k_m; decode 4 after 100,[a-z0-9]*,[0-9]*,tokens/s,3," a.csv
 says "model CSV" "^model,tiny q4_k_m; prefill 16; scalar,scalar," a.csv
-holds "model CSV" "$(grep -c '^model,' a.csv)" -eq 6; holds "model CSV: header" "$(grep -c '^bench,' a.csv)" -eq 1
+holds "model CSV" "$(grep -c '^model,.*,tokens/s,' a.csv)" -eq 6; holds "model CSV" "$(grep -c ',tokens/cpu-s,' a.csv)" -eq 6; holds "model CSV: header" "$(grep -c '^bench,' a.csv)" -eq 1
 exits 2 "versus nothing" bm --versus-isa sse9
 exits 2 "context" bm --context 32768; says "context" "context of 32768"
 exits 4 "model CSV nowhere" bm --repeat 1 --csv none/a.csv

@@ -1,10 +1,16 @@
 /* bench_speed.c: timed prefill and decode on one model, or on two that take turns.
  *
- * Wall clock around lq_decode. Prefill and decode are measured apart, so that neither depends on the other's length; the
- * median keeps one disturbed run from counting. */
+ * Wall clock, and processor time, around lq_decode. Prefill and decode are measured apart, so that neither depends on the
+ * other's length; the median keeps one disturbed run from counting. */
 #include "bench_speed.h"
 
 #include <stdlib.h>
+#include <time.h>
+
+/* Seconds on the wall and on the processors. */
+typedef struct spent {
+    double wall, cpu;
+} spent;
 
 typedef struct bench {
     const bench_speed_options *o;
@@ -12,13 +18,30 @@ typedef struct bench {
     size_t n;
     int32_t *ids;
     double bytes[BENCH_MODELS]; /* per decoded token */
+    uint32_t threads;           /* of a session */
+    spent prefill[BENCH_MODELS], decode[BENCH_MODELS]; /* sums of all runs: of all threads */
 } bench;
 
-static lq_status time_prefill(const bench *b, size_t i, uint32_t tokens, bench_rate *out) {
+static double cpu_clock(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &t);
+    return (double)t.tv_sec + (double)t.tv_nsec * 1e-9;
+}
+
+/* Keep a run that began at `begin` as a rate by the wall and by the processors. */
+static void keep(bench_rate *out, bench_rate *out_cpu, spent *sum, uint32_t tokens, uint32_t threads, const spent *begin) {
+    const double wall = cli_clock() - begin->wall, cpu = cpu_clock() - begin->cpu;
+    bench_rate_add(out, tokens / wall);
+    bench_rate_add(out_cpu, tokens * threads / cpu);
+    sum->wall += wall * threads;
+    sum->cpu += cpu;
+}
+
+static lq_status time_prefill(bench *b, size_t i, uint32_t tokens, bench_speed *out) {
     lq_status s = lq_seq_truncate(b->sessions[i], 0);
-    const double begin = cli_clock();
+    const spent begin = {cli_clock(), cpu_clock()};
     if (s == LQ_OK) s = lq_decode(b->sessions[i], b->ids, tokens, tokens - 1);
-    if (s == LQ_OK && out) bench_rate_add(out, tokens / (cli_clock() - begin));
+    if (s == LQ_OK && out) keep(&out->prefill, &out->prefill_cpu, &b->prefill[i], tokens, b->threads, &begin);
     return s;
 }
 
@@ -29,18 +52,17 @@ static lq_status fill(const bench *b, size_t i) {
     return s;
 }
 
-static lq_status time_decode(bench *b, size_t i, uint32_t tokens, bench_rate *out) {
+static lq_status time_decode(bench *b, size_t i, uint32_t tokens, bench_speed *out) {
     lq_session *session = b->sessions[i];
     lq_stats before = {.size = sizeof before}, after = {.size = sizeof after};
     lq_status s = lq_seq_truncate(session, b->o->context);
     if (s == LQ_OK) s = lq_session_stats(session, &before);
-    const double begin = cli_clock();
+    const spent begin = {cli_clock(), cpu_clock()};
     for (uint32_t k = 0; k < tokens && s == LQ_OK; k++) {
         s = cli_interrupted() ? LQ_E_CANCELLED : lq_decode(session, b->ids + k, 1, 0);
     }
-    const double seconds = cli_clock() - begin;
+    if (s == LQ_OK && out) keep(&out->decode, &out->decode_cpu, &b->decode[i], tokens, b->threads, &begin);
     if (s == LQ_OK) s = lq_session_stats(session, &after);
-    if (s == LQ_OK && out) bench_rate_add(out, tokens / seconds);
     b->bytes[i] = (double)(after.decode_bytes - before.decode_bytes) / tokens;
     return s;
 }
@@ -51,16 +73,18 @@ static lq_status repeat_runs(bench *b, bench_speed *out) {
         s = time_prefill(b, i, out[i].prefill_tokens < 32 ? out[i].prefill_tokens : 32, NULL);
     }
     for (uint32_t r = 0; r < b->o->repeat; r++) {
-        for (size_t i = 0; i < b->n && s == LQ_OK; i++) s = time_prefill(b, i, out[i].prefill_tokens, &out[i].prefill);
+        for (size_t i = 0; i < b->n && s == LQ_OK; i++) s = time_prefill(b, i, out[i].prefill_tokens, &out[i]);
     }
     for (size_t i = 0; i < b->n && s == LQ_OK; i++) {
         s = fill(b, i);
         if (s == LQ_OK) s = time_decode(b, i, out[i].decode_tokens < 4 ? out[i].decode_tokens : 4, NULL);
     }
     for (uint32_t r = 0; r < b->o->repeat; r++) {
-        for (size_t i = 0; i < b->n && s == LQ_OK; i++) s = time_decode(b, i, out[i].decode_tokens, &out[i].decode);
+        for (size_t i = 0; i < b->n && s == LQ_OK; i++) s = time_decode(b, i, out[i].decode_tokens, &out[i]);
     }
-    for (size_t i = 0; i < b->n; i++) {
+    for (size_t i = 0; i < b->n && s == LQ_OK; i++) {
+        out[i].prefill_share = b->prefill[i].cpu / b->prefill[i].wall;
+        out[i].decode_share = b->decode[i].cpu / b->decode[i].wall;
         out[i].prefill_per_s = bench_rate_median(&out[i].prefill);
         out[i].decode_per_s = bench_rate_median(&out[i].decode);
         out[i].decode_bytes_per_s = out[i].decode_per_s * b->bytes[i];
@@ -87,6 +111,10 @@ static int open_sessions(cli *c, bench *b, lq_model *const *models, size_t n, be
         const int code = cli_session(c, models[i], &so, &b->sessions[i]);
         if (code != 0) return code;
         b->n++;
+        lq_session_info session = {.size = sizeof session};
+        const lq_status asked = lq_session_info_get(b->sessions[i], &session);
+        if (asked != LQ_OK) return cli_fail(c, asked, NULL);
+        b->threads = session.threads;
     }
     return 0;
 }

@@ -16,6 +16,10 @@ typedef struct bench_speed {
     bench_rate prefill, decode;             /* tokens per second of each run */
     double prefill_per_s, decode_per_s;     /* their medians */
     double decode_bytes_per_s;              /* weight and KV bytes per second at that median */
+    /* The same runs by processor time: tokens per second that the processors really ran the threads. What other programs
+     * take does not count, but for the caches and the memory that they share. */
+    bench_rate prefill_cpu, decode_cpu;
+    double prefill_share, decode_share; /* of the threads' time, how much the processors ran them: 1 = undisturbed */
 } bench_speed;
 
 /* On each of `n` models (at most BENCH_MODELS): a warm-up, then `repeat` prefills from an empty sequence, then as many

@@ -92,12 +92,16 @@ static void set_speed(json_t *o, const bench_speed *b, const state *s) {
     cli_set_real(prefill, "tokens_per_s", b->prefill_per_s);
     cli_set_real(prefill, "min", bench_rate_min(&b->prefill));
     cli_set_real(prefill, "max", bench_rate_max(&b->prefill));
+    cli_set_real(prefill, "cpu_share", b->prefill_share);
+    cli_set_real(prefill, "tokens_per_cpu_s", bench_rate_median(&b->prefill_cpu));
     cli_set(o, "prefill", prefill);
     cli_set_int(decode, "tokens", b->decode_tokens);
     cli_set_int(decode, "context", s->a->context);
     cli_set_real(decode, "tokens_per_s", b->decode_per_s);
     cli_set_real(decode, "min", bench_rate_min(&b->decode));
     cli_set_real(decode, "max", bench_rate_max(&b->decode));
+    cli_set_real(decode, "cpu_share", b->decode_share);
+    cli_set_real(decode, "tokens_per_cpu_s", bench_rate_median(&b->decode_cpu));
     cli_set_real(decode, "bytes_per_s", b->decode_bytes_per_s);
     cli_set(decode, "roof_fraction",
             s->roof.bytes_per_s > 0 ? json_real(b->decode_bytes_per_s / s->roof.bytes_per_s) : json_null());
@@ -141,10 +145,11 @@ static void print_speed(const state *s, const side *x) {
     printf("with      %u thread%s, %s\n", s->roof.threads, s->roof.threads == 1 ? "" : "s", x->device.isa);
     printf("prefill   %10.1f tokens/s  (%u tokens", b->prefill_per_s, b->prefill_tokens);
     print_range(&b->prefill);
-    printf(")\ndecode    %10.1f tokens/s  (%u tokens", b->decode_per_s, b->decode_tokens);
+    printf("), %.0f %% of the CPUs\n", b->prefill_share * 100);
+    printf("decode    %10.1f tokens/s  (%u tokens", b->decode_per_s, b->decode_tokens);
     if (s->a->context) printf(" after %llu", (unsigned long long)s->a->context);
     print_range(&b->decode);
-    printf("), %.2f GB/s", b->decode_bytes_per_s * 1e-9);
+    printf("), %.0f %% of the CPUs, %.2f GB/s", b->decode_share * 100, b->decode_bytes_per_s * 1e-9);
     if (s->roof.bytes_per_s > 0) printf(", %.0f %% of the roof", b->decode_bytes_per_s / s->roof.bytes_per_s * 100);
     putchar('\n');
 }
@@ -181,9 +186,11 @@ static void add_csv(const state *s, const side *x, const char *isa) {
     snprintf(name, sizeof name, "%.100s %s; prefill %u%s%s", base, s->model.file_scheme, x->speed.prefill_tokens,
              isa ? "; " : "", isa ? isa : "");
     bench_csv_add(s->csv, "model", name, x->device.isa, s->roof.threads, "tokens/s", 1, &x->speed.prefill);
+    bench_csv_add(s->csv, "model", name, x->device.isa, s->roof.threads, "tokens/cpu-s", 1, &x->speed.prefill_cpu);
     snprintf(name, sizeof name, "%.100s %s; decode %u%s%s%s", base, s->model.file_scheme, x->speed.decode_tokens, depth,
              isa ? "; " : "", isa ? isa : "");
     bench_csv_add(s->csv, "model", name, x->device.isa, s->roof.threads, "tokens/s", 1, &x->speed.decode);
+    bench_csv_add(s->csv, "model", name, x->device.isa, s->roof.threads, "tokens/cpu-s", 1, &x->speed.decode_cpu);
 }
 
 static int open_side(cli *c, state *s, const char *isa) {
@@ -244,6 +251,9 @@ const cli_command cli_command_bench_model = {
              "this machine reads memory, measured in the same process with the same threads: a decode at\n"
              "100 % of it cannot be made faster without making the model smaller. A model that fits into the\n"
              "processor's caches can exceed it.\n\n"
+             "'of the CPUs' is how much of the threads' time the processors really ran them. Well below 100 % other\n"
+             "programs are in the way; then the files of --csv have a second row, tokens/cpu-s, by processor time\n"
+             "alone, which with --threads 1 is about what a quiet machine does.\n\n"
              "To compare two instruction sets: --versus-isa. To compare two programs or two machines, let each\n"
              "append to a file of its own (--csv), best in turn, and use `lq bench compare`.\n",
     .operands = operands,
