@@ -1,9 +1,10 @@
 # libquant: one Makefile, everything in build/. `make help` lists the goals.
 #
 # Files are found by wildcard: a new .c in a known folder is built without a line here.
-# Variables: CC, CFLAGS, WERROR=1 (warnings are errors), SAN=address|undefined|thread (or address,undefined; built in
-# build-SAN), COV=1 (gcc's coverage), SETUP=0 (install nothing), B (build folder), JOBS (tests or fuzz targets at once),
-# ONLY (tests to run), TIME (seconds per fuzz target), NAME (fuzz targets to run), V=1 (show the commands).
+# Variables: CC, CPPFLAGS, CFLAGS, LDFLAGS, WERROR=1 (warnings are errors), SAN=address|undefined|thread (or
+# address,undefined; built in build-SAN), COV=1 (gcc's coverage), SETUP=0 (install nothing), B (build folder), JOBS (tests
+# or fuzz targets at once), ONLY (tests to run), TIME (seconds per fuzz target), NAME (fuzz targets to run), V=1 (show the
+# commands); where things are installed: see below.
 
 comma := ,
 B ?= build$(if $(SAN),-$(subst $(comma),-,$(SAN)))
@@ -36,7 +37,7 @@ ifneq (,$(SAN)$(COV))
 STD += -DT_SLOW=1
 export T_SLOW := 1
 endif
-ALL_CFLAGS = $(STD) $(WARN) $(CFLAGS) -I$(B)/gen
+ALL_CFLAGS = $(STD) $(WARN) $(CPPFLAGS) $(CFLAGS) -I$(B)/gen
 LDLIBS := -lm -pthread
 JSON_LIBS := -ljansson
 # 0.1.0, typed in libquant.h alone; its first number is that of the SONAME
@@ -98,11 +99,11 @@ $(B)/libquant.a: $(LIB_OBJ)
 	$(Q)$(AR) rcs $@ $^
 $(B)/libquant.so: $(LIB_OBJ) libquant/libquant.map
 	$(call say,LD)
-	$(Q)$(CC) $(LDSAN) -shared -Wl,-soname,libquant.so.$(ABI) -Wl,-z,defs -Wl,--version-script=libquant/libquant.map \
-	  -o $@ $(LIB_OBJ) $(LDLIBS)
+	$(Q)$(CC) $(LDFLAGS) $(LDSAN) -shared -Wl,-soname,libquant.so.$(ABI) -Wl,-z,defs \
+	  -Wl,--version-script=libquant/libquant.map -o $@ $(LIB_OBJ) $(LDLIBS)
 $(B)/lq: $(TOOL_OBJ) $(B)/libquant.a
 	$(call say,LD)
-	$(Q)$(CC) $(LDSAN) -o $@ $^ $(JSON_LIBS) $(LDLIBS)
+	$(Q)$(CC) $(LDFLAGS) $(LDSAN) -o $@ $^ $(JSON_LIBS) $(LDLIBS)
 
 # The whole library in one file, with the kernels of every processor, for builds that are not this one.
 EMBED_SRC := $(wildcard $(LIB_DIRS:%=%/*.c)) $(filter-out $(wildcard $(LIB_DIRS:%=%/*.c)),$(wildcard kernels/cpu/*/*.c))
@@ -185,7 +186,7 @@ OBJCOPY ?= $(shell $(CC) -print-prog-name=objcopy)
 $(B)/install/libquant.a: $(LIB_OBJ)
 	@mkdir -p $(@D) && rm -f $@
 	$(call say,AR)
-	$(Q)$(CC) -r -nostdlib -o $(@D)/libquant.o $^ && $(OBJCOPY) --localize-hidden $(@D)/libquant.o && \
+	$(Q)$(CC) $(if $(findstring -flto,$(CFLAGS)),-flinker-output=nolto-rel) -r -nostdlib -o $(@D)/libquant.o $^ && $(OBJCOPY) --localize-hidden $(@D)/libquant.o && \
 	  $(AR) rcs $@ $(@D)/libquant.o && rm $(@D)/libquant.o
 $(B)/man/lq.1: $(HOST_LQ)
 	@mkdir -p $(@D) && $(HOST_LQ) help --man >$@.tmp && mv $@.tmp $@

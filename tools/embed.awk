@@ -6,7 +6,8 @@
 # included. Files of the library may use the same names for what is local to them (`one`, `PANEL`, `struct block`); in
 # one translation unit these would collide, so a name that more than one file declares at file scope becomes FILE_NAME
 # here. Names that begin with q_, Q_, lq_ or LQ_ belong to the whole library and are left alone. Macros of a .c file end
-# with it. Kernels of an instruction set go between #if and #endif for their processor; a folder of kernels that this
+# with it. A header that a .c file includes after a #define of its own is a template: it is copied for each such file,
+# and everything that it declares gets that file's name by a macro, so that it may paste names together. Kernels of an instruction set go between #if and #endif for their processor; a folder of kernels that this
 # script does not know is refused.
 #
 # What it understands of C is what the tree is written in; tests/check_embed.sh compiles the result and compares what
@@ -72,14 +73,19 @@ function cut(n,    t) { t = substr(rest, 1, n); rest = substr(rest, n + 1); retu
 
 # ---- first pass: what each file declares at file scope
 
-function declare(name, path) {
-    if (name == "" || is_shared(name) || (path, name) in owns) return
-    owns[path, name] = 1
-    owners[name]++
+function declare(name, owner) {
+    if (name == "" || (owner, name) in owns) return
+    if (of_template) { # whatever it is called
+        if (!((owner, name) in copies)) made[owner] = made[owner] " " name
+        copies[owner, name] = 1
+    } else if (!is_shared(name)) {
+        owns[owner, name] = 1
+        owners[name]++
+    }
 }
 
 # A statement at file scope, cut into word[1 .. words], ends with `;` or begins a body with `{`.
-function statement(path, ending,    i, name, depth) {
+function statement(owner, ending,    i, name, depth) {
     if (words == 0) return
     if (word[1] == "extern") return
     for (i = 1; i <= words; i++) { # the name before the first parenthesis, bracket or `=`, else the last
@@ -96,13 +102,14 @@ function statement(path, ending,    i, name, depth) {
         if (word[i] ~ /^[A-Za-z_]/) name = word[i]
     }
     if (word[1] == "typedef" || ending == ";" || word[words] == ")" || word[words] == "=") {
-        if (!aggregate || word[words] != "}") declare(name, path)
+        if (!aggregate || word[words] != "}") declare(name, owner)
     }
 }
 
-function scan(path,    i, line, t, depth, to, continued) {
-    if (path in scanned) return
-    scanned[path] = 1
+# Read the declarations of `path` as those of `owner`: of itself, or of the file whose template it is.
+function scan(path, owner,    i, line, t, depth, to, continued, defines, templates, list) {
+    if ((path, owner) in scanned) return
+    scanned[path, owner] = 1
     load(path)
     words = depth = 0
     in_comment = aggregate = enumerating = 0
@@ -110,7 +117,11 @@ function scan(path,    i, line, t, depth, to, continued) {
         line = text[path, i]
         if (!in_comment && (continued || line ~ /^[ \t]*#/)) {
             to = included(line, path)
-            if (to != "" && to ~ /\.[ch]$/) pending[++pendings] = to
+            if (line ~ /^[ \t]*#[ \t]*define/) defines = 1
+            if (to ~ /\.h$/ && path ~ /\.c$/ && defines) {
+                template[path, to] = 1
+                templates = templates " " to
+            } else if (to ~ /\.[ch]$/) pending[++pendings] = to
             continued = line ~ /\\$/
             continue
         }
@@ -128,10 +139,10 @@ function scan(path,    i, line, t, depth, to, continued) {
                         if (word[to] ~ /^(struct|union|enum)$/) {
                             aggregate = 1
                             enumerating = word[to] == "enum"
-                            if (to < words && word[to + 1] ~ /^[A-Za-z_]/) declare(word[to + 1], path)
+                            if (to < words && word[to + 1] ~ /^[A-Za-z_]/) declare(word[to + 1], owner)
                         }
                     }
-                    if (!aggregate) statement(path, "{")
+                    if (!aggregate) statement(owner, "{")
                     first = 1
                 }
                 if (enumerating && depth == 1) { first = 1; continue }
@@ -147,15 +158,19 @@ function scan(path,    i, line, t, depth, to, continued) {
             }
             if (depth == 0) {
                 if (t == ";") {
-                    if (!(words && word[words] == "}")) statement(path, ";")
+                    if (!(words && word[words] == "}")) statement(owner, ";")
                     words = aggregate = 0
                 } else word[++words] = t
             } else if (enumerating && depth == 1) {
-                if (first && kind == "n") declare(t, path)
+                if (first && kind == "n") declare(t, owner)
                 first = t == ","
             }
         }
     }
+    of_template = 1
+    depth = split(templates, list, " ")
+    for (i = 1; i <= depth; i++) scan(list[i], path)
+    of_template = 0
 }
 
 # ---- second pass: copy
@@ -186,12 +201,16 @@ function renamed(line, file,    out, t, before, next_one) {
     return out
 }
 
-# Copy `path`. Lists (.def, .inc) are part of the file that includes them and share its names: `owner`.
 function put(line) { body[++body_lines] = line }
 
-function copy(path, owner,    i, line, to, level, base, guard, continued, comment, macro, macros, state) {
+# Copy `path`. Lists (.def, .inc) and templates are part of the file that includes them, `owner`, and share its names.
+function copy(path, owner,    i, line, to, level, base, guard, comment, macro, list) {
     load(path)
     put("\n/* ======== " path " */")
+    if (path == owner) {
+        to = split(made[owner], list, " ")
+        for (i = 1; i <= to; i++) put("#define " list[i] " " stem(owner) "_" list[i])
+    }
     for (i = 1; i <= lines[path]; i++) {
         line = text[path, i]
         if (!comment && line ~ /^[ \t]*#[ \t]*if/) { # a header's own guard does not make its includes conditional
@@ -201,7 +220,7 @@ function copy(path, owner,    i, line, to, level, base, guard, continued, commen
         if (!comment && line ~ /^[ \t]*#[ \t]*endif/) level--
         to = comment ? "" : included(line, path)
         if (to != "") {
-            if (to ~ /\.(def|inc)$/) copy(to, owner)
+            if (to ~ /\.(def|inc)$/ || (owner, to) in template) copy(to, owner)
             else if (!(to in done)) {
                 if (level <= base) done[to] = 1
                 if (only != "") inside[to] = 1
@@ -217,17 +236,18 @@ function copy(path, owner,    i, line, to, level, base, guard, continued, commen
             else put("#pragma GCC visibility push(default)\n" to "\n#pragma GCC visibility pop")
             continue
         }
-        if (!comment && path ~ /\.c$/ && match(line, /^[ \t]*#[ \t]*define[ \t]+[A-Za-z_][A-Za-z0-9_]*/)) {
+        if (!comment && owner ~ /\.c$/ && match(line, /^[ \t]*#[ \t]*define[ \t]+[A-Za-z_][A-Za-z0-9_]*/)) {
             macro = substr(line, 1, RLENGTH)
             sub(/.*[ \t]/, "", macro)
-            if (!(macro in defined)) { defined[macro] = path; macros = macros " " macro }
+            if (!(macro in defined)) { defined[macro] = 1; macros[owner] = macros[owner] " " macro }
         }
         in_comment = comment
         put(renamed(line, owner))
         comment = in_comment
     }
-    to = split(macros, state, " ")
-    for (i = 1; i <= to; i++) { put("#undef " state[i]); delete defined[state[i]] }
+    if (path != owner) return
+    to = split(macros[owner] made[owner], list, " ")
+    for (i = 1; i <= to; i++) { put("#undef " list[i]); delete defined[list[i]] }
 }
 
 # What kernels of a folder need; "" nothing.
@@ -254,8 +274,8 @@ function leave(    to) {
 
 BEGIN {
     if (gen == "") fail("-v gen=FOLDER is missing")
-    for (i = 1; i < ARGC; i++) scan(normal(ARGV[i]))
-    while (pendings > 0) { to = pending[pendings--]; scan(to) }
+    for (i = 1; i < ARGC; i++) scan(normal(ARGV[i]), normal(ARGV[i]))
+    while (pendings > 0) { to = pending[pendings--]; scan(to, to) }
 
     for (i = 1; i < ARGC; i++) # first what every processor has: the kernels of one include parts of it
         if (processor(normal(ARGV[i])) == "") add(normal(ARGV[i]))

@@ -60,6 +60,7 @@ for f in bench/data/pocket/*; do put 644 "$f" "$data/pocket"; done
 for f in bench/data/text/*; do put 644 "$f" "$data/text"; done
 put 644 bench/data/README.md "$data"
 put 644 tools/bindings/libquant.py "$data/python"
+if [ "$mode" = uninstall ]; then rm -f "$DESTDIR$data"/python/__pycache__/libquant.*.pyc; fi # Python's, made of ours
 for d in pocket text python/__pycache__ python; do own_folder "$data/$d"; done
 own_folder "$data"
 

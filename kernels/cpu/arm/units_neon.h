@@ -316,12 +316,14 @@ Q_NEON_INLINE int8x16x2_t q6_k_codes(const uint8_t *p, int unit) {
 
 /* PRODUCT's two functions of each format, for kernels that end in `isa`. */
 #define Q_UNITS_ROW(isa, name, act, ...)                                             \
-    static const q_units name##_units = {__VA_ARGS__, name##_codes};                 \
+    static const q_units name##_##isa##_units = {__VA_ARGS__, name##_codes};         \
     uint64_t q_matmul_##name##_##act##_4x4__##isa##_scratch(int64_t k, int64_t n) {  \
-        const uint64_t block = (uint64_t)q_units_panel(&name##_units);               \
-        return n < Q_UNITS_PANEL_FROM ? 0 : (uint64_t)(k / (32 * name##_units.units)) * block; \
+        const uint64_t block = (uint64_t)q_units_panel(&name##_##isa##_units);       \
+        return n < Q_UNITS_PANEL_FROM ? 0 : (uint64_t)(k / (32 * name##_##isa##_units.units)) * block; \
     }                                                                                \
-    Q_UNITS_TARGET void q_matmul_##name##_##act##_4x4__##isa(const q_mm *m) { q_units_product(&name##_units, m); }
+    Q_UNITS_TARGET void q_matmul_##name##_##act##_4x4__##isa(const q_mm *m) {        \
+        q_units_product(&name##_##isa##_units, m);                                   \
+    }
 
 #define Q_UNITS_ROWS(isa)                                            \
     Q_UNITS_ROW(isa, q8_0, a8_32, 34, 1, 1, 0, -1, NULL)             \
