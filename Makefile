@@ -37,6 +37,13 @@ ifneq (,$(SAN)$(COV))
 STD += -DT_SLOW=1
 export T_SLOW := 1
 endif
+# ThreadSanitizer looks for races and slows arithmetic fifty times: what it leaves out checks scripts, figures of quality,
+# damaged files, file calls and kills; test_threads, test_cpu, test_engine, test_quantize and the other cli_* run the same
+# threads.
+ifeq ($(SAN),thread)
+export WITHOUT ?= check_* test_quality test_corrupt test_io test_kill test_nomem cli_bench* cli_calibrate.sh \
+    cli_completion.sh cli_man.sh cli_quantize.sh
+endif
 ALL_CFLAGS = $(STD) $(WARN) $(CPPFLAGS) $(CFLAGS) -I$(B)/gen
 LDLIBS := -lm -pthread
 JSON_LIBS := -ljansson

@@ -29,10 +29,10 @@ T
 make_test cli_b.sh <<'T'
 echo 'words of b'; echo '3 passed, 1 failed'; exit 1
 T
-# run JOBS LIMIT: the runner over this tree; what it says, without the seconds.
+# run JOBS LIMIT [WITHOUT]: the runner over this tree; what it says, without the seconds.
 run() {
     rm -rf "$T_TMP/signs"; mkdir "$T_TMP/signs"
-    env -u ONLY B=build JOBS="$1" LIMIT="$2" SIGNS="$T_TMP/signs" TMPDIR="$T_TMP/tmp" \
+    env -u ONLY WITHOUT="${3:-}" B=build JOBS="$1" LIMIT="$2" SIGNS="$T_TMP/signs" TMPDIR="$T_TMP/tmp" \
         "$tree/tests/run.sh" >"$T_TMP/log" 2>&1
     rc=$?
     sed 's/skipped .*/skipped/; s/  */ /g' "$T_TMP/log" | tr '\n' '|' >"$T_TMP/said"
@@ -64,12 +64,18 @@ alive() {
 }
 holds "its children are ended" -z "$(alive)"
 
+# Left out by a pattern, told and counted.
+run 1 60 'no_such cli_[a-b]*'
+holds "nothing but d runs" $rc -eq 0
+holds "what is left out is told" "$(cat "$T_TMP/said")" = "SKIP: cli_b.sh is left out, as asked|\
+cli_b.sh 0 passed 0 failed 1 skipped|cli_d.sh 1 passed 0 failed 0 skipped|1 passed, 0 failed, 1 skipped|"
+
 # An interrupted run takes its tests and its folder with it. What a shell starts in the background ignores SIGINT: not
 # this one.
 for signal in INT TERM; do
     rm -f "$T_TMP/signs/child"
     B=build JOBS=2 LIMIT=60 SIGNS="$T_TMP/signs" TMPDIR="$T_TMP/tmp" \
-        env -u ONLY --default-signal=INT "$tree/tests/run.sh" >"$T_TMP/log" 2>&1 &
+        env -u ONLY -u WITHOUT --default-signal=INT "$tree/tests/run.sh" >"$T_TMP/log" 2>&1 &
     pid=$!
     until [ -s "$T_TMP/signs/child" ]; do sleep 0.05; done
     kill -$signal $pid; wait $pid

@@ -26,6 +26,12 @@
 #ifndef T_SLOW
 #define T_SLOW 0
 #endif
+/* ThreadSanitizer slows arithmetic fifty times and leaves little room for huge mappings: it is there for races. */
+#ifdef __SANITIZE_THREAD__
+#define T_TSAN 1
+#else
+#define T_TSAN 0
+#endif
 
 /* Root of the tree, and a fresh writable folder for this program (removed by tests/run.sh). */
 static inline const char *t_root(void) {
