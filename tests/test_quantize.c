@@ -257,6 +257,7 @@ static double distance(const model *a, const q_bind_item *x, const model *b, con
 /* ---- what the file holds */
 
 START_TEST(f16_of_a_directory_is_the_directory) {
+    if (T_TSAN) T_SKIP("the bundled model takes minutes under ThreadSanitizer");
     const char *dst = in_tmp(0, "f16.gguf");
     seen s = {0};
     const lq_quantize_options o = options_of("f16", &s);
@@ -285,6 +286,7 @@ START_TEST(f16_of_a_directory_is_the_directory) {
 END_TEST
 
 START_TEST(q8_0_stays_close_and_says_how_close) {
+    if (T_TSAN) T_SKIP("the bundled model takes minutes under ThreadSanitizer");
     const char *dst = in_tmp(0, "q8.gguf");
     seen s = {0};
     const lq_quantize_options o = options_of("q8_0", &s);
@@ -331,6 +333,7 @@ START_TEST(threads_do_not_change_a_byte) {
 END_TEST
 
 START_TEST(a_gguf_source_gives_the_same_file) {
+    if (T_TSAN) T_SKIP("the bundled model takes minutes under ThreadSanitizer");
     const char *f16 = in_tmp(0, "f16.gguf"), *direct = in_tmp(1, "direct.gguf"), *via = in_tmp(2, "via.gguf");
     OK(quantize(pocket(), f16, "f16"));
     OK(quantize(pocket(), direct, "q8_0"));
@@ -473,6 +476,7 @@ static void on_weighted(void *user, const lq_tensor_report *t) {
 }
 
 START_TEST(importance_moves_errors_to_inputs_that_matter_less) {
+    if (T_TSAN && _i > 0) T_SKIP("one format under ThreadSanitizer, not number %d", _i);
     static const char *const schemes[] = {"q4_0", "q4_1", "q4_k", "q3_k", "q2_k", "iq4_nl", "iq4_xs", "q5_0", "q6_k"};
     const char *src = in_tmp(0, "src.gguf"), *plain = in_tmp(1, "plain.gguf"), *by = in_tmp(2, "by.gguf"),
                *stats = in_tmp(3, "stats.gguf");
