@@ -25,8 +25,10 @@ typedef struct bed {
     float vector[EMBD];
     q_weight weight;
     int32_t *pos, *which;
-    int64_t units, calls;
-    double ops, bytes; /* of a call */
+    int64_t units;       /* of the whole step */
+    int64_t part, at;    /* units of a call; where the next one begins */
+    int64_t calls;       /* of a pass */
+    double ops, bytes;   /* of the whole step */
 } bed;
 
 static q_view view(int32_t slot, int32_t heads, int32_t width) { return (q_view){slot, 0, heads, width, width}; }
@@ -96,7 +98,6 @@ static lq_status lay_memory(bed *b, int32_t n) {
     for (uint64_t i = 0; i < b->kv.pages * b->kv.page_bytes / 2; i++)
         q_store16(b->pool[0] + 2 * i, (uint16_t)(0x3000 + i % 997)); /* halves between 1/8 and 1/4 */
     for (int i = 1; i < SLOTS; i++) {
-        b->widths[i] = FF;
         b->slots[i] = Q_NEW(&q_alloc_libc, float, (int64_t)FF * n);
         if (!b->slots[i]) return LQ_E_NOMEM;
         bench_kernel_fill(b->slots[i], (int64_t)FF * n);
@@ -112,14 +113,20 @@ static lq_status lay_memory(bed *b, int32_t n) {
     return LQ_OK;
 }
 
+/* A step of many columns takes long: a call is a part of it, whole columns of attention, as the backend's chunks are. */
 static void step_pass(void *arg) {
-    const bed *b = (const bed *)arg;
-    for (int64_t i = 0; i < b->calls; i++) b->k->fn(&b->s, &b->e, 0, b->units);
+    bed *b = (bed *)arg;
+    for (int64_t i = 0; i < b->calls; i++) {
+        if (b->at + b->part > b->units) b->at = 0;
+        b->k->fn(&b->s, &b->e, b->at, b->at + b->part);
+        b->at += b->part;
+    }
 }
 
 static bool step_grow(void *arg) {
     bed *b = (bed *)arg;
-    b->calls *= 2;
+    if (b->part * 2 <= b->units) b->part *= 2;
+    else b->calls *= 2;
     return b->calls < INT32_MAX;
 }
 
@@ -131,9 +138,12 @@ static lq_status time_step(bed *b, const bench_kernel_how *how, bench_kernel_tim
     Q_TRY(lay_memory(b, how->columns));
     b->s.op = (uint8_t)b->k->op;
     cases[i].lay(b, how->columns);
+    const q_view *views[] = {&b->s.y, &b->s.x, &b->s.z}; /* columns as far apart as in a model's slots: it matters to caches */
+    for (size_t v = 0; v < Q_COUNT(views); v++) b->widths[views[v]->slot] = views[v]->heads * views[v]->width;
     if (b->k->accepts && !b->k->accepts(&b->s))
         return q_fail(LQ_E_UNSUPPORTED, "%s refuses the step of bench/kernel_steps.c", b->k->name);
     b->units = q_op_units(&b->s, how->columns, 0);
+    b->part = b->units / how->columns; /* of a column */
     b->e.scratch_bytes = (size_t)b->k->scratch(&b->s, how->columns);
     b->e.scratch = q_new(&q_alloc_libc, b->e.scratch_bytes + 1, 1);
     if (!b->e.scratch) return LQ_E_NOMEM;
@@ -147,8 +157,9 @@ lq_status bench_kernel_step(const q_cpu_kernel *k, const bench_kernel_how *how, 
     b->calls = 1;
     const bench_kernel_how capped = {how->depth, Q_MIN(how->columns, CONTEXT), how->passes, how->hot};
     const lq_status s = time_step(b, &capped, out);
-    out->ops = b->ops * (double)b->calls;
-    out->bytes = b->bytes * (double)b->calls;
+    const double steps = b->units ? (double)(b->part * b->calls) / (double)b->units : 0; /* in a pass */
+    out->ops = b->ops * steps;
+    out->bytes = b->bytes * steps;
     snprintf(out->shape, sizeof out->shape, "%d column%s%s", capped.columns, capped.columns == 1 ? "" : "s",
              k->op == Q_OP_ATTN ? "; context 2048" : "");
     for (int i = 1; i < SLOTS; i++) q_delete(&q_alloc_libc, b->slots[i]);
