@@ -180,6 +180,9 @@ static lq_status prepare(sweep *w, const int32_t *ids, size_t count, const lq_ev
             return q_fail(LQ_E_ARG, "token %zu is %d, outside the vocabulary", i, ids[i]);
     uint64_t cells;
     if (q_mul_overflow(w->chunks * rows_of(w), w->n_sessions, &cells)) return q_fail(LQ_E_NOMEM, "too many tokens to score");
+    uint64_t bytes;
+    if (q_mul_overflow(cells, sizeof *w->scores, &bytes)) bytes = UINT64_MAX;
+    Q_TRY(q_memory_check("scoring the text", bytes, q_pool_stacks(w->sessions[0]->shape.threads)));
     w->scores = (score *)q_new(w->alloc, cells, sizeof *w->scores);
     w->ids = (int32_t *)q_new_raw(w->alloc, w->window, sizeof *w->ids);
     if (!w->scores || !w->ids) return LQ_E_NOMEM;

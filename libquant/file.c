@@ -98,8 +98,11 @@ lq_status q_file_open(const q_alloc *a, const char *path, uint32_t flags, q_file
             error = errno;
         }
         if (p == MAP_FAILED) {
+            const unsigned long long size = f->size, have = q_address_space();
             q_file_close(f);
-            return fail_errno(error, "map", path);
+            if (error != ENOMEM) return fail_errno(error, "map", path);
+            return q_fail(LQ_E_NOMEM, "%s needs %llu bytes of address space to be mapped; %llu bytes are available", path,
+                          size, have);
         }
         f->map = p;
     }

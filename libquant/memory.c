@@ -1,4 +1,5 @@
-/* memory.c: the only caller of malloc and free, arenas, and what memory the process may still use. Layer L0. */
+/* memory.c: the only caller of malloc and free, arenas, control groups, and what memory the process may still use.
+ * Layer L0. */
 #include "memory.h"
 
 #include <stdio.h>
@@ -32,7 +33,10 @@ void *q_new_raw(const q_alloc *a, uint64_t count, uint64_t item) {
     }
     uint8_t *p = (uint8_t *)a->alloc(a->user, (size_t)bytes, Q_ALIGN);
     if (!p) {
-        q_fail(LQ_E_NOMEM, "out of memory: %llu bytes wanted", (unsigned long long)bytes);
+        const uint64_t left = a->alloc == libc_alloc ? q_address_space() : UINT64_MAX;
+        q_fail(LQ_E_NOMEM, left == UINT64_MAX ? "out of memory: %llu bytes wanted"
+                                              : "out of memory: %llu bytes wanted; %llu bytes of address space are left",
+               (unsigned long long)bytes, (unsigned long long)left);
         return NULL;
     }
     ((header *)(void *)p)->bytes = bytes;
@@ -140,24 +144,96 @@ static bool read_number(const char *path, const char *key, uint64_t *out) {
     return found;
 }
 
-uint64_t q_memory_available(void) {
-    uint64_t best = UINT64_MAX, limit, used;
-    if (read_number("/proc/meminfo", "MemAvailable:", &limit)) best = limit * 1024;
-    static const char *const groups[][2] = {
-        {"/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"},
-        {"/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"},
-    };
-    for (size_t i = 0; i < Q_COUNT(groups); i++)
-        if (read_number(groups[i][0], NULL, &limit) && read_number(groups[i][1], NULL, &used))
-            best = Q_MIN(best, limit > used ? limit - used : 0);
-    struct rlimit r;
-    if (getrlimit(RLIMIT_AS, &r) == 0 && r.rlim_cur != RLIM_INFINITY) {
-        uint64_t pages = 0;
-        const uint64_t page = (uint64_t)sysconf(_SC_PAGESIZE);
-        if (read_number("/proc/self/statm", NULL, &pages)) {
-            const uint64_t mapped = pages * page;
-            best = Q_MIN(best, (uint64_t)r.rlim_cur > mapped ? (uint64_t)r.rlim_cur - mapped : 0);
-        }
+/* The groups from `path` up to the root of its hierarchy. In a container the mount may show our own group as its root,
+ * whatever the path says, which is why the root is always visited too. */
+static void visit_up(const char *mount, char *path, int version, q_group_visit *visit, void *arg) {
+    for (;;) {
+        char folder[1400];
+        if (strcmp(path, "/") == 0) path[0] = '\0';
+        snprintf(folder, sizeof folder, "%s%s", mount, path);
+        visit(folder, version, arg);
+        char *slash = strrchr(path, '/');
+        if (!slash) return;
+        *slash = '\0';
     }
+}
+
+/* Is the name in the comma-separated list of v1 controllers? */
+static bool names(const char *list, const char *controller) {
+    const size_t n = strlen(controller);
+    for (const char *p = list; p; p = strchr(p, ',') ? strchr(p, ',') + 1 : NULL)
+        if (strncmp(p, controller, n) == 0 && (p[n] == ',' || p[n] == '\0')) return true;
+    return false;
+}
+
+void q_groups_visit(const char *root, const char *controller, q_group_visit *visit, void *arg) {
+    char line[1024], mount[300];
+    snprintf(line, sizeof line, "%s/proc/self/cgroup", root);
+    FILE *f = fopen(line, "re");
+    if (!f) return;
+    while (fgets(line, sizeof line, f)) { /* "0::/path" or "4:cpu,cpuacct:/path" */
+        line[strcspn(line, "\n")] = '\0';
+        char *list = strchr(line, ':'), *path = list ? strchr(list + 1, ':') : NULL;
+        if (!path || path[1] != '/') continue;
+        list++;
+        *path++ = '\0';
+        const int version = list[0] == '\0' ? 2 : 1;
+        if (version == 1 && !names(list, controller)) continue;
+        snprintf(mount, sizeof mount, "%s/sys/fs/cgroup%s%s", root, version == 1 ? "/" : "", version == 1 ? controller : "");
+        visit_up(mount, path, version, visit, arg);
+    }
+    fclose(f);
+}
+
+/* What the group leaves, with the file pages that the kernel would drop for us counted as free, as MemAvailable does. */
+static void group_memory(const char *folder, int version, void *arg) {
+    static const char *const files[][3] = {{"memory.limit_in_bytes", "memory.usage_in_bytes", "total_"},
+                                           {"memory.max", "memory.current", ""}};
+    const char *const *names_of = files[version == 2];
+    uint64_t *best = (uint64_t *)arg, limit, used;
+    char path[1500], key[40];
+    snprintf(path, sizeof path, "%s/%s", folder, names_of[0]);
+    if (!read_number(path, NULL, &limit)) return; /* "max": no limit */
+    snprintf(path, sizeof path, "%s/%s", folder, names_of[1]);
+    if (!read_number(path, NULL, &used)) return;
+    snprintf(path, sizeof path, "%s/memory.stat", folder);
+    for (int i = 0; i < 2; i++) {
+        uint64_t cached = 0;
+        snprintf(key, sizeof key, "%s%sactive_file ", names_of[2], i ? "in" : "");
+        if (read_number(path, key, &cached)) used -= Q_MIN(cached, used);
+    }
+    *best = Q_MIN(*best, limit > used ? limit - used : 0);
+}
+
+uint64_t q_memory_physical(const char *root) {
+    char path[300];
+    uint64_t best = UINT64_MAX, kib;
+    snprintf(path, sizeof path, "%s/proc/meminfo", root);
+    if (read_number(path, "MemAvailable:", &kib)) best = kib * 1024;
+    q_groups_visit(root, "memory", group_memory, &best);
     return best;
+}
+
+uint64_t q_address_space(void) {
+    struct rlimit r;
+    uint64_t pages;
+    if (getrlimit(RLIMIT_AS, &r) != 0 || r.rlim_cur == RLIM_INFINITY) return UINT64_MAX;
+    if (!read_number("/proc/self/statm", NULL, &pages)) return UINT64_MAX;
+    const uint64_t mapped = pages * (uint64_t)sysconf(_SC_PAGESIZE);
+    return (uint64_t)r.rlim_cur > mapped ? (uint64_t)r.rlim_cur - mapped : 0;
+}
+
+uint64_t q_memory_available(void) { return Q_MIN(q_memory_physical(""), q_address_space()); }
+
+lq_status q_memory_check(const char *what, uint64_t bytes, uint64_t untouched) {
+    uint64_t space, have = q_memory_physical("");
+    if (bytes <= have) {
+        have = q_address_space();
+        if (q_add_overflow(bytes, untouched, &space)) space = UINT64_MAX;
+        if (space <= have) return LQ_OK;
+        bytes = space;
+    }
+    return q_fail(LQ_E_NOMEM, "%s needs %llu bytes of memory (%.1f MiB); %llu bytes (%.1f MiB) are available", what,
+                  (unsigned long long)bytes, (double)bytes / 1048576.0, (unsigned long long)have,
+                  (double)have / 1048576.0);
 }

@@ -35,7 +35,19 @@ void *q_arena_new(q_arena *arena, uint64_t count, uint64_t item);
 char *q_arena_str(q_arena *arena, q_str s);
 void q_arena_free(q_arena *arena);
 
-/* Bytes of memory this process may still use: the least of free RAM, cgroup limits (v1, v2) and RLIMIT_AS. */
+/* Bytes of memory this process may still use: the least of available RAM, what the limits of its control groups leave
+ * (v1 and v2, each group up to the root), and RLIMIT_AS. UINT64_MAX where nothing is known. */
 uint64_t q_memory_available(void);
+/* Its two parts: memory, by /proc and /sys below `root` ("" but in tests); address space. */
+uint64_t q_memory_physical(const char *root);
+uint64_t q_address_space(void);
+/* LQ_E_NOMEM "WHAT needs .. bytes of memory; .. bytes are available" when they are not. `untouched` bytes more are only
+ * address space: the stacks of threads. */
+lq_status q_memory_check(const char *what, uint64_t bytes, uint64_t untouched);
+
+/* The control groups that this process is in for a controller ("memory", "cpu"), each up to the root of its hierarchy:
+ * `folder` holds the files of that version (1 or 2). */
+typedef void q_group_visit(const char *folder, int version, void *arg);
+void q_groups_visit(const char *root, const char *controller, q_group_visit *visit, void *arg);
 
 #endif

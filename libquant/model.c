@@ -76,6 +76,12 @@ static lq_status vector_as_f32(lq_model *m, uint32_t i) {
     return LQ_OK;
 }
 
+/* The file's bytes cannot be used in place. */
+static bool is_copied(const lq_model *m, uint32_t i) {
+    const q_bind_item *item = &m->binding->items[i];
+    return !item->src->data || item->map != Q_MAP_SAME;
+}
+
 static lq_status resolve_weight(lq_model *m, uint32_t i) {
     const q_bind_item *item = &m->binding->items[i];
     const q_tensor *t = item->src;
@@ -85,7 +91,7 @@ static lq_status resolve_weight(lq_model *m, uint32_t i) {
     if (w->matrices > 1) w->matrix_bytes = t->row_bytes * t->shape[1];
     const bool vector = m->binding->arch->weights[item->role].rows == 0;
     if (vector) return vector_as_f32(m, i);
-    if (t->data && item->map == Q_MAP_SAME) return LQ_OK;
+    if (!is_copied(m, i)) return LQ_OK;
     uint8_t *copy = (uint8_t *)q_new_raw(m->alloc, t->bytes, 1);
     if (!copy) return LQ_E_NOMEM;
     m->owned[i] = copy;
@@ -144,6 +150,10 @@ static lq_status resolve_weights(lq_model *m, bool check) {
     m->owned = Q_NEW(m->alloc, void *, n);
     m->packed = Q_NEW(m->alloc, q_buffer, n);
     if (!m->weights || !m->owned || !m->packed) return LQ_E_NOMEM;
+    uint64_t copies = 0;
+    for (uint32_t i = 0; i < n; i++)
+        if (is_copied(m, i)) copies += m->binding->items[i].src->bytes;
+    Q_TRY(q_memory_check("copying the weights", copies, 0));
     for (uint32_t i = 0; i < n; i++) {
         Q_TRY(resolve_weight(m, i));
         if (check) Q_TRY(check_values(m, i));

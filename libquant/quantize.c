@@ -20,6 +20,7 @@ enum {
     SPAN_WEIGHTS = 1 << 14,             /* weights that a thread takes at a time */
     PIECE_PER_THREAD = 1 << 18,         /* weights per thread between two writes */
     PIECE_WEIGHTS = 1 << 20,            /* and at least this many */
+    WRITER_BYTES = 2 << 20,             /* what a writer takes besides the header */
     EXTRA_KEYS = Q_TEXT_EXPORT_MAX + 12, /* the tokenizer's keys, names, file type, version, importance */
     MAX_THREADS = 1024
 };
@@ -409,6 +410,11 @@ static lq_status make_buffers(work *w) {
         out = Q_MAX(out, n * row_bytes);
         w->span_floats = Q_MAX(w->span_floats, Q_MIN(span_rows(t->shape[0]), n) * t->shape[0]);
     }
+    const uint64_t floats = (uint64_t)w->threads * 2 * w->span_floats * sizeof(float);
+    /* The writer's header, then reading it back with its strings and a buffer. */
+    const uint64_t writer = 4 * (w->result.bytes - w->tensor_bytes) + WRITER_BYTES;
+    Q_TRY(q_memory_check("quantizing", floats + out + rows * 2 * sizeof(double) + w->threads * sizeof(trouble) + writer,
+                         q_pool_stacks(w->threads)));
     w->floats = (float *)q_new_raw(w->alloc, (uint64_t)w->threads * 2, w->span_floats * sizeof(float));
     w->out = (uint8_t *)q_new_raw(w->alloc, out, 1);
     w->error2 = Q_NEW(w->alloc, double, rows);

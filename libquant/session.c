@@ -5,6 +5,7 @@
 #include "engine.h"
 
 #include <math.h>
+#include <stdio.h>
 
 enum { DEFAULT_BATCH = 512, MAX_BATCH = 65536, MAX_CONTEXT = 1 << 28 };
 
@@ -63,11 +64,9 @@ static lq_status open_parts(lq_session *s) {
     Q_TRY(q_plan_build(s->model, &s->shape, &s->arena, &s->plan));
     const q_plan *p = s->plan;
     Q_TRY(measure(s->model, p, &s->shape, &s->arena, &s->kv_bytes, &s->other_bytes));
-    const uint64_t need = s->kv_bytes + s->other_bytes;
-    const uint64_t have = q_memory_available();
-    if (need > have)
-        return q_fail(LQ_E_NOMEM, "a session with context %u and batch %u needs %llu MiB; %llu MiB are available",
-                      s->shape.context, s->shape.batch, (unsigned long long)(need >> 20), (unsigned long long)(have >> 20));
+    char what[80];
+    snprintf(what, sizeof what, "a session with context %u and batch %u", s->shape.context, s->shape.batch);
+    Q_TRY(q_memory_check(what, s->kv_bytes + s->other_bytes, q_pool_stacks(s->shape.threads)));
     s->kv = (q_buffer *)q_arena_new(&s->arena, (uint64_t)p->n_kv, sizeof *s->kv);
     s->pages = (uint32_t **)q_arena_new(&s->arena, (uint64_t)p->n_kv, sizeof *s->pages);
     if (!s->kv || !s->pages) return LQ_E_NOMEM;

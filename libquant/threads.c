@@ -17,7 +17,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { SPINS = 1500, MAX_THREADS = 1024, WORKER_STACK = 2 << 20 };
+enum { SPINS = 1500, MAX_THREADS = 1024, WORKER_STACK = 2 << 20, GUARD = 4096 };
 
 typedef struct worker {
     q_pool *pool;
@@ -84,6 +84,7 @@ static void *worker_main(void *arg) {
     }
 }
 
+uint64_t q_pool_stacks(uint32_t threads) { return threads ? (uint64_t)(threads - 1) * (WORKER_STACK + GUARD) : 0; }
 uint64_t q_pool_bytes(uint32_t threads) { return sizeof(q_pool) + (uint64_t)threads * sizeof(worker) + Q_ALIGN; }
 
 lq_status q_pool_open(const q_alloc *a, uint32_t threads, q_pool **out) {
@@ -239,55 +240,25 @@ static uint32_t bounded(long long quota, long long period, uint32_t limit) {
     return cpus < (long long)limit ? (uint32_t)cpus : limit;
 }
 
-static uint32_t group_quota(const char *mount, const char *path, int version, uint32_t limit) {
-    char file[1200], line[128];
+static void group_quota(const char *folder, int version, void *arg) {
+    uint32_t *limit = (uint32_t *)arg;
+    char file[1500], line[128];
     long long quota, period;
     if (version == 2) {
-        snprintf(file, sizeof file, "%s%s/cpu.max", mount, path);
+        snprintf(file, sizeof file, "%s/cpu.max", folder);
         if (read_line(file, line, sizeof line) && sscanf(line, "%lld %lld", &quota, &period) == 2)
-            return bounded(quota, period, limit);
-        return limit; /* "max 100000": no quota */
+            *limit = bounded(quota, period, *limit);
+        return; /* "max 100000": no quota */
     }
-    snprintf(file, sizeof file, "%s%s/cpu.cfs_quota_us", mount, path);
-    if (!read_line(file, line, sizeof line) || sscanf(line, "%lld", &quota) != 1) return limit;
-    snprintf(file, sizeof file, "%s%s/cpu.cfs_period_us", mount, path);
-    if (!read_line(file, line, sizeof line) || sscanf(line, "%lld", &period) != 1) return limit;
-    return bounded(quota, period, limit);
-}
-
-/* The quotas from `path` up to the root of its hierarchy. In a container the mount may show our own group as its root,
- * whatever the path says, which is why the root is always read too. */
-static uint32_t groups_quota(const char *mount, char *path, int version, uint32_t limit) {
-    for (;;) {
-        if (strcmp(path, "/") == 0) path[0] = '\0';
-        limit = group_quota(mount, path, version, limit);
-        char *slash = strrchr(path, '/');
-        if (!slash) return limit;
-        *slash = '\0';
-    }
-}
-
-/* Does the comma-separated list of v1 controllers have "cpu"? */
-static bool names_cpu(const char *list) {
-    for (const char *p = list; p; p = strchr(p, ',') ? strchr(p, ',') + 1 : NULL)
-        if (strncmp(p, "cpu", 3) == 0 && (p[3] == ',' || p[3] == '\0')) return true;
-    return false;
+    snprintf(file, sizeof file, "%s/cpu.cfs_quota_us", folder);
+    if (!read_line(file, line, sizeof line) || sscanf(line, "%lld", &quota) != 1) return;
+    snprintf(file, sizeof file, "%s/cpu.cfs_period_us", folder);
+    if (!read_line(file, line, sizeof line) || sscanf(line, "%lld", &period) != 1) return;
+    *limit = bounded(quota, period, *limit);
 }
 
 uint32_t q_threads_default(void) {
     uint32_t limit = Q_MIN(affinity_count(), (uint32_t)MAX_THREADS);
-    FILE *f = fopen("/proc/self/cgroup", "re");
-    if (!f) return limit;
-    char line[1024];
-    while (fgets(line, sizeof line, f)) { /* "0::/path" or "4:cpu,cpuacct:/path" */
-        line[strcspn(line, "\n")] = '\0';
-        char *list = strchr(line, ':'), *path = list ? strchr(list + 1, ':') : NULL;
-        if (!path || path[1] != '/') continue;
-        list++;
-        *path++ = '\0';
-        if (list[0] == '\0') limit = groups_quota("/sys/fs/cgroup", path, 2, limit);
-        else if (names_cpu(list)) limit = groups_quota("/sys/fs/cgroup/cpu", path, 1, limit);
-    }
-    fclose(f);
+    q_groups_visit("", "cpu", group_quota, &limit);
     return Q_MAX(limit, 1u);
 }

@@ -16,6 +16,8 @@ uint32_t q_threads_default(void);
 lq_status q_pool_open(const q_alloc *a, uint32_t threads, q_pool **out);
 /* What q_pool_open asks of the allocator, in one block. */
 uint64_t q_pool_bytes(uint32_t threads);
+/* And of the system beside it: address space for the stacks of its workers. */
+uint64_t q_pool_stacks(uint32_t threads);
 void q_pool_close(q_pool *pool);
 uint32_t q_pool_threads(const q_pool *pool);
 
