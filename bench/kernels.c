@@ -126,6 +126,7 @@ static void product_pass(void *arg) {
 
 static bool product_grow(void *arg) {
     product *p = (product *)arg;
+    p->at = 0; /* a multiple of the rows of a call: the last one then ends inside the slab */
     if (p->rows * 2 <= CHUNK_ROWS && p->rows * 2 <= p->slab) p->rows *= 2;
     else p->calls *= 2;
     return p->calls < INT32_MAX;
