@@ -75,7 +75,7 @@ FUZZ_BIN := $(foreach n,$(or $(NAME),$(FUZZ_SRC:tests/fuzz_%.c=%)),$(B)/fuzz/fuz
 REPLAY_BIN := $(FUZZ_SRC:tests/fuzz_%.c=$(B)/replay/%)
 RECIPES := $(wildcard libquant/recipes/*.txt)
 
-.PHONY: all lib tools test check demo bench fuzz coverage clean help setup tests-build embed manual install uninstall
+.PHONY: all lib tools test test-aarch64 check demo bench fuzz coverage clean help setup tests-build embed manual install uninstall
 .DEFAULT_GOAL := all
 # Keep objects that only pattern rules mention: a fuzz target would compile the whole library again.
 .SECONDARY:
@@ -151,6 +151,20 @@ test: setup
 	@$(MAKE) --no-print-directory tests-build
 	@B=$(B) CC="$(CC)" tests/run.sh
 check: test
+
+# The tests for AArch64 on another machine: its compiler's output through an emulator of the processor, once as one with
+# every extension and once as one with none. Left out: scripts and programs that start the command `lq` themselves, which
+# the emulator does not follow, and those that take many minutes there.
+CROSS ?= aarch64-linux-gnu-gcc
+QEMU ?= qemu-aarch64-static
+test-aarch64: override B := $(B)-aarch64
+test-aarch64:
+ifneq ($(SETUP),0)
+	@tools/setup.sh --aarch64
+endif
+	@$(MAKE) --no-print-directory tests-build B=$(B) CC="$(CROSS)"
+	@B=$(B) RUNNER="$(QEMU)" WITHOUT='check_* cli_* test_corrupt test_kill test_nomem test_quality' tests/run.sh
+	@B=$(B) RUNNER="$(QEMU) -cpu cortex-a53" ONLY=test_kernels tests/run.sh
 
 demo: setup
 	@$(MAKE) --no-print-directory all
@@ -251,6 +265,7 @@ help:
 	@echo 'make          build/lq, build/libquant.a, build/libquant.so'
 	@echo 'make demo     quantize the bundled model with every scheme and print what each one costs'
 	@echo 'make test     build and run all tests'
+	@echo 'make test-aarch64  the test programs for AArch64, through an emulator'
 	@echo 'make bench    the speed of the bundled model in a few schemes'
 	@echo 'make fuzz     run every fuzz target for TIME seconds (60), or only NAME, JOBS at once'
 	@echo 'make coverage run the tests and print the lines and branches that they reach'

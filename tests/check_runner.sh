@@ -9,6 +9,7 @@ fail() { failed=$((failed + 1)); echo "FAIL: $*"; sed 's/^/    /' "$T_TMP/log"; 
 # holds WHAT CONDITION...: test(1) holds.
 holds() { what=$1; shift; if [ "$@" ]; then pass; else fail "$what: not [ $* ]"; fi; }
 
+unset RUNNER
 tree=$T_TMP/tree
 mkdir -p "$tree/tests" "$tree/build/tests" "$T_TMP/tmp"
 cp tests/run.sh "$tree/tests"
@@ -69,6 +70,19 @@ run 1 60 'no_such cli_[a-b]*'
 holds "nothing but d runs" $rc -eq 0
 holds "what is left out is told" "$(cat "$T_TMP/said")" = "SKIP: cli_b.sh is left out, as asked|\
 cli_b.sh 0 passed 0 failed 1 skipped|cli_d.sh 1 passed 0 failed 0 skipped|1 passed, 0 failed, 1 skipped|"
+
+# RUNNER is put before programs, not before scripts.
+printf '#!/bin/sh\nexit 1\n' >"$tree/build/tests/test_p"; chmod +x "$tree/build/tests/test_p"
+# shellcheck disable=SC2016 # for the script
+printf '#!/bin/sh\n[ "${1##*/}" = test_p ] && echo "4 passed, 0 failed"\n' >"$T_TMP/by"; chmod +x "$T_TMP/by"
+RUNNER=$T_TMP/by; export RUNNER
+run 1 60 cli_b.sh
+holds "a run through another command passes" $rc -eq 0
+holds "programs run through it" "$(cat "$T_TMP/said")" = "test_p 4 passed 0 failed 0 skipped|\
+SKIP: cli_b.sh is left out, as asked|cli_b.sh 0 passed 0 failed 1 skipped|cli_d.sh 1 passed 0 failed 0 skipped|\
+5 passed, 0 failed, 1 skipped|"
+unset RUNNER
+rm "$tree/build/tests/test_p"
 
 # An interrupted run takes its tests and its folder with it. What a shell starts in the background ignores SIGINT: not
 # this one.

@@ -47,6 +47,9 @@ static inline char *t_path(char *buf, size_t n, const char *dir, const char *nam
     return buf;
 }
 
+/* Programs run through an emulator of their processor (tests/run.sh, RUNNER), some twenty times slower. */
+static inline int t_emulated(void) { return getenv("T_EMULATED") != NULL; }
+
 /* A small deterministic generator for test data (splitmix64). */
 static inline uint64_t t_rand(uint64_t *s) {
     uint64_t z = (*s += 0x9E3779B97F4A7C15u);

@@ -4,7 +4,7 @@
 # Up to JOBS tests run at once (the number of processors, at most 4, unless set), those that took longest last time
 # first; what they say comes out whole and in the order of their names. A test that takes longer than LIMIT seconds is
 # ended and has failed. ONLY=part of a name picks tests; WITHOUT=names, which may be patterns, leaves some out, each
-# counted as skipped.
+# counted as skipped. RUNNER=a command runs the test programs, such as an emulator of the processor that they are for.
 #
 # A program prints Check's closing line; a script prints "N passed, N failed" as its last line. Lines "SKIP: why" are
 # counted as skipped tests. Everything a test writes lies below a folder of its own, T_TMP, that is removed here.
@@ -15,6 +15,8 @@ T_ROOT=$(pwd); export T_ROOT
 export CK_DEFAULT_TIMEOUT="${CK_DEFAULT_TIMEOUT:-300}"
 export LSAN_OPTIONS="${LSAN_OPTIONS:-print_suppressions=0}"
 LIMIT=${LIMIT:-900}
+RUNNER=${RUNNER:-}
+if [ "$RUNNER" ]; then T_EMULATED=1; CK_TIMEOUT_MULTIPLIER=20; export T_EMULATED CK_TIMEOUT_MULTIPLIER; fi
 JOBS=${JOBS:-}
 if [ -z "$JOBS" ]; then
     JOBS=$(nproc 2>/dev/null || echo 1)
@@ -69,7 +71,9 @@ run_one() {
     T_TMP=$tmp/$name; export T_TMP; mkdir -p "$T_TMP"
     if left_out "$name"; then echo "SKIP: $name is left out, as asked" >"$report"; rc=0
     else
-        env --default-signal=INT,QUIT timeout -k 10 "$LIMIT" "$t" >"$report" 2>&1 </dev/null &
+        case "$t" in "$B"/*) runner=$RUNNER ;; *) runner= ;; esac
+        # shellcheck disable=SC2086 # a command and its options
+        env --default-signal=INT,QUIT timeout -k 10 "$LIMIT" $runner "$t" >"$report" 2>&1 </dev/null &
         child=$!
         wait $child; rc=$?
         child=
