@@ -75,7 +75,7 @@ FUZZ_BIN := $(foreach n,$(or $(NAME),$(FUZZ_SRC:tests/fuzz_%.c=%)),$(B)/fuzz/fuz
 REPLAY_BIN := $(FUZZ_SRC:tests/fuzz_%.c=$(B)/replay/%)
 RECIPES := $(wildcard libquant/recipes/*.txt)
 
-.PHONY: all lib tools test test-aarch64 check demo bench fuzz coverage clean help setup tests-build embed manual install uninstall
+.PHONY: all lib tools test test-aarch64 analyze check demo bench fuzz coverage clean help setup tests-build embed manual install uninstall
 .DEFAULT_GOAL := all
 # Keep objects that only pattern rules mention: a fuzz target would compile the whole library again.
 .SECONDARY:
@@ -151,6 +151,17 @@ test: setup
 	@$(MAKE) --no-print-directory tests-build
 	@B=$(B) CC="$(CC)" tests/run.sh
 check: test
+
+# Static analysis: gcc's -fanalyzer, each file by itself, findings as errors. Kernels of intrinsics are left out: it does
+# not follow their unrolled arrays of registers, and the tests put fences around all that they read and write.
+ANALYZE_OBJ := $(patsubst %.c,$(B)/analyze/%.o,$(filter-out kernels/cpu/x86/% kernels/cpu/arm/%,$(LIB_SRC)) $(TOOL_SRC))
+$(B)/analyze/libquant/formats/%.o: STD += -DQ_HOST
+$(B)/analyze/libquant/recipe.o: $(B)/gen/recipes.inc
+$(B)/analyze/%.o: %.c
+	@mkdir -p $(@D)
+	@echo "  ANALYZE $<"
+	$(Q)gcc $(STD) -O1 -fanalyzer -Werror -DQ_ANALYZE -I$(B)/gen -MMD -MP -c $< -o $@
+analyze: $(ANALYZE_OBJ)
 
 # The tests for AArch64 on another machine: its compiler's output through an emulator of the processor, once as one with
 # every extension and once as one with none. Left out: scripts and programs that start the command `lq` themselves, which
@@ -265,6 +276,7 @@ help:
 	@echo 'make          build/lq, build/libquant.a, build/libquant.so'
 	@echo 'make demo     quantize the bundled model with every scheme and print what each one costs'
 	@echo 'make test     build and run all tests'
+	@echo 'make analyze  static analysis of the library and lq'
 	@echo 'make test-aarch64  the test programs for AArch64, through an emulator'
 	@echo 'make bench    the speed of the bundled model in a few schemes'
 	@echo 'make fuzz     run every fuzz target for TIME seconds (60), or only NAME, JOBS at once'

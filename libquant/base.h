@@ -27,6 +27,13 @@
 #define Q_LIKELY(x) (x)
 #endif
 
+/* What `make analyze` cannot know by itself; nothing in any other build. */
+#if defined(Q_ANALYZE)
+#define Q_ASSUME(x) do { if (!(x)) __builtin_unreachable(); } while (0)
+#else
+#define Q_ASSUME(x) Q_UNUSED(0)
+#endif
+
 /* Checked arithmetic: true on overflow, as the compiler's builtins; *r is then unspecified. */
 static inline bool q_add_overflow(uint64_t a, uint64_t b, uint64_t *r) { return __builtin_add_overflow(a, b, r); }
 static inline bool q_mul_overflow(uint64_t a, uint64_t b, uint64_t *r) { return __builtin_mul_overflow(a, b, r); }

@@ -14,6 +14,9 @@ static void make_printable(char *s) {
         if ((unsigned char)*s < 32 || *s == 127) *s = '?';
 }
 
+#undef q_fail /* make analyze */
+#undef q_fail_in
+
 lq_status q_fail(lq_status code, const char *fmt, ...) {
     char text[sizeof detail]; /* arguments may point into `detail` */
     va_list args;

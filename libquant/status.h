@@ -14,6 +14,11 @@ lq_status q_fail(lq_status code, const char *fmt, ...) Q_PRINTF(2, 3);
 /* Put "context: " in front of the stored sentence and return `code`: for callers that know the file or key. */
 lq_status q_fail_in(lq_status code, const char *fmt, ...) Q_PRINTF(2, 3);
 
+#if defined(Q_ANALYZE) /* the code comes back: to an analyzer, which sees one file at a time, it could become LQ_OK */
+#define q_fail(code, ...) (q_fail(code, __VA_ARGS__), (code))
+#define q_fail_in(code, ...) (q_fail_in(code, __VA_ARGS__), (code))
+#endif
+
 #define Q_TRY(expr)                          \
     do {                                     \
         const lq_status q_try_ = (expr);     \

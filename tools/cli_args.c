@@ -55,7 +55,7 @@ const cli_option cli_common_options[] = {
     {.type = CLI_END}};
 
 static const cli_option *nearest_option(const cli_command *command, const char *word) {
-    const cli_option *best = NULL;
+    const cli_option *best = cli_common_options;
     unsigned least = ~0u;
     char quoted[40];
     snprintf(quoted, sizeof quoted, "|%.30s|", word);

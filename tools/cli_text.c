@@ -95,8 +95,8 @@ static bool is_binary(const char *text, size_t bytes) {
 int cli_corpus(cli *c, const lq_model *model, const char *path, uint64_t required, int32_t **ids, size_t *count) {
     const unsigned long long need = required;
     const char *shown = strcmp(path, "-") == 0 ? "standard input" : path;
-    char *text;
-    size_t bytes;
+    char *text = NULL;
+    size_t bytes = 0;
     int code = cli_read(c, path, &text, &bytes);
     if (code != 0) return code;
     if (bytes == 0) {

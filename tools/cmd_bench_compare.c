@@ -78,14 +78,15 @@ static row *row_for(table *t, char *const *field) {
 
 /* Samples of one line; 1 = they are wrong, -1 = no memory. */
 static int add_samples(row *r, const char *text, const char *runs) {
-    size_t added = 0;
+    size_t added = 0, most = 1;
+    for (const char *p = text; *p; p++) most += *p == ';';
+    double *more = realloc(r->samples, (r->n + most) * sizeof *more);
+    if (!more) return -1;
+    r->samples = more;
     for (const char *p = text;; p++) {
         char *end;
         const double v = strtod(p, &end);
         if (end == p || !isfinite(v) || v <= 0 || (*end && *end != ';')) return 1;
-        double *more = realloc(r->samples, (r->n + 1) * sizeof *more);
-        if (!more) return -1;
-        r->samples = more;
         r->samples[r->n++] = v;
         added++;
         p = end;

@@ -471,8 +471,10 @@ static int run(cli *c, const void *arguments) {
     const args *a = arguments;
     bench *b = calloc(1, sizeof *b);
     entry *entries = calloc(MAX_SCHEMES, sizeof *entries);
-    int code = b && entries ? 0 : cli_nomem(c);
-    if (code == 0) {
+    int code = 0;
+    if (!b || !entries) {
+        code = cli_nomem(c);
+    } else {
         *b = (bench){.a = a, .entries = entries, .start = cli_clock()};
         if (a->activations && strcmp(a->activations, "f32") != 0) {
             code = cli_usage(c, "--activations %s: only f32 can be asked for", a->activations);

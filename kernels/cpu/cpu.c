@@ -168,7 +168,7 @@ static q_program *lay_out_tables(const q_plan *plan, carve *c) {
     q_cpu_copy *copies = take(c, n, sizeof *copies);
     float **slots = take(c, (uint64_t)plan->n_slots, sizeof *slots);
     uint8_t **kv = take(c, (uint64_t)plan->n_kv, sizeof *kv);
-    if (!c->base) return NULL;
+    if (!p) return NULL; /* measured */
     p->plan = plan;
     p->first_stage = first_stage;
     p->stages = stages;
@@ -215,6 +215,7 @@ static lq_status make_program(const q_device *dev, const q_plan *plan, uint32_t 
     if (!block) return LQ_E_NOMEM;
     c = (carve){block, 0};
     q_program *p = lay_out_tables(plan, &c);
+    Q_ASSUME(p && p->first_stage && p->stages); /* laid out in a block */
     p->alloc = dev->alloc;
     make_stages(p, dev->isa);
     c = (carve){NULL, 0};

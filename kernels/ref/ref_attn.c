@@ -64,7 +64,7 @@ static void merge(attn_state *t, float m, float l, const float *part, int64_t wi
 
 /* Keys 0 .. n-1 of a block, already in t->k and t->v; the first has position key, the query position pos. */
 static void block(attn_state *t, const q_inst *s, const float *q, int64_t h, int64_t n, int64_t key, int64_t pos) {
-    float score[Q_KV_TOKENS], m = -INFINITY, l = 0;
+    float score[Q_KV_TOKENS] = {0}, m = -INFINITY, l = 0;
     const float bias = s->kind == Q_ATTN_ALIBI ? slope(s, h) : 0;
     for (int64_t j = 0; j < n; j++) {
         score[j] = q_ref_softcap(q_ref_or1(s->scale) * q_ref_dot(q, t->k + j * s->x.width, s->x.width), s->softcap);
