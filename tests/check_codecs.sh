@@ -1,6 +1,6 @@
 #!/bin/sh
 # check_codecs.sh: every line of formats.def compiles as C, C++, GLSL and CUDA from the one text of its codec, and
-# decodes the same bits at -O0 and -O3 -march=native, in C and in C++.
+# decodes the same bits at -O0 and -O3 -march=native, in C and in C++, and on AArch64.
 #
 # One translation unit per language holds all codecs; a compiler's message names the codec's file (in GLSL, which has no
 # includes, the line tells the function). Compilers that are not here are skips. All output lies below T_TMP.
@@ -70,12 +70,12 @@ cp "$tmp/all.c" "$tmp/all.cpp"
 
 # C and C++: build, run, compare with the first one.
 warn='-Wall -Wextra -Wshadow -Wno-unused-function'
-first=
+first= through=
 native() { # label, compiler, flags...
     label=$1; shift
     have "$1" || { skip "$1 is not here: codecs as $label"; return; }
     if ! "$@" -o "$tmp/run" >"$tmp/log" 2>&1 || [ -s "$tmp/log" ]; then bad "$label" "$tmp/log"; return; fi
-    "$tmp/run" >"$tmp/hashes" 2>&1 || { echo "the program failed" >>"$tmp/hashes"; }
+    $through "$tmp/run" >"$tmp/hashes" 2>&1 || { echo "the program failed" >>"$tmp/hashes"; }
     if [ -z "$first" ]; then
         first=$label; cp "$tmp/hashes" "$tmp/hashes.first"
         [ "$(wc -l <"$tmp/hashes")" -eq "$count" ] && ok "$label" || bad "$label" "$tmp/hashes"
@@ -92,6 +92,11 @@ exact='-ffp-contract=off'
     native 'C (gcc -O3 -march=native)' gcc -std=c11 $warn $exact -O3 -march=native "$tmp/all.c"
     native 'C (clang -O3 -march=native)' clang -std=c11 $warn -Wconversion $exact -O3 -march=native "$tmp/all.c"
     native 'C++ (g++ -O2)' g++ -std=c++17 $warn $exact -O2 "$tmp/all.cpp"
+    through=qemu-aarch64-static # static, so that it needs no libraries for that processor
+    if have $through; then
+        native 'C (AArch64, -O3)' aarch64-linux-gnu-gcc -static -std=c11 $warn $exact -O3 "$tmp/all.c"
+    else skip "$through is not here: codecs on AArch64"
+    fi
 }
 
 # GLSL: the preprocessor of C first, then a compute shader that reads bytes from a buffer.
@@ -146,8 +151,9 @@ fi
     done
     echo '}'
 } >"$tmp/all.cu"
-if ! have nvcc; then skip "nvcc is not here: codecs as CUDA"
-elif nvcc --fmad=false -ptx -o "$tmp/all.ptx" "$tmp/all.cu" >"$tmp/log" 2>&1; then ok CUDA
+nvcc=$(command -v nvcc || command -v /usr/local/cuda/bin/nvcc) # its installer leaves PATH alone
+if [ -z "$nvcc" ]; then skip "nvcc is not here: codecs as CUDA"
+elif "$nvcc" --fmad=false -ptx -o "$tmp/all.ptx" "$tmp/all.cu" >"$tmp/log" 2>&1; then ok CUDA
 else bad CUDA "$tmp/log"
 fi
 
