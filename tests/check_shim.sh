@@ -7,7 +7,8 @@ command -v nm >/dev/null 2>&1 || { echo "SKIP: nm is not here"; echo "0 passed, 
 # What the C library has for files. Not wrapped on purpose: fcntl and readlink change and read nothing of a model;
 # mkdtemp makes the folder of one benchmark.
 calls='open|openat|creat|fopen|freopen|fdopen|tmpfile|mkstemp|mkostemp|read|readv|pread|preadv|
-write|writev|pwrite|pwritev|mmap|msync|mremap|fsync|fdatasync|sync_file_range|ftruncate|truncate|fallocate|posix_fallocate|flock|lockf|
+write|writev|pwrite|pwritev|mmap|msync|mremap|
+fsync|fdatasync|sync_file_range|ftruncate|truncate|fallocate|posix_fallocate|flock|lockf|
 stat|lstat|fstat|fstatat|statx|statvfs|fstatvfs|statfs|fstatfs|access|faccessat|rename|renameat|renameat2|
 link|linkat|symlink|symlinkat|unlink|unlinkat|remove|rmdir|mkdir|mkdirat|opendir|fdopendir|scandir|
 copy_file_range|sendfile|splice|close|close_range|utimensat|futimens|chmod|fchmod'

@@ -19,7 +19,7 @@ typedef struct disturb {
 typedef struct outcome {
     int code;           /* exit status; 128 + signal when one ended it */
     double seconds;     /* since the last spawn_begin */
-    char said[4096];    /* standard error */
+    char said[2048];    /* standard error, or its beginning: Check takes messages of 4 KiB */
     uint64_t out_hash;  /* of standard output, and its length */
     uint64_t out_bytes;
     uint64_t failures;  /* calls that the shim let fail */

@@ -41,7 +41,8 @@ static struct {
     bool stay;
 } plan;
 static atomic_uint_fast64_t calls, moved, lengths;
-static char *watched[DESCRIPTORS]; /* the paths of descriptors that count; each is set before its descriptor is known */
+static char watched[DESCRIPTORS][PATH_BYTES]; /* the paths of descriptors that count; "" = none. Never on the heap: a
+                                                 process may end with a file open, and its leaks are looked for */
 
 /* The next definition of the function that is being wrapped. */
 #define REAL(name)                                                     \
@@ -119,11 +120,11 @@ static const char *path_at(int dir, const char *name, char full[PATH_BYTES]) {
     return strncmp(full, plan.prefix, strlen(plan.prefix)) == 0 ? full : NULL;
 }
 
-static const char *path_of(int fd) { return fd >= 0 && fd < DESCRIPTORS ? watched[fd] : NULL; }
+static const char *path_of(int fd) { return fd >= 0 && fd < DESCRIPTORS && watched[fd][0] ? watched[fd] : NULL; }
 
 static int watch(int fd, const char *path) {
     if (fd >= DESCRIPTORS) _exit(98);
-    if (fd >= 0) watched[fd] = path ? strdup(path) : NULL;
+    if (fd >= 0) snprintf(watched[fd], sizeof watched[fd], "%s", path ? path : "");
     return fd;
 }
 
@@ -216,7 +217,7 @@ SHOWN int open(const char *name, int flags, ...) {
 SHOWN int close(int fd) {
     const char *path = path_of(fd);
     const int error = verdict("close", path, true);
-    if (path) watched[fd] = NULL;
+    if (path) watched[fd][0] = 0;
     const int rc = real_close(fd); /* a close that fails has closed all the same */
     if (error == 0) return rc;
     errno = error;

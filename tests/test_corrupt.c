@@ -81,7 +81,7 @@ static uint64_t print_tensors(const q_directory *d) {
 
 /* Everything about the model at a path. An error has a sentence and leaves nothing allocated. */
 static lq_status print_model(const char *path, model_print *p) {
-    static const char sample[] = "Once upon a time there was a small engine; it ran 42 models a day, \xc3\xa9ven asleep.";
+    static const char sample[] = "Once upon a time a small engine ran 42 models a day, \xc3\xa9ven asleep.";
     const lq_allocator hook = {count_alloc, count_free, &memory};
     const lq_options options = {.size = sizeof options, .threads = 1, .allocator = &hook};
     const lq_session_options shape = {.size = sizeof shape, .context = 32, .batch = 8, .threads = 1};
@@ -217,8 +217,8 @@ static double seconds(void) {
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
-/* Open the model at `path`, of which `file` was damaged as `what` says. The parts that differ from `good`; -1: an error.
- */
+/* Open the model at `path`, of which `file` was damaged as `what` says. The parts that differ from `good`; -1 after an
+ * error. */
 static int damaged(const char *path, const char *file, const model_print *good, const char *what) {
     model_print p;
     const double begin = seconds();
@@ -311,7 +311,7 @@ static void flip(const char *model, const char *file, uint64_t head, int allowed
         if (allowed < 0) {
             walk_head(whole, at, &where);
             /* Nearly all of the head is vocabulary: every second flip goes elsewhere. */
-            for (; i % 2 && where.item; walk_head(whole, at, &where)) at = t_rand(&seed) % head;
+            for (; i / STEP % 2 && where.item; walk_head(whole, at, &where)) at = t_rand(&seed) % head;
         }
         const int bit = (int)(t_rand(&seed) % 8), may = allowed < 0 ? may_differ(&where) : allowed;
         const uint8_t byte = (uint8_t)(whole[at] ^ 1 << bit);
