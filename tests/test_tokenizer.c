@@ -711,6 +711,10 @@ START_TEST(keys_that_contradict_one_another) {
     drop(&s, "tokenizer.ggml.add_bos_token");
     add_number(&s, "tokenizer.ggml.add_eos_token", Q_META_BOOL, 1);
     refuse(&s, LQ_E_INCONSISTENT, "there is no tokenizer.ggml.eos_token_id");
+    drop(&s, "tokenizer.ggml.add_eos_token");
+    add_number(&s, "tokenizer.ggml.bos_token_ie", Q_META_U32, 1); /* a damaged file, not an unknown key */
+    refuse(&s, LQ_E_INCONSISTENT, "'tokenizer.ggml.bos_token_ie' is one bit away from 'tokenizer.ggml.bos_token_id'");
+    drop(&s, "tokenizer.ggml.bos_token_ie");
     get(&s, "tokenizer.ggml.model")->type = Q_META_U32;
     refuse(&s, LQ_E_INCONSISTENT, "tokenizer.ggml.model is a u32");
     get(&s, "tokenizer.ggml.model")->type = Q_META_STRING;
