@@ -13,7 +13,7 @@
 
 /* A mask whose first n of 16 lanes are set; n may lie outside 0 .. 16. */
 Q_AVX512_INLINE __mmask16 q_mask16(int64_t n) {
-    return n <= 0 ? (__mmask16)0 : n >= 16 ? (__mmask16)0xFFFF : (__mmask16)((1u << n) - 1);
+    return (__mmask16)(n <= 0 ? 0u : n >= 16 ? 0xFFFFu : (1u << n) - 1u);
 }
 
 /* Lane i of the result is the sum of the 16 lanes of v[i], added as op.h says: l and l+8, then l+4, l+2, l+1. */
