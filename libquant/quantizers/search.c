@@ -5,7 +5,7 @@
  * p = 2^(2 - bits): 1 at two bits per weight, 1/2 at three, 1/4 at four. The first factor is what the error does to the
  * output. The second keeps the large weights of a block from being pulled towards zero, the more so the fewer levels
  * there are. On the bundled model this gives q2_k a mean KL divergence 1 to 2 % below that of p = 1/2, the usual choice
- * for every format, and 3 to 5 % below p = 0; in the others all three are equal within 1 %. Without statistics the
+ * for every format, and 3 to 5 % below p = 0; in the others the three differ by less than 2 %. Without statistics the
  * format's own default applies. Rows are independent. Layer L2. */
 #include <math.h>
 
