@@ -9,7 +9,7 @@
 
 #include "avx512.h"
 
-enum { Q_STRIP_R = 6, Q_STRIP_C = 4, Q_STRIPS = 8, Q_STRIP_BYTES = 256 << 10 };
+enum { Q_STRIP_R = 6, Q_STRIP_C = 4, Q_STRIPS = 16, Q_STRIP_BYTES = 512 << 10 };
 
 static inline int64_t q_strip_floats(int64_t k) { return (k + 15) / 16 * 16 * Q_STRIP_R; }
 
