@@ -87,6 +87,11 @@ tools: $(B)/lq
 # Formats decode the same bits everywhere: keep their arithmetic as written.
 $(B)/obj/libquant/formats/%.o: STD += -DQ_HOST
 
+# Sanitized at -O2, each of the unrolled AVX-512 files takes gcc 12 a minute.
+ifdef SAN
+$(filter %_avx512vnni.o,$(LIB_OBJ)): CFLAGS += -O1
+endif
+
 $(B)/obj/%.o: %.c
 	@mkdir -p $(@D)
 	$(call say,CC)

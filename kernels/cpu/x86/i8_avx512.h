@@ -232,7 +232,7 @@ Q_VNNI_INLINE void q_z_row(const q_z_format *f, const uint8_t *row, int64_t r, c
     int64_t s = 0;
     for (; s + 16 <= t->segments; s += 16) {
         const uintptr_t ahead = (uintptr_t)row + (uintptr_t)(s / f->units * f->bytes) + Q_Z_AHEAD;
-        Q_UNROLL for (int i = 0; i < 16 * f->bytes / f->units; i += 64)
+        for (int i = 0; i < 16 * f->bytes / f->units; i += 64)
             _mm_prefetch((const char *)ahead + i, _MM_HINT_T0);
         q_z_sixteen(f, row, s, INT64_MAX, r * t->pitch + s, t);
     }
