@@ -37,7 +37,7 @@ if [ -z "${SAN:-}" ]; then
 else
     skip "little memory: a sanitizer needs much"
 fi
-interrupts INT 0.3 "$LQ" bench make-model --shape llama-1.1b -s q2_k x.gguf -t 1
+interrupts INT 0.3 "$LQ" bench make-model --shape llama-1.1b -s f16 x.gguf -t 1
 [ "$rc" -ne 0 ] || rm -f x.gguf
 holds "SIGINT" -z "$(left)"
 

@@ -96,16 +96,25 @@ static void set_environment(const disturb *d) {
 }
 
 pid_t spawn_begin(char *const argv[], const disturb *d) {
+    /* Check's own handler, which the child inherits, kills the whole group of the test: no signal before it is gone. */
+    sigset_t some, before;
+    sigemptyset(&some);
+    sigaddset(&some, SIGINT);
+    sigaddset(&some, SIGTERM);
     fflush(NULL);
+    sigprocmask(SIG_BLOCK, &some, &before);
     clock_gettime(CLOCK_MONOTONIC, &begun);
     const pid_t pid = fork();
+    if (pid) sigprocmask(SIG_SETMASK, &before, NULL);
     ck_assert_int_ge(pid, 0);
     if (pid) return pid;
+    signal(SIGINT, SIG_DFL);
+    signal(SIGTERM, SIG_DFL);
+    sigprocmask(SIG_SETMASK, &before, NULL);
     const int in = open("/dev/null", O_RDONLY), made = O_WRONLY | O_CREAT | O_TRUNC,
               o = open(own_file(getpid(), OUT), made, 0666), e = open(own_file(getpid(), ERR), made, 0666);
     if (in < 0 || o < 0 || e < 0 || dup2(in, 0) < 0 || dup2(o, 1) < 0 || dup2(e, 2) < 0) _exit(96);
     for (int fd = 3; fd < 64; fd++) close(fd);
-    signal(SIGINT, SIG_DFL);
     if (d && d->prefix) set_environment(d);
     execv(argv[0], argv);
     _exit(95);

@@ -84,6 +84,7 @@ START_TEST(groups_of_version_1) {
 END_TEST
 
 START_TEST(limit_of_the_address_space) {
+    if (t_emulated()) T_SKIP("an emulator does not limit the address space");
     if (q_address_space() != UINT64_MAX) T_SKIP("the address space is limited already");
     FILE *f = fopen("/proc/self/statm", "r");
     unsigned long long pages = 0;
