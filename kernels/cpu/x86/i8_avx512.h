@@ -4,10 +4,11 @@
  * Codes are unsigned bytes, weights plus a constant (`bias`), because vpdpbusd multiplies unsigned by signed bytes and
  * adds four products to a 32-bit sum exactly: nothing saturates. The bias is taken back by what a sum begins with. Two
  * ways to the integers of op.h, with the same bits since integers are exact:
- *   few columns    Rows are read as one stream, as they lie in the file: a register holds 64 codes of one row, and its
- *                  lanes are added across, sixteen registers at once. Sums and scales of sixteen rows are then turned,
- *                  so that op.h's float multiply-adds are done with rows in lanes. (Sixteen rows side by side would be
- *                  sixteen short streams, which the hardware does not foresee: bench/SPEED.md.)
+ *   few columns    Rows are read as one stream, as they lie in the file: a register holds 64 codes of one row, is
+ *                  multiplied with up to four columns, and its lanes are added across, sixteen registers at once. Sums
+ *                  and scales of sixteen rows are then turned, so that op.h's float multiply-adds are done with rows in
+ *                  lanes. (Sixteen rows side by side would be sixteen short streams, which the hardware does not
+ *                  foresee: bench/SPEED.md.)
  *   more columns   Sixteen rows are unpacked into a panel, in which a register holds four consecutive codes of each
  *                  row; two panels meet six columns at a time: one broadcast of four activations feeds 32 rows, and
  *                  nothing is added across. */
@@ -23,7 +24,8 @@
 enum {
     Q_Z_ROWS = 16,
     Q_Z_COLUMNS = 6,
-    Q_Z_PANEL_FROM = 4, /* columns from which unpacking pays */
+    Q_Z_PANEL_FROM = 5, /* columns from which unpacking pays */
+    Q_Z_FEW = 4,        /* columns that a stream serves at a time */
     Q_Z_AHEAD = 8192    /* bytes ahead of the stream that are asked for: pages end a hardware prefetch */
 };
 
@@ -32,7 +34,13 @@ typedef struct q_z_scales {
     int16_t sc[2], mn[2];
 } q_z_scales;
 
-struct q_z_eight;
+/* A block of 256 weights taken apart. */
+typedef struct q_z_block {
+    __m512i codes[4];
+    __m512i scale[4]; /* of each lane of four products, as int16 in its lower half */
+    __m256i minima;   /* of 16 weights each, as int16 */
+} q_z_block;
+
 typedef struct q_z_format {
     int bytes, units; /* of a block: bytes, and units of 32 weights */
     int act;          /* units per block of activations: 1 or 8 */
@@ -49,10 +57,12 @@ typedef struct q_z_format {
      * place of later ones; s is a multiple of 16. With scales, *scale = an int16 in the lower half of each lane. */
     __m512i (*pair)(const uint8_t *row, int64_t s, int i, int64_t last, __m512i *scale);
 
-    /* Stream with act 8, where a segment is a block: its sum over 16 lanes, and that of its minima over 8. `order`: the
-     * groups of 16 activations in the order of its codes, four to a register. */
-    __m512i (*block)(const uint8_t *p, const struct q_z_eight *x, __m256i *least);
+    /* Stream with act 8, where a segment is a block. `order`: the groups of 16 activations in the order of its codes,
+     * four to a register. `wide`: codes are bytes, too large for 16-bit multiply-adds; registers 0 and 1 share
+     * scale[0], 2 and 3 scale[1], all as int32. */
+    void (*block)(const uint8_t *p, q_z_block *b);
     const uint8_t *order;
+    bool wide;
 } q_z_format;
 
 Q_VNNI_INLINE int64_t q_z_act_bytes(const q_z_format *f) { return 4 + 36 * f->act; }
@@ -209,75 +219,108 @@ Q_VNNI_INLINE __m512 q_z_row_halves(const q_z_format *f, const uint8_t *row, int
 #undef HALF
 }
 
-/* Sixteen segments of a row, from s on; those after `last` repeat it. */
-Q_VNNI_INLINE void q_z_sixteen(const q_z_format *f, const uint8_t *row, int64_t s, int64_t last, int64_t to,
+/* Sixteen segments of a row, from s on, times C columns; those after `last` repeat it. */
+Q_VNNI_INLINE void q_z_sixteen(const q_z_format *f, int C, const uint8_t *row, int64_t s, int64_t last, int64_t to,
                                const q_z_stream *t) {
-    __m512i v[8];
+    __m512i v[Q_Z_FEW][8];
     Q_UNROLL for (int i = 0; i < 8; i++) {
         __m512i scale;
-        const q_z_two *x = &t->two[s / 2 + i];
         const __m512i codes = f->pair(row, s, i, last, &scale);
-        v[i] = _mm512_dpbusd_epi32(f->bias ? x->begin : _mm512_setzero_si512(), codes, x->codes);
-        if (f->scales) v[i] = _mm512_madd_epi16(v[i], scale);
+        Q_UNROLL for (int c = 0; c < C; c++) {
+            const q_z_two *x = &t[c].two[s / 2 + i];
+            v[c][i] = _mm512_dpbusd_epi32(f->bias ? x->begin : _mm512_setzero_si512(), codes, x->codes);
+            if (f->scales) v[c][i] = _mm512_madd_epi16(v[c][i], scale);
+        }
     }
-    const __m512 da = _mm512_loadu_ps(t->da + s);
-    _mm512_storeu_si512(t->sum + to, q_z_across8(v));
-    _mm512_storeu_ps(t->scale + to, _mm512_mul_ps(q_z_row_halves(f, row, s, last, f->d), da));
-    if (f->dmin >= 0)
-        _mm512_storeu_ps(t->least_scale + to, _mm512_mul_ps(q_z_row_halves(f, row, s, last, f->dmin), da));
+    const __m512 d = q_z_row_halves(f, row, s, last, f->d);
+    Q_UNROLL for (int c = 0; c < C; c++) {
+        _mm512_storeu_si512(t[c].sum + to, q_z_across8(v[c]));
+        _mm512_storeu_ps(t[c].scale + to, _mm512_mul_ps(d, _mm512_loadu_ps(t[c].da + s)));
+    }
+    if (f->dmin < 0) return;
+    const __m512 dmin = q_z_row_halves(f, row, s, last, f->dmin);
+    Q_UNROLL for (int c = 0; c < C; c++)
+        _mm512_storeu_ps(t[c].least_scale + to, _mm512_mul_ps(dmin, _mm512_loadu_ps(t[c].da + s)));
 }
 
 /* One row whose segments are units. */
-Q_VNNI_INLINE void q_z_row(const q_z_format *f, const uint8_t *row, int64_t r, const q_z_stream *t) {
+Q_VNNI_INLINE void q_z_row(const q_z_format *f, int C, const uint8_t *row, int64_t r, const q_z_stream *t) {
     int64_t s = 0;
     for (; s + 16 <= t->segments; s += 16) {
         const uintptr_t ahead = (uintptr_t)row + (uintptr_t)(s / f->units * f->bytes) + Q_Z_AHEAD;
-        for (int i = 0; i < 16 * f->bytes / f->units; i += 64)
-            _mm_prefetch((const char *)ahead + i, _MM_HINT_T0);
-        q_z_sixteen(f, row, s, INT64_MAX, r * t->pitch + s, t);
+        for (int i = 0; i < 16 * f->bytes / f->units; i += 64) _mm_prefetch((const char *)ahead + i, _MM_HINT_T0);
+        q_z_sixteen(f, C, row, s, INT64_MAX, r * t->pitch + s, t);
     }
-    if (s < t->segments) q_z_sixteen(f, row, s, t->segments - 1, r * t->pitch + s, t);
+    if (s < t->segments) q_z_sixteen(f, C, row, s, t->segments - 1, r * t->pitch + s, t);
+}
+
+/* The exact sum of a block's products with its scales, over 16 lanes. */
+Q_VNNI_INLINE __m512i q_z_scaled(const q_z_format *f, const q_z_block *b, const q_z_eight *x) {
+    const __m512i zero = _mm512_setzero_si512();
+    __m512i s[4];
+    if (f->wide) {
+        Q_UNROLL for (int j = 0; j < 2; j++) {
+            s[j] = _mm512_dpbusd_epi32(_mm512_add_epi32(x->begin[2 * j], x->begin[2 * j + 1]), b->codes[2 * j],
+                                       x->codes[2 * j]);
+            s[j] = _mm512_dpbusd_epi32(s[j], b->codes[2 * j + 1], x->codes[2 * j + 1]);
+            s[j] = _mm512_mullo_epi32(s[j], b->scale[j]);
+        }
+        return _mm512_add_epi32(s[0], s[1]);
+    }
+    Q_UNROLL for (int j = 0; j < 4; j++)
+        s[j] = _mm512_dpbusd_epi32(f->bias ? x->begin[j] : zero, b->codes[j], x->codes[j]);
+    __m512i total = _mm512_madd_epi16(s[0], b->scale[0]);
+    Q_UNROLL for (int j = 1; j < 4; j++) total = _mm512_dpwssd_epi32(total, s[j], b->scale[j]);
+    return total;
 }
 
 /* Rows whose segments are blocks, as one run of blocks: sixteen of them are added across, of whichever rows. */
-Q_VNNI_INLINE void q_z_rows(const q_z_format *f, const uint8_t *w, uint64_t row_bytes, int64_t rows,
+Q_VNNI_INLINE void q_z_rows(const q_z_format *f, int C, const uint8_t *w, uint64_t row_bytes, int64_t rows,
                             const q_z_stream *t) {
-    const int64_t total = rows * t->segments;
-    const q_z_eight *x = t->eight, *const end = t->eight + t->segments;
+    const int64_t segments = t->segments, total = rows * segments;
     const uint8_t *p = w;
-    for (int64_t at = 0; at < total; at += 16) {
+    for (int64_t at = 0, s = 0; at < total; at += 16) {
         struct {
-            __m512i v[16];
-            __m256i least[16];
+            __m512i v[Q_Z_FEW][16];
+            __m256i least[Q_Z_FEW][16];
             uint32_t d[16]; /* d and dmin, one after the other in every format */
-            float da[16];
+            float da[Q_Z_FEW][16];
         } b;
         const int64_t n = Q_MIN(total - at, (int64_t)16);
         if (n < 16) memset(&b, 0, sizeof b);
         for (int64_t i = 0; i < n; i++) {
+            q_z_block block;
             Q_UNROLL for (int line = 0; line < f->bytes; line += 64)
                 _mm_prefetch((const char *)(uintptr_t)p + Q_Z_AHEAD + line, _MM_HINT_T0);
-            b.v[i] = f->block(p, x, &b.least[i]);
+            f->block(p, &block);
+            Q_UNROLL for (int c = 0; c < C; c++) {
+                const q_z_eight *x = &t[c].eight[s];
+                b.v[c][i] = q_z_scaled(f, &block, x);
+                if (f->dmin >= 0) b.least[c][i] = _mm256_madd_epi16(block.minima, x->sums);
+                b.da[c][i] = x->da;
+            }
             b.d[i] = f->dmin >= 0 ? q_load32(p + f->d) : q_load16(p + f->d);
-            b.da[i] = x->da;
             p += f->bytes;
-            if (++x == end) {
-                x = t->eight;
+            if (++s == segments) {
+                s = 0;
                 w += row_bytes;
                 p = w;
             }
         }
-        const __m512 da = _mm512_loadu_ps(b.da);
         const __m512i d = _mm512_loadu_si512(b.d);
-        _mm512_storeu_si512(t->sum + at, q_z_across16(b.v));
-        _mm512_storeu_ps(t->scale + at, _mm512_mul_ps(_mm512_cvtph_ps(_mm512_cvtepi32_epi16(d)), da));
-        if (f->dmin < 0) continue;
-        __m512i least[8];
-        Q_UNROLL for (int i = 0; i < 8; i++)
-            least[i] = _mm512_inserti64x4(_mm512_castsi256_si512(b.least[2 * i]), b.least[2 * i + 1], 1);
-        _mm512_storeu_si512(t->least + at, q_z_across8(least));
-        _mm512_storeu_ps(t->least_scale + at,
-                         _mm512_mul_ps(_mm512_cvtph_ps(_mm512_cvtepi32_epi16(_mm512_srli_epi32(d, 16))), da));
+        const __m512 scale = _mm512_cvtph_ps(_mm512_cvtepi32_epi16(d));
+        const __m512 least_scale = _mm512_cvtph_ps(_mm512_cvtepi32_epi16(_mm512_srli_epi32(d, 16)));
+        Q_UNROLL for (int c = 0; c < C; c++) {
+            const __m512 da = _mm512_loadu_ps(b.da[c]);
+            _mm512_storeu_si512(t[c].sum + at, q_z_across16(b.v[c]));
+            _mm512_storeu_ps(t[c].scale + at, _mm512_mul_ps(scale, da));
+            if (f->dmin < 0) continue;
+            __m512i least[8];
+            Q_UNROLL for (int i = 0; i < 8; i++)
+                least[i] = _mm512_inserti64x4(_mm512_castsi256_si512(b.least[c][2 * i]), b.least[c][2 * i + 1], 1);
+            _mm512_storeu_si512(t[c].least + at, q_z_across8(least));
+            _mm512_storeu_ps(t[c].least_scale + at, _mm512_mul_ps(least_scale, da));
+        }
     }
 }
 
@@ -314,6 +357,18 @@ Q_VNNI_INLINE uint64_t q_z_stream_scratch(const q_z_format *f, int64_t k, int64_
     return carve.used;
 }
 
+/* Sixteen rows, or what is left of them from r on, times columns c .. c + C - 1. */
+Q_VNNI_INLINE void q_z_tile(const q_z_format *f, int C, const q_mm *m, int64_t r, int64_t c, const q_z_stream *t) {
+    const int64_t rows = Q_MIN(m->rows - r, (int64_t)Q_Z_ROWS);
+    const uint8_t *w = m->w + (uint64_t)r * m->row_bytes;
+    for (int j = 0; rows < Q_Z_ROWS && j < C; j++) q_z_clear(f, &t[j]);
+    if (f->act > 1)
+        q_z_rows(f, C, w, m->row_bytes, rows, t);
+    else
+        for (int64_t i = 0; i < rows; i++) q_z_row(f, C, w + (uint64_t)i * m->row_bytes, i, t);
+    for (int j = 0; j < C; j++) q_put16(m, r, c + j, q_z_finish(f, &t[j]));
+}
+
 Q_VNNI_INLINE void q_z_few(const q_z_format *f, const q_mm *m) {
     q_z_stream t[Q_Z_PANEL_FROM];
     q_ref_carve carve = {(uint8_t *)m->scratch, 0};
@@ -322,16 +377,10 @@ Q_VNNI_INLINE void q_z_few(const q_z_format *f, const q_mm *m) {
         q_z_prepare(f, m->x + c * m->x_stride, &t[c]);
     }
     for (int64_t r = 0; r < m->rows; r += Q_Z_ROWS) {
-        const int64_t rows = Q_MIN(m->rows - r, (int64_t)Q_Z_ROWS);
-        const uint8_t *w = m->w + (uint64_t)r * m->row_bytes;
-        for (int64_t c = 0; c < m->n; c++) {
-            if (rows < Q_Z_ROWS) q_z_clear(f, &t[c]);
-            if (f->act > 1)
-                q_z_rows(f, w, m->row_bytes, rows, &t[c]);
-            else
-                for (int64_t i = 0; i < rows; i++) q_z_row(f, w + (uint64_t)i * m->row_bytes, i, &t[c]);
-            q_put16(m, r, c, q_z_finish(f, &t[c]));
-        }
+        int64_t c = 0;
+        for (; c + 4 <= m->n; c += 4) q_z_tile(f, 4, m, r, c, t + c);
+        for (; c + 2 <= m->n; c += 2) q_z_tile(f, 2, m, r, c, t + c);
+        if (c < m->n) q_z_tile(f, 1, m, r, c, t + c);
     }
 }
 

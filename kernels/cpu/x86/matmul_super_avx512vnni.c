@@ -49,34 +49,19 @@ Q_VNNI_INLINE q_z_scales scale6(const uint8_t *p, int sub) {
     return (q_z_scales){{s[sub], s[sub]}, {s[8 + sub], s[8 + sub]}};
 }
 
-/* Sixteen minima times the sums of 16 activations. */
-Q_VNNI_INLINE __m256i owed(__m128i minima, __m256i sums) {
-    return _mm256_madd_epi16(_mm256_cvtepu8_epi16(minima), sums);
-}
-/* Four registers of codes times theirs of activations, from what they begin with, times scales. */
-Q_VNNI_INLINE __m512i scaled(const __m512i *codes, const q_z_eight *x, bool biased, const __m512i *scale) {
-    __m512i total = _mm512_setzero_si512();
-    Q_UNROLL for (int j = 0; j < 4; j++) {
-        const __m512i s = _mm512_dpbusd_epi32(biased ? x->begin[j] : _mm512_setzero_si512(), codes[j], x->codes[j]);
-        total = j == 0 ? _mm512_madd_epi16(s, scale[j]) : _mm512_dpwssd_epi32(total, s, scale[j]);
-    }
-    return total;
-}
-
 /* ------------------------------------------------------------------------------------------------------ Q4_K, Q5_K */
 
 /* 64 bytes of nibbles are units 4h, 4h + 2 in their low and 4h + 1, 4h + 3 in their high halves. */
 static const uint8_t order_4k[16] = {0, 1, 4, 5, 2, 3, 6, 7, 8, 9, 12, 13, 10, 11, 14, 15};
 
-/* What the scales and minima of a block are multiplied with: scales to the lanes of their codes, minima times sums. */
-Q_VNNI_INLINE __m256i place_4k(const uint8_t *p, const q_z_eight *x, __m512i scale[4]) {
+Q_VNNI_INLINE void place_4k(const uint8_t *p, q_z_block *to) {
     const __m128i both = scales6(p);
     const __m512i s = _mm512_broadcastq_epi64(both);
-    scale[0] = place(s, 0, 0, 2, 2);
-    scale[1] = place(s, 1, 1, 3, 3);
-    scale[2] = place(s, 4, 4, 6, 6);
-    scale[3] = place(s, 5, 5, 7, 7);
-    return owed(_mm_unpackhi_epi8(both, both), x->sums);
+    to->scale[0] = place(s, 0, 0, 2, 2);
+    to->scale[1] = place(s, 1, 1, 3, 3);
+    to->scale[2] = place(s, 4, 4, 6, 6);
+    to->scale[3] = place(s, 5, 5, 7, 7);
+    to->minima = _mm256_cvtepu8_epi16(_mm_unpackhi_epi8(both, both));
 }
 
 Q_VNNI_INLINE void codes_q4_k(const uint8_t *const *p, int sub, __m512i v[8]) {
@@ -86,12 +71,13 @@ Q_VNNI_INLINE void codes_q4_k(const uint8_t *const *p, int sub, __m512i v[8]) {
     }
 }
 Q_VNNI_INLINE q_z_scales scale_q4_k(const uint8_t *p, int sub) { return scale6(p, sub); }
-Q_VNNI_INLINE __m512i block_q4_k(const uint8_t *p, const q_z_eight *x, __m256i *least) {
-    const __m512i a = load512(p + 16), b = load512(p + 80),
-                  codes[4] = {q_z_low4(a), q_z_high4(a), q_z_low4(b), q_z_high4(b)};
-    __m512i scale[4];
-    *least = place_4k(p, x, scale);
-    return scaled(codes, x, false, scale);
+Q_VNNI_INLINE void block_q4_k(const uint8_t *p, q_z_block *to) {
+    const __m512i a = load512(p + 16), b = load512(p + 80);
+    to->codes[0] = q_z_low4(a);
+    to->codes[1] = q_z_high4(a);
+    to->codes[2] = q_z_low4(b);
+    to->codes[3] = q_z_high4(b);
+    place_4k(p, to);
 }
 static const q_z_format q4_k = {.bytes = 144,
                                 .units = 8,
@@ -112,14 +98,13 @@ Q_VNNI_INLINE void codes_q5_k(const uint8_t *const *p, int sub, __m512i v[8]) {
         v[i] = with_bit(sub & 1 ? q_z_high4(b) : q_z_low4(b), h, _mm512_set1_epi8((char)(1 << sub)), 16);
     }
 }
-Q_VNNI_INLINE __m512i block_q5_k(const uint8_t *p, const q_z_eight *x, __m256i *least) {
+Q_VNNI_INLINE void block_q5_k(const uint8_t *p, q_z_block *to) {
     const __m512i a = load512(p + 48), b = load512(p + 112), h = twice256(p + 16);
-    const __m512i codes[4] = {with_bit(q_z_low4(a), h, halves(1, 4), 16), with_bit(q_z_high4(a), h, halves(2, 8), 16),
-                              with_bit(q_z_low4(b), h, halves(16, 64), 16),
-                              with_bit(q_z_high4(b), h, halves(32, 128), 16)};
-    __m512i scale[4];
-    *least = place_4k(p, x, scale);
-    return scaled(codes, x, false, scale);
+    to->codes[0] = with_bit(q_z_low4(a), h, halves(1, 4), 16);
+    to->codes[1] = with_bit(q_z_high4(a), h, halves(2, 8), 16);
+    to->codes[2] = with_bit(q_z_low4(b), h, halves(16, 64), 16);
+    to->codes[3] = with_bit(q_z_high4(b), h, halves(32, 128), 16);
+    place_4k(p, to);
 }
 static const q_z_format q5_k = {.bytes = 176,
                                 .units = 8,
@@ -150,14 +135,15 @@ Q_VNNI_INLINE q_z_scales scale_q2_k(const uint8_t *p, int sub) {
     const uint8_t a = p[2 * sub], b = p[2 * sub + 1];
     return (q_z_scales){{a & 15, b & 15}, {a >> 4, b >> 4}};
 }
-Q_VNNI_INLINE __m512i block_q2_k(const uint8_t *p, const q_z_eight *x, __m256i *least) {
-    const __m512i v = load512(p + 16), codes[4] = {low2(v, 0), low2(v, 2), low2(v, 4), low2(v, 6)};
+Q_VNNI_INLINE void block_q2_k(const uint8_t *p, q_z_block *to) {
+    const __m512i v = load512(p + 16);
     const __m128i b = q_z_load128(p), nibble = _mm_set1_epi8(15);
     const __m512i s = four128(_mm_and_si128(b, nibble));
-    const __m512i scale[4] = {place(s, 0, 1, 8, 9), place(s, 2, 3, 10, 11), place(s, 4, 5, 12, 13),
-                              place(s, 6, 7, 14, 15)};
-    *least = owed(_mm_and_si128(_mm_srli_epi16(b, 4), nibble), x->sums);
-    return scaled(codes, x, false, scale);
+    Q_UNROLL for (int j = 0; j < 4; j++) {
+        to->codes[j] = low2(v, 2 * j);
+        to->scale[j] = place(s, 2 * j, 2 * j + 1, 2 * j + 8, 2 * j + 9);
+    }
+    to->minima = _mm256_cvtepu8_epi16(_mm_and_si128(_mm_srli_epi16(b, 4), nibble));
 }
 static const q_z_format q2_k = {.bytes = 84,
                                 .units = 8,
@@ -189,14 +175,12 @@ Q_VNNI_INLINE q_z_scales scale_q3_k(const uint8_t *p, int sub) {
     _mm_storeu_si128((__m128i *)(void *)s, scales_q3_k(p + 96));
     return (q_z_scales){{s[2 * sub], s[2 * sub + 1]}, {0, 0}};
 }
-Q_VNNI_INLINE __m512i block_q3_k(const uint8_t *p, const q_z_eight *x, __m256i *least) {
-    Q_UNUSED(least);
+Q_VNNI_INLINE void block_q3_k(const uint8_t *p, q_z_block *to) {
     const __m512i v = load512(p + 32), h = twice256(p), s = four128(scales_q3_k(p + 96));
-    const __m512i codes[4] = {with_bit(low2(v, 0), h, halves(1, 16), 4), with_bit(low2(v, 2), h, halves(2, 32), 4),
-                              with_bit(low2(v, 4), h, halves(4, 64), 4), with_bit(low2(v, 6), h, halves(8, 128), 4)};
-    const __m512i scale[4] = {place_signed(s, 0, 1, 8, 9), place_signed(s, 2, 3, 10, 11), place_signed(s, 4, 5, 12, 13),
-                              place_signed(s, 6, 7, 14, 15)};
-    return scaled(codes, x, true, scale);
+    Q_UNROLL for (int j = 0; j < 4; j++) {
+        to->codes[j] = with_bit(low2(v, 2 * j), h, halves(1 << j, 16 << j), 4);
+        to->scale[j] = place_signed(s, 2 * j, 2 * j + 1, 2 * j + 8, 2 * j + 9);
+    }
 }
 static const q_z_format q3_k = {.bytes = 110,
                                 .units = 8,
@@ -228,8 +212,7 @@ Q_VNNI_INLINE q_z_scales scale_iq4_xs(const uint8_t *p, int sub) {
     const int16_t sc = (int16_t)((low | high << 4) - 32);
     return (q_z_scales){{sc, sc}, {0, 0}};
 }
-Q_VNNI_INLINE __m512i block_iq4_xs(const uint8_t *p, const q_z_eight *x, __m256i *least) {
-    Q_UNUSED(least);
+Q_VNNI_INLINE void block_iq4_xs(const uint8_t *p, q_z_block *to) {
     const __m512i a = load512(p + 8), b = load512(p + 72);
     const __m256i low =
         _mm256_srlv_epi32(_mm256_set1_epi32((int)q_load32(p + 4)), _mm256_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28));
@@ -238,12 +221,12 @@ Q_VNNI_INLINE __m512i block_iq4_xs(const uint8_t *p, const q_z_eight *x, __m256i
     const __m256i six = _mm256_or_si256(_mm256_and_si256(low, _mm256_set1_epi32(15)),
                                         _mm256_slli_epi32(_mm256_and_si256(high, _mm256_set1_epi32(3)), 4));
     const __m512i sc = _mm512_castsi256_si512(_mm256_sub_epi32(six, _mm256_set1_epi32(32)));
-    __m512i s = _mm512_dpbusd_epi32(_mm512_add_epi32(x->begin[0], x->begin[1]), q_z_iq4(q_z_low4(a)), x->codes[0]);
-    __m512i t = _mm512_dpbusd_epi32(_mm512_add_epi32(x->begin[2], x->begin[3]), q_z_iq4(q_z_low4(b)), x->codes[2]);
-    s = _mm512_dpbusd_epi32(s, q_z_iq4(q_z_high4(a)), x->codes[1]);
-    t = _mm512_dpbusd_epi32(t, q_z_iq4(q_z_high4(b)), x->codes[3]);
-    return _mm512_add_epi32(_mm512_mullo_epi32(s, _mm512_permutexvar_epi32(quarters(0, 1, 2, 3), sc)),
-                            _mm512_mullo_epi32(t, _mm512_permutexvar_epi32(quarters(4, 5, 6, 7), sc)));
+    to->codes[0] = q_z_iq4(q_z_low4(a));
+    to->codes[1] = q_z_iq4(q_z_high4(a));
+    to->codes[2] = q_z_iq4(q_z_low4(b));
+    to->codes[3] = q_z_iq4(q_z_high4(b));
+    to->scale[0] = _mm512_permutexvar_epi32(quarters(0, 1, 2, 3), sc);
+    to->scale[1] = _mm512_permutexvar_epi32(quarters(4, 5, 6, 7), sc);
 }
 static const q_z_format iq4_xs = {.bytes = 136,
                                   .units = 8,
@@ -255,6 +238,7 @@ static const q_z_format iq4_xs = {.bytes = 136,
                                   .codes = codes_iq4_xs,
                                   .scale = scale_iq4_xs,
                                   .block = block_iq4_xs,
+                                  .wide = true,
                                   .order = order_4xs};
 Q_Z_PRODUCT(matmul_iq4_xs_a8_256_32x6__avx512vnni, iq4_xs)
 
