@@ -76,7 +76,11 @@ for p in $essential; do
 done
 for p in $optional; do
     installed "$p" && continue
-    case "$p" in libclang-rt-*) case "$have" in *'installed libclang-rt-'*) continue ;; esac ;; esac
+    case "$p" in libclang-rt-*)
+        case "
+$have" in *"
+installed libclang-rt-"*) continue ;; esac ;;
+    esac
     missing="$missing $p"
 done
 [ -z "$missing" ] && exit 0
