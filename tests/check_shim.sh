@@ -14,6 +14,11 @@ link|linkat|symlink|symlinkat|unlink|unlinkat|remove|rmdir|mkdir|mkdirat|opendir
 copy_file_range|sendfile|splice|close|close_range|utimensat|futimens|chmod|fchmod'
 calls=$(printf %s "$calls" | tr -d '\n')
 passed=0 failed=0
+if nm "$B/lq" 2>/dev/null | grep -q ' __gcov_'; then # the counters of coverage have file calls of their own
+    echo 'SKIP: this build writes coverage files'
+    echo '0 passed, 0 failed'
+    exit 0
+fi
 wrapped=$(nm -D --defined-only "$B/tests/shim_io.so" | awk '{ print $3 }')
 for call in $(nm -D --undefined-only "$B/lq" | awk '{ print $2 }' | sed 's/@.*//; s/64$//' | grep -xE "$calls"); do
     if echo "$wrapped" | grep -qx "$call"; then passed=$((passed + 1))

@@ -57,7 +57,9 @@ interrupts INT 0.4 "$LQ" run f16.gguf -p "$(head -c 500 "$TEXT/prose.txt")" -n 4
 # The example: under 40 lines, libquant.h and the library alone, the same greedy text as `lq run`.
 example=$T_ROOT/tools/examples/generate.c
 holds "example: lines" "$(wc -l <"$example")" -lt 40
-if ${CC:-cc} -std=c11 -Wall -Wextra -Werror ${SAN:+-fsanitize=$SAN} -I"$T_ROOT/include" -o generate "$example" \
+instruments=${SAN:+-fsanitize=$SAN}
+if nm "$B/libquant.a" 2>/dev/null | grep -q ' __gcov_'; then instruments=--coverage; fi
+if ${CC:-cc} -std=c11 -Wall -Wextra -Werror $instruments -I"$T_ROOT/include" -o generate "$example" \
     "$B/libquant.a" -lm -pthread 2>"$err"; then pass; else fail "the example does not compile"; fi
 exits 0 "example" ./generate f16.gguf "The ship"; cp "$out" text
 call "$LQ" run f16.gguf -p "The ship" -n 32
