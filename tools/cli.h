@@ -116,6 +116,37 @@ struct cli {
      .help = "an importance file, so that errors go where they hurt least: made by\n"                                  \
              "`lq calibrate` or another engine (imatrix.gguf, imatrix.dat). --imatrix is the same",                    \
      .also = "|stats|calibration|importance-matrix|"}
+#define CLI_OPT_CTX(T)                                                                                                 \
+    {.type = CLI_UINT,                                                                                                 \
+     .letter = 'c',                                                                                                    \
+     .name = "ctx",                                                                                                    \
+     .value = "N",                                                                                                     \
+     .at = offsetof(T, ctx),                                                                                           \
+     .min = 2,                                                                                                         \
+     .max = 16777216,                                                                                                  \
+     .help = "tokens per window (default 512, or the trained context where that is smaller)",                          \
+     .also = "|context|window|ctx-size|n-ctx|"}
+#define CLI_OPT_MAX_TOKENS(T)                                                                                          \
+    {.type = CLI_UINT,                                                                                                 \
+     .letter = 'm',                                                                                                    \
+     .name = "max-tokens",                                                                                             \
+     .value = "N",                                                                                                     \
+     .at = offsetof(T, max_tokens),                                                                                    \
+     .min = 2,                                                                                                         \
+     .max = 1e15,                                                                                                      \
+     .help = "use the first N tokens of the text (default: all)",                                                      \
+     .also = "|tokens|limit|chunks|"}
+#define CLI_OPT_SCHEME(T)                                                                                              \
+    {.type = CLI_TEXT,                                                                                                 \
+     .letter = 's',                                                                                                    \
+     .required = 1,                                                                                                    \
+     .name = "scheme",                                                                                                 \
+     .value = "NAME",                                                                                                  \
+     .at = offsetof(T, scheme),                                                                                        \
+     .help = "which format each tensor gets, such as q4_k_m; `lq info --schemes` lists all.\n"                         \
+             "A format's name (`lq info --formats`) gives every tensor that format",                                   \
+     .also = "|bits|type|quant|method|format|",                                                                        \
+     .values = CLI_SCHEMES}
 #define CLI_OPT_ISA(T)                                                                                                 \
     {.type = CLI_TEXT,                                                                                                 \
      .name = "isa",                                                                                                    \

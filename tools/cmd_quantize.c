@@ -21,16 +21,7 @@ static const cli_operand operands[] = {
 
 static const cli_option options[] = {
     {.type = CLI_GROUP, .name = "What to write"},
-    {.type = CLI_TEXT,
-     .letter = 's',
-     .required = 1,
-     .name = "scheme",
-     .value = "NAME",
-     .at = offsetof(args, scheme),
-     .help = "which format each tensor gets, such as q4_k_m; `lq info --schemes` lists all.\n"
-             "A format's name (`lq info --formats`) gives every tensor that format",
-     .also = "|bits|type|quant|method|format|",
-     .values = CLI_SCHEMES},
+    CLI_OPT_SCHEME(args),
     CLI_OPT_IMPORTANCE(args),
     {.type = CLI_FLAG,
      .letter = 'n',
