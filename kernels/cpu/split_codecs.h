@@ -1,0 +1,44 @@
+/* split_codecs.h: the formats whose codec is plain arithmetic on codes, compiled once more for the instruction set of the
+ * file that includes this: the one text of libquant/formats, inlined into a function with that set's target. The same
+ * operations on the same floats, so the same bits. A new format gets its include and a line here. Layer L2. */
+#ifndef Q_SPLIT_CODECS_H
+#define Q_SPLIT_CODECS_H
+
+#include "../../libquant/formats/iq4_nl.c"
+#include "../../libquant/formats/iq4_xs.c"
+#include "../../libquant/formats/q2_k.c"
+#include "../../libquant/formats/q3_k.c"
+#include "../../libquant/formats/q4_0.c"
+#include "../../libquant/formats/q4_1.c"
+#include "../../libquant/formats/q4_k.c"
+#include "../../libquant/formats/q5_0.c"
+#include "../../libquant/formats/q5_1.c"
+#include "../../libquant/formats/q5_k.c"
+#include "../../libquant/formats/q6_k.c"
+#include "../../libquant/formats/q8_0.c"
+
+/* DO(format, argument) for each. */
+#define Q_SPLIT_CODECS(DO, argument) \
+    DO(iq4_nl, argument) \
+    DO(iq4_xs, argument) \
+    DO(q2_k, argument) \
+    DO(q3_k, argument) \
+    DO(q4_0, argument) \
+    DO(q4_1, argument) \
+    DO(q4_k, argument) \
+    DO(q5_0, argument) \
+    DO(q5_1, argument) \
+    DO(q5_k, argument) \
+    DO(q6_k, argument) \
+    DO(q8_0, argument)
+
+/* name_widen(): a row of the format `name` to floats. */
+#define Q_SPLIT_WIDEN(name, target)                                                                \
+    target static void name##_widen(const q_format *f, const uint8_t *row, int64_t k, float *to) { \
+        Q_UNUSED(f);                                                                               \
+        for (int block = 0; block < (int)(k / name##_weights); block++)                            \
+            for (int sub = 0; sub < name##_weights / Q_UNIT; sub++, to += Q_UNIT)                  \
+                name##_decode(row, block, sub, to);                                                \
+    }
+
+#endif
