@@ -142,11 +142,17 @@ typedef struct lq_model_options {
     uint32_t check_tensors; /* 1 = read every weight and refuse non-finite values with LQ_E_INCONSISTENT */
     uint32_t no_mmap;       /* 1 = read the file into memory. The default maps it, which is unsafe for a file that
                                another program truncates while the model is open (the system then raises SIGBUS) */
+    const char *device;     /* where it runs, by the name in lq_device_info: "vulkan:0"; NULL = the processor */
+    uint32_t gpu_layers;    /* how many layers `device` runs: the last ones, with the output; the processor runs the
+                               others. 0, or at least as many as there are = all, and the embedding too */
+    uint32_t plan_only;     /* 1 = nothing is written to `device`: for lq_model_plan; no session can be opened */
 } lq_model_options;
 
 /* Open a model: a GGUF file (any shard of a split set), or a Hugging Face directory with config.json and safetensors.
  * Everything is validated before it is used; names, shapes and formats are bound here. The files stay open until the
- * model is closed. */
+ * model is closed. With a device its layers' weights are copied there. LQ_E_ARG: no such device in this build;
+ * LQ_E_UNSUPPORTED: it is not present here, or lacks what every kernel needs; LQ_E_NOMEM: they do not fit, with the
+ * bytes needed and free. No layer runs elsewhere than was asked for. */
 LQ_API lq_status lq_model_open(lq_ctx *ctx, const char *path, const lq_model_options *options, lq_model **out);
 LQ_API void lq_model_close(lq_model *model);
 
@@ -265,6 +271,14 @@ typedef struct lq_plan_info {
     uint64_t kv;            /* bytes of the KV cache */
     uint64_t activations;   /* bytes of activations, logits and scratch */
     uint64_t total;
+    /* Of the model's device, in its own memory; 0 and "" without one. The fields above are of the processor's memory. */
+    char device[64];            /* "vulkan:0" */
+    uint32_t layers;            /* of the model */
+    uint32_t device_layers;     /* the last so many of them, and the output, run there */
+    uint32_t device_embedding;  /* 1 = the embedding too: ids go in, logits come out */
+    uint64_t device_weights, device_kv, device_activations, device_total;
+    uint64_t device_memory;     /* what it can offer now, the weights of this model already taken (but with plan_only) */
+    uint64_t border_bytes;      /* hidden values that pass from the processor to the device, per token */
 } lq_plan_info;
 
 /* The bytes that a session with these options needs, without opening it. */
@@ -274,7 +288,8 @@ typedef struct lq_session_info {
     uint32_t size;
     uint32_t context, batch, max_logits, threads;
     uint32_t trained_context;
-    uint64_t kv_bytes, activation_bytes;
+    uint64_t kv_bytes, activation_bytes; /* of the processor's memory */
+    uint64_t device_kv_bytes, device_activation_bytes;
 } lq_session_info;
 LQ_API lq_status lq_session_info_get(const lq_session *session, lq_session_info *info);
 
@@ -288,6 +303,8 @@ typedef struct lq_stats {
     uint64_t prefill_tokens, decode_tokens; /* decode = passes over one token */
     double prefill_seconds, decode_seconds;
     uint64_t decode_bytes;           /* weight and KV bytes read by the decode passes */
+    uint64_t border_bytes;           /* hidden values that passed from one device to the next: once out, once in */
+    double border_seconds;           /* and the time that copying them took */
 } lq_stats;
 LQ_API lq_status lq_session_stats(const lq_session *session, lq_stats *stats);
 

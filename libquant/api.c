@@ -30,14 +30,13 @@ lq_status lq_open(const lq_options *options, lq_ctx **out) {
 }
 void lq_close(lq_ctx *ctx) { q_ctx_close(ctx); }
 
-uint32_t lq_device_count(const lq_ctx *ctx) { return ctx ? 1 : 0; }
+uint32_t lq_device_count(const lq_ctx *ctx) { return ctx ? q_ctx_devices(ctx) : 0; }
 
 lq_status lq_device_info_get(const lq_ctx *ctx, uint32_t index, lq_device_info *info) {
     NEED(ctx && info);
     Q_TRY(size_check(info->size, "lq_device_info"));
-    if (index >= lq_device_count(ctx)) return q_fail(LQ_E_ARG, "there is no device %u", index);
     lq_device_info i = {.size = sizeof i};
-    ctx->backend->info(ctx->device, &i);
+    Q_TRY(q_ctx_device_info(ctx, index, &i));
     q_struct_out(info, &i, sizeof i);
     return LQ_OK;
 }
@@ -114,9 +113,13 @@ lq_status lq_model_plan(const lq_model *model, const lq_session_options *options
     q_session_shape shape;
     Q_TRY(q_session_shape_of(model, options, &shape));
     lq_plan_info i = {.context = shape.context, .batch = shape.batch, .threads = shape.threads};
-    Q_TRY(q_session_measure(model, &shape, &i.kv, &i.activations));
+    q_session_need need;
+    Q_TRY(q_session_measure(model, &shape, &need));
     for (uint32_t t = 0; t < model->dir->n_tensors; t++) i.weights += model->dir->tensors[t].bytes;
+    i.kv = need.kv[0];
+    i.activations = need.rest[0];
     i.total = i.weights + i.kv + i.activations;
+    q_place_plan(model, &need, &i);
     q_struct_out(info, &i, sizeof i);
     return LQ_OK;
 }
@@ -151,7 +154,8 @@ lq_status lq_session_info_get(const lq_session *s, lq_session_info *info) {
     lq_session_info i = {.context = s->shape.context, .batch = s->shape.batch, .max_logits = s->shape.max_logits,
                          .threads = s->shape.threads,
                          .trained_context = (uint32_t)s->model->binding->hp.v[Q_HP_CONTEXT],
-                         .kv_bytes = s->kv_bytes, .activation_bytes = s->other_bytes};
+                         .kv_bytes = s->need.kv[0], .activation_bytes = s->need.rest[0],
+                         .device_kv_bytes = s->need.kv[1], .device_activation_bytes = s->need.rest[1]};
     q_struct_out(info, &i, sizeof i);
     return LQ_OK;
 }
@@ -162,7 +166,7 @@ lq_status lq_seq_truncate(lq_session *session, uint32_t length) {
     NEED(session);
     if (length > session->length)
         return q_fail(LQ_E_ARG, "the sequence has %u tokens and cannot be cut to %u", session->length, length);
-    if (session->state && length != 0 && length != session->length)
+    if (q_session_recurrent(session) && length != 0 && length != session->length)
         return q_fail(LQ_E_UNSUPPORTED, "a recurrent model's sequence can be cut to nothing, not to %u tokens", length);
     session->length = length;
     session->n_logits = 0;

@@ -1,7 +1,7 @@
 /* engine.h: the objects behind the public handles, shared by the files of layer L3.
  *
- * ctx owns the device; model owns the directory, the binding, the text object and the resolved weights; session owns
- * one plan with its KV pages. Only L3 and api.c include this. */
+ * ctx owns the processor; model owns the directory, the binding, the text object, the resolved weights and the other device
+ * it runs on; session owns one plan with its KV pages. Only L3 and api.c include this. */
 #ifndef Q_ENGINE_H
 #define Q_ENGINE_H
 
@@ -16,9 +16,22 @@ struct lq_ctx {
     q_alloc alloc;
     q_log log;
     uint32_t threads;
-    const q_backend *backend;
+    const q_backend *backend; /* the processor */
     q_device *device;
 };
+
+/* Where steps run and weights lie (place.c). */
+typedef struct q_place {
+    const q_backend *backend;
+    q_device *device;
+    char name[64]; /* "vulkan:0" */
+} q_place;
+enum { Q_PLACES = 2 };
+
+/* What a session takes of a place: KV pages, and all the rest. */
+typedef struct q_session_need {
+    uint64_t kv[Q_PLACES], rest[Q_PLACES];
+} q_session_need;
 
 struct lq_model {
     lq_ctx *ctx;
@@ -30,6 +43,13 @@ struct lq_model {
     void **owned;        /* [n_items] memory behind weights that the file's bytes could not serve; NULL = the file's */
     q_buffer *packed;    /* [n_items] a backend's own layouts */
     uint64_t owned_bytes;
+    q_place places[Q_PLACES]; /* [0] the context's processor, [1] the device that the options name */
+    int32_t n_places;
+    int32_t device_from;      /* layers from this one on, and the output, run on places[1]; 0 = the embedding too */
+    bool plan_only;           /* nothing is written to places[1], and no session opens */
+    q_buffer *blocks;         /* weights on places[1] */
+    uint32_t n_blocks;
+    uint64_t device_weights;  /* bytes of these blocks, as the device counts them */
     uint64_t bytes_per_token; /* weight bytes that one decoded token reads */
     q_arena names;       /* NUL-terminated copies of what files hold without a terminator */
     const char **meta_names, **tensor_names;
@@ -40,6 +60,22 @@ void q_ctx_close(lq_ctx *ctx);
 
 lq_status q_model_open(lq_ctx *ctx, const char *path, const lq_model_options *options, lq_model **out);
 void q_model_close(lq_model *model);
+
+uint32_t q_ctx_devices(const lq_ctx *ctx);
+lq_status q_ctx_device_info(const lq_ctx *ctx, uint32_t index, lq_device_info *info);
+
+/* Open the device of this name; places with the context's processor are not closed. */
+lq_status q_place_device(lq_ctx *ctx, const char *name, q_place *out);
+/* Choose the places of a model whose binding is there; write the weights of those that are not in host memory; undo. */
+lq_status q_place_open(lq_model *m, const lq_model_options *o);
+lq_status q_place_weights(lq_model *m);
+void q_place_close(lq_model *m);
+/* The place of a layer; -1 = what comes before the first, n_layers = what comes after the last. */
+int32_t q_place_of(const lq_model *m, int32_t layer);
+/* The part of a plan that tells of the device. */
+void q_place_plan(const lq_model *m, const q_session_need *need, lq_plan_info *info);
+/* Bytes it can offer now. */
+uint64_t q_place_memory(const q_place *p);
 void q_model_info(const lq_model *model, lq_model_info *info);
 lq_status q_model_meta(const lq_model *model, const char *key, uint32_t index, const char **name, char *text, size_t *n);
 lq_status q_model_tensor_info(const lq_model *model, uint32_t index, lq_tensor_info *info);
@@ -54,8 +90,6 @@ lq_status q_session_shape_of(const lq_model *model, const lq_session_options *op
 
 /* A plan with its arrays in `arena`. */
 lq_status q_plan_build(const lq_model *model, const q_session_shape *shape, q_arena *arena, q_plan **out);
-/* KV bytes of a plan's pools. */
-uint64_t q_plan_kv_bytes(const q_plan *plan);
 
 struct lq_session {
     lq_model *model;
@@ -64,12 +98,13 @@ struct lq_session {
     q_arena arena;        /* the plan, page tables and batch arrays */
     q_plan *plan;
     q_buffer *kv;         /* [plan->n_kv] */
-    q_program *program;
+    q_buffer *states;     /* [plan->n_segments] recurrent state, on the segment's device */
+    q_program **programs; /* [plan->n_segments] */
     uint32_t **pages;     /* [plan->n_kv][context / Q_KV_TOKENS] */
-    uint64_t kv_bytes, other_bytes; /* as q_session_measure: what the session holds */
+    q_session_need need;  /* as q_session_measure: what the session holds */
+    float *border;        /* [batch][width of slot 1]: hidden rows between two segments; NULL with one */
     float *logits;        /* [max_logits][vocab] */
     int32_t *pos, *seq, *out;
-    float *state;         /* recurrent state, NULL when the plan has none */
     void *sample_scratch;
     uint32_t length;      /* tokens in the sequence */
     uint32_t n_logits;    /* rows kept by the last decode */
@@ -82,8 +117,9 @@ struct lq_session {
 };
 lq_status q_session_open(lq_model *model, const lq_session_options *options, lq_session **out);
 void q_session_close(lq_session *session);
-/* What a session with this shape allocates: KV, and all the rest. */
-lq_status q_session_measure(const lq_model *model, const q_session_shape *shape, uint64_t *kv, uint64_t *rest);
+lq_status q_session_measure(const lq_model *model, const q_session_shape *shape, q_session_need *need);
+/* The session keeps state that cannot be taken back token by token. */
+bool q_session_recurrent(const lq_session *s);
 lq_status q_session_decode(lq_session *s, const int32_t *ids, size_t count, size_t logits_from);
 lq_status q_session_sample(lq_session *s, const lq_sampler *sampler, int32_t *id);
 lq_status q_sample_logits(const q_alloc *a, const float *logits, size_t n, const lq_sampler *sampler, uint64_t position,

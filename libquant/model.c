@@ -61,6 +61,37 @@ void q_ctx_close(lq_ctx *ctx) {
     q_delete(&alloc, ctx);
 }
 
+uint32_t q_ctx_devices(const lq_ctx *ctx) {
+    uint32_t n = 0;
+    Q_UNUSED(ctx);
+    for (uint32_t i = 0; i < q_backend_count(); i++) n += q_backends[i]->probe();
+    return n;
+}
+
+/* Devices are opened for as long as they are asked: a context does not hold what no model uses. */
+lq_status q_ctx_device_info(const lq_ctx *ctx, uint32_t index, lq_device_info *info) {
+    uint32_t at = index;
+    for (uint32_t i = 0; i < q_backend_count(); i++) {
+        const q_backend *be = q_backends[i];
+        const uint32_t n = be->probe();
+        if (at >= n) {
+            at -= n;
+            continue;
+        }
+        if (be == ctx->backend) {
+            be->info(ctx->device, info);
+            return LQ_OK;
+        }
+        const q_device_options o = {.alloc = &ctx->alloc, .log = &ctx->log, .threads = ctx->threads};
+        q_device *dev;
+        Q_TRY(be->open(at, &o, &dev));
+        be->info(dev, info);
+        be->close(dev);
+        return LQ_OK;
+    }
+    return q_fail(LQ_E_ARG, "there is no device %u", index);
+}
+
 /* ------------------------------------------------------------------------------------------- weights */
 
 static lq_status vector_as_f32(lq_model *m, uint32_t i) {
@@ -203,7 +234,9 @@ static lq_status open_parts(lq_model *m, const char *path, const lq_model_option
     if ((double)tokens > m->binding->hp.v[Q_HP_VOCAB])
         return q_fail(LQ_E_INCONSISTENT, "the tokenizer has %d tokens, the embedding only %g rows", tokens,
                       m->binding->hp.v[Q_HP_VOCAB]);
+    Q_TRY(q_place_open(m, o));
     Q_TRY(resolve_weights(m, o->check_tensors != 0));
+    Q_TRY(q_place_weights(m));
     m->bytes_per_token = bytes_per_token(m);
     return copy_names(m);
 }
@@ -232,6 +265,7 @@ void q_model_close(lq_model *m) {
         if (m->owned) q_delete(m->alloc, m->owned[i]);
         if (m->packed && m->packed[i].bytes) m->ctx->backend->free(m->ctx->device, &m->packed[i]);
     }
+    q_place_close(m);
     q_delete(m->alloc, m->weights);
     q_delete(m->alloc, m->owned);
     q_delete(m->alloc, m->packed);

@@ -63,14 +63,15 @@
  *             add: y += .                                                                  unit: row of an expert
  *   CONV      depthwise causal convolution over `taps` tokens of the sequence, then act (NONE, SILU);
  *             y[ch] = act(sum over t ascending of w[ch, t] * x[c - taps + 1 + t, ch] + b[ch]), fma from 0.
- *             State in floats: [channel][taps - 1], the last inputs, oldest first; zero at a sequence's start.
+ *             State in floats: [channel][taps - 1], the last inputs, oldest first; zeros where a sequence starts.
  *                                                                                                   unit: channel
  *   SCAN      gated delta rule. Per head, S [k width, v width] carried from token to token: S *= exp(w[h] * softplus(
  *             u[h] + b[h])); r = sigmoid(u[heads + h]) * (v - S^T k); S += k r^T; y = scale * S^T q. x = q, z = k.
  *             Head h of v reads head h / (heads / theirs) of q and of k; u = [2 * heads], flat over its view.
- *             S^T k and S^T q are fma from 0 over ascending k. State in floats: [head][k][v], zero at a sequence start.
+ *             S^T k and S^T q are fma from 0 over ascending k. State in floats: [head][k][v].
  *             (Yang et al., Gated Delta Networks, arXiv:2412.06464.)
  *                                                                                                   unit: head of v
+ *             CONV and SCAN: a column at position 0 finds zeros in its state, whatever was left there.
  *   SCALE     y = scale * x, times sigmoid(z) where z has one value per column; softcap s: s * tanh(./s). add: y += .
  *                                                                                                   unit: column
  *   COPY      y = x (slices of any heads, width, stride): value by value in order, or one head of y's width into
@@ -145,6 +146,7 @@ typedef struct q_weight {
     uint64_t matrix_bytes;  /* from one expert to the next; 0 for a single matrix */
     int32_t rows, k, matrices;
     const void *packed;     /* a backend's own layout, made by its pack(); NULL = none */
+    uint64_t device;        /* address of the same in the memory of the device it was written to; 0 = none */
     const char *name;       /* the tensor's name, for messages */
 } q_weight;
 
@@ -184,6 +186,8 @@ typedef struct q_exec {
     const struct q_batch *batch;
     float *const *slots;         /* [plan->n_slots] base of each slot; [0] unused */
     uint8_t *const *kv;          /* [plan->n_kv] base of each page pool */
+    float *state;                /* recurrent state: that of sequence number i begins at i * state_floats */
+    uint64_t state_floats;
     const q_act *act;            /* reference MATMUL, HEAD, MOE_*: quantize activations to this first; NULL = float32 */
     void *scratch;               /* of this thread */
     size_t scratch_bytes;

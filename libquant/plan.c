@@ -14,6 +14,8 @@ typedef struct builder {
     q_inst *insts;
     int32_t *slot_width;
     q_kv_pool *pools;
+    q_segment *segments;
+    bool *written; /* [n_slots] by the current segment: what it reads before that would have to cross its border */
 } builder;
 
 static int32_t dim(const builder *b, uint8_t d, int32_t layer) { return (int32_t)q_dim_value(b->hp, (q_dim)d, layer); }
@@ -44,6 +46,11 @@ static lq_status view_fits(const builder *b, const q_view *v, const q_step *s) {
     return LQ_OK;
 }
 
+static void shift(q_weight *w, uint64_t bytes) {
+    if (w->data) w->data += bytes;
+    if (w->device) w->device += bytes;
+}
+
 /* The weight of a role at a layer; *out NULL when the model has none. `rows` > 0 takes that many from `first` on: of a
  * matrix rows, of a vector values. */
 static lq_status weight_of(const builder *b, uint8_t role, int32_t layer, int32_t first, int32_t rows,
@@ -63,10 +70,10 @@ static lq_status weight_of(const builder *b, uint8_t role, int32_t layer, int32_
     if (!part) return LQ_E_NOMEM;
     *part = *w;
     if (vector) {
-        part->data += (uint64_t)first * sizeof(float);
+        shift(part, (uint64_t)first * sizeof(float));
         part->k = rows;
     } else {
-        part->data += (uint64_t)first * w->row_bytes;
+        shift(part, (uint64_t)first * w->row_bytes);
         part->rows = rows;
     }
     part->packed = NULL; /* a packed layout is of the whole */
@@ -74,19 +81,24 @@ static lq_status weight_of(const builder *b, uint8_t role, int32_t layer, int32_
     return LQ_OK;
 }
 
-/* Page pool for a layer's keys and values: shared by layers of the same shape and window. */
+static q_segment *segment_of(const builder *b) { return &b->segments[b->plan->n_segments - 1]; }
+
+/* Page pool for a layer's keys and values: shared by layers of the same shape and window on one device. */
 static int32_t pool_of(builder *b, int32_t layer, int32_t window, int32_t *ordinal) {
     const int32_t heads = dim(b, b->arch->dim_kv_heads, layer), k = dim(b, b->arch->dim_k, layer),
                   v = dim(b, b->arch->dim_v, layer);
     int32_t i = 0;
     for (; i < b->plan->n_kv; i++) {
         const q_kv_pool *p = &b->pools[i];
-        if (p->heads == heads && p->k_width == k && p->v_width == v && p->window == window) break;
+        if (p->heads == heads && p->k_width == k && p->v_width == v && p->window == window &&
+            p->segment == b->plan->n_segments - 1)
+            break;
     }
     q_kv_pool *p = &b->pools[i];
     if (i == b->plan->n_kv) {
         b->plan->n_kv++;
         *p = (q_kv_pool){.heads = heads, .k_width = k, .v_width = v, .window = window,
+                         .segment = b->plan->n_segments - 1,
                          .value_bytes = b->plan->f32_activations ? 4 : 2};
         p->layer_bytes = (uint64_t)heads * Q_KV_TOKENS * (uint64_t)(k + v) * (uint64_t)p->value_bytes;
     }
@@ -107,12 +119,13 @@ static lq_status rope_freqs(const builder *b, q_inst *t, const q_step *s, int32_
 
 /* Recurrent steps carry state from token to token: each gets its place in the sequence's state (layouts: op.h). */
 static void recurrent_state(const builder *b, q_inst *t) {
-    t->state = (int64_t)b->plan->state_floats;
+    uint64_t *floats = &segment_of(b)->state_floats;
+    t->state = (int64_t)*floats;
     if (t->op == Q_OP_CONV) {
         t->taps = t->w ? t->w->k : 1;
-        b->plan->state_floats += (uint64_t)t->y.heads * (uint64_t)t->y.width * (uint64_t)(t->taps - 1);
+        *floats += (uint64_t)t->y.heads * (uint64_t)t->y.width * (uint64_t)(t->taps - 1);
     } else {
-        b->plan->state_floats += (uint64_t)t->v.heads * (uint64_t)t->z.width * (uint64_t)t->v.width;
+        *floats += (uint64_t)t->v.heads * (uint64_t)t->z.width * (uint64_t)t->v.width;
     }
 }
 
@@ -125,6 +138,17 @@ static lq_status check_product(const builder *b, const q_inst *t) {
     if (t->w->k != t->x.width || (int64_t)t->w->rows * t->w->matrices != rows)
         return q_fail(LQ_E_INTERNAL, "'%s' is %d x %d; its step in '%s' needs %d x %lld", t->w->name, t->w->k, t->w->rows,
                       b->arch->name, t->x.width, (long long)rows);
+    return LQ_OK;
+}
+
+/* Nothing but slot 1 crosses a border: a step that reads what an earlier segment left elsewhere is a fault of the table. */
+static lq_status check_border(const builder *b, const q_inst *t) {
+    const int32_t reads[] = {t->x.slot, t->z.slot, t->v.slot, t->u.slot, t->add ? t->y.slot : 0};
+    for (size_t i = 0; i < Q_COUNT(reads) && b->plan->n_segments > 1; i++)
+        if (reads[i] > 1 && !b->written[reads[i]])
+            return q_fail(LQ_E_INTERNAL, "architecture '%s': %s of layer %d reads slot '%s' of another device", b->arch->name,
+                          q_ops[t->op].name, t->layer, b->arch->slots[reads[i]].name);
+    b->written[t->y.slot] = true;
     return LQ_OK;
 }
 
@@ -170,13 +194,24 @@ static lq_status add_step(builder *b, const q_step *s, int32_t layer) {
         t.window = put->window;
     }
     Q_TRY(check_product(b, &t));
-    const char *reason = b->model->ctx->backend->supports(b->model->ctx->device, &t);
-    if (reason) return q_fail(LQ_E_UNSUPPORTED, "the step %s of layer %d: %s", q_ops[t.op].name, layer, reason);
+    Q_TRY(check_border(b, &t));
+    const q_place *place = &b->model->places[segment_of(b)->device];
+    const char *reason = place->backend->supports(place->device, &t);
+    if (reason)
+        return q_fail(LQ_E_UNSUPPORTED, "%s cannot run the step %s of layer %d: %s", place->name, q_ops[t.op].name, layer,
+                      reason);
     b->insts[b->plan->n_insts++] = t;
+    segment_of(b)->last = b->plan->n_insts;
     return LQ_OK;
 }
 
 static lq_status add_table(builder *b, const q_layer_table *table, int32_t layer) {
+    const int32_t place = q_place_of(b->model, layer);
+    if (b->plan->n_segments == 0 || segment_of(b)->device != place) {
+        const int32_t at = b->plan->n_insts;
+        b->segments[b->plan->n_segments++] = (q_segment){.first = at, .last = at, .device = place};
+        memset(b->written, 0, sizeof *b->written * (size_t)b->plan->n_slots);
+    }
     for (uint32_t i = 0; i < table->n; i++) Q_TRY(add_step(b, &table->steps[i], layer));
     return LQ_OK;
 }
@@ -193,7 +228,9 @@ static lq_status build(builder *b, const q_session_shape *shape) {
     b->insts = (q_inst *)q_arena_new(b->arena, steps, sizeof *b->insts);
     b->slot_width = (int32_t *)q_arena_new(b->arena, a->n_slots, sizeof *b->slot_width);
     b->pools = (q_kv_pool *)q_arena_new(b->arena, (uint64_t)p->n_layers, sizeof *b->pools);
-    if (!b->insts || !b->slot_width || !b->pools) return LQ_E_NOMEM;
+    b->segments = (q_segment *)q_arena_new(b->arena, (uint64_t)p->n_layers + 2, sizeof *b->segments);
+    b->written = (bool *)q_arena_new(b->arena, a->n_slots, sizeof *b->written);
+    if (!b->insts || !b->slot_width || !b->pools || !b->segments || !b->written) return LQ_E_NOMEM;
     for (uint32_t i = 1; i < a->n_slots; i++) /* widths may differ by layer: a slot holds the widest */
         for (int32_t l = -1; l < p->n_layers; l++) b->slot_width[i] = Q_MAX(b->slot_width[i], dim(b, a->slots[i].width, l));
     Q_TRY(add_table(b, &a->first, -1));
@@ -206,6 +243,7 @@ static lq_status build(builder *b, const q_session_shape *shape) {
     p->insts = b->insts;
     p->slot_width = b->slot_width;
     p->kv = b->pools;
+    p->segments = b->segments;
     return LQ_OK;
 }
 
@@ -216,6 +254,7 @@ lq_status q_plan_build(const lq_model *model, const q_session_shape *shape, q_ar
     p->n_layers = bind->layers;
     p->n_slots = (int32_t)bind->arch->n_slots;
     p->columns = (int32_t)shape->batch;
+    p->seqs = 1;
     p->outs = (int32_t)Q_MIN(shape->max_logits, shape->batch);
     p->vocab = (int32_t)bind->hp.v[Q_HP_VOCAB];
     p->context = (int32_t)shape->context;
@@ -224,10 +263,4 @@ lq_status q_plan_build(const lq_model *model, const q_session_shape *shape, q_ar
     Q_TRY(build(&b, shape));
     *out = p;
     return LQ_OK;
-}
-
-uint64_t q_plan_kv_bytes(const q_plan *plan) {
-    uint64_t n = 0;
-    for (int32_t i = 0; i < plan->n_kv; i++) n += plan->kv[i].page_bytes * plan->kv[i].pages;
-    return n;
 }

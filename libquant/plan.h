@@ -17,6 +17,7 @@ typedef struct q_kv_pool {
     uint64_t layer_bytes;  /* K and V of one layer in a page */
     uint64_t page_bytes;   /* layers * layer_bytes */
     uint32_t pages;        /* pages in the pool */
+    int32_t segment;       /* whose layers they are */
 } q_kv_pool;
 
 /* Address of the K rows of (page, layer, head); V rows follow at q_kv_v. Rows are Q_KV_TOKENS x width values. */
@@ -31,6 +32,13 @@ static inline uint8_t *q_kv_v(const q_kv_pool *p, uint8_t *base, uint32_t page, 
            (uint64_t)head * Q_KV_TOKENS * (uint64_t)p->v_width * (uint64_t)p->value_bytes;
 }
 
+/* Consecutive steps on one device. Between two segments nothing lives on but slot 1: borders lie where layers end. */
+typedef struct q_segment {
+    int32_t first, last;   /* steps [first, last) */
+    int32_t device;        /* whatever L3 numbers devices by */
+    uint64_t state_floats; /* recurrent state per sequence of its steps */
+} q_segment;
+
 typedef struct q_plan {
     const q_inst *insts;
     int32_t n_insts, n_layers;
@@ -41,7 +49,9 @@ typedef struct q_plan {
     int32_t vocab;
     const q_kv_pool *kv;
     int32_t n_kv;
-    uint64_t state_floats;     /* recurrent state per sequence */
+    const q_segment *segments;
+    int32_t n_segments;        /* at least 1; together they are all steps in order */
+    int32_t seqs;              /* most sequences of a batch */
     int32_t context;           /* most positions of a sequence */
     bool f32_activations;      /* never quantize activations */
 } q_plan;
@@ -49,13 +59,14 @@ typedef struct q_plan {
 /* One sequence as a batch refers to it. */
 typedef struct q_seq_ref {
     const uint32_t *const *pages; /* [pool][position / Q_KV_TOKENS] -> page; covers all positions of the batch */
-    float *state;                 /* recurrent state, NULL when the plan has none */
+    uint32_t state;               /* number of its recurrent state, below q_plan.seqs */
 } q_seq_ref;
 
 typedef struct q_batch {
     int32_t n;              /* columns, 1 .. plan->columns */
     const int32_t *ids;     /* [n] token ids in [0, vocab), or NULL with x */
-    const float *x;         /* [n][width of the first slot]: hidden rows in the place of ids */
+    const float *x;         /* [n][width of slot 1]: what slot 1 holds before the first step; NULL = ids say it */
+    float *y;               /* [n][width of slot 1]: receives slot 1 after the last step; NULL = not wanted */
     const int32_t *pos;     /* [n] absolute positions; columns of one sequence are consecutive and ascending */
     const int32_t *seq;     /* [n] index into seqs */
     const q_seq_ref *seqs;

@@ -31,48 +31,100 @@ lq_status q_session_shape_of(const lq_model *model, const lq_session_options *op
     return LQ_OK;
 }
 
-/* Bytes a session holds besides KV pages and the program: arrays sized by the shape. */
+static const q_place *place_of(const lq_model *m, const q_segment *segment) { return &m->places[segment->device]; }
+static const q_place *place_of_pool(const lq_model *m, const q_plan *p, int32_t pool) {
+    return place_of(m, &p->segments[p->kv[pool].segment]);
+}
+static uint64_t state_bytes(const q_plan *p, const q_segment *segment) {
+    return (uint64_t)p->seqs * segment->state_floats * sizeof(float);
+}
+
+/* Bytes a session holds besides KV pages, state and programs: arrays sized by the shape. */
+static uint64_t border_bytes(const q_plan *p, const q_session_shape *s) {
+    return p->n_segments > 1 ? (uint64_t)s->batch * (uint64_t)p->slot_width[1] * sizeof(float) : 0;
+}
 static uint64_t array_bytes(const q_plan *p, const q_session_shape *s) {
     const uint64_t pages = (s->context + Q_KV_TOKENS - 1) / Q_KV_TOKENS;
     return (uint64_t)s->max_logits * (uint64_t)p->vocab * sizeof(float) + (uint64_t)s->batch * 3 * sizeof(int32_t) +
-           (uint64_t)p->n_kv * pages * sizeof(uint32_t) + p->state_floats * sizeof(float) +
-           q_ref_sample_bytes((int64_t)p->vocab);
+           (uint64_t)p->n_kv * pages * sizeof(uint32_t) + border_bytes(p, s) + q_ref_sample_bytes((int64_t)p->vocab);
 }
 
 /* The arena holds the plan and nothing else yet. */
 static lq_status measure(const lq_model *model, const q_plan *plan, const q_session_shape *shape, const q_arena *arena,
-                         uint64_t *kv, uint64_t *rest) {
-    uint64_t program;
-    Q_TRY(model->ctx->backend->measure(model->ctx->device, plan, shape->threads, &program));
-    *kv = q_plan_kv_bytes(plan);
-    *rest = arena->used + array_bytes(plan, shape) + program;
+                         q_session_need *need) {
+    memset(need, 0, sizeof *need);
+    need->rest[0] = arena->used + array_bytes(plan, shape);
+    for (int32_t i = 0; i < plan->n_kv; i++) {
+        const q_place *p = place_of_pool(model, plan, i);
+        need->kv[p - model->places] += p->backend->alloc_bytes(p->device, plan->kv[i].page_bytes * plan->kv[i].pages);
+    }
+    for (int32_t i = 0; i < plan->n_segments; i++) {
+        const q_segment *segment = &plan->segments[i];
+        const q_place *p = place_of(model, segment);
+        q_need program;
+        Q_TRY(p->backend->measure(p->device, plan, i, shape->threads, &program));
+        need->rest[0] += program.host;
+        need->rest[segment->device] += program.device;
+        if (segment->state_floats)
+            need->rest[segment->device] += p->backend->alloc_bytes(p->device, state_bytes(plan, segment));
+    }
     return LQ_OK;
 }
 
-lq_status q_session_measure(const lq_model *model, const q_session_shape *shape, uint64_t *kv, uint64_t *rest) {
+lq_status q_session_measure(const lq_model *model, const q_session_shape *shape, q_session_need *need) {
     q_arena arena = {.alloc = model->alloc};
     q_plan *plan;
     lq_status s = q_plan_build(model, shape, &arena, &plan);
-    if (s == LQ_OK) s = measure(model, plan, shape, &arena, kv, rest);
+    if (s == LQ_OK) s = measure(model, plan, shape, &arena, need);
     q_arena_free(&arena);
     return s;
 }
 
-static lq_status open_parts(lq_session *s) {
-    const q_backend *be = s->model->ctx->backend;
-    q_device *dev = s->model->ctx->device;
-    Q_TRY(q_plan_build(s->model, &s->shape, &s->arena, &s->plan));
-    const q_plan *p = s->plan;
-    Q_TRY(measure(s->model, p, &s->shape, &s->arena, &s->kv_bytes, &s->other_bytes));
+/* Refuse before the first allocation what the processor's memory or the device's cannot hold. */
+static lq_status check_memory(const lq_session *s) {
+    const lq_model *m = s->model;
     char what[80];
     snprintf(what, sizeof what, "a session with context %u and batch %u", s->shape.context, s->shape.batch);
-    Q_TRY(q_memory_check(what, s->kv_bytes + s->other_bytes, q_pool_stacks(s->shape.threads)));
+    Q_TRY(q_memory_check(what, s->need.kv[0] + s->need.rest[0], q_pool_stacks(s->shape.threads)));
+    if (m->n_places < 2) return LQ_OK;
+    const uint64_t have = q_place_memory(&m->places[1]), need = s->need.kv[1] + s->need.rest[1];
+    if (need <= have) return LQ_OK;
+    return q_fail(LQ_E_NOMEM,
+                  "%s needs %llu bytes (%.1f MiB) of %s beside the weights, which has %llu (%.1f MiB): a shorter context, a "
+                  "smaller batch or fewer layers there need less",
+                  what, (unsigned long long)need, (double)need / 1048576.0, m->places[1].name, (unsigned long long)have,
+                  (double)have / 1048576.0);
+}
+
+static lq_status open_device_parts(lq_session *s) {
+    const q_plan *p = s->plan;
+    for (int32_t i = 0; i < p->n_kv; i++) {
+        const q_place *at = place_of_pool(s->model, p, i);
+        Q_TRY(at->backend->alloc(at->device, p->kv[i].page_bytes * p->kv[i].pages, &s->kv[i]));
+    }
+    for (int32_t i = 0; i < p->n_segments; i++) {
+        const q_segment *segment = &p->segments[i];
+        const q_place *at = place_of(s->model, segment);
+        const bool has_state = segment->state_floats != 0;
+        if (has_state) Q_TRY(at->backend->alloc(at->device, state_bytes(p, segment), &s->states[i]));
+        Q_TRY(at->backend->compile(at->device, p, i, s->kv, has_state ? &s->states[i] : NULL, s->shape.threads,
+                                   &s->programs[i]));
+    }
+    return LQ_OK;
+}
+
+static lq_status open_parts(lq_session *s) {
+    Q_TRY(q_plan_build(s->model, &s->shape, &s->arena, &s->plan));
+    const q_plan *p = s->plan;
+    Q_TRY(measure(s->model, p, &s->shape, &s->arena, &s->need));
+    Q_TRY(check_memory(s));
     s->kv = (q_buffer *)q_arena_new(&s->arena, (uint64_t)p->n_kv, sizeof *s->kv);
+    s->states = (q_buffer *)q_arena_new(&s->arena, (uint64_t)p->n_segments, sizeof *s->states);
+    s->programs = (q_program **)q_arena_new(&s->arena, (uint64_t)p->n_segments, sizeof *s->programs);
     s->pages = (uint32_t **)q_arena_new(&s->arena, (uint64_t)p->n_kv, sizeof *s->pages);
-    if (!s->kv || !s->pages) return LQ_E_NOMEM;
+    if (!s->kv || !s->states || !s->programs || !s->pages) return LQ_E_NOMEM;
     const uint64_t n_pages = (s->shape.context + Q_KV_TOKENS - 1) / Q_KV_TOKENS;
     for (int32_t i = 0; i < p->n_kv; i++) {
-        Q_TRY(be->alloc(dev, p->kv[i].page_bytes * p->kv[i].pages, &s->kv[i]));
         s->pages[i] = (uint32_t *)q_arena_new(&s->arena, n_pages, sizeof **s->pages);
         if (!s->pages[i]) return LQ_E_NOMEM;
         for (uint32_t j = 0; j < n_pages; j++) s->pages[i][j] = j;
@@ -81,14 +133,16 @@ static lq_status open_parts(lq_session *s) {
     s->pos = (int32_t *)q_arena_new(&s->arena, s->shape.batch, sizeof *s->pos);
     s->seq = (int32_t *)q_arena_new(&s->arena, s->shape.batch, sizeof *s->seq);
     s->out = (int32_t *)q_arena_new(&s->arena, s->shape.batch, sizeof *s->out);
-    if (p->state_floats && !(s->state = (float *)q_arena_new(&s->arena, p->state_floats, sizeof *s->state))) return LQ_E_NOMEM;
     s->sample_scratch = q_new_raw(s->alloc, q_ref_sample_bytes((int64_t)p->vocab), 1);
     if (!s->logits || !s->pos || !s->seq || !s->out || !s->sample_scratch) return LQ_E_NOMEM;
-    return be->compile(dev, p, s->kv, s->shape.threads, &s->program);
+    if (border_bytes(p, &s->shape) && !(s->border = (float *)q_new_raw(s->alloc, border_bytes(p, &s->shape), 1)))
+        return LQ_E_NOMEM;
+    return open_device_parts(s);
 }
 
 lq_status q_session_open(lq_model *model, const lq_session_options *options, lq_session **out) {
     q_session_shape shape;
+    if (model->plan_only) return q_fail(LQ_E_ARG, "the model was opened with plan_only: its weights are not on the device");
     Q_TRY(q_session_shape_of(model, options, &shape));
     lq_session *s = Q_NEW(model->alloc, lq_session, 1);
     if (!s) return LQ_E_NOMEM;
@@ -107,14 +161,28 @@ lq_status q_session_open(lq_model *model, const lq_session_options *options, lq_
 
 void q_session_close(lq_session *s) {
     if (!s) return;
-    const q_backend *be = s->model->ctx->backend;
-    if (s->program) be->release(s->program);
-    for (int32_t i = 0; s->kv && i < s->plan->n_kv; i++)
-        if (s->kv[i].bytes) be->free(s->model->ctx->device, &s->kv[i]);
+    const q_plan *p = s->plan;
+    for (int32_t i = 0; s->programs && i < p->n_segments; i++)
+        if (s->programs[i]) place_of(s->model, &p->segments[i])->backend->release(s->programs[i]);
+    for (int32_t i = 0; s->states && i < p->n_segments; i++) {
+        const q_place *at = place_of(s->model, &p->segments[i]);
+        if (s->states[i].bytes) at->backend->free(at->device, &s->states[i]);
+    }
+    for (int32_t i = 0; s->kv && i < p->n_kv; i++) {
+        const q_place *at = place_of_pool(s->model, p, i);
+        if (s->kv[i].bytes) at->backend->free(at->device, &s->kv[i]);
+    }
     q_delete(s->alloc, s->logits);
+    q_delete(s->alloc, s->border);
     q_delete(s->alloc, s->sample_scratch);
     q_arena_free(&s->arena);
     q_delete(s->alloc, s);
+}
+
+bool q_session_recurrent(const lq_session *s) {
+    for (int32_t i = 0; i < s->plan->n_segments; i++)
+        if (s->plan->segments[i].state_floats) return true;
+    return false;
 }
 
 /* ------------------------------------------------------------------------------------------- decode */
@@ -130,6 +198,25 @@ static uint64_t bytes_read(const lq_session *s, uint32_t length) {
     return n;
 }
 
+/* One segment after the other; hidden rows pass from each to the next through `border`. */
+static lq_status run_segments(lq_session *s, q_batch *b) {
+    const int32_t n = s->plan->n_segments;
+    q_traffic sum = {0};
+    for (int32_t i = 0; i < n; i++) {
+        const q_backend *be = place_of(s->model, &s->plan->segments[i])->backend;
+        b->x = i > 0 ? s->border : NULL;
+        b->y = i + 1 < n ? s->border : NULL;
+        Q_TRY(be->run(s->programs[i], b));
+        Q_TRY(be->wait(s->programs[i]));
+        const q_traffic t = be->traffic(s->programs[i]);
+        sum.border_bytes += t.border_bytes;
+        sum.border_seconds += t.border_seconds;
+    }
+    s->stats.border_bytes = sum.border_bytes;
+    s->stats.border_seconds = sum.border_seconds;
+    return LQ_OK;
+}
+
 /* One pass: n tokens from position s->length on; logits for those from index `from` on. */
 static lq_status pass(lq_session *s, const int32_t *ids, uint32_t n, uint32_t from) {
     for (uint32_t i = 0; i < n; i++) {
@@ -138,16 +225,13 @@ static lq_status pass(lq_session *s, const int32_t *ids, uint32_t n, uint32_t fr
     }
     uint32_t n_out = 0;
     for (uint32_t i = from; i < n; i++) s->out[n_out++] = (int32_t)i;
-    if (s->length == 0 && s->state) memset(s->state, 0, s->plan->state_floats * sizeof *s->state);
-    const q_seq_ref seq = {.pages = (const uint32_t *const *)s->pages, .state = s->state};
+    const q_seq_ref seq = {.pages = (const uint32_t *const *)s->pages};
     q_batch b = {.n = (int32_t)n, .ids = ids, .pos = s->pos, .seq = s->seq, .seqs = &seq, .n_seqs = 1,
                  .n_out = (int32_t)n_out, .out = s->out,
                  .logits = s->logits + (uint64_t)s->n_logits * (uint64_t)s->plan->vocab,
                  .cancel = (const int *)(const void *)&s->cancel, .tap = s->tap, .tap_user = s->tap_user};
     const double begin = q_clock();
-    const q_backend *be = s->model->ctx->backend;
-    Q_TRY(be->run(s->program, &b, 0, s->plan->n_insts));
-    Q_TRY(be->wait(s->model->ctx->device));
+    Q_TRY(run_segments(s, &b));
     const double seconds = q_clock() - begin;
     s->length += n;
     s->n_logits += n_out;

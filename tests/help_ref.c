@@ -70,9 +70,10 @@ void fx_logits(fx *t, int32_t vocab, int32_t n_out) {
 
 void fx_state(fx *t, int32_t seqs, int32_t floats) {
     t->state = must(calloc((size_t)seqs * (size_t)floats, sizeof(float)));
-    for (int32_t i = 0; i < seqs; i++) t->seqs[i].state = t->state + i * floats;
+    for (int32_t i = 0; i < seqs; i++) t->seqs[i].state = (uint32_t)i;
+    t->e.state = t->state;
+    t->e.state_floats = (uint64_t)floats;
     t->batch.n_seqs = seqs;
-    t->plan.state_floats = (uint64_t)floats;
 }
 
 void *fx_scratch(fx *t, const q_inst *s) {
@@ -91,7 +92,7 @@ static int regions(fx *t, region *r) {
     int n = 0;
     for (int s = 1; s < t->n_slots; s++)
         r[n++] = (region){t->slots[s], sizeof(float) * (size_t)t->batch.n * (size_t)t->width[s]};
-    if (t->state) r[n++] = (region){t->state, sizeof(float) * (size_t)t->batch.n_seqs * t->plan.state_floats};
+    if (t->state) r[n++] = (region){t->state, sizeof(float) * (size_t)t->batch.n_seqs * t->e.state_floats};
     if (t->batch.logits)
         r[n++] = (region){t->batch.logits, sizeof(float) * (size_t)t->batch.n_out * (size_t)t->plan.vocab};
     for (int i = 0; i < t->plan.n_kv; i++) r[n++] = (region){t->pools[i], t->pool_bytes};

@@ -40,6 +40,7 @@ typedef struct model {
     int32_t widths[SLOTS];
     float freqs[HEAD / 2];
     q_kv_pool pool;
+    q_segment segments[2];
     q_plan plan;
     uint64_t seed;
 } model;
@@ -123,6 +124,7 @@ static void model_open(model *m, bool f32_activations) {
                           .pages = PAGES,
                           .layer_bytes = 2ull * KV * Q_KV_TOKENS * HEAD * 2};
     m->pool.page_bytes = LAYERS * m->pool.layer_bytes;
+    m->segments[0].last = m->n_insts;
     m->plan = (q_plan){.insts = m->insts,
                        .n_insts = m->n_insts,
                        .n_layers = LAYERS,
@@ -133,6 +135,9 @@ static void model_open(model *m, bool f32_activations) {
                        .vocab = VOCAB,
                        .kv = &m->pool,
                        .n_kv = 1,
+                       .segments = m->segments,
+                       .n_segments = 1,
+                       .seqs = 1,
                        .context = CONTEXT,
                        .f32_activations = f32_activations};
 }
@@ -174,7 +179,7 @@ static void machine_open(machine *t, const model *m, const char *isa, uint32_t t
     t->b = &q_backend_cpu;
     ck_assert_int_eq(t->b->open(0, &o, &t->dev), LQ_OK);
     ck_assert_int_eq(t->b->alloc(t->dev, m->pool.page_bytes * m->pool.pages, &t->kv), LQ_OK);
-    ck_assert_int_eq(t->b->compile(t->dev, &m->plan, &t->kv, threads, &t->program), LQ_OK);
+    ck_assert_int_eq(t->b->compile(t->dev, &m->plan, 0, &t->kv, NULL, threads, &t->program), LQ_OK);
 }
 static void machine_close(machine *t) {
     t->b->release(t->program);
@@ -189,8 +194,8 @@ static void evaluate(const model *m, const char *isa, uint32_t threads, const in
     for (int32_t at = 0; at < TOKENS; at += *chunks++) {
         run r;
         run_init(&r, at, *chunks, logits);
-        ck_assert_int_eq(t.b->run(t.program, &r.batch, 0, m->n_insts), LQ_OK);
-        ck_assert_int_eq(t.b->wait(t.dev), LQ_OK);
+        ck_assert_int_eq(t.b->run(t.program, &r.batch), LQ_OK);
+        ck_assert_int_eq(t.b->wait(t.program), LQ_OK);
     }
     machine_close(&t);
 }
@@ -309,15 +314,16 @@ START_TEST(measured_bytes_are_allocated_and_runs_allocate_none) {
         ck_assert_int_eq(q_backend_cpu.open(0, &o, &dev), LQ_OK);
         ck_assert_int_eq(q_backend_cpu.alloc(dev, m.pool.page_bytes * m.pool.pages, &kv), LQ_OK);
         const size_t before = c.bytes;
-        uint64_t promised;
-        ck_assert_int_eq(q_backend_cpu.measure(dev, &m.plan, threads, &promised), LQ_OK);
+        q_need promised;
+        ck_assert_int_eq(q_backend_cpu.measure(dev, &m.plan, 0, threads, &promised), LQ_OK);
         ck_assert_uint_eq(c.bytes, before);
-        ck_assert_int_eq(q_backend_cpu.compile(dev, &m.plan, &kv, threads, &p), LQ_OK);
-        ck_assert_uint_eq(c.bytes - before, promised);
+        ck_assert_int_eq(q_backend_cpu.compile(dev, &m.plan, 0, &kv, NULL, threads, &p), LQ_OK);
+        ck_assert_uint_eq(c.bytes - before, promised.host);
+        ck_assert_uint_eq(promised.device, 0);
         const long calls = c.calls;
         run r;
         run_init(&r, 0, TOKENS, logits);
-        ck_assert_int_eq(q_backend_cpu.run(p, &r.batch, 0, m.n_insts), LQ_OK);
+        ck_assert_int_eq(q_backend_cpu.run(p, &r.batch), LQ_OK);
         ck_assert_int_eq(c.calls, calls);
         q_backend_cpu.release(p);
         ck_assert_uint_eq(c.bytes, before);
@@ -342,7 +348,7 @@ START_TEST(failed_allocations_are_reported_and_leave_nothing) {
         q_program *p = NULL;
         lq_status s = q_backend_cpu.open(0, &o, &dev);
         if (s == LQ_OK) s = q_backend_cpu.alloc(dev, m.pool.page_bytes * m.pool.pages, &kv);
-        if (s == LQ_OK) s = q_backend_cpu.compile(dev, &m.plan, &kv, 2, &p);
+        if (s == LQ_OK) s = q_backend_cpu.compile(dev, &m.plan, 0, &kv, NULL, 2, &p);
         ck_assert_int_eq(s, c.calls >= k ? LQ_E_NOMEM : LQ_OK);
         ck_assert((s == LQ_OK) == (p != NULL));
         q_backend_cpu.release(p);
@@ -383,7 +389,7 @@ START_TEST(tap_sees_the_input_of_every_product) {
         watch w = {.n = 9, .m = &m};
         r.batch.tap = on_tap;
         r.batch.tap_user = &w;
-        ck_assert_int_eq(t.b->run(t.program, &r.batch, 0, m.n_insts), LQ_OK);
+        ck_assert_int_eq(t.b->run(t.program, &r.batch), LQ_OK);
         ck_assert_int_eq(w.taps, LAYERS * 7);
         ck_assert(!w.wrong);
         machine_close(&t);
@@ -404,13 +410,13 @@ START_TEST(cancel_stops_at_the_end_of_a_layer) {
         r.batch.tap = on_tap;
         r.batch.tap_user = &w;
         r.batch.cancel = &w.cancel;
-        ck_assert_int_eq(t.b->run(t.program, &r.batch, 0, m.n_insts), LQ_E_CANCELLED);
+        ck_assert_int_eq(t.b->run(t.program, &r.batch), LQ_E_CANCELLED);
         ck_assert_int_eq(w.taps, 7);
         ck_assert_int_eq(w.last_layer, 0);
-        ck_assert_int_eq(t.b->run(t.program, &r.batch, 0, m.n_insts), LQ_E_CANCELLED); /* still set: nothing begins */
+        ck_assert_int_eq(t.b->run(t.program, &r.batch), LQ_E_CANCELLED); /* still set: nothing begins */
         ck_assert_int_eq(w.taps, 7);
         w.cancel = 0;
-        ck_assert_int_eq(t.b->run(t.program, &r.batch, 0, m.n_insts), LQ_OK);
+        ck_assert_int_eq(t.b->run(t.program, &r.batch), LQ_OK);
         ck_assert_int_eq(w.taps, 7 + LAYERS * 7);
         machine_close(&t);
     }
@@ -418,22 +424,44 @@ START_TEST(cancel_stops_at_the_end_of_a_layer) {
 }
 END_TEST
 
-/* Ranges of steps, as segments of a split plan run them, give what one run gives. */
-START_TEST(ranges_of_steps_add_up) {
+/* A plan cut where its first layer ends: the segments, each a program with memory of its own, hand slot 1 on and give what
+ * one program gives. */
+START_TEST(segments_add_up) {
+    static float rows[TOKENS * DIM];
+    static const int32_t one[TOKENS] = {TOKENS};
     model m;
     run r;
     machine t;
-    static const int32_t one[TOKENS] = {TOKENS};
+    q_program *second = NULL;
+    q_buffer kv;
     model_open(&m, false);
     evaluate(&m, NULL, 2, one, all_a);
+    int32_t cut = 0;
+    while (m.insts[cut].layer < 1) cut++;
+    m.segments[0].last = m.segments[1].first = cut;
+    m.segments[1].last = m.n_insts;
+    m.plan.n_segments = 2;
     machine_open(&t, &m, NULL, 2);
+    ck_assert_int_eq(t.b->alloc(t.dev, m.pool.page_bytes * m.pool.pages, &kv), LQ_OK);
+    ck_assert_int_eq(t.b->compile(t.dev, &m.plan, 1, &kv, NULL, 1, &second), LQ_OK);
+    ck_assert_str_eq(t.b->kernel_name(t.program, cut), "");
+    ck_assert_str_ne(t.b->kernel_name(second, cut), "");
     run_init(&r, 0, TOKENS, all_b);
-    for (int32_t i = 0; i < m.n_insts; i++) ck_assert_int_eq(t.b->run(t.program, &r.batch, i, i + 1), LQ_OK);
+    r.batch.y = rows;
+    ck_assert_int_eq(t.b->run(t.program, &r.batch), LQ_OK);
+    r.batch.y = NULL;
+    ck_assert_int_eq(t.b->run(second, &r.batch), LQ_E_INTERNAL); /* it begins with hidden rows */
+    r.batch.x = rows;
+    ck_assert_int_eq(t.b->run(second, &r.batch), LQ_OK);
     ck_assert_int_eq(memcmp(all_a, all_b, sizeof all_a), 0);
-    ck_assert_int_eq(t.b->run(t.program, &r.batch, 3, 3), LQ_OK);
-    ck_assert_int_eq(t.b->run(t.program, &r.batch, 0, m.n_insts + 1), LQ_E_INTERNAL);
+    ck_assert_uint_eq(t.b->traffic(t.program).border_bytes, sizeof rows);
+    ck_assert_uint_eq(t.b->traffic(second).border_bytes, sizeof rows);
     r.batch.n = TOKENS + 1;
-    ck_assert_int_eq(t.b->run(t.program, &r.batch, 0, m.n_insts), LQ_E_INTERNAL);
+    ck_assert_int_eq(t.b->run(second, &r.batch), LQ_E_INTERNAL);
+    r.batch.n = TOKENS, r.batch.n_seqs = 2;
+    ck_assert_int_eq(t.b->run(second, &r.batch), LQ_E_INTERNAL);
+    t.b->release(second);
+    t.b->free(t.dev, &kv);
     machine_close(&t);
     model_close(&m);
 }
@@ -482,7 +510,7 @@ static Suite *suite(void) {
     tcase_add_test(t, failed_allocations_are_reported_and_leave_nothing);
     tcase_add_test(t, tap_sees_the_input_of_every_product);
     tcase_add_test(t, cancel_stops_at_the_end_of_a_layer);
-    tcase_add_test(t, ranges_of_steps_add_up);
+    tcase_add_test(t, segments_add_up);
     tcase_add_test(t, device_describes_itself_and_refuses_nonsense);
     suite_add_tcase(s, t);
     return s;

@@ -450,7 +450,7 @@ END_TEST
 /* ------------------------------------------------------------------------------------------------------ recurrent */
 
 /* Two sequences of 5 and 3 columns; whole, and split into two batches: the same bits, and the formula in double. */
-static const int32_t rec_seq[] = {1, 1, 1, 1, 1, 0, 0, 0};
+static const int32_t rec_seq[] = {1, 1, 1, 1, 1, 0, 0, 0}, rec_pos[] = {0, 1, 2, 3, 4, 0, 1, 2};
 
 static void rec_split(fx *t, q_inst *s, int floats) {
     enum { n = 8 };
@@ -458,12 +458,13 @@ static void rec_split(fx *t, q_inst *s, int floats) {
     float *whole = malloc(yb), *state = malloc(sizeof(float) * (size_t)(2 * floats));
     memcpy(whole, t->slots[2], yb);
     memcpy(state, t->state, sizeof(float) * (size_t)(2 * floats));
-    memset(t->state, 0, sizeof(float) * (size_t)(2 * floats));
+    for (int i = 0; i < 2 * floats; i++) /* what a sequence left there before means nothing; what lies outside stays */
+        if (i % floats >= s->state) t->state[i] = 7;
     memset(t->slots[2], 0, yb);
     const int cut[] = {0, 2, 3, 7, 8}; /* runs of columns, each a batch of its own */
     float *x0 = t->slots[1], *y0 = t->slots[2], *u0 = t->slots[3];
     for (int i = 0; i + 1 < 5; i++) {
-        t->batch.n = cut[i + 1] - cut[i], t->batch.seq = rec_seq + cut[i];
+        t->batch.n = cut[i + 1] - cut[i], t->batch.seq = rec_seq + cut[i], t->batch.pos = rec_pos + cut[i];
         t->slots[1] = x0 + cut[i] * t->width[1], t->slots[2] = y0 + cut[i] * t->width[2];
         if (u0) t->slots[3] = u0 + cut[i] * t->width[3];
         void *scratch = fx_scratch(t, s);
@@ -483,7 +484,7 @@ START_TEST(conv_history) {
         fx t;
         fx_init(&t, n, (const int32_t[]){ch + 2, ch}, 2);
         fx_state(&t, 2, floats);
-        t.batch.seq = rec_seq;
+        t.batch.seq = rec_seq, t.batch.pos = rec_pos;
         q_inst s = {.op = Q_OP_CONV, .kind = mask & 1 ? Q_ACT_SILU : Q_ACT_NONE, .x = fx_view(1, 1, 1, ch),
                     .y = fx_view(2, 0, 1, ch), .taps = taps, .state = 5};
         s.w = fx_weight(&t, "f32", ch, taps, 1);
@@ -512,7 +513,7 @@ START_TEST(scan_delta_rule) {
     fx t;
     fx_init(&t, n, (const int32_t[]){w1, heads * vw, 2 * heads}, 3);
     fx_state(&t, 2, floats);
-    t.batch.seq = rec_seq;
+    t.batch.seq = rec_seq, t.batch.pos = rec_pos;
     q_inst s = {.op = Q_OP_SCAN, .x = {1, 0, keys, kw, kw}, .z = {1, keys * kw, keys, kw, kw},
                 .v = {1, 2 * keys * kw, heads, vw, vw}, .u = fx_view(3, 0, 1, 2 * heads),
                 .y = {2, 0, heads, vw, vw}, .state = 2, .scale = 0.5f};

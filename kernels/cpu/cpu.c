@@ -113,12 +113,12 @@ static bool is_fresh(const q_program *p, const q_cpu_copy_key *key) {
 /* Stages of the plan in order. The copies that the steps of a group want are all made before its first step. */
 static void make_stages(q_program *p, q_isa isa) {
     const q_plan *plan = p->plan;
-    for (int32_t i = 0; i < plan->n_insts; i++) {
+    for (int32_t i = p->first; i < p->last; i++) {
         const q_inst *s = &plan->insts[i];
         const q_cpu_kernel *kernel = choose(s, isa, plan->f32_activations);
-        const bool opens = i == 0 || s->group == 0 || plan->insts[i - 1].group != s->group;
-        p->first_stage[i] = p->n_stages;
-        for (int32_t m = i; opens && m < plan->n_insts && (m == i || (s->group && plan->insts[m].group == s->group));
+        const bool opens = i == p->first || s->group == 0 || plan->insts[i - 1].group != s->group;
+        p->first_stage[i - p->first] = p->n_stages;
+        for (int32_t m = i; opens && m < p->last && (m == i || (s->group && plan->insts[m].group == s->group));
              m++) {
             const q_cpu_kernel *k = choose(&plan->insts[m], isa, plan->f32_activations);
             if (!k || !k->act) continue;
@@ -137,7 +137,7 @@ static void make_stages(q_program *p, q_isa isa) {
         }
         p->stages[p->n_stages++] = t;
     }
-    p->first_stage[plan->n_insts] = p->n_stages;
+    p->first_stage[p->last - p->first] = p->n_stages;
 }
 
 /* --------------------------------------------------------------------------------------------------------- memory */
@@ -160,9 +160,9 @@ static void *take(carve *c, uint64_t count, uint64_t item) {
 }
 
 /* The program and its tables. */
-static q_program *lay_out_tables(const q_plan *plan, carve *c) {
+static q_program *lay_out_tables(const q_plan *plan, const q_segment *segment, carve *c) {
     q_program *p = take(c, 1, sizeof *p);
-    const uint64_t n = (uint64_t)plan->n_insts;
+    const uint64_t n = (uint64_t)(segment->last - segment->first);
     int32_t *first_stage = take(c, n + 1, sizeof *first_stage);
     q_cpu_stage *stages = take(c, 2 * n, sizeof *stages); /* a product has at most one copy made for it */
     q_cpu_copy *copies = take(c, n, sizeof *copies);
@@ -170,6 +170,9 @@ static q_program *lay_out_tables(const q_plan *plan, carve *c) {
     uint8_t **kv = take(c, (uint64_t)plan->n_kv, sizeof *kv);
     if (!p) return NULL; /* measured */
     p->plan = plan;
+    p->first = segment->first;
+    p->last = segment->last;
+    p->state_floats = segment->state_floats;
     p->first_stage = first_stage;
     p->stages = stages;
     p->copies = copies;
@@ -206,15 +209,16 @@ static void lay_out_data(q_program *p, uint32_t threads, carve *c) {
 }
 
 /* A program with its tables filled; what its data will need in *data_bytes. */
-static lq_status make_program(const q_device *dev, const q_plan *plan, uint32_t threads, q_program **out,
-                              uint64_t *table_bytes, uint64_t *data_bytes) {
+static lq_status make_program(const q_device *dev, const q_plan *plan, int32_t segment, uint32_t threads,
+                              q_program **out, uint64_t *table_bytes, uint64_t *data_bytes) {
+    const q_segment *part = &plan->segments[segment];
     carve c = {NULL, 0};
-    lay_out_tables(plan, &c);
+    lay_out_tables(plan, part, &c);
     *table_bytes = c.used;
     void *block = q_new(dev->alloc, c.used, 1);
     if (!block) return LQ_E_NOMEM;
     c = (carve){block, 0};
-    q_program *p = lay_out_tables(plan, &c);
+    q_program *p = lay_out_tables(plan, part, &c);
     Q_ASSUME(p && p->first_stage && p->stages); /* laid out in a block */
     p->alloc = dev->alloc;
     make_stages(p, dev->isa);
@@ -225,13 +229,14 @@ static lq_status make_program(const q_device *dev, const q_plan *plan, uint32_t 
     return LQ_OK;
 }
 
-static lq_status cpu_measure(const q_device *dev, const q_plan *plan, uint32_t threads, uint64_t *bytes) {
+static lq_status cpu_measure(q_device *dev, const q_plan *plan, int32_t segment, uint32_t threads, q_need *need) {
     q_program *p;
     uint64_t tables, data;
     if (threads == 0) threads = dev->threads;
-    Q_TRY(make_program(dev, plan, threads, &p, &tables, &data));
+    Q_TRY(make_program(dev, plan, segment, threads, &p, &tables, &data));
     q_delete(dev->alloc, p);
-    *bytes = tables + Q_ALIGN + data + Q_ALIGN + q_pool_bytes(threads); /* q_new puts a header before each block */
+    /* q_new puts a header before each block */
+    *need = (q_need){.host = tables + Q_ALIGN + data + Q_ALIGN + q_pool_bytes(threads)};
     return LQ_OK;
 }
 
@@ -242,12 +247,14 @@ static void cpu_release(q_program *p) {
     q_delete(p->alloc, p);
 }
 
-static lq_status cpu_compile(q_device *dev, const q_plan *plan, const q_buffer *kv, uint32_t threads, q_program **out) {
+static lq_status cpu_compile(q_device *dev, const q_plan *plan, int32_t segment, const q_buffer *kv,
+                             const q_buffer *state, uint32_t threads, q_program **out) {
     q_program *p;
     uint64_t tables, data;
     if (threads == 0) threads = dev->threads;
-    Q_TRY(make_program(dev, plan, threads, &p, &tables, &data));
+    Q_TRY(make_program(dev, plan, segment, threads, &p, &tables, &data));
     for (int32_t i = 0; i < plan->n_kv; i++) p->kv[i] = kv[i].host;
+    p->state = state ? state->host : NULL;
     lq_status status = LQ_OK;
     p->data = q_new(dev->alloc, data, 1);
     if (!p->data) status = LQ_E_NOMEM;
@@ -298,10 +305,24 @@ static void cpu_info(const q_device *dev, lq_device_info *info) {
     info->memory = q_memory_available();
 }
 
+static q_need cpu_held(const q_device *dev) {
+    Q_UNUSED(dev);
+    return (q_need){0};
+}
+
+static uint64_t cpu_alloc_most(const q_device *dev) {
+    Q_UNUSED(dev);
+    return UINT64_MAX / 4;
+}
+static uint64_t cpu_alloc_bytes(const q_device *dev, uint64_t bytes) {
+    Q_UNUSED(dev);
+    return bytes;
+}
+
 static lq_status cpu_alloc(q_device *dev, uint64_t bytes, q_buffer *out) {
     void *p = q_new(dev->alloc, bytes, 1);
     if (!p) return LQ_E_NOMEM;
-    *out = (q_buffer){.host = p, .device = 0, .bytes = bytes};
+    *out = (q_buffer){.host = p, .device = (uint64_t)(uintptr_t)p, .bytes = bytes};
     return LQ_OK;
 }
 
@@ -320,6 +341,11 @@ static lq_status cpu_write(q_device *dev, q_buffer *dst, uint64_t offset, const 
     Q_UNUSED(dev);
     Q_TRY(check_range(dst, offset, n));
     if (n) memcpy((uint8_t *)dst->host + offset, src, (size_t)n);
+    return LQ_OK;
+}
+
+static lq_status cpu_flush(q_device *dev) { /* write returns when all is there */
+    Q_UNUSED(dev);
     return LQ_OK;
 }
 
@@ -358,27 +384,34 @@ static const char *cpu_supports(const q_device *dev, const q_inst *s) {
     return s->op < Q_OP_COUNT ? NULL : "unknown operation";
 }
 
-static lq_status cpu_wait(q_device *dev) { /* run returns when all is done */
-    Q_UNUSED(dev);
+static lq_status cpu_wait(q_program *program) { /* run returns when all is done */
+    Q_UNUSED(program);
     return LQ_OK;
 }
 
+static q_traffic cpu_traffic(const q_program *program) { return program->traffic; }
+
 static const char *cpu_kernel_name(const q_program *p, int32_t i) {
-    if (i < 0 || i >= p->plan->n_insts) return "";
-    const q_cpu_stage *t = &p->stages[p->first_stage[i]];
+    if (i < p->first || i >= p->last) return "";
+    const q_cpu_stage *t = &p->stages[p->first_stage[i - p->first]];
     while (t->makes >= 0) t++; /* copies made for the step and its group come first */
     return t->kernel ? t->kernel->name : ref_names[p->plan->insts[i].op];
 }
 
 const q_backend q_backend_cpu = {
     .name = "cpu",
+    .host_memory = true,
     .probe = cpu_probe,
     .open = cpu_open,
     .close = cpu_close,
     .info = cpu_info,
+    .held = cpu_held,
+    .alloc_most = cpu_alloc_most,
+    .alloc_bytes = cpu_alloc_bytes,
     .alloc = cpu_alloc,
     .free = cpu_free,
     .write = cpu_write,
+    .flush = cpu_flush,
     .read = cpu_read,
     .copy = cpu_copy,
     .pack_bytes = cpu_pack_bytes,
@@ -389,5 +422,6 @@ const q_backend q_backend_cpu = {
     .release = cpu_release,
     .run = q_cpu_run,
     .wait = cpu_wait,
+    .traffic = cpu_traffic,
     .kernel_name = cpu_kernel_name,
 };

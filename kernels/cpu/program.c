@@ -169,9 +169,9 @@ static bool cancel_seen(const q_batch *b) { return b->cancel && __atomic_load_n(
  * all, and a cancellation is what thread 0 saw before the barrier at a layer's end. Two cells take turns for it,
  * because a fast thread 0 may reach the next layer's end while another still reads this one's. */
 static void walk(q_program *p, uint32_t thread, const q_exec *e) {
-    const int32_t end = p->first_stage[p->last];
+    const int32_t end = p->n_stages;
     uint32_t polls = 0;
-    for (int32_t from = p->first_stage[p->first], to; from < end; from = to) {
+    for (int32_t from = 0, to; from < end; from = to) {
         to = phase_end(p, from, end);
         if (wants_tap(p, from, to)) {
             if (thread == 0) call_tap(p, from, to);
@@ -193,6 +193,7 @@ static void walk(q_program *p, uint32_t thread, const q_exec *e) {
 static void run_thread(void *arg, uint32_t thread) {
     q_program *p = (q_program *)arg;
     const q_exec e = {.plan = p->plan, .batch = p->batch, .slots = p->slots, .kv = p->kv, .act = NULL,
+                      .state = p->state, .state_floats = p->state_floats,
                       .scratch = p->scratch + thread * p->scratch_bytes, .scratch_bytes = (size_t)p->scratch_bytes};
     /* The embedder's thread may round otherwise or flush subnormal numbers, which scales often are. */
     fenv_t before;
@@ -202,19 +203,31 @@ static void run_thread(void *arg, uint32_t thread) {
     fesetenv(&before);
 }
 
-lq_status q_cpu_run(q_program *p, const q_batch *batch, int32_t first, int32_t last) {
+/* Rows of slot 1 come in or go out. */
+static void border(q_program *p, float *slot, const float *from, float *to) {
+    const uint64_t bytes = (uint64_t)p->batch->n * (uint64_t)p->plan->slot_width[1] * sizeof(float);
+    const double begin = q_clock();
+    memcpy(from ? slot : to, from ? from : slot, (size_t)bytes);
+    p->traffic.border_seconds += q_clock() - begin;
+    p->traffic.border_bytes += bytes;
+    p->traffic.bytes += bytes;
+}
+
+lq_status q_cpu_run(q_program *p, const q_batch *batch) {
     const q_plan *plan = p->plan;
-    if (first < 0 || first > last || last > plan->n_insts)
-        return q_fail(LQ_E_INTERNAL, "steps %d to %d of a plan of %d", first, last, plan->n_insts);
     if (batch->n < 1 || batch->n > plan->columns || batch->n_out < 0 || batch->n_out > plan->outs)
         return q_fail(LQ_E_INTERNAL, "a batch of %d columns, %d wanted, for a plan of %d and %d", batch->n,
                       batch->n_out, plan->columns, plan->outs);
+    if (batch->n_seqs < 1 || batch->n_seqs > plan->seqs)
+        return q_fail(LQ_E_INTERNAL, "a batch of %d sequences for a plan of %d", batch->n_seqs, plan->seqs);
+    if (!batch->x && (!batch->ids || p->first > 0))
+        return q_fail(LQ_E_INTERNAL, "a batch for the steps from %d on brings no hidden rows", p->first);
     if (cancel_seen(batch)) return q_fail(LQ_E_CANCELLED, "cancelled before the first layer");
     p->batch = batch;
-    p->first = first;
-    p->last = last;
     p->cancelled = false;
+    if (batch->x) border(p, p->slots[1], batch->x, NULL);
     q_pool_run(p->pool, run_thread, p);
+    if (batch->y && !p->cancelled) border(p, p->slots[1], NULL, batch->y);
     p->batch = NULL;
     return p->cancelled ? q_fail(LQ_E_CANCELLED, "cancelled between two layers") : LQ_OK;
 }

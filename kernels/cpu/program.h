@@ -32,24 +32,27 @@ typedef struct q_cpu_stage {
 struct q_program {
     const q_alloc *alloc;
     const q_plan *plan;
+    int32_t first, last; /* its segment's steps */
     q_pool *pool;
     uint8_t *data; /* the block of slots, copies and scratch */
-    int32_t *first_stage; /* [n_insts + 1] */
+    int32_t *first_stage; /* [last - first + 1] */
     q_cpu_stage *stages;
     int32_t n_stages;
     q_cpu_copy *copies;
     int32_t n_copies;
     float **slots;
     uint8_t **kv;
+    float *state;
+    uint64_t state_floats;
     uint8_t *scratch; /* of all threads */
     uint64_t scratch_bytes; /* of one thread */
     /* The run in progress. */
     const q_batch *batch;
-    int32_t first, last;
     int stop[2]; /* what thread 0 saw at the latest two polls of `cancel` */
     bool cancelled;
+    q_traffic traffic;
 };
 
-lq_status q_cpu_run(q_program *p, const q_batch *batch, int32_t first, int32_t last);
+lq_status q_cpu_run(q_program *p, const q_batch *batch);
 
 #endif

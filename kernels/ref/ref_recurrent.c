@@ -2,6 +2,10 @@
  * consecutive. Layer L2. */
 #include "ref.h"
 
+static float *state_of(const q_inst *s, const q_exec *e, int64_t c) {
+    return e->state + e->batch->seqs[e->batch->seq[c]].state * e->state_floats + s->state;
+}
+
 void q_ref_conv(const q_inst *s, const q_exec *e, int64_t begin, int64_t end) {
     const int64_t past = s->taps - 1;
     for (int64_t ch = begin; ch < end; ch++) {
@@ -9,7 +13,8 @@ void q_ref_conv(const q_inst *s, const q_exec *e, int64_t begin, int64_t end) {
         float *w = e->scratch;
         q_decode_row(s->w->format, q_ref_row(s->w, 0, ch), s->taps, w);
         for (int64_t c = 0; c < e->batch->n; c++) {
-            float *old = e->batch->seqs[e->batch->seq[c]].state + s->state + ch * past, v = 0;
+            float *old = state_of(s, e, c) + ch * past, v = 0;
+            if (e->batch->pos[c] == 0) memset(old, 0, sizeof *old * (size_t)past);
             const float x = *q_ref_flat(e, &s->x, c, ch);
             for (int64_t t = 0; t < past; t++) v = fmaf(w[t], old[t], v);
             v = fmaf(w[past], x, v);
@@ -54,7 +59,8 @@ void q_ref_scan(const q_inst *s, const q_exec *e, int64_t begin, int64_t end) {
         const float a = q_ref_value(s->w, 0, h), bias = q_ref_bias(s->b, 0, h);
         const int64_t hq = h / (heads / s->x.heads), hk = h / (heads / s->z.heads);
         for (int64_t c = 0; c < e->batch->n; c++) {
-            float *state = e->batch->seqs[e->batch->seq[c]].state + s->state + h * size;
+            float *state = state_of(s, e, c) + h * size;
+            if (e->batch->pos[c] == 0) memset(state, 0, sizeof *state * (size_t)size);
             const float decay = expf(a * q_ref_softplus(*q_ref_flat(e, &s->u, c, h) + bias));
             const float beta = q_ref_sigmoid(*q_ref_flat(e, &s->u, c, heads + h));
             scan1(s, state, q_ref_at(e, &s->x, c, hq), q_ref_at(e, &s->z, c, hk), q_ref_at(e, &s->v, c, h), decay, beta,

@@ -126,7 +126,8 @@ class FormatInfo(Record):
 
 
 class _ModelOptions(Record):
-    _fields_ = [("size", c_uint32), ("check_tensors", c_uint32), ("no_mmap", c_uint32)]
+    _fields_ = [("size", c_uint32), ("check_tensors", c_uint32), ("no_mmap", c_uint32), ("device", c_char_p),
+                ("gpu_layers", c_uint32), ("plan_only", c_uint32)]
 
 
 class ModelInfo(Record):
@@ -170,19 +171,24 @@ class _SessionOptions(Record):
 
 class PlanInfo(Record):
     _fields_ = [("size", c_uint32), ("context", c_uint32), ("batch", c_uint32), ("threads", c_uint32),
-                ("weights", c_uint64), ("kv", c_uint64), ("activations", c_uint64), ("total", c_uint64)]
+                ("weights", c_uint64), ("kv", c_uint64), ("activations", c_uint64), ("total", c_uint64),
+                ("device", c_char * 64), ("layers", c_uint32), ("device_layers", c_uint32),
+                ("device_embedding", c_uint32), ("device_weights", c_uint64), ("device_kv", c_uint64),
+                ("device_activations", c_uint64), ("device_total", c_uint64), ("device_memory", c_uint64),
+                ("border_bytes", c_uint64)]
 
 
 class SessionInfo(Record):
     _fields_ = [("size", c_uint32), ("context", c_uint32), ("batch", c_uint32), ("max_logits", c_uint32),
                 ("threads", c_uint32), ("trained_context", c_uint32), ("kv_bytes", c_uint64),
-                ("activation_bytes", c_uint64)]
+                ("activation_bytes", c_uint64), ("device_kv_bytes", c_uint64),
+                ("device_activation_bytes", c_uint64)]
 
 
 class Stats(Record):
     _fields_ = [("size", c_uint32), ("last_logits_hash", c_uint32), ("prefill_tokens", c_uint64),
                 ("decode_tokens", c_uint64), ("prefill_seconds", c_double), ("decode_seconds", c_double),
-                ("decode_bytes", c_uint64)]
+                ("decode_bytes", c_uint64), ("border_bytes", c_uint64), ("border_seconds", c_double)]
 
 
 class Sampler(Record):
@@ -458,9 +464,11 @@ class Context(_Handle):
             out.append(info)
         return out
 
-    def open(self, path: Path, check_tensors: bool = False, no_mmap: bool = False) -> "Model":
-        """Open a GGUF file or a Hugging Face directory."""
-        options, out = _ModelOptions(check_tensors=check_tensors, no_mmap=no_mmap), c_void_p()
+    def open(self, path: Path, check_tensors: bool = False, no_mmap: bool = False, device: Optional[str] = None,
+             gpu_layers: int = 0, plan_only: bool = False) -> "Model":
+        """Open a GGUF file or a Hugging Face directory; `device` ("vulkan:0") runs the last `gpu_layers` layers, 0 = all."""
+        options, out = _ModelOptions(check_tensors=check_tensors, no_mmap=no_mmap, device=_text(device),
+                                     gpu_layers=gpu_layers, plan_only=plan_only), c_void_p()
         _check(load().lq_model_open(self._handle, _path(path), byref(options), byref(out)))
         return Model(out.value or 0, self)
 
