@@ -18,7 +18,7 @@ lq_status q_place_device(lq_ctx *ctx, const char *name, q_place *out) {
     const char *colon = strchr(name, ':');
     const size_t n = colon ? (size_t)(colon - name) : strlen(name);
     char *end = NULL;
-    const unsigned long index = colon ? strtoul(colon + 1, &end, 10) : 0;
+    const unsigned long long index = colon ? strtoull(colon + 1, &end, 10) : 0;
     if (colon && (colon[1] < '0' || colon[1] > '9' || *end || index > 255))
         return q_fail(LQ_E_ARG, "device '%s' is not written as \"vulkan:0\"", name);
     for (uint32_t i = 0; i < q_backend_count(); i++) {
@@ -28,7 +28,7 @@ lq_status q_place_device(lq_ctx *ctx, const char *name, q_place *out) {
         if (index >= present)
             return q_fail(LQ_E_UNSUPPORTED, "device '%s': %s has %u devices here", name, be->name, present);
         *out = (q_place){.backend = be};
-        snprintf(out->name, sizeof out->name, "%s:%lu", be->name, index);
+        snprintf(out->name, sizeof out->name, "%s:%llu", be->name, index);
         if (be == ctx->backend) {
             out->device = ctx->device;
             return LQ_OK;
