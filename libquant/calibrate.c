@@ -197,6 +197,9 @@ lq_status q_calibrate(lq_session *s, const int32_t *ids, size_t count, const cha
                       lq_calibrate_result *result) {
     const double begin = q_clock();
     lq_calibrate_options o;
+    if (s->model->n_places > 1)
+        return q_fail(LQ_E_UNSUPPORTED, "a model on %s cannot be calibrated: the inputs of its products are seen on the "
+                      "processor alone; open it without a device", s->model->places[1].name);
     Q_TRY(q_struct_in(options, &o, sizeof o, "lq_calibrate_options"));
     work w = {.session = s, .alloc = s->alloc, .options = &o, .arena = {.alloc = s->alloc}};
     const lq_status st = run(&w, ids, count, dst);
