@@ -279,6 +279,7 @@ typedef struct lq_plan_info {
     uint64_t device_weights, device_kv, device_activations, device_total;
     uint64_t device_memory;     /* what it can offer now, the weights of this model already taken (but with plan_only) */
     uint64_t border_bytes;      /* hidden values that pass from the processor to the device, per token */
+    uint64_t device_staging;    /* bytes of the processor's memory through which the device is reached; part of total */
 } lq_plan_info;
 
 /* The bytes that a session with these options needs, without opening it. */

@@ -238,6 +238,10 @@ void q_place_plan(const lq_model *m, const q_session_need *need, lq_plan_info *i
     info->device_weights = m->device_weights;
     info->device_kv = need->kv[1];
     info->device_activations = need->rest[1];
+    const q_need held = p->backend->held(p->device);
+    info->device_staging = held.host;
+    info->total += held.host;
+    info->device_weights += held.device;
     info->device_total = info->device_weights + info->device_kv + info->device_activations;
     info->device_memory = q_place_memory(p);
     if (m->device_from > 0) info->border_bytes = (uint64_t)m->binding->hp.v[Q_HP_EMBD] * sizeof(float);
