@@ -28,6 +28,12 @@ typedef struct q_place {
 } q_place;
 enum { Q_PLACES = 2 };
 
+/* Where a weight lies there: a block of the model's, and a byte of it. */
+typedef struct q_spot {
+    uint32_t block;
+    uint64_t at;
+} q_spot;
+
 /* What a session takes of a place: KV pages, and all the rest. */
 typedef struct q_session_need {
     uint64_t kv[Q_PLACES], rest[Q_PLACES];
@@ -49,6 +55,8 @@ struct lq_model {
     bool plan_only;           /* nothing is written to places[1], and no session opens */
     q_buffer *blocks;         /* weights on places[1] */
     uint32_t n_blocks;
+    q_spot *spots;            /* [n_items] while the model opens, and `marks`: on which places a step reads each */
+    uint8_t *marks;
     uint64_t device_weights;  /* bytes of these blocks, as the device counts them */
     uint64_t bytes_per_token; /* weight bytes that one decoded token reads */
     q_arena names;       /* NUL-terminated copies of what files hold without a terminator */
@@ -66,10 +74,15 @@ lq_status q_ctx_device_info(const lq_ctx *ctx, uint32_t index, lq_device_info *i
 
 /* Open the device of this name; places with the context's processor are not closed. */
 lq_status q_place_device(lq_ctx *ctx, const char *name, q_place *out);
-/* Choose the places of a model whose binding is there; write the weights of those that are not in host memory; undo. */
+/* Choose the places of a model whose binding is there; undo. */
 lq_status q_place_open(lq_model *m, const lq_model_options *o);
-lq_status q_place_weights(lq_model *m);
 void q_place_close(lq_model *m);
+/* Make room on the device; then, for each item in order, write the resolved weight there; then wait for all of it. A copy
+ * that the processor does not need afterwards (`keeps` says so beforehand) is freed as soon as it is written. */
+lq_status q_place_blocks(lq_model *m);
+bool q_place_keeps(const lq_model *m, uint32_t i);
+lq_status q_place_write(lq_model *m, uint32_t i);
+lq_status q_place_finish(lq_model *m);
 /* The place of a layer; -1 = what comes before the first, n_layers = what comes after the last. */
 int32_t q_place_of(const lq_model *m, int32_t layer);
 /* The part of a plan that tells of the device. */

@@ -181,16 +181,21 @@ static lq_status resolve_weights(lq_model *m, bool check) {
     m->owned = Q_NEW(m->alloc, void *, n);
     m->packed = Q_NEW(m->alloc, q_buffer, n);
     if (!m->weights || !m->owned || !m->packed) return LQ_E_NOMEM;
-    uint64_t copies = 0;
-    for (uint32_t i = 0; i < n; i++)
-        if (is_copied(m, i)) copies += m->binding->items[i].src->bytes;
-    Q_TRY(q_memory_check("copying the weights", copies, 0));
+    Q_TRY(q_place_blocks(m));
+    uint64_t copies = 0, passing = 0; /* those for the device alone are there one at a time */
+    for (uint32_t i = 0; i < n; i++) {
+        const uint64_t bytes = is_copied(m, i) ? m->binding->items[i].src->bytes : 0;
+        if (q_place_keeps(m, i)) copies += bytes;
+        else passing = Q_MAX(passing, bytes);
+    }
+    Q_TRY(q_memory_check("copying the weights", copies + passing, 0));
     for (uint32_t i = 0; i < n; i++) {
         Q_TRY(resolve_weight(m, i));
         if (check) Q_TRY(check_values(m, i));
-        Q_TRY(pack_weight(m, i));
+        if (q_place_keeps(m, i)) Q_TRY(pack_weight(m, i));
+        Q_TRY(q_place_write(m, i));
     }
-    return LQ_OK;
+    return q_place_finish(m);
 }
 
 /* Names that the API lends out are terminated by NUL; those in a mapped file are not. */
@@ -236,7 +241,6 @@ static lq_status open_parts(lq_model *m, const char *path, const lq_model_option
                       m->binding->hp.v[Q_HP_VOCAB]);
     Q_TRY(q_place_open(m, o));
     Q_TRY(resolve_weights(m, o->check_tensors != 0));
-    Q_TRY(q_place_weights(m));
     m->bytes_per_token = bytes_per_token(m);
     return copy_names(m);
 }

@@ -95,16 +95,15 @@ static void mark(lq_model *m, int32_t from, uint8_t *marks) {
     m->device_from = before;
 }
 
-static uint64_t weight_bytes(const q_weight *w) {
-    return w->row_bytes * (uint64_t)Q_MAX(w->rows, 1) * (uint64_t)Q_MAX(w->matrices, 1);
+/* As model.c resolves it: vectors are float32. */
+static uint64_t weight_bytes(const lq_model *m, uint32_t i) {
+    const q_bind_item *item = &m->binding->items[i];
+    const bool vector = m->binding->arch->weights[item->role].rows == 0;
+    return vector ? item->src->shape[0] * sizeof(float) : item->src->bytes;
 }
 
 /* Blocks and the place of each weight in them, in the order of items. With `blocks` NULL only counted. */
-typedef struct spot {
-    uint32_t block;
-    uint64_t at;
-} spot;
-static lq_status lay_out(const lq_model *m, const uint8_t *marks, spot *spots, uint64_t *blocks, uint32_t *n_blocks,
+static lq_status lay_out(const lq_model *m, const uint8_t *marks, q_spot *spots, uint64_t *blocks, uint32_t *n_blocks,
                          uint64_t *total) {
     const q_place *p = &m->places[1];
     const uint64_t most = p->backend->alloc_most(p->device), cap = Q_MIN(most, (uint64_t)BLOCK);
@@ -113,17 +112,17 @@ static lq_status lay_out(const lq_model *m, const uint8_t *marks, spot *spots, u
     *total = 0;
     for (uint32_t i = 0; i < m->binding->n_items; i++) {
         if (!(marks[i] & ON_DEVICE)) continue;
-        const uint64_t bytes = q_round_up(weight_bytes(&m->weights[i]), ALIGN);
+        const uint64_t bytes = q_round_up(weight_bytes(m, i), ALIGN);
         if (bytes > most)
             return q_fail(LQ_E_LIMIT, "tensor '%s' has %llu bytes, and %s can hold no more than %llu in one piece",
-                          m->weights[i].name, (unsigned long long)bytes, p->name, (unsigned long long)most);
+                          m->binding->items[i].name.p, (unsigned long long)bytes, p->name, (unsigned long long)most);
         if (used && used + bytes > cap) {
             if (blocks) blocks[block] = used;
             *total += p->backend->alloc_bytes(p->device, used);
             block++;
             used = 0;
         }
-        if (spots) spots[i] = (spot){block, used};
+        if (spots) spots[i] = (q_spot){block, used};
         used += bytes;
     }
     if (used) {
@@ -166,55 +165,52 @@ static lq_status too_much(lq_model *m, uint8_t *marks, uint64_t have) {
 
 /* ------------------------------------------------------------------------------------------- writing them */
 
-static lq_status write_all(lq_model *m, const uint8_t *marks, const spot *spots, const uint64_t *sizes) {
-    const q_place *p = &m->places[1];
-    for (uint32_t i = 0; i < m->n_blocks; i++) Q_TRY(p->backend->alloc(p->device, sizes[i], &m->blocks[i]));
-    for (uint32_t i = 0; i < m->binding->n_items; i++) {
-        if (!(marks[i] & ON_DEVICE)) continue;
-        q_weight *w = &m->weights[i];
-        q_buffer *block = &m->blocks[spots[i].block];
-        Q_TRY(p->backend->write(p->device, block, spots[i].at, w->data, weight_bytes(w)));
-        w->device = block->device + spots[i].at;
-    }
-    return p->backend->flush(p->device);
-}
-
-/* Copies in our memory that only the device reads from now on. */
-static void drop_copies(lq_model *m, const uint8_t *marks) {
-    for (uint32_t i = 0; i < m->binding->n_items; i++) {
-        if ((marks[i] & ON_HOST) || !marks[i] || !m->owned[i]) continue;
-        q_delete(m->alloc, m->owned[i]);
-        m->owned[i] = NULL;
-        m->weights[i].data = NULL;
-    }
-}
-
-static lq_status place_weights(lq_model *m, uint8_t *marks, spot *spots, uint64_t *sizes) {
+lq_status q_place_blocks(lq_model *m) {
+    const uint32_t n = m->binding->n_items;
     uint32_t n_blocks;
-    mark(m, m->device_from, marks);
-    Q_TRY(lay_out(m, marks, spots, sizes, &n_blocks, &m->device_weights));
-    if (m->plan_only) return LQ_OK;
-    const uint64_t have = q_place_memory(&m->places[1]);
-    if (m->device_weights > have) return too_much(m, marks, have);
-    m->blocks = Q_NEW(m->alloc, q_buffer, n_blocks);
-    if (!m->blocks) return LQ_E_NOMEM;
-    m->n_blocks = n_blocks;
-    Q_TRY(write_all(m, marks, spots, sizes));
-    drop_copies(m, marks);
+    if (m->n_places < 2) return LQ_OK;
+    m->marks = Q_NEW(m->alloc, uint8_t, n);
+    m->spots = Q_NEW(m->alloc, q_spot, n);
+    uint64_t *sizes = Q_NEW(m->alloc, uint64_t, n);
+    lq_status s = m->marks && m->spots && sizes ? LQ_OK : LQ_E_NOMEM;
+    if (s == LQ_OK) mark(m, m->device_from, m->marks);
+    if (s == LQ_OK) s = lay_out(m, m->marks, m->spots, sizes, &n_blocks, &m->device_weights);
+    if (s == LQ_OK && !m->plan_only) {
+        const uint64_t have = q_place_memory(&m->places[1]);
+        if (m->device_weights > have) s = too_much(m, m->marks, have);
+        else if (!(m->blocks = Q_NEW(m->alloc, q_buffer, n_blocks))) s = LQ_E_NOMEM;
+        else m->n_blocks = n_blocks;
+    }
+    for (uint32_t i = 0; i < m->n_blocks && s == LQ_OK; i++)
+        s = m->places[1].backend->alloc(m->places[1].device, sizes[i], &m->blocks[i]);
+    q_delete(m->alloc, sizes);
+    return s;
+}
+
+bool q_place_keeps(const lq_model *m, uint32_t i) {
+    return m->n_places < 2 || m->plan_only || (m->marks[i] & ON_HOST) || !m->marks[i];
+}
+
+lq_status q_place_write(lq_model *m, uint32_t i) {
+    const q_place *p = &m->places[1];
+    if (m->n_places < 2 || m->plan_only || !(m->marks[i] & ON_DEVICE)) return LQ_OK;
+    q_weight *w = &m->weights[i];
+    q_buffer *block = &m->blocks[m->spots[i].block];
+    Q_TRY(p->backend->write(p->device, block, m->spots[i].at, w->data, weight_bytes(m, i)));
+    w->device = block->device + m->spots[i].at;
+    if (q_place_keeps(m, i) || !m->owned[i]) return LQ_OK;
+    q_delete(m->alloc, m->owned[i]); /* a copy in our memory that only the device reads from now on */
+    m->owned[i] = NULL;
+    w->data = NULL;
     return LQ_OK;
 }
 
-lq_status q_place_weights(lq_model *m) {
-    if (m->n_places < 2) return LQ_OK;
-    const uint32_t n = m->binding->n_items;
-    uint8_t *marks = Q_NEW(m->alloc, uint8_t, n);
-    spot *spots = Q_NEW(m->alloc, spot, n);
-    uint64_t *sizes = Q_NEW(m->alloc, uint64_t, n);
-    const lq_status s = marks && spots && sizes ? place_weights(m, marks, spots, sizes) : LQ_E_NOMEM;
-    q_delete(m->alloc, marks);
-    q_delete(m->alloc, spots);
-    q_delete(m->alloc, sizes);
-    return s;
+lq_status q_place_finish(lq_model *m) {
+    q_delete(m->alloc, m->marks);
+    q_delete(m->alloc, m->spots);
+    m->marks = NULL;
+    m->spots = NULL;
+    return m->n_places < 2 || m->plan_only ? LQ_OK : m->places[1].backend->flush(m->places[1].device);
 }
 
 void q_place_close(lq_model *m) {
@@ -223,6 +219,8 @@ void q_place_close(lq_model *m) {
     for (uint32_t i = 0; i < m->n_blocks; i++)
         if (m->blocks[i].bytes) p->backend->free(p->device, &m->blocks[i]);
     q_delete(m->alloc, m->blocks);
+    q_delete(m->alloc, m->marks);
+    q_delete(m->alloc, m->spots);
     p->backend->close(p->device);
 }
 
