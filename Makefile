@@ -44,7 +44,7 @@ ifeq ($(SAN),thread)
 export WITHOUT ?= check_* test_quality test_corrupt test_io test_kill test_nomem cli_bench* cli_calibrate.sh \
     cli_completion.sh cli_man.sh cli_quantize.sh
 endif
-ALL_CFLAGS = $(STD) $(WARN) $(CPPFLAGS) $(CFLAGS) -I$(B)/gen
+ALL_CFLAGS = $(STD) $(WARN) $(VULKAN) $(CPPFLAGS) $(CFLAGS) -I$(B)/gen
 LDLIBS := -lm -pthread
 JSON_LIBS := -ljansson
 # 0.1.0, typed in libquant.h alone; its first number is that of the SONAME
@@ -59,6 +59,12 @@ KERNEL_DIRS += kernels/cpu/x86
 endif
 ifneq (,$(findstring aarch64,$(ARCH)))
 KERNEL_DIRS += kernels/cpu/arm
+endif
+# The Vulkan backend needs a compiler of shaders and Vulkan's headers; the loader's library only when it runs.
+HAVE_VULKAN := $(and $(shell command -v glslc),$(shell echo '\#include <vulkan/vulkan.h>' | $(CC) $(CPPFLAGS) -E - >/dev/null 2>&1 && echo 1))
+ifneq (,$(HAVE_VULKAN))
+KERNEL_DIRS += kernels/vulkan
+VULKAN := -DQ_VULKAN
 endif
 LIB_DIRS := libquant libquant/formats libquant/quantizers libquant/transforms libquant/loaders libquant/archs \
             libquant/tokenizers $(KERNEL_DIRS)
@@ -105,6 +111,22 @@ $(B)/gen/recipes.inc: $(RECIPES)
 	  sed -e 's/\\/\\\\/g' -e 's/"/\\"/g' -e 's/^\(.*\)$$/"\1\\n"/' $$f; printf ')\n'; done > $@.tmp && mv $@.tmp $@
 $(B)/obj/libquant/recipe.o: $(B)/gen/recipes.inc
 
+# Shaders: each becomes words of SPIR-V, all together one file of arrays. What they include of the tree is one list.
+VK_COMP := $(if $(HAVE_VULKAN),$(wildcard kernels/vulkan/*.comp))
+VK_WORDS := $(VK_COMP:kernels/vulkan/%.comp=$(B)/gen/vk_%.words)
+VK_SHARED := $(wildcard kernels/vulkan/*.glsl kernels/vulkan/*.def kernels/vulkan/roles.h) libquant/codec.h libquant/formats.def \
+             $(wildcard libquant/formats/*.c)
+$(B)/gen/vk_codecs.glsl: libquant/formats.def
+	@mkdir -p $(@D)
+	@sed -n 's/^FORMAT(\([a-z0-9_]*\),.*/#include "libquant\/formats\/\1.c"/p' $< >$@.tmp && mv $@.tmp $@
+$(B)/gen/vk_%.words: kernels/vulkan/%.comp $(VK_SHARED) $(B)/gen/vk_codecs.glsl
+	$(call say,GLSLC)
+	$(Q)glslc --target-env=vulkan1.2 -O -I. -I$(B)/gen -mfmt=num -o $@ $<
+$(B)/gen/vk_shaders.inc: $(VK_WORDS)
+	@for f in $^; do n=$${f##*/vk_}; echo "static const uint32_t q_vk_words_$${n%.words}[] = {"; cat $$f; echo '};'; done \
+	  >$@.tmp && mv $@.tmp $@
+$(B)/obj/kernels/vulkan/vk_shapes.o: $(B)/gen/vk_shaders.inc
+
 $(B)/libquant.a: $(LIB_OBJ)
 	@rm -f $@
 	$(call say,AR)
@@ -117,9 +139,11 @@ $(B)/lq: $(TOOL_OBJ) $(B)/libquant.a
 	$(call say,LD)
 	$(Q)$(CC) $(LDFLAGS) $(LDSAN) -o $@ $^ $(JSON_LIBS) $(LDLIBS)
 
-# The whole library in one file, with the kernels of every processor, for builds that are not this one.
-EMBED_SRC := $(wildcard $(LIB_DIRS:%=%/*.c)) $(filter-out $(wildcard $(LIB_DIRS:%=%/*.c)),$(wildcard kernels/cpu/*/*.c))
-EMBED_ALL := $(wildcard include/*.h $(addsuffix /*.h,$(LIB_DIRS) kernels/cpu/*) $(addsuffix /*.def,$(LIB_DIRS)))
+# The whole library in one file, with the kernels of every processor, for builds that are not this one: without Vulkan,
+# which needs its headers and a compiler of shaders.
+EMBED_DIRS := $(filter-out kernels/vulkan,$(LIB_DIRS))
+EMBED_SRC := $(wildcard $(EMBED_DIRS:%=%/*.c)) $(filter-out $(wildcard $(EMBED_DIRS:%=%/*.c)),$(wildcard kernels/cpu/*/*.c))
+EMBED_ALL := $(wildcard include/*.h $(addsuffix /*.h,$(EMBED_DIRS) kernels/cpu/*) $(addsuffix /*.def,$(EMBED_DIRS)))
 $(B)/embed/quant_all.c: tools/embed.awk LICENSE $(EMBED_SRC) $(EMBED_ALL) $(B)/gen/recipes.inc
 	@mkdir -p $(@D)
 	$(call say,EMBED)
@@ -162,10 +186,11 @@ check: test
 ANALYZE_OBJ := $(patsubst %.c,$(B)/analyze/%.o,$(filter-out kernels/cpu/x86/% kernels/cpu/arm/%,$(LIB_SRC)) $(TOOL_SRC))
 $(B)/analyze/libquant/formats/%.o: STD += -DQ_HOST
 $(B)/analyze/libquant/recipe.o: $(B)/gen/recipes.inc
+$(B)/analyze/kernels/vulkan/vk_shapes.o: $(B)/gen/vk_shaders.inc
 $(B)/analyze/%.o: %.c
 	@mkdir -p $(@D)
 	@echo "  ANALYZE $<"
-	$(Q)gcc $(STD) -O1 -fanalyzer -Werror -DQ_ANALYZE -I$(B)/gen -MMD -MP -c $< -o $@
+	$(Q)gcc $(STD) $(VULKAN) -O1 -fanalyzer -Werror -DQ_ANALYZE -I$(B)/gen -MMD -MP -c $< -o $@
 analyze: $(ANALYZE_OBJ)
 
 # The tests for AArch64 on another machine: its compiler's output through an emulator of the processor, once as one with
@@ -250,12 +275,13 @@ uninstall:
 # it needs of the library and of the tools from archives.
 FUZZCC ?= clang
 FUZZ_CFLAGS := -std=c11 -D_GNU_SOURCE -ffp-contract=off -O1 -g -fsanitize=fuzzer-no-link,address,undefined \
-               -fno-sanitize-recover=all -pthread -I$(B)/gen
+               -fno-sanitize-recover=all -pthread $(VULKAN) -I$(B)/gen
 FUZZ_OBJ := $(LIB_SRC:%.c=$(B)/fuzz/obj/%.o) $(patsubst %.c,$(B)/fuzz/obj/%.o,$(filter-out tools/lq.c,$(TOOL_SRC)))
 $(B)/fuzz/obj/libquant/formats/%.o: FUZZ_CFLAGS += -DQ_HOST
 # Kernels see no bytes before the parsers have judged them, and instrumented they take clang minutes each: not here.
 $(B)/fuzz/obj/kernels/cpu/%.o: FUZZ_CFLAGS += -fno-sanitize=all
 $(B)/fuzz/obj/libquant/recipe.o: $(B)/gen/recipes.inc
+$(B)/fuzz/obj/kernels/vulkan/vk_shapes.o: $(B)/gen/vk_shaders.inc
 $(B)/fuzz/obj/%.o: %.c
 	@mkdir -p $(@D)
 	$(call say,CC)

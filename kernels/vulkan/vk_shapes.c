@@ -1,0 +1,125 @@
+/* vk_shapes.c: the table of shaders, and how each operation is cut into passes, workgroups and scratch. The comment that
+ * opens a shader says what its workgroup does; the numbers here follow it. Layer L2. */
+#include "vk_shapes.h"
+
+#include "roles.h"
+#include "vk_shaders.inc" /* made by the Makefile: the words of each shader */
+
+enum { SPEC_FORMAT, SPEC_COLUMNS, SPEC_ROLE };
+enum { FORMAT = 1 << SPEC_FORMAT, COLUMNS = 1 << SPEC_COLUMNS, ROLE = 1 << SPEC_ROLE, NONE = 0 };
+
+const q_vk_shader q_vk_shaders[Q_VK_SHADERS] = {
+#define SHADER(name, tier, specialization) \
+    {#name, q_vk_words_##name, sizeof q_vk_words_##name, tier, specialization},
+#include "shaders.def"
+#undef SHADER
+};
+
+/* ---------------------------------------------------------------------------------------------------------- passes */
+
+typedef struct passes {
+    q_vk_pass *out;
+    int32_t count;
+    int32_t n; /* most columns that the step works on */
+} passes;
+
+static int32_t number_of(const q_format *f) {
+    int32_t i = 0;
+    while (q_formats[i] != f) i++;
+    return i;
+}
+
+static int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+static q_vk_pass *pass(passes *p, int32_t shader, int32_t role, int64_t x, int64_t y, int64_t z) {
+    q_vk_pass *t = &p->out[p->count++];
+    *t = (q_vk_pass){.shader = shader, .groups = {(uint32_t)x, (uint32_t)y, (uint32_t)z}};
+    t->spec[SPEC_ROLE] = role;
+    return t;
+}
+
+/* Groups of one dimension, folded over x and y. */
+static void fold(q_vk_pass *t, int64_t groups) {
+    const int64_t y = ceil_div(groups, Q_VK_GROUPS);
+    t->groups[1] = (uint32_t)y;
+    t->groups[0] = (uint32_t)ceil_div(groups, y);
+}
+
+/* Threads of gemv that share a row: gemv.comp has the same. */
+static int32_t row_threads(int32_t k) {
+    int32_t t = 1;
+    while (t < 32 && t * Q_UNIT < k) t *= 2;
+    return t;
+}
+
+enum { FEW = 8 }; /* columns up to which gemv is used */
+
+static void product(passes *p, int32_t role, const q_format *format, int32_t k, int64_t rows, int32_t heads) {
+    q_vk_pass *t;
+    if (p->n > FEW) {
+        t = pass(p, Q_VK_SHADER_matmul, role, ceil_div(rows, 64), ceil_div(p->n, 64), heads);
+    } else {
+        t = pass(p, Q_VK_SHADER_gemv, role, 1, 1, heads);
+        t->spec[SPEC_COLUMNS] = p->n > 1 ? FEW : 1;
+        fold(t, ceil_div(rows, 64 / row_threads(k)));
+    }
+    t->spec[SPEC_FORMAT] = number_of(format);
+}
+
+static bool has_adapter(const q_inst *s) { return s->op == Q_OP_MATMUL && s->lora_a && s->lora_b; }
+
+static void matmul(passes *p, const q_inst *s) {
+    const int32_t heads = s->x.heads > 1 ? s->x.heads : 1;
+    const int64_t rows = (int64_t)s->y.heads * s->y.width / heads;
+    product(p, Q_VK_MATMUL, s->w->format, s->w->k, rows, heads);
+    if (!has_adapter(s)) return;
+    product(p, Q_VK_LORA_A, s->lora_a->format, s->lora_a->k, s->lora_a->rows, heads);
+    product(p, Q_VK_LORA_B, s->lora_b->format, s->lora_a->rows, rows, heads);
+}
+
+static void head(passes *p, const q_inst *s) { product(p, Q_VK_HEAD, s->w->format, s->w->k, s->w->rows, 1); }
+
+static void embed(passes *p, const q_inst *s) {
+    const q_weight *const table[] = {s->w, s->w2, s->w3};
+    for (int32_t i = 0; i < 3; i++)
+        if (table[i] || i == 0) /* the first pass takes rows of x too, which need no table */
+            pass(p, Q_VK_SHADER_embed, i, ceil_div((int64_t)s->y.heads * s->y.width, 64 * Q_UNIT), p->n, 1)
+                ->spec[SPEC_FORMAT] = table[i] ? number_of(table[i]->format) : 0;
+}
+
+typedef void (*op_passes)(passes *p, const q_inst *s);
+static const op_passes by_op[Q_OP_COUNT] = {
+    [Q_OP_EMBED] = embed,
+    [Q_OP_MATMUL] = matmul,
+    [Q_OP_HEAD] = head,
+};
+
+/* Most columns that a step works on in a batch of at most this many. */
+static int32_t step_columns(const q_plan *plan, const q_inst *s, int32_t columns) {
+    const bool wanted = s->out || s->op == Q_OP_HEAD || s->op == Q_OP_SAMPLE;
+    return wanted ? Q_MIN(columns, plan->outs) : columns;
+}
+
+int32_t q_vk_passes(const q_plan *plan, const q_inst *s, int32_t columns, q_vk_pass out[Q_VK_PASSES]) {
+    passes p = {.out = out, .n = step_columns(plan, s, columns)};
+    if (p.n > 0 && by_op[s->op]) by_op[s->op](&p, s);
+    return p.count;
+}
+
+void q_vk_border_pass(const q_plan *plan, bool store, int32_t columns, q_vk_pass *out) {
+    passes p = {.out = out};
+    pass(&p, Q_VK_SHADER_border, store ? Q_VK_BORDER_STORE : Q_VK_BORDER_LOAD, ceil_div(plan->slot_width[1], 256),
+         columns, 1);
+}
+
+uint64_t q_vk_scratch(const q_plan *plan, const q_inst *s, int32_t columns) {
+    const uint64_t n = (uint64_t)step_columns(plan, s, columns);
+    if (has_adapter(s)) return n * (uint64_t)Q_MAX(s->x.heads, 1) * (uint64_t)s->lora_a->rows * sizeof(float);
+    if (s->op == Q_OP_ROUTE) return n * (uint64_t)s->n_expert * sizeof(float);
+    return 0;
+}
+
+const char *q_vk_refuses(const q_inst *s) {
+    if (s->op >= Q_OP_COUNT || !by_op[s->op]) return "unknown operation";
+    return NULL;
+}
