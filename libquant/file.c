@@ -1,4 +1,5 @@
-/* file.c: every system call on files: reading, mapping, identifying, and outputs that are temporary until complete.
+/* file.c: every system call on files: reading, mapping, identifying, outputs that are temporary until complete, and
+ * shared libraries opened at run time.
  *
  * Owns the rule that only regular files are read (opened without blocking, judged by fstat, so a FIFO or a device never
  * holds us), and the life of an output: a locked temporary in the destination's directory, checked for space before the
@@ -6,6 +7,7 @@
  * Layer L0. */
 #include "file.h"
 
+#include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
@@ -476,4 +478,12 @@ void q_outfile_discard(q_outfile *f) {
     if (!f) return;
     if (f->fd >= 0) unlinkat(f->dir, f->temp_name, 0);
     free_outfile(f);
+}
+
+/* ------------------------------------------------------------------------------------------------ libraries */
+
+void *q_library_open(const char *name) { return dlopen(name, RTLD_NOW | RTLD_LOCAL); }
+void *q_library_symbol(void *library, const char *name) { return dlsym(library, name); }
+void q_library_close(void *library) {
+    if (library) dlclose(library);
 }

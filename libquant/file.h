@@ -1,4 +1,4 @@
-/* file.h: files: read, map, identify; outputs that are temporary until complete.
+/* file.h: files: read, map, identify; outputs that are temporary until complete; libraries opened at run time.
  *
  * The only place that opens, maps, writes, renames or stats a file. Every error sentence names the path. Interrupted
  * calls are repeated, short reads completed. Layer L0. */
@@ -52,5 +52,12 @@ lq_status q_outfile_sync(q_outfile *f);
 lq_status q_outfile_commit(q_outfile *f);
 /* Remove the temporary; frees f. NULL is fine. */
 void q_outfile_discard(q_outfile *f);
+
+/* A shared library of the system that the program can do without; NULL = not here. Its name is one that the system's
+ * linker looks for ("libvulkan.so.1"). */
+void *q_library_open(const char *name);
+/* The address of a function or object; NULL = it has none of that name. */
+void *q_library_symbol(void *library, const char *name);
+void q_library_close(void *library);
 
 #endif

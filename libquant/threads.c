@@ -1,4 +1,5 @@
-/* threads.c: the thread pool, its barrier and its work counter; how many threads to use; processor features; the clock.
+/* threads.c: the thread pool, its barrier and its work counter; locks; how many threads to use; processor features; the
+ * clock.
  *
  * Owns every OS threading call of the library. A pool is one allocation; its workers live until it is closed, block all
  * signals (an embedder's handlers never run on them) and never call back into the embedder. Waiting is always for one
@@ -203,6 +204,19 @@ void q_pool_for(q_pool *p, int64_t total, int64_t step,
     for_job j = {p, total, Q_MAX(step, (int64_t)1), fn, arg};
     if (total > 0) q_pool_run(p, for_thread, &j);
 }
+
+/* The system's lock lies in the bytes of ours. */
+_Static_assert(sizeof(pthread_mutex_t) <= sizeof(q_mutex) && _Alignof(pthread_mutex_t) <= _Alignof(q_mutex),
+               "q_mutex has no room for a pthread_mutex_t");
+static pthread_mutex_t *of_system(q_mutex *m) { return (pthread_mutex_t *)(void *)m->of_system; }
+
+lq_status q_mutex_open(q_mutex *m) {
+    if (pthread_mutex_init(of_system(m), NULL) != 0) return q_fail(LQ_E_NOMEM, "the system has no room for another lock");
+    return LQ_OK;
+}
+void q_mutex_close(q_mutex *m) { pthread_mutex_destroy(of_system(m)); }
+void q_mutex_lock(q_mutex *m) { pthread_mutex_lock(of_system(m)); }
+void q_mutex_unlock(q_mutex *m) { pthread_mutex_unlock(of_system(m)); }
 
 uint64_t q_hardware_bits(void) { return getauxval(AT_HWCAP); }
 

@@ -1,4 +1,4 @@
-/* threads.h: the thread pool, its barrier and its work counter; the processor's features; the clock.
+/* threads.h: the thread pool, its barrier and its work counter; locks; the processor's features; the clock.
  *
  * All OS threading calls are in threads.c. A pool runs one function on all its threads (the caller's is thread 0);
  * workers spin briefly and then sleep between runs. Layer L0. */
@@ -34,6 +34,15 @@ bool q_pool_claim(q_pool *pool, int64_t total, int64_t step, int64_t *begin, int
 /* Outside a run: fn(arg, begin, end, thread) over chunks of [0, total). */
 void q_pool_for(q_pool *pool, int64_t total, int64_t step,
                 void (*fn)(void *arg, int64_t begin, int64_t end, uint32_t thread), void *arg);
+
+/* A lock for what threads of the embedder share, held for short. Opened where it lies; not to be moved. */
+typedef struct q_mutex {
+    _Alignas(16) unsigned char of_system[64];
+} q_mutex;
+lq_status q_mutex_open(q_mutex *m);
+void q_mutex_close(q_mutex *m);
+void q_mutex_lock(q_mutex *m);
+void q_mutex_unlock(q_mutex *m);
 
 /* What the system says this processor offers, as bits of its own numbering (Linux: AT_HWCAP); 0 = it does not say. */
 uint64_t q_hardware_bits(void);
