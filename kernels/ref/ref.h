@@ -99,6 +99,9 @@ static inline float q_ref_glu1(const q_inst *s, float x, float z) {
     return a * q_ref_sigmoid(s->alpha * a) * (b + 1.0f);
 }
 
+/* The draw of SAMPLE: a uniform number in [0, 1) from (seed, position) alone. */
+double q_ref_uniform(uint64_t seed, uint64_t position);
+
 /* --------------------------------------------------------------------------------------------------------- scratch */
 
 /* Pieces of scratch, each Q_ALIGN-aligned. With base NULL only the size is counted, so that the function that lays out

@@ -11,7 +11,7 @@ static uint64_t mix(uint64_t z) {
     z = (z ^ (z >> 27)) * 0x94D049BB133111EBu;
     return z ^ (z >> 31);
 }
-static double uniform(uint64_t seed, uint64_t position) {
+double q_ref_uniform(uint64_t seed, uint64_t position) {
     const uint64_t key = mix(seed + 0x9E3779B97F4A7C15u);
     return (double)(mix(key + (position + 1) * 0x9E3779B97F4A7C15u) >> 11) * 0x1p-53;
 }
@@ -111,7 +111,7 @@ lq_status q_ref_sample_row(const float *logits, int64_t n, const lq_sampler *s, 
         if (p[i] < s->min_p) p[i] = 0;
         total += (double)p[i];
     }
-    const double u = uniform(s->seed, position) * total;
+    const double u = q_ref_uniform(s->seed, position) * total;
     int32_t chosen = top;
     for (int64_t i = 0; i < n; i++) {
         if (p[i] == 0) continue;
