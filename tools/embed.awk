@@ -87,7 +87,7 @@ function declare(name, owner) {
 # A statement at file scope, cut into word[1 .. words], ends with `;` or begins a body with `{`.
 function statement(owner, ending,    i, name, depth) {
     if (words == 0) return
-    if (word[1] == "extern") return
+    if (word[1] == "extern" || word[1] == "_Static_assert") return
     for (i = 1; i <= words; i++) { # the name before the first parenthesis, bracket or `=`, else the last
         if (word[i] == "__attribute__") { # skip its parentheses
             for (depth = 0; i < words; ) {
@@ -295,7 +295,8 @@ BEGIN {
     print "/* quant_all.c: all of libquant in one file. Made from its sources (make embed): change those instead."
     print " *"
     print " * Compile it as C11 or later with gcc or clang, without any option of its own, and link with -lm"
-    print " * -pthread. libquant.h is its interface."
+    print " * -pthread. libquant.h is its interface. Models run on the processor: of devices, the kernels are in the tree's own"
+    print " * build, with the compilers that they need."
     print " *"
     while ((getline line < "LICENSE") > 0) print " *" (line == "" ? "" : " " line)
     print " */"
