@@ -72,6 +72,8 @@ void q_model_close(lq_model *model);
 uint32_t q_ctx_devices(const lq_ctx *ctx);
 lq_status q_ctx_device_info(const lq_ctx *ctx, uint32_t index, lq_device_info *info);
 
+/* The kinds of device that this build knows, "cpu, vulkan", into `text`. */
+const char *q_place_kinds(char *text, size_t n);
 /* Open the device of this name; places with the context's processor are not closed. */
 lq_status q_place_device(lq_ctx *ctx, const char *name, q_place *out);
 /* Choose the places of a model whose binding is there; undo. */

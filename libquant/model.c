@@ -89,7 +89,9 @@ lq_status q_ctx_device_info(const lq_ctx *ctx, uint32_t index, lq_device_info *i
         be->close(dev);
         return LQ_OK;
     }
-    return q_fail(LQ_E_ARG, "there is no device %u", index);
+    char kinds[64];
+    return q_fail(LQ_E_ARG, "there is no device %u among %u; this build knows %s", index, q_ctx_devices(ctx),
+                  q_place_kinds(kinds, sizeof kinds));
 }
 
 /* ------------------------------------------------------------------------------------------- weights */

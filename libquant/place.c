@@ -14,6 +14,14 @@ enum { ON_HOST = 1, ON_DEVICE = 2 };
 
 /* ------------------------------------------------------------------------------------------- which device */
 
+const char *q_place_kinds(char *text, size_t n) {
+    size_t used = 0;
+    text[0] = 0;
+    for (uint32_t i = 0; i < q_backend_count() && used < n; i++)
+        used += (size_t)snprintf(text + used, n - used, "%s%s", i ? ", " : "", q_backends[i]->name);
+    return text;
+}
+
 lq_status q_place_device(lq_ctx *ctx, const char *name, q_place *out) {
     const char *colon = strchr(name, ':');
     const size_t n = colon ? (size_t)(colon - name) : strlen(name);
@@ -36,11 +44,8 @@ lq_status q_place_device(lq_ctx *ctx, const char *name, q_place *out) {
         const q_device_options o = {.alloc = &ctx->alloc, .log = &ctx->log, .threads = ctx->threads};
         return be->open((uint32_t)index, &o, &out->device);
     }
-    char names[64] = "";
-    size_t used = 0;
-    for (uint32_t i = 0; i < q_backend_count() && used < sizeof names; i++)
-        used += (size_t)snprintf(names + used, sizeof names - used, "%s%s", i ? ", " : "", q_backends[i]->name);
-    return q_fail(LQ_E_ARG, "device '%s': this build knows %s", name, names);
+    char names[64];
+    return q_fail(LQ_E_ARG, "device '%s': this build knows %s", name, q_place_kinds(names, sizeof names));
 }
 
 lq_status q_place_open(lq_model *m, const lq_model_options *o) {

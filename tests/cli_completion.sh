@@ -48,12 +48,16 @@ is "$(begin '')" lq quantize --scheme =
 is "$(begin q5 q4_0,)" lq bench quality --schemes q4_0,q5
 has_words "$(sed -n 's/^ISA(\([a-z0-9_]*\)).*/\1/p' "$T_ROOT/kernels/cpu/isa.def")" lq run --isa ''
 is '' lq run --threads ''
+is 'cpu vulkan:0' lq run --device ''
+is vulkan:0 lq eval --device v
+is '' lq run --gpu-layers ''
 is '' lq run --prompt ''
 mkdir 'a folder'; : >'a model.gguf'; : >a.txt
 is 'a folder a model.gguf a.txt' lq run a
 is 'a model.gguf' lq run -p --special 'a m'
 is 'a folder a model.gguf a.txt' lq eval --text a
 is 'a.txt' lq eval --text = a.
+is 'a.txt' lq run --device vulkan : 0 a. # bash takes the name apart at its colon
 is '' lq run a.txt a
 # Read by a shell it is registered for lq, and says nothing.
 call bash --norc -c '. ./lq.bash; complete -p lq'
@@ -90,6 +94,7 @@ Z
     exits 0 "zsh: operands" zsh -f ./drive.zsh lq quantize ''
     says "zsh: operands" '^2:DST:_files$' "$out"; says "zsh: words" '^(-s --scheme)--scheme=\[.*:NAME:(.*q4_k_m' "$out"
     says "zsh: flag" '^(-f --force)-f\[replace' "$out"
+    exits 0 "zsh: a colon" zsh -f ./drive.zsh lq run ''; says "zsh: a colon" ':NAME:(cpu vulkan.:0)$' "$out"
 else skip "zsh is not here: its completion"; fi
 
 exits 0 "fish" "$LQ" completion fish

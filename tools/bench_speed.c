@@ -88,6 +88,8 @@ static lq_status repeat_runs(bench *b, bench_speed *out) {
         out[i].prefill_per_s = bench_rate_median(&out[i].prefill);
         out[i].decode_per_s = bench_rate_median(&out[i].decode);
         out[i].decode_bytes_per_s = out[i].decode_per_s * b->bytes[i];
+        out[i].stats.size = sizeof out[i].stats;
+        s = lq_session_stats(b->sessions[i], &out[i].stats);
     }
     return s;
 }
@@ -108,6 +110,8 @@ static int open_sessions(cli *c, bench *b, lq_model *const *models, size_t n, be
     for (size_t i = 0; i < n; i++) {
         const lq_session_options so = {.size = sizeof so, .context = most, .threads = o->threads};
         out[i] = (bench_speed){.prefill_tokens = prefill, .decode_tokens = decode};
+        const lq_status planned = cli_plan(models[i], &so, true, &out[i].plan);
+        if (planned != LQ_OK) return cli_fail(c, planned, NULL);
         const int code = cli_session(c, models[i], &so, &b->sessions[i]);
         if (code != 0) return code;
         b->n++;

@@ -20,6 +20,8 @@ typedef struct bench_speed {
      * take does not count, but for the caches and the memory that they share. */
     bench_rate prefill_cpu, decode_cpu;
     double prefill_share, decode_share; /* of the threads' time, how much the processors ran them: 1 = undisturbed */
+    lq_plan_info plan; /* what ran where */
+    lq_stats stats;    /* of the whole session, warm-up and all */
 } bench_speed;
 
 /* On each of `n` models (at most BENCH_MODELS): a warm-up, then `repeat` prefills from an empty sequence, then as many

@@ -147,6 +147,39 @@ struct cli {
              "A format's name (`lq info --formats`) gives every tensor that format",                                   \
      .also = "|bits|type|quant|method|format|",                                                                        \
      .values = CLI_SCHEMES}
+/* Where a model runs; an `args` that has one begins with CLI_PLACE in its defaults. */
+typedef struct cli_place {
+    const char *device; /* "vulkan:0"; NULL = the processor */
+    uint64_t layers;    /* how many of the last layers run there; CLI_ALL_LAYERS = nothing was said */
+} cli_place;
+#define CLI_ALL_LAYERS UINT64_MAX
+#define CLI_PLACE {.device = NULL, .layers = CLI_ALL_LAYERS}
+#define CLI_OPT_DEVICE(T)                                                                                              \
+    {.type = CLI_TEXT,                                                                                                 \
+     .name = "device",                                                                                                 \
+     .value = "NAME",                                                                                                  \
+     .at = offsetof(T, place.device),                                                                                  \
+     .help = "where the model runs (default: cpu); vulkan:0 is the first GPU that Vulkan finds,\n"                     \
+             "`lq info --devices` lists what is here",                                                                 \
+     .also = "|dev|gpu|backend|main-gpu|vulkan|where|",                                                                \
+     .values = "cpu vulkan:0"}
+#define CLI_OPT_GPU_LAYERS(T)                                                                                          \
+    {.type = CLI_UINT,                                                                                                 \
+     .name = "gpu-layers",                                                                                             \
+     .value = "N",                                                                                                     \
+     .at = offsetof(T, place.layers),                                                                                  \
+     .min = 0,                                                                                                         \
+     .max = 1000000,                                                                                                   \
+     .help = "how many layers --device runs: the last N, and the output; the processor runs\n"                         \
+             "the others (default: all of them, and the embedding)",                                                   \
+     .also = "|ngl|n-gpu-layers|ngpu-layers|layers|offload|device-layers|"}
+#define CLI_OPT_ACTIVATIONS(T)                                                                                         \
+    {.type = CLI_TEXT,                                                                                                 \
+     .name = "activations",                                                                                            \
+     .value = "f32",                                                                                                   \
+     .at = offsetof(T, activations),                                                                                   \
+     .help = "compute with FP32 activations, to measure the weights alone (default: what the\n"                        \
+             "fastest kernels want, 8 bits)"}
 #define CLI_OPT_ISA(T)                                                                                                 \
     {.type = CLI_TEXT,                                                                                                 \
      .name = "isa",                                                                                                    \
@@ -240,8 +273,31 @@ int cli_corpus(cli *c, const lq_model *model, const char *path, uint64_t require
 int cli_tokenize(cli *c, const lq_model *model, const char *text, size_t bytes, uint32_t flags, int32_t **ids,
                  size_t *count);
 int cli_open(cli *c, uint64_t threads, const char *isa, lq_ctx **ctx);
+/* Refuse a value of --activations (NULL = none) before anything is loaded. */
+int cli_check_activations(cli *c, const char *name);
+/* Open a model where `place` says; `o` (may be NULL) has the other options. A failure says what to try next. */
+int cli_model(cli *c, lq_ctx *ctx, const char *path, const cli_place *place, const lq_model_options *o,
+              lq_model **model);
 /* Open a session; out of memory reports what the plan needs. */
 int cli_session(cli *c, lq_model *model, const lq_session_options *options, lq_session **session);
+
+/* ------------------------------------------------------------------------------------------------ devices */
+
+/* The plan of a session; device_memory counts what the weights take, whether they are there yet (`loaded`) or not. */
+lq_status cli_plan(const lq_model *model, const lq_session_options *options, bool loaded, lq_plan_info *plan);
+/* The plan's division of labour in words, as one line on `f`; nothing when the processor runs it all. */
+void cli_plan_print(FILE *f, const lq_plan_info *plan);
+/* The same as an object; NULL when the processor runs it all. */
+json_t *cli_plan_json(const lq_plan_info *plan);
+/* Before a session is opened: the plan into *plan, and in words on standard error unless there is JSON to come. */
+int cli_plan_tell(cli *c, const lq_model *model, const lq_session_options *options, lq_plan_info *plan);
+/* What crossed between the processor and the device: a line on standard error, or the object "border"; nothing when
+ * nothing did. */
+void cli_border_print(const lq_stats *stats);
+void cli_border_json(json_t *object, const lq_stats *stats);
+
+/* ------------------------------------------------------------------------------------------------ short texts */
+
 /* A short text by value: use `.s` within the same expression. */
 typedef struct cli_str {
     char s[256];

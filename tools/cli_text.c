@@ -128,15 +128,25 @@ int cli_open(cli *c, uint64_t threads, const char *isa, lq_ctx **ctx) {
     return s == LQ_OK ? 0 : cli_fail(c, s, isa ? "`lq info --devices` lists the instruction sets." : NULL);
 }
 
+int cli_check_activations(cli *c, const char *name) {
+    if (!name || strcmp(name, "f32") == 0) return 0;
+    return cli_usage(c, "--activations %s: only f32 can be asked for", name);
+}
+
 int cli_session(cli *c, lq_model *model, const lq_session_options *options, lq_session **session) {
     const lq_status s = lq_session_open(model, options, session);
-    lq_plan_info plan = {.size = sizeof plan};
-    char hint[512];
+    lq_plan_info plan;
+    char detail[512];
     if (s == LQ_OK) return 0;
     if (s != LQ_E_NOMEM) return cli_fail(c, s, NULL);
-    snprintf(hint, sizeof hint, "%s", lq_error_detail());
-    if (lq_model_plan(model, options, &plan) != LQ_OK) return cli_error(c, s, "%s", hint);
-    return cli_error(c, s, "%s; the plan needs %s: weights %s, KV cache %s for %u tokens, activations %s", hint,
+    snprintf(detail, sizeof detail, "%s", lq_error_detail());
+    if (cli_plan(model, options, true, &plan) != LQ_OK) return cli_error(c, s, "%s", detail);
+    if (plan.device[0] && strstr(detail, plan.device)) {
+        const int code = cli_error(c, s, "%s", detail);
+        fputs("--gpu-layers N leaves the first layers to the processor; --ctx N asks for a shorter context.\n", stderr);
+        return code;
+    }
+    return cli_error(c, s, "%s; the plan needs %s: weights %s, KV cache %s for %u tokens, activations %s", detail,
                      cli_bytes(plan.total).s, cli_bytes(plan.weights).s, cli_bytes(plan.kv).s, plan.context,
                      cli_bytes(plan.activations).s);
 }

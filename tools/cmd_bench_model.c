@@ -6,11 +6,12 @@
 #include <string.h>
 
 typedef struct args {
+    cli_place place;
     const char *model, *isa, *versus, *csv;
     uint64_t prefill, decode, context, threads, repeat;
 } args;
 
-static const args defaults = {.prefill = 512, .decode = 128, .repeat = 3};
+static const args defaults = {.place = CLI_PLACE, .prefill = 512, .decode = 128, .repeat = 3};
 
 static const cli_operand operands[] = {{"MODEL", offsetof(args, model), 0, "a GGUF file or a Hugging Face folder"}, {0}};
 
@@ -58,6 +59,8 @@ static const cli_option options[] = {
      .help = "measure this instruction set too, run by run in turn with --isa, and print the ratio",
      .also = "|versus|against|compare|"},
     {.type = CLI_GROUP, .name = "How"},
+    CLI_OPT_DEVICE(args),
+    CLI_OPT_GPU_LAYERS(args),
     CLI_OPT_THREADS(args),
     CLI_OPT_ISA(args),
     BENCH_OPT_CSV(args),
@@ -73,7 +76,7 @@ typedef struct roof {
 typedef struct side {
     lq_ctx *ctx;
     lq_model *model;
-    lq_device_info device;
+    lq_device_info device; /* the processor, or --device */
     bench_speed speed;
 } side;
 
@@ -85,6 +88,8 @@ typedef struct state {
     roof roof;
     FILE *csv;
 } state;
+
+static bool on_device(const side *x) { return x->speed.plan.device[0] != 0; }
 
 static void set_speed(json_t *o, const bench_speed *b, const state *s) {
     json_t *prefill = json_object(), *decode = json_object();
@@ -119,6 +124,8 @@ static int print_json(cli *c, const state *s) {
     cli_set_text(o, "isa", s->sides[0].device.isa);
     cli_set_int(o, "repeat", s->a->repeat);
     set_speed(o, &s->sides[0].speed, s);
+    if (on_device(&s->sides[0])) cli_set(o, "device", cli_plan_json(&s->sides[0].speed.plan));
+    cli_border_json(o, &s->sides[0].speed.stats);
     cli_set_real(top, "bytes_per_s", s->roof.bytes_per_s);
     cli_set_int(top, "buffer_bytes", s->roof.buffer);
     cli_set(o, "roof", top);
@@ -140,16 +147,28 @@ static void print_range(const bench_rate *r) {
     if (r->n > 1) printf(", %.1f to %.1f in %u runs", bench_rate_min(r), bench_rate_max(r), r->n);
 }
 
+/* How busy the processors were says little of a run that they only wait for. */
+static void print_share(const side *x, double share) {
+    if (!on_device(x)) printf(", %.0f %% of the CPUs", share * 100);
+}
+
 static void print_speed(const state *s, const side *x) {
     const bench_speed *b = &x->speed;
-    printf("with      %u thread%s, %s\n", s->roof.threads, s->roof.threads == 1 ? "" : "s", x->device.isa);
-    printf("prefill   %10.1f tokens/s  (%u tokens", b->prefill_per_s, b->prefill_tokens);
+    printf("with      ");
+    if (on_device(x)) printf("%s: %s, %s", x->device.name, cli_safe(x->device.description).s, x->device.isa);
+    if (on_device(x) && !b->plan.device_embedding) printf("; and ");
+    if (!b->plan.device_embedding) printf("%u thread%s", s->roof.threads, s->roof.threads == 1 ? "" : "s");
+    if (!on_device(x)) printf(", %s", x->device.isa);
+    printf("\nprefill   %10.1f tokens/s  (%u tokens", b->prefill_per_s, b->prefill_tokens);
     print_range(&b->prefill);
-    printf("), %.0f %% of the CPUs\n", b->prefill_share * 100);
-    printf("decode    %10.1f tokens/s  (%u tokens", b->decode_per_s, b->decode_tokens);
+    putchar(')');
+    print_share(x, b->prefill_share);
+    printf("\ndecode    %10.1f tokens/s  (%u tokens", b->decode_per_s, b->decode_tokens);
     if (s->a->context) printf(" after %llu", (unsigned long long)s->a->context);
     print_range(&b->decode);
-    printf("), %.0f %% of the CPUs, %.2f GB/s", b->decode_share * 100, b->decode_bytes_per_s * 1e-9);
+    putchar(')');
+    print_share(x, b->decode_share);
+    printf(", %.2f GB/s", b->decode_bytes_per_s * 1e-9);
     if (s->roof.bytes_per_s > 0) printf(", %.0f %% of the roof", b->decode_bytes_per_s / s->roof.bytes_per_s * 100);
     putchar('\n');
 }
@@ -176,21 +195,36 @@ static void print_table(const state *s) {
     }
 }
 
-/* A row is named by what the file says of itself, so that copies of it compare; by the instruction set only where one was
- * asked for, so that builds with other kernels compare. */
+static void add_row(const state *s, const side *x, const char *name, const bench_rate *wall, const bench_rate *cpu) {
+    bench_csv_add(s->csv, "model", name, x->device.isa, s->roof.threads, "tokens/s", 1, wall);
+    if (!on_device(x)) bench_csv_add(s->csv, "model", name, x->device.isa, s->roof.threads, "tokens/cpu-s", 1, cpu);
+}
+
+/* A row is named by what the file says of itself, so that copies of it compare; by the instruction set or the device
+ * only where one was asked for, so that builds with other kernels compare. */
 static void add_csv(const state *s, const side *x, const char *isa) {
-    char name[512], depth[48] = "";
+    char name[512], depth[48] = "", where[128] = "";
+    const lq_plan_info *p = &x->speed.plan;
     const char *base = strrchr(s->a->model, '/');
     base = s->model.name[0] ? s->model.name : base && base[1] ? base + 1 : s->a->model;
     if (s->a->context) snprintf(depth, sizeof depth, " after %llu", (unsigned long long)s->a->context);
-    snprintf(name, sizeof name, "%.100s %s; prefill %u%s%s", base, s->model.file_scheme, x->speed.prefill_tokens,
-             isa ? "; " : "", isa ? isa : "");
-    bench_csv_add(s->csv, "model", name, x->device.isa, s->roof.threads, "tokens/s", 1, &x->speed.prefill);
-    bench_csv_add(s->csv, "model", name, x->device.isa, s->roof.threads, "tokens/cpu-s", 1, &x->speed.prefill_cpu);
-    snprintf(name, sizeof name, "%.100s %s; decode %u%s%s%s", base, s->model.file_scheme, x->speed.decode_tokens, depth,
-             isa ? "; " : "", isa ? isa : "");
-    bench_csv_add(s->csv, "model", name, x->device.isa, s->roof.threads, "tokens/s", 1, &x->speed.decode);
-    bench_csv_add(s->csv, "model", name, x->device.isa, s->roof.threads, "tokens/cpu-s", 1, &x->speed.decode_cpu);
+    if (p->device[0]) snprintf(where, sizeof where, "; %s, %u of %u layers", p->device, p->device_layers, p->layers);
+    else if (isa) snprintf(where, sizeof where, "; %.100s", isa);
+    snprintf(name, sizeof name, "%.100s %s; prefill %u%s", base, s->model.file_scheme, x->speed.prefill_tokens, where);
+    add_row(s, x, name, &x->speed.prefill, &x->speed.prefill_cpu);
+    snprintf(name, sizeof name, "%.100s %s; decode %u%s%s", base, s->model.file_scheme, x->speed.decode_tokens, depth,
+             where);
+    add_row(s, x, name, &x->speed.decode, &x->speed.decode_cpu);
+}
+
+/* What the device of this name says of itself; the processor for "". */
+static lq_status describe(const lq_ctx *ctx, const char *name, lq_device_info *out) {
+    lq_status s = lq_device_info_get(ctx, 0, out);
+    for (uint32_t i = 1; name[0] && i < lq_device_count(ctx) && s == LQ_OK; i++) {
+        lq_device_info d = {.size = sizeof d};
+        if (lq_device_info_get(ctx, i, &d) == LQ_OK && strcmp(d.name, name) == 0) *out = d;
+    }
+    return s;
 }
 
 static int open_side(cli *c, state *s, const char *isa) {
@@ -199,9 +233,12 @@ static int open_side(cli *c, state *s, const char *isa) {
     if (code != 0) return code;
     s->n++;
     x->device.size = sizeof x->device;
-    lq_status status = lq_device_info_get(x->ctx, 0, &x->device);
-    if (status == LQ_OK) status = lq_model_open(x->ctx, s->a->model, NULL, &x->model);
-    if (status == LQ_OK) status = lq_model_info_get(x->model, &s->model);
+    code = cli_model(c, x->ctx, s->a->model, &s->a->place, NULL, &x->model);
+    if (code != 0) return code;
+    lq_plan_info plan;
+    lq_status status = lq_model_info_get(x->model, &s->model);
+    if (status == LQ_OK) status = cli_plan(x->model, NULL, true, &plan);
+    if (status == LQ_OK) status = describe(x->ctx, plan.device, &x->device);
     return status == LQ_OK ? 0 : cli_fail(c, status, NULL);
 }
 
@@ -219,8 +256,10 @@ static int measure(cli *c, state *s) {
     const int code = bench_speed_run(c, models, s->n, &o, speeds);
     if (code != 0) return code;
     for (size_t i = 0; i < s->n; i++) s->sides[i].speed = speeds[i];
-    s->roof.threads = a->threads ? (uint32_t)a->threads : s->sides[0].device.threads;
-    s->roof.bytes_per_s = bench_roof(s->roof.threads, s->sides[0].device.memory, &s->roof.buffer);
+    s->roof.threads = speeds[0].plan.threads;
+    /* How fast the processor reads its memory is no roof of another device. */
+    if (!on_device(&s->sides[0]))
+        s->roof.bytes_per_s = bench_roof(s->roof.threads, s->sides[0].device.memory, &s->roof.buffer);
     if (cli_interrupted()) return cli_error(c, LQ_E_CANCELLED, "interrupted");
     add_csv(s, &s->sides[0], a->isa);
     if (s->n > 1) add_csv(s, &s->sides[1], a->versus);
@@ -229,7 +268,11 @@ static int measure(cli *c, state *s) {
 
 static int run(cli *c, const void *arguments) {
     state s = {.a = arguments, .model = {.size = sizeof s.model}};
-    int code = open_side(c, &s, s.a->isa);
+    int code = 0;
+    if (s.a->versus && s.a->place.device) {
+        return cli_usage(c, "--versus-isa compares instruction sets of the processor; --device has no place there");
+    }
+    code = open_side(c, &s, s.a->isa);
     if (code == 0 && s.a->versus) code = open_side(c, &s, s.a->versus);
     if (code == 0) code = bench_csv_open(c, s.a->csv, &s.sides[0].device, &s.csv);
     if (code == 0) code = bench_csv_close(c, s.csv, s.a->csv, measure(c, &s));
@@ -239,6 +282,8 @@ static int run(cli *c, const void *arguments) {
     }
     if (code != 0) return code;
     if (c->json) return print_json(c, &s);
+    cli_plan_print(stderr, &s.sides[0].speed.plan);
+    cli_border_print(&s.sides[0].speed.stats);
     print_table(&s);
     return 0;
 }
@@ -254,6 +299,7 @@ const cli_command cli_command_bench_model = {
              "'of the CPUs' is how much of the threads' time the processors really ran them. Well below 100 % other\n"
              "programs are in the way; then the files of --csv have a second row, tokens/cpu-s, by processor time\n"
              "alone, which with --threads 1 is about what a quiet machine does.\n\n"
+             "With --device there is no roof: it is of the processor's memory, and so is the second row.\n"
              "To compare two instruction sets: --versus-isa. To compare two programs or two machines, let each\n"
              "append to a file of its own (--csv), best in turn, and use `lq bench compare`.\n",
     .operands = operands,
@@ -261,6 +307,7 @@ const cli_command cli_command_bench_model = {
     .examples = "  lq bench model my-model.q4_k_m.gguf\n"
                 "  lq bench model my-model.gguf -p 2048 -n 256 --threads 8 --repeat 5 --json\n"
                 "  lq bench model my-model.gguf -n 32 --context 4096\n"
+                "  lq bench model my-model.gguf --device vulkan:0\n"
                 "  lq bench model my-model.gguf --isa avx2 --versus-isa scalar --repeat 5\n",
     .args_size = sizeof(args),
     .defaults = &defaults,

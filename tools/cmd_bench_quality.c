@@ -17,11 +17,13 @@ enum { MAX_SCHEMES = 64, MAX_TEXTS = 16, SPEED_PREFILL = 256, SPEED_DECODE = 64,
 #define REFERENCE "f16"
 
 typedef struct args {
+    cli_place place;
     const char *model, *schemes, *importance, *keep, *activations;
     cli_list texts;
     uint64_t max_tokens, ctx, threads;
 } args;
 
+static const args defaults = {.place = CLI_PLACE};
 static const cli_operand operands[] = {{0}};
 
 static const cli_option options[] = {
@@ -68,12 +70,10 @@ static const cli_option options[] = {
      .max = 16777216,
      .help = "tokens per window (default 512, or the trained context where that is smaller)",
      .also = "|context|window|"},
-    {.type = CLI_TEXT,
-     .name = "activations",
-     .value = "f32",
-     .at = offsetof(args, activations),
-     .help = "score with FP32 activations, to measure the weights alone"},
+    CLI_OPT_ACTIVATIONS(args),
     {.type = CLI_GROUP, .name = "How"},
+    CLI_OPT_DEVICE(args),
+    CLI_OPT_GPU_LAYERS(args),
     CLI_OPT_THREADS(args),
     {.type = CLI_TEXT,
      .letter = 'k',
@@ -278,8 +278,9 @@ static int open_all(cli *c, bench *b) {
     for (size_t i = 0; i < b->count; i++) {
         entry *e = &b->entries[i];
         lq_model_info m = {.size = sizeof m};
-        lq_status s = lq_model_open(b->ctx, e->path, NULL, &e->model);
-        if (s == LQ_OK) s = lq_model_info_get(e->model, &m);
+        int code = cli_model(c, b->ctx, e->path, &b->a->place, NULL, &e->model);
+        if (code != 0) return code;
+        const lq_status s = lq_model_info_get(e->model, &m);
         if (s != LQ_OK) return cli_fail(c, s, NULL);
         if (i == 0) b->window = b->a->ctx ? (uint32_t)b->a->ctx : m.context < 512 ? m.context : 512;
         if (b->window > m.context) {
@@ -290,7 +291,7 @@ static int open_all(cli *c, bench *b) {
                                        .max_logits = (b->window + 1) / 2,
                                        .threads = (uint32_t)b->a->threads,
                                        .activations = b->a->activations};
-        const int code = cli_session(c, e->model, &so, &e->session);
+        code = cli_session(c, e->model, &so, &e->session);
         if (code != 0) return code;
     }
     return 0;
@@ -436,6 +437,7 @@ static json_t *entry_json(const bench *b, const entry *e) {
         cli_set(domains, b->text_names[t], d);
     }
     cli_set(o, "texts", domains);
+    if (e->speed.plan.device[0]) cli_set(o, "device", cli_plan_json(&e->speed.plan));
     return o;
 }
 
@@ -476,9 +478,7 @@ static int run(cli *c, const void *arguments) {
         code = cli_nomem(c);
     } else {
         *b = (bench){.a = a, .entries = entries, .start = cli_clock()};
-        if (a->activations && strcmp(a->activations, "f32") != 0) {
-            code = cli_usage(c, "--activations %s: only f32 can be asked for", a->activations);
-        }
+        code = cli_check_activations(c, a->activations);
         if (code == 0) code = choose_schemes(c, b);
         if (code == 0) code = choose_inputs(c, b);
         if (code == 0) code = cli_open(c, a->threads, NULL, &b->ctx);
@@ -489,7 +489,10 @@ static int run(cli *c, const void *arguments) {
         if (code == 0) code = time_all(c, b);
         if (code == 0 && c->json) code = print_json(c, b);
         else if (code == 0) print_tables(b);
-        if (code == 0 && !c->json) fprintf(stderr, "%.0f s\n", cli_clock() - b->start);
+        if (code == 0 && !c->json) {
+            cli_plan_print(stderr, &b->entries[1].speed.plan);
+            fprintf(stderr, "%.0f s\n", cli_clock() - b->start);
+        }
         clean_up(b);
     }
     free(entries);
@@ -513,5 +516,6 @@ const cli_command cli_command_bench_quality = {
                 "  lq bench quality --schemes q2_k,q4_0 --importance stats.gguf\n"
                 "  lq bench quality --model my-model/ --schemes q4_k_m,q4_0 --max-tokens 100000 --keep out/\n",
     .args_size = sizeof(args),
+    .defaults = &defaults,
     .run = run,
 };

@@ -182,6 +182,8 @@ static void bash_script(FILE *f) {
           "        w=${COMP_WORDS[i]}\n"
           "        if [[ $option ]]; then\n"
           "            [[ $w == '=' ]] || option=''\n"
+          "        elif [[ $w == ':' ]]; then # bash takes words apart at colons: the next is of this one too\n"
+          "            ((i++))\n"
           "        elif [[ $w == -?* ]]; then\n"
           "            case \"$command $w\" in\n",
           f);
@@ -243,11 +245,20 @@ static void bash_script(FILE *f) {
 
 /* ------------------------------------------------------------------------------------------------ zsh */
 
+/* A colon would end the action. */
+static void zsh_values(FILE *f, const cli_option *o) {
+    if (!o->values || !strchr(o->values, ':')) {
+        put_values(f, o);
+        return;
+    }
+    for (const char *s = o->values; *s; s++) fprintf(f, *s == ':' ? "\\%c" : "%c", *s);
+}
+
 static void zsh_action(FILE *f, value_kind kind, const cli_option *o, const cli_operand *p) {
     if (kind == VALUE_PATH) fputs("_files", f);
     if (kind == VALUE_WORDS) {
         fputc('(', f);
-        if (o) put_values(f, o);
+        if (o) zsh_values(f, o);
         else put_operand_words(f, p);
         fputc(')', f);
     }

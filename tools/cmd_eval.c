@@ -8,10 +8,13 @@
 #include <string.h>
 
 typedef struct args {
+    cli_place place;
     const char *model, *text, *against, *activations, *isa;
     uint64_t ctx, max_tokens, threads;
     uint32_t score_all;
 } args;
+
+static const args defaults = {.place = CLI_PLACE};
 
 static const cli_operand operands[] = {{"MODEL", offsetof(args, model), 0, "a GGUF file or a Hugging Face folder"}, {0}};
 
@@ -41,12 +44,9 @@ static const cli_option options[] = {
              "model has context to go by",
      .also = "|stride|all|"},
     {.type = CLI_GROUP, .name = "How"},
-    {.type = CLI_TEXT,
-     .name = "activations",
-     .value = "f32",
-     .at = offsetof(args, activations),
-     .help = "compute with FP32 activations, to measure the weights alone (default: what the\n"
-             "fastest kernels want, 8 bits)"},
+    CLI_OPT_DEVICE(args),
+    CLI_OPT_GPU_LAYERS(args),
+    CLI_OPT_ACTIVATIONS(args),
     CLI_OPT_THREADS(args),
     CLI_OPT_ISA(args),
     {.type = CLI_END}};
@@ -75,7 +75,16 @@ static json_t *result_json(const lq_eval_result *r, bool compared) {
     return o;
 }
 
-static int print_json(cli *c, const args *a, const lq_eval_result *ref, const lq_eval_result *r, double seconds) {
+/* What a sweep gives; [0] the model, [1] the reference. */
+typedef struct sweep {
+    lq_eval_result result[2];
+    lq_plan_info plan;
+    lq_stats stats; /* of the model */
+    double seconds;
+} sweep;
+
+static int print_json(cli *c, const args *a, const sweep *w) {
+    const lq_eval_result *r = &w->result[0], *ref = &w->result[1];
     json_t *o = result_json(r, a->against != NULL);
     cli_set_text(o, "model", a->model);
     cli_set_text(o, "text", a->text);
@@ -84,11 +93,14 @@ static int print_json(cli *c, const args *a, const lq_eval_result *ref, const lq
         cli_set_text(e, "model", a->against);
         cli_set(o, "reference", e);
     }
-    cli_set_real(o, "seconds", seconds);
+    if (w->plan.device[0]) cli_set(o, "device", cli_plan_json(&w->plan));
+    cli_border_json(o, &w->stats);
+    cli_set_real(o, "seconds", w->seconds);
     return cli_json_print(c, o, CLI_OK);
 }
 
-static void print_result(const args *a, const lq_eval_result *ref, const lq_eval_result *r, double seconds) {
+static void print_result(const args *a, const sweep *w) {
+    const lq_eval_result *r = &w->result[0], *ref = &w->result[1];
     printf("tokens scored     %llu of %llu, windows of %u\n", (unsigned long long)r->tokens,
            (unsigned long long)r->evaluated, r->window);
     printf("perplexity        %.4f +- %.4f  (%.6f nats per token)\n", r->ppl, r->ppl_se, r->nll);
@@ -101,14 +113,15 @@ static void print_result(const args *a, const lq_eval_result *ref, const lq_eval
         printf("same top token    %.3f %%\n", r->same_top * 100);
         printf("right token's p   mean change %+.4f %%, root mean square %.4f %%\n", r->dp_mean * 100, r->dp_rms * 100);
     }
-    fprintf(stderr, "%.1f s, %.0f tokens/s\n", seconds, seconds > 0 ? (double)r->evaluated / seconds : 0.0);
+    fprintf(stderr, "%.1f s, %.0f tokens/s\n", w->seconds, w->seconds > 0 ? (double)r->evaluated / w->seconds : 0.0);
+    cli_border_print(&w->stats);
 }
 
 /* The models are open: sessions, tokens, the sweep. models[1] is the reference or NULL. */
 static int evaluate(cli *c, const args *a, lq_model *const models[2]) {
     lq_session *sessions[2] = {NULL, NULL};
     lq_model_info info = {.size = sizeof info};
-    lq_eval_result r = {.size = sizeof r}, ref = {.size = sizeof ref};
+    sweep w = {.result = {{.size = sizeof *w.result}, {.size = sizeof *w.result}}, .stats = {.size = sizeof w.stats}};
     int32_t *ids = NULL;
     size_t count = 0;
     cli_progress progress;
@@ -130,6 +143,7 @@ static int evaluate(cli *c, const args *a, lq_model *const models[2]) {
                                    .max_logits = a->score_all ? window : (window + 1) / 2,
                                    .threads = (uint32_t)a->threads,
                                    .activations = a->activations};
+    code = cli_plan_tell(c, models[0], &so, &w.plan);
     for (int i = 0; i < 2 && code == 0; i++) {
         if (models[i]) code = cli_session(c, models[i], &so, &sessions[i]);
     }
@@ -142,14 +156,15 @@ static int evaluate(cli *c, const args *a, lq_model *const models[2]) {
                                     .user = &progress};
         cli_progress_begin(&progress, "eval");
         cli_watch(sessions, models[1] ? 2 : 1);
-        s = models[1] ? lq_compare(sessions[1], sessions, 1, ids, count, &eo, &ref, &r)
-                      : lq_evaluate(sessions[0], ids, count, &eo, &r);
+        s = models[1] ? lq_compare(sessions[1], sessions, 1, ids, count, &eo, &w.result[1], &w.result[0])
+                      : lq_evaluate(sessions[0], ids, count, &eo, &w.result[0]);
         cli_unwatch();
         cli_progress_clear(&progress);
-        const double seconds = cli_clock() - progress.start;
+        w.seconds = cli_clock() - progress.start;
+        if (s == LQ_OK) s = lq_session_stats(sessions[0], &w.stats);
         if (s != LQ_OK) code = cli_fail(c, s, NULL);
-        else if (c->json) code = print_json(c, a, &ref, &r, seconds);
-        else print_result(a, &ref, &r, seconds);
+        else if (c->json) code = print_json(c, a, &w);
+        else print_result(a, &w);
     }
     lq_session_close(sessions[0]);
     lq_session_close(sessions[1]);
@@ -161,14 +176,12 @@ static int run(cli *c, const void *arguments) {
     const args *a = arguments;
     lq_ctx *ctx;
     lq_model *models[2] = {NULL, NULL};
-    if (a->activations && strcmp(a->activations, "f32") != 0) {
-        return cli_usage(c, "--activations %s: only f32 can be asked for", a->activations);
-    }
-    int code = cli_open(c, a->threads, a->isa, &ctx);
+    int code = cli_check_activations(c, a->activations);
+    if (code == 0) code = cli_open(c, a->threads, a->isa, &ctx);
     if (code != 0) return code;
-    lq_status s = lq_model_open(ctx, a->model, NULL, &models[0]);
-    if (s == LQ_OK && a->against) s = lq_model_open(ctx, a->against, NULL, &models[1]);
-    code = s == LQ_OK ? evaluate(c, a, models) : cli_fail(c, s, NULL);
+    code = cli_model(c, ctx, a->model, &a->place, NULL, &models[0]);
+    if (code == 0 && a->against) code = cli_model(c, ctx, a->against, &a->place, NULL, &models[1]);
+    if (code == 0) code = evaluate(c, a, models);
     lq_model_close(models[0]);
     lq_model_close(models[1]);
     lq_close(ctx);
@@ -182,12 +195,14 @@ const cli_command cli_command_eval = {
              "same text, window and tokenizer compare. With --against the KL divergence tells more: how far the\n"
              "model's predictions are from those of the reference, token by token (0 = identical), and how\n"
              "often both have the same most likely token.\n\n"
-             "The text is cut into windows that do not overlap; each begins with an empty context.\n",
+             "The text is cut into windows that do not overlap; each begins with an empty context. With --device\n"
+             "both models run there.\n",
     .operands = operands,
     .options = options,
     .examples = "  lq eval my-model.q4_k_m.gguf --text book.txt\n"
                 "  lq eval my-model.q4_k_m.gguf --text book.txt --against my-model.f16.gguf --json\n"
                 "  lq eval my-model.gguf --text book.txt --ctx 2048 --max-tokens 100000 --score-all\n",
     .args_size = sizeof(args),
+    .defaults = &defaults,
     .run = run,
 };

@@ -7,10 +7,13 @@
 #include <string.h>
 
 typedef struct args {
+    cli_place place;
     const char *model;
     uint64_t ctx;
     uint32_t tensors, meta, check, devices, formats, schemes;
 } args;
+
+static const args defaults = {.place = CLI_PLACE};
 
 static const cli_operand operands[] = {
     {"MODEL", offsetof(args, model), 1, "a GGUF file or a Hugging Face folder"}, {0}};
@@ -26,6 +29,8 @@ static const cli_option options[] = {
      .max = 16777216,
      .help = "plan the memory for a context of N tokens (default: the trained context)",
      .also = "|context|ctx-size|n-ctx|"},
+    CLI_OPT_DEVICE(args),
+    CLI_OPT_GPU_LAYERS(args),
     {.type = CLI_FLAG, .name = "tensors", .at = offsetof(args, tensors), .help = "list every tensor, in file order"},
     {.type = CLI_FLAG, .name = "meta", .at = offsetof(args, meta), .help = "list the metadata of the file",
      .also = "|metadata|keys|"},
@@ -42,34 +47,55 @@ static const cli_option options[] = {
 
 /* ------------------------------------------------------------------------------------------------ this build */
 
+static json_t *device_json(const lq_device_info *d, lq_status status) {
+    json_t *o = json_object();
+    if (status != LQ_OK) {
+        json_t *e = json_object();
+        cli_set_text(e, "status", lq_status_name(status));
+        cli_set_text(e, "message", lq_error_detail());
+        cli_set(o, "name", json_null());
+        cli_set(o, "error", e);
+        return o;
+    }
+    cli_set_text(o, "name", d->name);
+    cli_set_text(o, "description", d->description);
+    cli_set_text(o, "isa", d->isa);
+    cli_set_int(o, "threads", d->threads);
+    cli_set_int(o, "memory", d->memory);
+    return o;
+}
+
+static void print_device(const lq_device_info *d, lq_status status) {
+    if (status != LQ_OK) {
+        printf("%-9s %s\n", "unusable", cli_safe(lq_error_detail()).s);
+        return;
+    }
+    printf("%-9s %s; %s, ", d->name, cli_safe(d->description).s, d->isa);
+    if (d->threads) printf("%u thread%s, ", d->threads, d->threads == 1 ? "" : "s");
+    printf("%s of memory\n", cli_bytes(d->memory).s);
+}
+
+/* A device that cannot be used stands in the list with the reason: it is not the command that fails. */
 static int show_devices(cli *c) {
     lq_ctx *ctx;
-    int code = cli_open(c, 0, NULL, &ctx);
+    const int code = cli_open(c, 0, NULL, &ctx);
     if (code != 0) return code;
     json_t *list = json_array();
-    for (uint32_t i = 0; i < lq_device_count(ctx) && code == 0; i++) {
-        lq_device_info d = {.size = sizeof d};
+    const uint32_t n = lq_device_count(ctx);
+    lq_device_info d = {.size = sizeof d};
+    for (uint32_t i = 0; i < n; i++) {
         const lq_status s = lq_device_info_get(ctx, i, &d);
-        if (s != LQ_OK) {
-            code = cli_fail(c, s, NULL);
-            break;
-        }
-        json_t *o = json_object();
-        cli_set_text(o, "name", d.name);
-        cli_set_text(o, "description", d.description);
-        cli_set_text(o, "isa", d.isa);
-        cli_set_int(o, "threads", d.threads);
-        cli_set_int(o, "memory", d.memory);
-        (void)json_array_append_new(list, o);
-        if (!c->json) {
-            printf("%-8s %s; %s, %u thread%s, %s of memory\n", d.name, cli_safe(d.description).s, d.isa, d.threads,
-                   d.threads == 1 ? "" : "s", cli_bytes(d.memory).s);
-        }
+        if (!c->json) print_device(&d, s);
+        (void)json_array_append_new(list, device_json(&d, s));
+    }
+    /* Nothing but the processor: the library's sentence on the next one says which kinds this build knows. */
+    if (n == 1 && !c->json && lq_device_info_get(ctx, n, &d) != LQ_OK) {
+        fprintf(stderr, "no other device is here: %s\n", cli_safe(lq_error_detail()).s);
     }
     lq_close(ctx);
-    if (c->json && code == 0) return cli_json_print(c, list, 0);
+    if (c->json) return cli_json_print(c, list, 0);
     json_decref(list);
-    return code;
+    return 0;
 }
 
 static int show_formats(cli *c) {
@@ -163,8 +189,11 @@ static void print_model(const char *path, const lq_model_info *m, const lq_plan_
            m->tensors, cli_bytes(m->weight_bytes).s, m->bits_per_weight);
     printf("  read per token    %s\n", cli_bytes(m->bytes_per_token).s);
     printf("  memory to run     %s for a context of %u tokens: ", cli_bytes(p->total).s, p->context);
-    printf("weights %s, KV cache %s, activations %s\n\n", cli_bytes(p->weights).s, cli_bytes(p->kv).s,
+    printf("weights %s, KV cache %s, activations %s\n", cli_bytes(p->weights).s, cli_bytes(p->kv).s,
            cli_bytes(p->activations).s);
+    if (p->device[0]) printf("  device            ");
+    cli_plan_print(stdout, p);
+    putchar('\n');
     printf("%-16s %-7s %7s %12s %12s %8s\n", "class", "format", "tensors", "weights", "bytes", "bits/w");
     for (size_t i = 0; i < n; i++) {
         printf("%-16s %-7s %7u %12llu %12llu %8.3f\n", role_of(k[i].role), k[i].format, k[i].tensors,
@@ -201,6 +230,7 @@ static json_t *model_json(const char *path, const lq_model_info *m, const lq_pla
     cli_set_int(memory, "activations", p->activations);
     cli_set_int(memory, "total", p->total);
     cli_set(o, "memory", memory);
+    if (p->device[0]) cli_set(o, "device", cli_plan_json(p));
     for (size_t i = 0; i < n; i++) {
         json_t *e = json_object();
         cli_set_text(e, "class", k[i].role);
@@ -260,10 +290,10 @@ static void list_meta(const lq_model *model, json_t *object) {
 
 static int show_model(cli *c, const args *a, lq_model *model) {
     lq_model_info m = {.size = sizeof m};
-    lq_plan_info p = {.size = sizeof p};
+    lq_plan_info p;
     const lq_session_options so = {.size = sizeof so, .context = (uint32_t)a->ctx};
     lq_status s = lq_model_info_get(model, &m);
-    if (s == LQ_OK) s = lq_model_plan(model, &so, &p);
+    if (s == LQ_OK) s = cli_plan(model, &so, false, &p);
     if (s != LQ_OK) return cli_fail(c, s, NULL);
     size_t n = 0;
     tensor_class *k = classify(model, m.tensors, &n);
@@ -290,16 +320,19 @@ static int run(cli *c, const void *arguments) {
     if ((a->devices + a->formats + a->schemes + (a->model != NULL)) != 1) {
         return cli_usage(c, "one of MODEL, --devices, --formats and --schemes is needed");
     }
+    if (!a->model && (a->place.device || a->place.layers != CLI_ALL_LAYERS)) {
+        return cli_usage(c, "--device and --gpu-layers plan a MODEL; --devices lists the devices");
+    }
     if (a->devices) return show_devices(c);
     if (a->formats) return show_formats(c);
     if (a->schemes) return show_schemes(c);
     lq_ctx *ctx;
     lq_model *model = NULL;
-    const lq_model_options mo = {.size = sizeof mo, .check_tensors = a->check};
+    const lq_model_options mo = {.size = sizeof mo, .check_tensors = a->check, .plan_only = 1};
     int code = cli_open(c, 0, NULL, &ctx);
     if (code != 0) return code;
-    const lq_status s = lq_model_open(ctx, a->model, &mo, &model);
-    code = s == LQ_OK ? show_model(c, a, model) : cli_fail(c, s, NULL);
+    code = cli_model(c, ctx, a->model, &a->place, &mo, &model);
+    if (code == 0) code = show_model(c, a, model);
     lq_model_close(model);
     lq_close(ctx);
     return code;
@@ -309,13 +342,16 @@ const cli_command cli_command_info = {
     .name = "info",
     .summary = "what a model holds and needs, and what this build offers",
     .about = "Reads the headers of a model, not its weights: architecture, dimensions, formats and bytes per\n"
-             "class of tensor, bits per weight, and the memory that running it takes before it is loaded.\n",
+             "class of tensor, bits per weight, and the memory that running it takes before it is loaded; with\n"
+             "--device also what runs where, and whether that fits.\n",
     .operands = operands,
     .options = options,
     .examples = "  lq info my-model.q4_k_m.gguf\n"
                 "  lq info my-model/ --ctx 4096 --json\n"
                 "  lq info my-model.gguf --tensors --meta\n"
+                "  lq info my-model.gguf --device vulkan:0 --gpu-layers 20\n"
                 "  lq info --schemes\n",
     .args_size = sizeof(args),
+    .defaults = &defaults,
     .run = run,
 };

@@ -10,13 +10,14 @@
 #include <unistd.h>
 
 typedef struct args {
-    const char *model, *prompt, *isa;
+    cli_place place;
+    const char *model, *prompt, *isa, *activations;
     uint64_t n, top_k, seed, ctx, threads;
     double temp, top_p, min_p;
     uint32_t special, ignore_eos;
 } args;
 
-static const args defaults = {.n = 128};
+static const args defaults = {.place = CLI_PLACE, .n = 128};
 
 static const cli_operand operands[] = {{"MODEL", offsetof(args, model), 0, "a GGUF file or a Hugging Face folder"}, {0}};
 
@@ -94,6 +95,9 @@ static const cli_option options[] = {
      .max = 18446744073709549568.0, /* the largest double below 2^64 */
      .help = "the same seed, prompt and model give the same text (default 0)"},
     {.type = CLI_GROUP, .name = "How"},
+    CLI_OPT_DEVICE(args),
+    CLI_OPT_GPU_LAYERS(args),
+    CLI_OPT_ACTIVATIONS(args),
     CLI_OPT_THREADS(args),
     CLI_OPT_ISA(args),
     {.type = CLI_END}};
@@ -104,6 +108,7 @@ typedef struct state {
     lq_model *model;
     lq_session *session;
     lq_model_info info;
+    lq_plan_info plan;
     int32_t *ids; /* the generated ones */
     size_t count, base, printed;
     char *text; /* scratch of the detokenizer */
@@ -203,6 +208,7 @@ static void print_stats(const state *s, const lq_stats *t, size_t prompt_tokens,
                 (double)t->decode_bytes / t->decode_seconds * 1e-9);
     }
     fprintf(stderr, "; logits %08x\n", t->last_logits_hash);
+    cli_border_print(t);
 }
 
 static double rate(double amount, double seconds) { return seconds > 0 ? amount / seconds : 0; }
@@ -227,6 +233,8 @@ static int print_json(cli *c, const state *s, const lq_stats *t, size_t prompt_t
     cli_set_real(decode, "bytes_per_s", rate((double)t->decode_bytes, t->decode_seconds));
     cli_set(o, "prefill", prefill);
     cli_set(o, "decode", decode);
+    if (s->plan.device[0]) cli_set(o, "device", cli_plan_json(&s->plan));
+    cli_border_json(o, t);
     cli_set_text(o, "logits_hash", hash);
     return cli_json_print(c, o, CLI_OK);
 }
@@ -260,9 +268,11 @@ static int with_model(cli *c, state *s, const char *text, size_t bytes) {
     size_t n = 0;
     lq_status status = lq_model_info_get(s->model, &s->info);
     if (status != LQ_OK) return cli_fail(c, status, NULL);
-    const lq_session_options so = {.size = sizeof so, .context = (uint32_t)a->ctx, .threads = (uint32_t)a->threads};
+    const lq_session_options so = {.size = sizeof so, .context = (uint32_t)a->ctx, .threads = (uint32_t)a->threads,
+                                   .activations = a->activations};
     int code = cli_tokenize(c, s->model, text, bytes, LQ_TOKENIZE_BOS | (a->special ? LQ_TOKENIZE_PARSE_SPECIAL : 0u),
                             &prompt, &n);
+    if (code == 0) code = cli_plan_tell(c, s->model, &so, &s->plan);
     if (code == 0) code = cli_session(c, s->model, &so, &s->session);
     if (code == 0) {
         lq_session_info si = {.size = sizeof si};
@@ -289,13 +299,12 @@ static int run(cli *c, const void *arguments) {
     lq_ctx *ctx = NULL;
     char *text = NULL;
     size_t bytes = 0;
-    int code = 0;
-    if (strcmp(a->prompt, "-") == 0) code = cli_read(c, "-", &text, &bytes);
+    int code = cli_check_activations(c, a->activations);
+    if (code == 0 && strcmp(a->prompt, "-") == 0) code = cli_read(c, "-", &text, &bytes);
     if (code == 0) code = cli_open(c, a->threads, a->isa, &ctx);
     if (code == 0) {
-        const lq_status status = lq_model_open(ctx, a->model, NULL, &s.model);
-        if (status != LQ_OK) code = cli_fail(c, status, NULL);
-        else code = with_model(c, &s, text ? text : a->prompt, text ? bytes : strlen(a->prompt));
+        code = cli_model(c, ctx, a->model, &a->place, NULL, &s.model);
+        if (code == 0) code = with_model(c, &s, text ? text : a->prompt, text ? bytes : strlen(a->prompt));
         lq_model_close(s.model);
         lq_close(ctx);
     }
@@ -309,12 +318,14 @@ const cli_command cli_command_run = {
     .about = "Prints the continuation on standard output as it is made, and nothing else there. Ends at the\n"
              "end-of-text token, after -n tokens, or when the context is full; Ctrl-C ends it at once.\n"
              "Afterwards standard error tells the speed, the memory bandwidth reached, and a hash of the last\n"
-             "logits: equal hashes mean equal results to the last bit, for any number of threads.\n",
+             "logits: equal hashes mean equal results to the last bit, for any number of threads. With --device\n"
+             "it says first what runs where, and what memory that takes.\n",
     .operands = operands,
     .options = options,
     .examples = "  lq run my-model.gguf -p 'Once upon a time'\n"
                 "  lq run my-model.gguf -p 'Dear Sir,' -n 200 --temp 0.8 --top-p 0.95 --seed 7\n"
-                "  lq run my-model.gguf -p - < notes.txt > continuation.txt\n",
+                "  lq run my-model.gguf -p - < notes.txt > continuation.txt\n"
+                "  lq run my-model.gguf -p 'Once upon a time' --device vulkan:0 --gpu-layers 20\n",
     .args_size = sizeof(args),
     .defaults = &defaults,
     .run = run,
