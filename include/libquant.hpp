@@ -194,10 +194,17 @@ class context {
     context(const context &) = delete;
     context &operator=(const context &) = delete;
 
+    /* Where models can run: the processor, then the others. A device that is there but lacks what every kernel needs,
+     * or that failed, is left out. */
     std::vector<lq_device_info> devices() const {
-        std::vector<lq_device_info> all(lq_device_count(get()), sized<lq_device_info>());
-        for (std::size_t i = 0; i < all.size(); i++)
-            check(lq_device_info_get(get(), static_cast<std::uint32_t>(i), &all[i]));
+        std::vector<lq_device_info> all;
+        for (std::uint32_t i = 0; i < lq_device_count(get()); i++) {
+            auto d = sized<lq_device_info>();
+            const lq_status status = lq_device_info_get(get(), i, &d);
+            if (status == LQ_E_UNSUPPORTED || status == LQ_E_DEVICE) continue;
+            check(status);
+            all.push_back(d);
+        }
         return all;
     }
     lq_ctx *get() const noexcept { return state_->ctx; }
@@ -236,6 +243,7 @@ inline lq_quantize_result quantize(const context &ctx, const std::string &src, c
 
 class model {
   public:
+    /* On another device than the processor: options.device is a name of context::devices(). */
     model(const context &ctx, const std::string &path, const lq_model_options &options = sized<lq_model_options>())
         : state_(std::make_shared<state>()) {
         state_->ctx = ctx.state_;

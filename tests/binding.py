@@ -143,6 +143,30 @@ def generation():
 
 
 @test
+def devices():
+    raises(libquant.Error, lambda: context.open(model_path, device="abacus:0"), libquant.E_ARG)
+    raises(libquant.Error, lambda: context.open(model_path, gpu_layers=2), libquant.E_ARG)
+    with context.open(model_path, device="cpu") as model:
+        assert model.plan().device == "" and model.plan().device_total == 0 and model.plan().layers == 6
+        with model.session(activations="f32") as s:
+            want = list(s.generate("Once upon a time", max_tokens=8))
+    for name in [d.name for d in context.devices[1:]]:
+        with context.open(model_path, device=name, plan_only=True) as model:
+            planned = model.plan(activations="f32")
+            assert planned.device == name and planned.device_embedding == 1 and planned.border_bytes == 0
+            raises(libquant.Error, lambda: model.session(), libquant.E_ARG)
+        for layers in (0, 2):
+            with context.open(model_path, device=name, gpu_layers=layers) as model:
+                plan = model.plan(activations="f32")
+                assert plan.device_layers == (layers or 6) and plan.device_total > 0
+                assert layers or plan.device_total == planned.device_total
+                with model.session(activations="f32") as s:
+                    assert list(s.generate("Once upon a time", max_tokens=8)) == want
+                    assert (s.stats.border_bytes > 0) == (layers > 0)
+                    assert s.info.device_kv_bytes == plan.device_kv
+
+
+@test
 def cancelling_from_another_thread():
     with context.open(model_path) as model, model.session() as s:
         timer = threading.Timer(0.2, s.cancel)

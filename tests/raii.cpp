@@ -138,6 +138,40 @@ static void sessions(const libquant::context &ctx, const std::string &path) {
     EXPECT(ended == LQ_E_CANCELLED);
 }
 
+/* On every device that is here: the processor's greedy choice, a plan in bytes, hidden rows that cross a border. */
+static void devices(const libquant::context &ctx, const std::string &path) {
+    auto where = libquant::sized<lq_model_options>();
+    where.device = "abacus:0";
+    EXPECT(status_of([&] { libquant::model(ctx, path, where); }) == LQ_E_ARG);
+    where.device = nullptr;
+    where.gpu_layers = 2;
+    EXPECT(status_of([&] { libquant::model(ctx, path, where); }) == LQ_E_ARG);
+
+    auto options = libquant::sized<lq_session_options>();
+    options.activations = "f32";
+    const libquant::model here(ctx, path);
+    EXPECT(here.plan(options).device[0] == 0 && here.plan(options).device_total == 0);
+    libquant::session reference(here, options);
+    const auto ids = here.tokenize("Once upon a time");
+    reference.decode(ids);
+    for (const auto &d : ctx.devices()) {
+        const std::string name = d.name;
+        if (name == "cpu:0") continue;
+        where.device = name.c_str();
+        where.plan_only = 1;
+        const libquant::model planned(ctx, path, where);
+        EXPECT(status_of([&] { libquant::session(planned, options); }) == LQ_E_ARG);
+        where.plan_only = 0;
+        const libquant::model model(ctx, path, where);
+        const auto plan = model.plan(options);
+        EXPECT(plan.device == name && plan.device_layers == 2 && plan.border_bytes == 4u * here.info().embedding);
+        EXPECT(planned.plan(options).device_total == plan.device_total);
+        libquant::session session(model, options);
+        session.decode(ids);
+        EXPECT(session.sample() == reference.sample() && session.stats().border_bytes > 0);
+    }
+}
+
 static void scoring(const libquant::context &ctx, const std::string &src, const std::string &path) {
     const libquant::model f16(ctx, src), q8(ctx, path);
     auto options = libquant::sized<lq_session_options>();
@@ -179,6 +213,7 @@ int main(int argc, char **argv) {
     quantizing(ctx, argv[1], path);
     models(ctx, path);
     sessions(ctx, path);
+    devices(ctx, path);
     scoring(ctx, argv[1], path);
     return failed != 0;
 }

@@ -8,6 +8,9 @@
             for piece in session.generate("Once upon a time", max_tokens=64):
                 print(piece, end="", flush=True)
 
+A model runs on the processor, or on another device: ctx.open("my-model.gguf", device="vulkan:0"). ctx.devices lists
+what is here.
+
 It is a thin layer over libquant.h, which documents every call. What differs:
 
 Errors      A call that fails raises Error, with the status code, its name and the library's sentence. Subclasses exist
@@ -457,16 +460,22 @@ class Context(_Handle):
 
     @property
     def devices(self) -> List[DeviceInfo]:
+        """Where models can run: the processor, then the others, by the names that `open` takes. A device that is there
+        but lacks what every kernel needs, or that failed, is left out; `lq info --devices` says why."""
         out = []
         for i in range(load().lq_device_count(self._handle)):
             info = DeviceInfo()
-            _check(load().lq_device_info_get(self._handle, i, byref(info)))
-            out.append(info)
+            status = load().lq_device_info_get(self._handle, i, byref(info))
+            if status not in (E_UNSUPPORTED, E_DEVICE):
+                _check(status)
+                out.append(info)
         return out
 
     def open(self, path: Path, check_tensors: bool = False, no_mmap: bool = False, device: Optional[str] = None,
              gpu_layers: int = 0, plan_only: bool = False) -> "Model":
-        """Open a GGUF file or a Hugging Face directory; `device` ("vulkan:0") runs the last `gpu_layers` layers, 0 = all."""
+        """Open a GGUF file or a Hugging Face directory. `device`, a name of `devices`, runs the last `gpu_layers` layers
+        (0 = all) and the output, and holds their weights; None = the processor runs it all. With `plan_only` nothing is
+        written to the device and no session opens: for Model.plan."""
         options, out = _ModelOptions(check_tensors=check_tensors, no_mmap=no_mmap, device=_text(device),
                                      gpu_layers=gpu_layers, plan_only=plan_only), c_void_p()
         _check(load().lq_model_open(self._handle, _path(path), byref(options), byref(out)))
@@ -557,7 +566,7 @@ class Model(_Handle):
         return None if found < 0 else found
 
     def plan(self, **options: Any) -> PlanInfo:
-        """The bytes that a session with these options needs."""
+        """The bytes that a session with these options needs, of the processor's memory and of the model's device."""
         plan = PlanInfo()
         _check(load().lq_model_plan(self._handle, byref(_session_options(options)), byref(plan)))
         return plan
