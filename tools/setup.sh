@@ -12,6 +12,8 @@ set -u
 essential='gcc libc6-dev make pkg-config libjansson-dev check'
 optional='glslang-tools clang libclang-rt-14-dev gcovr' # shader checks of the formats; second compiler; fuzzing; coverage
 optional="$optional g++ python3 mandoc zsh fish"         # C++ header; binding; manual pages; completion
+# The Vulkan backend: headers and loader, compiler of shaders; a device without a GPU, and judges of what it is given.
+optional="$optional libvulkan-dev glslc mesa-vulkan-drivers vulkan-validationlayers spirv-tools"
 cc=${CC:-cc} foreign=
 case "${1:-}" in
 '') ;;
