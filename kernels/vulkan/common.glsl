@@ -5,6 +5,7 @@
  * 64-bit integers. exp, sin and their like are written out here, because what a driver's own must be good for is loose
  * (an angle may be a million, an exp may err by many units), and because the bits are then ours everywhere.
  * Layer L2. */
+#extension GL_EXT_control_flow_attributes : require
 #extension GL_EXT_buffer_reference : require
 #extension GL_EXT_buffer_reference_uvec2 : require
 #extension GL_EXT_shader_explicit_arithmetic_types_int8 : require
@@ -79,7 +80,8 @@ bool present(uvec2 address) { return (address.x | address.y) != 0u; }
 int columns() { return st.out_columns != 0 ? pm.n_out : pm.n; }
 int param_int(int at, int i) { return Ints(params_at).i[at + i]; }
 float param_float(int at, int i) { return Floats(params_at).f[at + i]; }
-/* The column that x is read at where a step gathers the wanted ones. */
+/* The column of the batch that column c of a step is; and the one that x is read at where a step gathers the wanted ones. */
+int column_of(int c) { return st.out_columns != 0 ? param_int(pm.out_at, c) : c; }
 int gathered(int c) { return st.gathers != 0 ? param_int(pm.out_at, c) : c; }
 
 /* Head h of column c: an index of floats from the view's base. Value i of all heads, one after the other. */
@@ -87,7 +89,12 @@ int gathered(int c) { return st.gathers != 0 ? param_int(pm.out_at, c) : c; }
 #define VIEW_FLAT(v, c, i) ((c) * st.v##_column + (i) / st.v##_width * st.v##_stride + (i) % st.v##_width)
 #define SLOT(v) Floats(st.v##_base).f
 
-/* The number of a thread among all of a dispatch whose groups fold over y, for workgroups of one dimension. */
+/* Shaders that treat value after value: 64 threads, 4 values each; x = values of a column / 256, y = columns. */
+#define EACH_VALUE(i, n)                                                                                           \
+    [[dont_unroll]] for (int i = 256 * int(gl_WorkGroupID.x) + int(gl_LocalInvocationID.x),                        \
+                             end_ = min(i + 256 - int(gl_LocalInvocationID.x), n); i < end_; i += 64)
+
+/* The number of a group where groups fold over x and y. */
 int folded_group() { return int(gl_WorkGroupID.x + gl_WorkGroupID.y * gl_NumWorkGroups.x); }
 
 /* -------------------------------------------------------------------------------------------------------- numbers */

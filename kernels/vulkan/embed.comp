@@ -9,13 +9,15 @@ layout(local_size_x = 64) in;
 #include "decode.glsl"
 #include "roles.h"
 
+shared float unit[32 * 64]; /* [value][thread]: registers cannot be indexed in a loop */
+
 void main() {
     const int c = int(gl_WorkGroupID.y), u = int(gl_GlobalInvocationID.x), k = st.y_heads * st.y_width;
     if (c >= columns() || 32 * u >= k) return;
     const int n = min(32, k - 32 * u);
     if (pm.ids_at == 0) {
         if (ROLE != Q_VK_EMBED_W) return;
-        for (int i = 0; i < n; i++)
+        [[dont_unroll]] for (int i = 0; i < n; i++)
             SLOT(y)[VIEW_FLAT(y, c, 32 * u + i)] = param_float(pm.x_at, c * pm.x_column + 32 * u + i);
         return;
     }
@@ -32,10 +34,12 @@ void main() {
     }
     float w[32];
     decode_unit(row, u, row_k, w);
-    for (int i = 0; i < 32; i++) {
-        if (i >= n) break;
+    const int tid = int(gl_LocalInvocationID.x);
+    for (int i = 0; i < 32; i++) unit[64 * i + tid] = w[i];
+    [[dont_unroll]] for (int i = 0; i < n; i++) {
         const int at = VIEW_FLAT(y, c, 32 * u + i);
-        precise float v = ROLE == Q_VK_EMBED_W ? w[i] * st.scale : SLOT(y)[at] + w[i];
+        const float x = unit[64 * i + tid];
+        precise float v = ROLE == Q_VK_EMBED_W ? x * st.scale : SLOT(y)[at] + x;
         SLOT(y)[at] = v;
     }
 }

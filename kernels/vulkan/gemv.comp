@@ -9,6 +9,7 @@ layout(local_size_x = 64) in;
 #include "product.glsl"
 
 shared float part[64 * COLUMNS];
+shared float unit[32 * 64]; /* [value][thread]: registers cannot be indexed in a loop, and unrolled it is long */
 
 void main() {
     const int k = product_k(), units = (k + 31) / 32, rows = product_rows(), h = int(gl_WorkGroupID.z);
@@ -22,14 +23,17 @@ void main() {
     for (int c = 0; c < COLUMNS; c++) acc[c] = 0.0;
     if (r < rows) {
         const uvec2 row = product_row(h, r), x = product_x();
+        int from[COLUMNS];
+        for (int c = 0; c < COLUMNS; c++) from[c] = product_x_at(c, h);
         for (int u = lane; u < units; u += T) {
             float w[32];
             decode_unit(row, u, k, w);
-            for (int c = 0; c < COLUMNS; c++) {
-                if (c >= n) break;
-                const int from = product_x_at(c, h);
-                /* Beyond a row's end weights are zeros: any value of x does. */
-                for (int i = 0; i < 32; i++) acc[c] = fma(w[i], Floats(x).f[from + min(32 * u + i, k - 1)], acc[c]);
+            for (int i = 0; i < 32; i++) unit[64 * i + tid] = w[i];
+            [[dont_unroll]] for (int i = 0; i < 32; i++) {
+                const float a = unit[64 * i + tid];
+                const int at = min(32 * u + i, k - 1); /* beyond a row's end weights are zeros: any value of x does */
+                for (int c = 0; c < COLUMNS; c++)
+                    if (c < n) acc[c] = fma(a, Floats(x).f[from[c] + at], acc[c]);
             }
         }
     }

@@ -18,6 +18,7 @@ const q_vk_shader q_vk_shaders[Q_VK_SHADERS] = {
 /* ---------------------------------------------------------------------------------------------------------- passes */
 
 typedef struct passes {
+    const q_plan *plan;
     q_vk_pass *out;
     int32_t count;
     int32_t n; /* most columns that the step works on */
@@ -52,6 +53,7 @@ static int32_t row_threads(int32_t k) {
     return t;
 }
 
+enum { MOST_WIDTH = 1024, MOST_EXPERTS = 1024 }; /* shared memory of attn and route: MOST in both */
 enum { FEW = 8 }; /* columns up to which gemv is used */
 
 static void product(passes *p, int32_t role, const q_format *format, int32_t k, int64_t rows, int32_t heads) {
@@ -87,11 +89,61 @@ static void embed(passes *p, const q_inst *s) {
                 ->spec[SPEC_FORMAT] = table[i] ? number_of(table[i]->format) : 0;
 }
 
+/* Shaders that treat n values of each column one by one. */
+static void each_value(passes *p, int32_t shader, int64_t n) { pass(p, shader, 0, ceil_div(n, 256), p->n, 1); }
+
+static void glu(passes *p, const q_inst *s) { each_value(p, Q_VK_SHADER_glu, (int64_t)s->y.heads * s->y.width); }
+static void scale(passes *p, const q_inst *s) { each_value(p, Q_VK_SHADER_scale, (int64_t)s->y.heads * s->y.width); }
+static void copy(passes *p, const q_inst *s) { each_value(p, Q_VK_SHADER_copy, (int64_t)s->y.heads * s->y.width); }
+static void rope(passes *p, const q_inst *s) {
+    each_value(p, Q_VK_SHADER_rope, (int64_t)s->x.heads * (s->x.width - s->rot / 2));
+}
+static void kv_put(passes *p, const q_inst *s) {
+    const q_kv_pool *pool = &p->plan->kv[s->kv_group];
+    each_value(p, Q_VK_SHADER_kv_put, (int64_t)pool->heads * (pool->k_width + pool->v_width));
+}
+
+static void norm(passes *p, const q_inst *s) {
+    const int32_t heads = s->op == Q_OP_HEADNORM ? s->x.heads : 1;
+    q_vk_pass *t = pass(p, Q_VK_SHADER_norm, s->w ? Q_VK_NORM_W : Q_VK_NORM_PLAIN, heads, p->n, 1);
+    if (s->w) t->spec[SPEC_FORMAT] = number_of(s->w->format);
+}
+
+static void attn(passes *p, const q_inst *s) {
+    const int32_t role = s->z.slot ? Q_VK_ATTN_COLUMNS : Q_VK_ATTN_PAGES;
+    q_vk_pass *t = pass(p, Q_VK_SHADER_attn, role, s->x.heads, p->n, 1);
+    if (s->w) t->spec[SPEC_FORMAT] = number_of(s->w->format);
+}
+
+static void route(passes *p, const q_inst *s) {
+    product(p, Q_VK_ROUTE, s->w->format, s->w->k, s->n_expert, 1);
+    pass(p, Q_VK_SHADER_route, 0, 1, p->n, 1);
+}
+
+static void experts(passes *p, const q_inst *s, int32_t role, const q_weight *w, int32_t used) {
+    const int64_t groups = ceil_div(s->y.width, 64 / row_threads(w->k));
+    pass(p, Q_VK_SHADER_moe, role, groups, p->n, used)->spec[SPEC_FORMAT] = number_of(w->format);
+}
+static void moe_glu(passes *p, const q_inst *s) {
+    experts(p, s, Q_VK_EXPERT, s->w, s->n_used);
+    if (s->w2) experts(p, s, Q_VK_EXPERT2, s->w2, s->n_used);
+}
+static void moe_down(passes *p, const q_inst *s) { experts(p, s, Q_VK_DOWN, s->w, 1); }
+
+static void conv(passes *p, const q_inst *s) {
+    pass(p, Q_VK_SHADER_conv, 0, ceil_div((int64_t)s->x.heads * s->x.width, 64), 1, 1)->spec[SPEC_FORMAT] =
+        number_of(s->w->format);
+}
+static void scan(passes *p, const q_inst *s) {
+    pass(p, Q_VK_SHADER_scan, 0, ceil_div(s->v.width, 64), s->v.heads, 1)->spec[SPEC_FORMAT] = number_of(s->w->format);
+}
+
 typedef void (*op_passes)(passes *p, const q_inst *s);
 static const op_passes by_op[Q_OP_COUNT] = {
-    [Q_OP_EMBED] = embed,
-    [Q_OP_MATMUL] = matmul,
-    [Q_OP_HEAD] = head,
+    [Q_OP_EMBED] = embed,     [Q_OP_NORM] = norm,         [Q_OP_HEADNORM] = norm, [Q_OP_MATMUL] = matmul,
+    [Q_OP_GLU] = glu,         [Q_OP_ROPE] = rope,         [Q_OP_KV_PUT] = kv_put, [Q_OP_ATTN] = attn,
+    [Q_OP_ROUTE] = route,     [Q_OP_MOE_GLU] = moe_glu,   [Q_OP_CONV] = conv,     [Q_OP_SCAN] = scan,
+    [Q_OP_MOE_DOWN] = moe_down, [Q_OP_SCALE] = scale,     [Q_OP_COPY] = copy,     [Q_OP_HEAD] = head,
 };
 
 /* Most columns that a step works on in a batch of at most this many. */
@@ -101,13 +153,13 @@ static int32_t step_columns(const q_plan *plan, const q_inst *s, int32_t columns
 }
 
 int32_t q_vk_passes(const q_plan *plan, const q_inst *s, int32_t columns, q_vk_pass out[Q_VK_PASSES]) {
-    passes p = {.out = out, .n = step_columns(plan, s, columns)};
+    passes p = {.plan = plan, .out = out, .n = step_columns(plan, s, columns)};
     if (p.n > 0 && by_op[s->op]) by_op[s->op](&p, s);
     return p.count;
 }
 
 void q_vk_border_pass(const q_plan *plan, bool store, int32_t columns, q_vk_pass *out) {
-    passes p = {.out = out};
+    passes p = {.plan = plan, .out = out};
     pass(&p, Q_VK_SHADER_border, store ? Q_VK_BORDER_STORE : Q_VK_BORDER_LOAD, ceil_div(plan->slot_width[1], 256),
          columns, 1);
 }
@@ -121,5 +173,8 @@ uint64_t q_vk_scratch(const q_plan *plan, const q_inst *s, int32_t columns) {
 
 const char *q_vk_refuses(const q_inst *s) {
     if (s->op >= Q_OP_COUNT || !by_op[s->op]) return "unknown operation";
+    if (s->op == Q_OP_ATTN && (s->x.width > MOST_WIDTH || s->y.width > MOST_WIDTH))
+        return "attention with heads of more than 1024 values";
+    if (s->op == Q_OP_ROUTE && s->n_expert > MOST_EXPERTS) return "more than 1024 experts";
     return NULL;
 }
