@@ -42,7 +42,7 @@ endif
 # threads.
 ifeq ($(SAN),thread)
 export WITHOUT ?= check_* test_quality test_corrupt test_io test_kill test_nomem cli_bench* cli_calibrate.sh \
-    cli_completion.sh cli_man.sh cli_quantize.sh
+    cli_completion.sh cli_device.sh cli_man.sh cli_quantize.sh
 endif
 ALL_CFLAGS = $(STD) $(WARN) $(VULKAN) $(CPPFLAGS) $(CFLAGS) -I$(B)/gen
 LDLIBS := -lm -pthread
