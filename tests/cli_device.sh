@@ -125,21 +125,21 @@ for d in $devices; do
     exits 0 "$d: bench model" "$LQ" bench model "$POCKET" --device "$d" -p 32 -n 4 -r 1 --csv speed.csv
     says "$d: bench model" "^with  *$d: " "$out"; says "$d: bench model" "^$d runs the embedding"
     if grep -q roof "$out"; then fail "$d: bench model: a roof"; else pass; fi
-    says "$d: bench model" "; $d, 6 of 6 layers" speed.csv
+    says "$d: bench model" "; $d 6 of 6 layers,tier" speed.csv; says "$d: bench model" "^# .*; [1-9][0-9]* threads" speed.csv
     exits 0 "$d: bench model" "$LQ" bench model "$POCKET" --device "$d" --gpu-layers 3 -p 32 -n 4 -r 1 --json
     plan "$d: bench model"; has "$d: bench model" border.bytes; holds "$d: roof" "$(json decode.roof_fraction)" = null
 
     # Quality: every scheme as on the processor.
     for s in $("$LQ" info --schemes | sed 's/ .*//'); do
         [ -e "$s.gguf" ] || "$LQ" quantize "$POCKET" "$s.gguf" -s "$s" 2>/dev/null
-        e() { "$LQ" eval "$s.gguf" --text "$T" --max-tokens 512 --activations f32 --json "$@"; }
+        e() { "$LQ" eval "$s.gguf" --text "$T" --max-tokens 256 --activations f32 --json "$@"; } # one window
         [ -e "$s.ppl" ] || { e --isa scalar >"$out" 2>"$err"; json ppl >"$s.ppl"; }
         exits 0 "$d: $s" e --device "$d"; plan "$d: $s"
         near "$d: $s: perplexity" "$(json ppl)" "$(cat "$s.ppl")"
     done
     exits 0 "$d: 3 layers" e --device "$d" --gpu-layers 3; near "$d: 3 layers: perplexity" "$(json ppl)" "$(cat "$s.ppl")"
     has "$d: 3 layers" border.bytes border.seconds
-    exits 0 "$d: against itself" e --device "$d" --against "$s.gguf" --max-tokens 256; compare "$d: itself" "$(json kld_max)" "==" 0
+    exits 0 "$d: against itself" e --device "$d" --against "$s.gguf"; compare "$d: itself" "$(json kld_max)" "==" 0
     exits 0 "$d: bench quality" "$LQ" bench quality --device "$d" --schemes q4_0 --text "$T" --max-tokens 256 --json
     holds "$d: bench quality" "$(json schemes.0.device.name)" = "$d"
 

@@ -208,7 +208,7 @@ static void add_csv(const state *s, const side *x, const char *isa) {
     const char *base = strrchr(s->a->model, '/');
     base = s->model.name[0] ? s->model.name : base && base[1] ? base + 1 : s->a->model;
     if (s->a->context) snprintf(depth, sizeof depth, " after %llu", (unsigned long long)s->a->context);
-    if (p->device[0]) snprintf(where, sizeof where, "; %s, %u of %u layers", p->device, p->device_layers, p->layers);
+    if (p->device[0]) snprintf(where, sizeof where, "; %s %u of %u layers", p->device, p->device_layers, p->layers);
     else if (isa) snprintf(where, sizeof where, "; %.100s", isa);
     snprintf(name, sizeof name, "%.100s %s; prefill %u%s", base, s->model.file_scheme, x->speed.prefill_tokens, where);
     add_row(s, x, name, &x->speed.prefill, &x->speed.prefill_cpu);
@@ -274,7 +274,9 @@ static int run(cli *c, const void *arguments) {
     }
     code = open_side(c, &s, s.a->isa);
     if (code == 0 && s.a->versus) code = open_side(c, &s, s.a->versus);
-    if (code == 0) code = bench_csv_open(c, s.a->csv, &s.sides[0].device, &s.csv);
+    lq_device_info machine = {.size = sizeof machine};
+    if (code == 0 && lq_device_info_get(s.sides[0].ctx, 0, &machine) == LQ_OK)
+        code = bench_csv_open(c, s.a->csv, &machine, &s.csv);
     if (code == 0) code = bench_csv_close(c, s.csv, s.a->csv, measure(c, &s));
     for (size_t i = 0; i < s.n; i++) {
         lq_model_close(s.sides[i].model);
