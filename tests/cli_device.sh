@@ -145,5 +145,29 @@ for d in $devices; do
 
     interrupts INT 0.5 "$LQ" eval "$POCKET" --text "$T" --device "$d"
     silent "$d: SIGINT"
+
+    # Weights that the device cannot hold, then a session beside those that it can: refused with the numbers, and with what
+    # would fit. A file of 2 GiB: where the device's memory is that small, and there is room for the file.
+    "$LQ" info "$POCKET" --device "$d" --json >"$out" 2>"$err"; memory=$(json device.memory)
+    room=$(df -Pk "$T_TMP" | awk 'NR == 2 { print $4 }')
+    if [ -n "${T_SLOW:-}" ] || [ "${memory:-0}" -gt 2147483648 ] || [ "${room:-0}" -lt 8000000 ]; then
+        skip "$d: more than its memory holds: it has too much of it, or there is no room for the file"
+        continue
+    fi
+    figures="[0-9][0-9]* bytes ([0-9.]* MiB) of $d.*which has [0-9][0-9]* ([0-9.]* MiB)"
+    "$LQ" bench make-model --shape llama-1.1b --scheme f16 big.gguf 2>"$err"
+    exits 5 "$d: too many weights" "$LQ" run big.gguf -p x -n 1 --device "$d"; silent "$d: too many weights"
+    says "$d: too many weights" "the weights of 22 layers need $figures: gpu_layers [0-9]* would fit"
+    says "$d: too many weights: what next" "lq info MODEL --device $d --gpu-layers N"
+    fit=$(sed -n 's/.*gpu_layers \([0-9]*\) would fit.*/\1/p' "$err")
+    exits 0 "$d: a plan that does not fit" "$LQ" info big.gguf --device "$d" --json
+    holds "$d: a plan that does not fit" "$(json device.fits)" = false
+    exits 0 "$d: a plan that does not fit" "$LQ" info big.gguf --device "$d"
+    says "$d: a plan that does not fit" ", too much)" "$out"
+    exits 5 "$d: too long a context" "$LQ" run big.gguf -p x -n 1 --device "$d" --gpu-layers "${fit:-1}" --json
+    says "$d: too long a context" "a session with context 32768 .* needs $figures"
+    says "$d: too long a context: what next" "^--gpu-layers N .*--ctx N"
+    holds "$d: too long a context" "$(json error.status)" = LQ_E_NOMEM
+    rm -f big.gguf
 done
 finish
