@@ -1,6 +1,8 @@
 #!/bin/sh
 # cli_device.sh: --device and --gpu-layers: what is refused and in which words; on each Vulkan device that is here, the
 # processor's text and perplexity in every scheme, the same bits again, plans and what crossed the border.
+# shellcheck disable=SC2034 # read there
+T_DEVICES=1
 . "$(dirname "$0")/cli_lib.sh"
 T=$TEXT/prose.txt
 
@@ -130,7 +132,9 @@ for d in $devices; do
     plan "$d: bench model"; has "$d: bench model" border.bytes; holds "$d: roof" "$(json decode.roof_fraction)" = null
 
     # Quality: every scheme as on the processor.
-    for s in $("$LQ" info --schemes | sed 's/ .*//'); do
+    schemes=$("$LQ" info --schemes | sed 's/ .*//')
+    [ -z "${T_SLOW:-}" ] || schemes='f16 q4_k_m iq4_xs'
+    for s in $schemes; do
         [ -e "$s.gguf" ] || "$LQ" quantize "$POCKET" "$s.gguf" -s "$s" 2>/dev/null
         e() { "$LQ" eval "$s.gguf" --text "$T" --max-tokens 256 --activations f32 --json "$@"; } # one window
         [ -e "$s.ppl" ] || { e --isa scalar >"$out" 2>"$err"; json ppl >"$s.ppl"; }

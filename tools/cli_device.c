@@ -31,8 +31,6 @@ static const char *device_hint(lq_status status, const char *device, char *text,
                  "With --gpu-layers N the processor runs the first layers; "
                  "`lq info MODEL --device %.64s --gpu-layers N` says what that takes.",
                  device);
-    } else if (status == LQ_E_DEVICE) {
-        snprintf(text, n, "`lq info --devices` says whether it is still there; --device cpu does without it.");
     } else if ((status == LQ_E_ARG || status == LQ_E_UNSUPPORTED) && about) {
         snprintf(text, n, "`lq info --devices` lists what is here.");
     } else {

@@ -75,6 +75,9 @@ static int report(cli *c, lq_status status, int code, const char *message, const
 int cli_fail(cli *c, lq_status status, const char *hint) {
     const char *detail = lq_error_detail();
     if (status == LQ_E_CANCELLED) return report(c, status, cli_exit_code(status), "interrupted", NULL);
+    if (status == LQ_E_DEVICE && !hint) {
+        hint = "`lq info --devices` says whether the device is still there; without --device the processor runs it all.";
+    }
     return report(c, status, cli_exit_code(status), detail[0] ? detail : lq_status_name(status), hint);
 }
 
