@@ -3,7 +3,7 @@
  * A case makes a plan of many steps of one operation, all operands in slot 1 (help_backend.h); it is compiled once and
  * run for numbers of columns in each regime that a backend may treat by itself: one, a few, a tile and one more, all.
  * Only the table of functions of backend.h is used, so a new backend is tested by its line in backends.def. What a
- * device is beside its operations (buffers, threads, refusals) is in test_device.c. */
+ * device is beside its operations (buffers, threads, refusals) is in test_backend_life.c. */
 #include <math.h>
 
 #include "help_backend.h"
