@@ -38,10 +38,10 @@ STD += -DT_SLOW=1
 export T_SLOW := 1
 endif
 # ThreadSanitizer looks for races and slows arithmetic fifty times: what it leaves out checks scripts, figures of quality,
-# damaged files, file calls and kills; test_threads, test_cpu, test_engine, test_quantize and the other cli_* run the same
+# damaged files, file calls, kills and devices through their drivers, which it does not see into; test_threads, test_cpu, test_engine, test_quantize and the other cli_* run the same
 # threads.
 ifeq ($(SAN),thread)
-export WITHOUT ?= check_* test_quality test_corrupt test_io test_kill test_nomem cli_bench* cli_calibrate.sh \
+export WITHOUT ?= check_* test_quality test_corrupt test_io test_kill test_nomem test_backend* test_vulkan cli_bench* cli_calibrate.sh \
     cli_completion.sh cli_device.sh cli_man.sh cli_quantize.sh
 endif
 ALL_CFLAGS = $(STD) $(WARN) $(VULKAN) $(CPPFLAGS) $(CFLAGS) -I$(B)/gen
@@ -75,6 +75,7 @@ TOOL_OBJ := $(TOOL_SRC:%.c=$(B)/obj/%.o)
 TEST_SRC := $(wildcard tests/test_*.c)
 TEST_BIN := $(TEST_SRC:tests/%.c=$(B)/tests/%)
 TEST_SHIM := $(patsubst tests/%.c,$(B)/tests/%.so,$(wildcard tests/shim_*.c))
+TEST_MOCK := $(if $(HAVE_VULKAN),$(B)/tests/mock/libvulkan.so.1)
 TEST_HELP := $(patsubst tests/%.c,$(B)/obj/tests/%.o,$(wildcard tests/help_*.c))
 FUZZ_SRC := $(wildcard tests/fuzz_*.c)
 FUZZ_BIN := $(foreach n,$(or $(NAME),$(FUZZ_SRC:tests/fuzz_%.c=%)),$(B)/fuzz/fuzz_$(n))
@@ -163,6 +164,12 @@ $(B)/tests/shim_%.so: tests/shim_%.c
 	$(call say,LD)
 	$(Q)$(CC) $(filter-out -fsanitize=% -fno-sanitize% --coverage,$(STD)) $(filter-out -Wconversion,$(WARN)) $(CFLAGS) -shared \
 	  -o $@ $< -ldl
+# What stands in for the system's Vulkan library in test_vulkan.
+$(B)/tests/mock/libvulkan.so.1: tests/mock_vulkan.c tests/mock_vulkan.h
+	@mkdir -p $(@D)
+	$(call say,LD)
+	$(Q)$(CC) $(filter-out -fsanitize=% -fno-sanitize% --coverage,$(STD)) $(filter-out -Wconversion,$(WARN)) $(CFLAGS) -shared \
+	  -Wl,-soname,libvulkan.so.1 -o $@ $< -ldl
 $(B)/obj/tests/%.o: WARN := $(filter-out -Wconversion,$(WARN))
 
 # The fuzz targets as plain programs, for tests/check_seeds.sh.
@@ -175,7 +182,7 @@ $(B)/replay/%: $(B)/obj/tests/fuzz_%.o $(B)/obj/tests/replay.o $(B)/tools.a $(B)
 	$(call say,LD)
 	$(Q)$(CC) $(LDSAN) -o $@ $^ $(JSON_LIBS) $(LDLIBS)
 
-tests-build: all $(TEST_BIN) $(REPLAY_BIN) $(TEST_SHIM)
+tests-build: all $(TEST_BIN) $(REPLAY_BIN) $(TEST_SHIM) $(TEST_MOCK)
 test: setup
 	@$(MAKE) --no-print-directory tests-build
 	@B=$(B) CC="$(CC)" tests/run.sh
