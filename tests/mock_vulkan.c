@@ -1,4 +1,4 @@
-/* mock_vulkan.c: a libvulkan.so.1 that hands everything to the real one, counts what is made and destroyed, and on demand
+/* mock_vulkan.c: a libvulkan.so.1 that hands all to the real one, counts what is made and destroyed, and on demand
  * fails a call, lies about the device, or lacks a function.
  *
  * A test loads it by its path, after which it is what "libvulkan.so.1" means in the process; and it sets mock_control
@@ -64,8 +64,8 @@ MAKES(ShaderModule)
 MAKES(PipelineLayout)
 MAKES(PipelineCache)
 
-static VkResult mock_CreateComputePipelines(VkDevice d, VkPipelineCache c, uint32_t n, const VkComputePipelineCreateInfo *i,
-                                            const VkAllocationCallbacks *a, VkPipeline *out) {
+static VkResult mock_CreateComputePipelines(VkDevice d, VkPipelineCache c, uint32_t n,
+                                            const VkComputePipelineCreateInfo *i, const VkAllocationCallbacks *a, VkPipeline *out) {
     FAIL(CreateComputePipelines);
     const VkResult r = REAL(CreateComputePipelines)(d, c, n, i, a, out);
     if (r == VK_SUCCESS) count(n);
@@ -214,7 +214,8 @@ static void mock_GetPhysicalDeviceMemoryProperties2(VkPhysicalDevice p, VkPhysic
     }
     for (uint32_t t = 0; t < VK_MAX_MEMORY_TYPES; t++) {
         if (lie == MOCK_HEAPS_ASTRAY) m->memoryTypes[t].heapIndex = 77777;
-        if (lie == MOCK_TYPES_UNMAPPED) m->memoryTypes[t].propertyFlags &= ~(uint32_t)VK_MEMORY_PROPERTY_HOST_VISIBLE_BIT;
+        if (lie == MOCK_TYPES_UNMAPPED)
+            m->memoryTypes[t].propertyFlags &= ~(uint32_t)VK_MEMORY_PROPERTY_HOST_VISIBLE_BIT;
     }
     if (lie == MOCK_HEAPS_NONE) m->memoryHeapCount = m->memoryTypeCount = 0;
     if (lie == MOCK_HEAPS_HUGE) m->memoryHeapCount = m->memoryTypeCount = 0x7FFFFFFF;
