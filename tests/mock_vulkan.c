@@ -65,7 +65,8 @@ MAKES(PipelineLayout)
 MAKES(PipelineCache)
 
 static VkResult mock_CreateComputePipelines(VkDevice d, VkPipelineCache c, uint32_t n,
-                                            const VkComputePipelineCreateInfo *i, const VkAllocationCallbacks *a, VkPipeline *out) {
+                                            const VkComputePipelineCreateInfo *i, const VkAllocationCallbacks *a,
+                                            VkPipeline *out) {
     FAIL(CreateComputePipelines);
     const VkResult r = REAL(CreateComputePipelines)(d, c, n, i, a, out);
     if (r == VK_SUCCESS) count(n);
