@@ -252,11 +252,12 @@ static lq_status open_parts(q_device *dev) {
     dev->locks[0] = true;
     Q_TRY(q_mutex_open(&dev->lock));
     dev->locks[1] = true;
-    Q_TRY(q_vk_api_open(&dev->vk));
+    const lq_status s = q_vk_api_open(&dev->vk);
+    if (s != LQ_OK) return q_fail_in(s, "vulkan:%u", dev->index);
     const uint32_t n = q_vk_api_devices(&dev->vk, devices);
     if (dev->index >= n)
-        return q_fail(LQ_E_ARG, "there %s %u Vulkan device%s and no number %u", n == 1 ? "is" : "are", n,
-                      n == 1 ? "" : "s", dev->index);
+        return q_fail(LQ_E_ARG, "vulkan:%u: there %s %u Vulkan device%s, counted from 0", dev->index,
+                      n == 1 ? "is" : "are", n, n == 1 ? "" : "s");
     dev->physical = devices[dev->index];
     if (!dev->physical) return q_fail(LQ_E_DEVICE, "vulkan:%u is counted but not there", dev->index);
     Q_TRY(look_at_properties(dev));
