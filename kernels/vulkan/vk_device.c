@@ -21,16 +21,19 @@ enum {
 
 /* ------------------------------------------------------------------------------------------------------- results */
 
+static void mark_lost(q_device *dev) { __atomic_store_n(&dev->lost, 1, __ATOMIC_RELAXED); }
+static bool is_lost(const q_device *dev) { return __atomic_load_n(&dev->lost, __ATOMIC_RELAXED) != 0; }
+
 lq_status q_vk_result(q_device *dev, VkResult r, const char *what) {
     if (r == VK_SUCCESS) return LQ_OK;
-    if (r == VK_ERROR_DEVICE_LOST) __atomic_store_n(&dev->lost, 1, __ATOMIC_RELAXED);
+    if (r == VK_ERROR_DEVICE_LOST) mark_lost(dev);
     const bool memory = r == VK_ERROR_OUT_OF_HOST_MEMORY || r == VK_ERROR_OUT_OF_DEVICE_MEMORY;
     return q_fail(memory ? LQ_E_NOMEM : LQ_E_DEVICE, "vulkan:%u (%s): vk%s failed: %s (%d)", dev->index, dev->name, what,
                   q_vk_result_name(r), (int)r);
 }
 
 lq_status q_vk_alive(const q_device *dev) {
-    if (!__atomic_load_n(&dev->lost, __ATOMIC_RELAXED)) return LQ_OK;
+    if (!is_lost(dev)) return LQ_OK;
     return q_fail(LQ_E_DEVICE, "vulkan:%u (%s) was lost: its driver gave it up", dev->index, dev->name);
 }
 
@@ -50,10 +53,13 @@ lq_status q_vk_wait(q_device *dev, VkFence fence) {
 
 void q_vk_idle(q_device *dev) {
     q_mutex_lock(&dev->queue_lock);
-    const VkResult r = dev->vk.DeviceWaitIdle(dev->handle);
+    /* Where it fails, what is freed next may still be in use: nothing more can be asked of this device. */
+    if (dev->vk.DeviceWaitIdle(dev->handle) != VK_SUCCESS) mark_lost(dev);
     q_mutex_unlock(&dev->queue_lock);
-    if (r != VK_SUCCESS) /* what is freed next may still be in use: nothing more can be asked of this device */
-        __atomic_store_n(&dev->lost, 1, __ATOMIC_RELAXED);
+}
+
+void q_vk_settle(q_device *dev, VkFence fence) {
+    if (is_lost(dev) || dev->vk.WaitForFences(dev->handle, 1, &fence, VK_TRUE, UINT64_MAX) != VK_SUCCESS) q_vk_idle(dev);
 }
 
 void q_vk_barrier(const q_device *dev, VkCommandBuffer commands, bool to_host) {
@@ -230,7 +236,8 @@ static lq_status make_device(q_device *dev) {
     VkDevice handle = NULL;
     Q_TRY(q_vk_result(dev, dev->vk.CreateDevice(dev->physical, &info, NULL, &handle), "CreateDevice"));
     dev->handle = handle;
-    Q_TRY(q_vk_api_device(&dev->vk, handle));
+    const lq_status s = q_vk_api_device(&dev->vk, handle);
+    if (s != LQ_OK) return q_fail_in(s, "vulkan:%u (%s)", dev->index, dev->name);
     dev->vk.GetDeviceQueue(handle, dev->family, 0, &dev->queue);
     if (!dev->queue) return q_fail(LQ_E_DEVICE, "vulkan:%u (%s) gives no queue", dev->index, dev->name);
     return LQ_OK;
@@ -252,9 +259,11 @@ static lq_status open_parts(q_device *dev) {
     dev->locks[0] = true;
     Q_TRY(q_mutex_open(&dev->lock));
     dev->locks[1] = true;
-    const lq_status s = q_vk_api_open(&dev->vk);
+    uint32_t n = 0;
+    lq_status s = q_vk_api_open(&dev->vk);
+    if (s == LQ_OK) s = q_vk_api_devices(&dev->vk, devices, &n);
     if (s != LQ_OK) return q_fail_in(s, "vulkan:%u", dev->index);
-    const uint32_t n = q_vk_api_devices(&dev->vk, devices);
+    if (n == 0) return q_fail(LQ_E_ARG, "vulkan:%u: Vulkan finds no device on this system", dev->index);
     if (dev->index >= n)
         return q_fail(LQ_E_ARG, "vulkan:%u: there %s %u Vulkan device%s, counted from 0", dev->index,
                       n == 1 ? "is" : "are", n, n == 1 ? "" : "s");

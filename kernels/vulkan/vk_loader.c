@@ -77,11 +77,16 @@ void q_vk_api_close(q_vk_api *vk) {
     *vk = (q_vk_api){0};
 }
 
-uint32_t q_vk_api_devices(const q_vk_api *vk, VkPhysicalDevice out[Q_VK_DEVICES]) {
-    uint32_t n = Q_VK_DEVICES;
+lq_status q_vk_api_devices(const q_vk_api *vk, VkPhysicalDevice out[Q_VK_DEVICES], uint32_t *n) {
+    uint32_t count = Q_VK_DEVICES;
     memset(out, 0, Q_VK_DEVICES * sizeof *out);
-    const VkResult r = vk->EnumeratePhysicalDevices(vk->instance, &n, out);
-    return (r == VK_SUCCESS || r == VK_INCOMPLETE) && n <= Q_VK_DEVICES ? n : 0;
+    const VkResult r = vk->EnumeratePhysicalDevices(vk->instance, &count, out);
+    if (r == VK_ERROR_OUT_OF_HOST_MEMORY || r == VK_ERROR_OUT_OF_DEVICE_MEMORY)
+        return q_fail(LQ_E_NOMEM, "libvulkan.so.1 does not list its devices: %s", q_vk_result_name(r));
+    if ((r != VK_SUCCESS && r != VK_INCOMPLETE) || count > Q_VK_DEVICES)
+        return q_fail(LQ_E_DEVICE, "libvulkan.so.1 does not list its devices: %s", q_vk_result_name(r));
+    *n = count;
+    return LQ_OK;
 }
 
 const char *q_vk_result_name(VkResult r) {

@@ -265,6 +265,15 @@ static lq_status copy(q_device *dev, VkBuffer dst, uint64_t to, VkBuffer src, ui
     return submit(dev, b);
 }
 
+void q_vk_settle_staging(q_device *dev) {
+    q_mutex_lock(&dev->lock);
+    for (int i = 0; i < 2; i++) {
+        if (dev->block[i].busy) q_vk_settle(dev, dev->block[i].fence);
+        dev->block[i].busy = false;
+    }
+    q_mutex_unlock(&dev->lock);
+}
+
 /* Both blocks, whatever the first one says. */
 static lq_status finish_all(q_device *dev) {
     const lq_status one = finish(dev, &dev->block[0]), two = finish(dev, &dev->block[1]);
@@ -324,10 +333,7 @@ void q_vk_free(q_device *dev, q_buffer *buffer) {
     q_vk_memory *place = buffer->handle;
     *buffer = (q_buffer){0};
     if (!place) return;
-    q_mutex_lock(&dev->lock);
-    const lq_status s = finish_all(dev);
-    q_mutex_unlock(&dev->lock);
-    if (s != LQ_OK) q_vk_idle(dev);
+    q_vk_settle_staging(dev);
     q_vk_memory m = *place;
     q_vk_memory_close(dev, &m);
     give_place(dev, place);

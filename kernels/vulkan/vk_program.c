@@ -550,12 +550,9 @@ lq_status q_vk_compile(q_device *dev, const q_plan *plan, int32_t segment, const
 void q_vk_release(q_program *p) {
     if (!p) return;
     q_device *dev = p->dev;
-    lq_status s = q_vk_flush(dev); /* its records may still be on their way */
-    for (int i = 0; i < 2; i++) {
-        if (p->busy[i] && s == LQ_OK) s = q_vk_wait(dev, p->fence[i]);
-        p->busy[i] = false;
-    }
-    if (s != LQ_OK) q_vk_idle(dev);
+    q_vk_settle_staging(dev); /* its records may still be on their way */
+    for (int i = 0; i < 2; i++)
+        if (p->busy[i]) q_vk_settle(dev, p->fence[i]);
     for (int i = 0; i < 2; i++)
         if (p->fence[i]) dev->vk.DestroyFence(dev->handle, p->fence[i], NULL);
     if (p->pool) dev->vk.DestroyCommandPool(dev->handle, p->pool, NULL);

@@ -160,10 +160,10 @@ lq_status q_vk_run(q_program *p, const q_batch *batch) {
     const lq_status s = start(p);
     if (s == LQ_OK) return LQ_OK;
     p->batch = NULL;
-    /* The caller's memory is not touched any more, but ours is: the next run or release waits where this fails. */
-    for (int i = 0; i < 2; i++)
-        if (p->busy[i] && p->dev->vk.WaitForFences(p->dev->handle, 1, &p->fence[i], VK_TRUE, UINT64_MAX) == VK_SUCCESS)
-            p->busy[i] = false;
+    for (int i = 0; i < 2; i++) {
+        if (p->busy[i]) q_vk_settle(p->dev, p->fence[i]);
+        p->busy[i] = false;
+    }
     return s;
 }
 

@@ -10,9 +10,10 @@ static uint32_t vulkan_probe(void) {
     q_vk_api vk;
     VkPhysicalDevice devices[Q_VK_DEVICES];
     if (q_vk_api_open(&vk) != LQ_OK) return 0;
-    const uint32_t n = q_vk_api_devices(&vk, devices);
+    uint32_t n = 0;
+    const lq_status s = q_vk_api_devices(&vk, devices, &n);
     q_vk_api_close(&vk);
-    return n;
+    return s == LQ_OK ? n : 0;
 }
 
 static bool is_float32(const q_weight *w) { return !w || strcmp(w->format->name, "f32") == 0; }

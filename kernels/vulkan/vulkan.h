@@ -51,8 +51,8 @@ lq_status q_vk_api_open(q_vk_api *vk);
 lq_status q_vk_api_device(q_vk_api *vk, VkDevice device); /* resolve the functions of a device */
 void q_vk_api_close(q_vk_api *vk);
 enum { Q_VK_DEVICES = 64 }; /* more are not looked at */
-/* The physical devices in the library's order; 0 on any failure. */
-uint32_t q_vk_api_devices(const q_vk_api *vk, VkPhysicalDevice out[Q_VK_DEVICES]);
+/* The physical devices in the library's order. */
+lq_status q_vk_api_devices(const q_vk_api *vk, VkPhysicalDevice out[Q_VK_DEVICES], uint32_t *n);
 const char *q_vk_result_name(VkResult r);
 
 /* --------------------------------------------------------------------------------------------------- the device */
@@ -136,7 +136,10 @@ lq_status q_vk_alive(const q_device *dev);
 /* Hand command buffers to the queue. */
 lq_status q_vk_submit(q_device *dev, const VkCommandBuffer *commands, uint32_t n, VkFence fence);
 lq_status q_vk_wait(q_device *dev, VkFence fence);
-/* Before freeing what the device may still work on, when waiting for it failed. */
+/* Before freeing what the device may still work on: wait for a fence, or for all that was written, or for everything. These
+ * keep the sentence of the failure that made it necessary. */
+void q_vk_settle(q_device *dev, VkFence fence);
+void q_vk_settle_staging(q_device *dev);
 void q_vk_idle(q_device *dev);
 /* Everything before is done and seen by everything after, transfers and shaders; at the end also by the processor. */
 void q_vk_barrier(const q_device *dev, VkCommandBuffer commands, bool to_host);
