@@ -28,8 +28,4 @@
 #define Q_VK_ATTN_PAGES 0
 #define Q_VK_ATTN_COLUMNS 1
 
-/* border */
-#define Q_VK_BORDER_LOAD 0
-#define Q_VK_BORDER_STORE 1
-
 #endif

@@ -138,12 +138,18 @@ static void scan(passes *p, const q_inst *s) {
     pass(p, Q_VK_SHADER_scan, 0, ceil_div(s->v.width, 64), s->v.heads, 1)->spec[SPEC_FORMAT] = number_of(s->w->format);
 }
 
+static void sample(passes *p, const q_inst *s) {
+    Q_UNUSED(s);
+    pass(p, Q_VK_SHADER_sample, 0, p->n, 1, 1);
+}
+
 typedef void (*op_passes)(passes *p, const q_inst *s);
 static const op_passes by_op[Q_OP_COUNT] = {
     [Q_OP_EMBED] = embed,     [Q_OP_NORM] = norm,         [Q_OP_HEADNORM] = norm, [Q_OP_MATMUL] = matmul,
     [Q_OP_GLU] = glu,         [Q_OP_ROPE] = rope,         [Q_OP_KV_PUT] = kv_put, [Q_OP_ATTN] = attn,
     [Q_OP_ROUTE] = route,     [Q_OP_MOE_GLU] = moe_glu,   [Q_OP_CONV] = conv,     [Q_OP_SCAN] = scan,
     [Q_OP_MOE_DOWN] = moe_down, [Q_OP_SCALE] = scale,     [Q_OP_COPY] = copy,     [Q_OP_HEAD] = head,
+    [Q_OP_SAMPLE] = sample,
 };
 
 /* Most columns that a step works on in a batch of at most this many. */
@@ -156,12 +162,6 @@ int32_t q_vk_passes(const q_plan *plan, const q_inst *s, int32_t columns, q_vk_p
     passes p = {.plan = plan, .out = out, .n = step_columns(plan, s, columns)};
     if (p.n > 0 && by_op[s->op]) by_op[s->op](&p, s);
     return p.count;
-}
-
-void q_vk_border_pass(const q_plan *plan, bool store, int32_t columns, q_vk_pass *out) {
-    passes p = {.plan = plan, .out = out};
-    pass(&p, Q_VK_SHADER_border, store ? Q_VK_BORDER_STORE : Q_VK_BORDER_LOAD, ceil_div(plan->slot_width[1], 256),
-         columns, 1);
 }
 
 uint64_t q_vk_scratch(const q_plan *plan, const q_inst *s, int32_t columns) {

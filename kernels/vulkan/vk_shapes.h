@@ -38,8 +38,6 @@ typedef struct q_vk_pass {
 int32_t q_vk_passes(const q_plan *plan, const q_inst *s, int32_t columns, q_vk_pass out[Q_VK_PASSES]);
 /* Bytes of scratch that they need. */
 uint64_t q_vk_scratch(const q_plan *plan, const q_inst *s, int32_t columns);
-/* Slot 1 from the parameter block (step: y), or to where the host reads (step: x = slot 1, y). */
-void q_vk_border_pass(const q_plan *plan, bool store, int32_t columns, q_vk_pass *out);
 /* NULL when the shaders can run the step, else the reason in words. */
 const char *q_vk_refuses(const q_inst *s);
 
