@@ -83,6 +83,8 @@
  * Bounds, against the reference with the same activation format: integer parts exact; float results
  * NMSE = |y - ref|^2 / |ref|^2 <= 1e-7 for MATMUL, HEAD and the experts (bit-equal where the order above is kept),
  * 1e-9 for NORM, HEADNORM, ROPE, SCALE, GLU, CONV, 1e-7 for ATTN, ROUTE weights and SCAN; EMBED, COPY, KV_PUT exact.
+ * SAMPLE: the reference's token; devices that add in float32 may take a neighbour where a running sum comes within 1e-6 of
+ * the total of what it is compared with.
  *
  * Layer L1. */
 #ifndef Q_OP_H

@@ -200,7 +200,7 @@ static void sample_cases(st *t, int variant) {
         {.temperature = 0.9f, .min_p = 0.05f, .seed = 5},
         {.temperature = 1.1f, .top_k = 40, .top_p = 0.95f, .min_p = 0.01f, .seed = 6},
         {.temperature = 5.0f, .top_k = 1},
-        {.temperature = 0.01f, .top_p = 0.5f},
+        {.temperature = 0.01f, .top_p = 0.45f}, /* not at a half: two that tie would lie on the edge, see op.h */
     };
     enum { KNOBS = Q_COUNT(knobs), VOCAB = 300, K = 64 };
     q_inst s = {.op = Q_OP_HEAD, .out = 1, .x = st_in(t, 1, K, K, ST_SMALL)};
@@ -467,26 +467,10 @@ static int variants_of(size_t i) { return cases[i].variants < 0 ? (int)q_format_
 static const struct { int32_t n, n_out; } runs[] = {{65, 9}, {1, 0}, {1, 1}, {2, 1}, {8, 8},
                                                     {9, 0}, {9, 5}, {33, 9}, {1, 1}};
 
-/* True, and said once, for a step that the backend does not know yet. */
-static bool refused(const st_device *d, const st *t) {
-    static int said = -1;
-    for (int32_t i = 0; i < t->n_insts; i++) {
-        const q_op op = (q_op)t->insts[i].op;
-        const char *why = d->be->supports(d->dev, &t->insts[i]);
-        if (!why) continue;
-        if (said != (int)op) printf("SKIP: %s refuses %s: %s\n", d->be->name, q_ops[op].name, why);
-        fflush(stdout);
-        said = (int)op;
-        return true;
-    }
-    return false;
-}
-
 static void on_device(st_device *d, void *user) {
     st *t = (st *)user;
     st_program p;
     st_batch a, b;
-    if (refused(d, t)) return;
     st_compile(&p, t, d, 0);
     for (size_t i = 0; i < Q_COUNT(runs); i++) st_check(&p, runs[i].n, runs[i].n_out, (int)i);
     st_batch_open(&a, t, 33, 9, 1);
