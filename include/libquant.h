@@ -277,9 +277,10 @@ typedef struct lq_plan_info {
     uint32_t device_layers;     /* the last so many of them, and the output, run there */
     uint32_t device_embedding;  /* 1 = the embedding too: ids go in, logits come out */
     uint64_t device_weights, device_kv, device_activations, device_total;
-    uint64_t device_memory;     /* what it can offer now, the weights of this model already taken (but with plan_only) */
+    uint64_t device_memory;     /* what it can offer now; the weights (but with plan_only) and device_own are taken */
     uint64_t border_bytes;      /* hidden values that pass from the processor to the device, per token */
     uint64_t device_staging;    /* bytes of the processor's memory through which the device is reached; part of total */
+    uint64_t device_own;        /* bytes of its memory that the open device holds for itself; part of device_total */
 } lq_plan_info;
 
 /* The bytes that a session with these options needs, without opening it. */

@@ -12,7 +12,8 @@
  *   q_u8(row, i) q_i8 q_u16 q_u32 q_f16 q_bf16 q_f32      unaligned little-endian loads at byte i of the row
  *
  * `decode` yields unit `sub` (32 weights) of block `block` of a row; it sees the whole row so that row heads and nested
- * scales fit. Why 32, and not less or more: bench/SPEED.md, "The generic decoder on a GPU". A format whose weights are integer codes writes `split` instead and gets `decode` from it by macro:
+ * scales fit. Why 32, and not less or more: bench/SPEED.md, "The generic decoder on a GPU". A format whose weights are
+ * integer codes writes `split` instead and gets `decode` from it by macro:
  *
  *   Q_FN void q4_k_split(Q_SRC row, int block, int sub, Q_OUT(int, q, 32), Q_OUT(int, sc, 2), Q_OUT(int, mn, 2),
  *                        Q_OUT(float, d, 2))

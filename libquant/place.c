@@ -244,8 +244,8 @@ void q_place_plan(const lq_model *m, const q_session_need *need, lq_plan_info *i
     const q_need held = p->backend->held(p->device);
     info->device_staging = held.host;
     info->total += held.host;
-    info->device_weights += held.device;
-    info->device_total = info->device_weights + info->device_kv + info->device_activations;
+    info->device_own = held.device;
+    info->device_total = info->device_own + info->device_weights + info->device_kv + info->device_activations;
     info->device_memory = q_place_memory(p);
     if (m->device_from > 0) info->border_bytes = (uint64_t)m->binding->hp.v[Q_HP_EMBD] * sizeof(float);
 }

@@ -150,7 +150,7 @@ START_TEST(plans_say_what_lies_where) {
         const lq_session_options o = {.size = sizeof o, .batch = 64, .max_logits = 128};
         lq_plan_info plan = {.size = sizeof plan};
         ck_assert_int_eq(lq_model_plan(m, &o, &plan), LQ_OK);
-        ck_assert_uint_eq(plan.device_total, plan.device_weights + plan.device_kv + plan.device_activations);
+        ck_assert_uint_eq(plan.device_total, plan.device_own + plan.device_weights + plan.device_kv + plan.device_activations);
         ck_assert_uint_ge(plan.device_memory, plan.device_kv + plan.device_activations);
         ck_assert_uint_gt(plan.device_weights, before.device_weights);
         ck_assert_uint_gt(plan.device_kv, before.device_kv);

@@ -60,7 +60,7 @@ int cli_model(cli *c, lq_ctx *ctx, const char *path, const cli_place *place, con
 lq_status cli_plan(const lq_model *model, const lq_session_options *options, bool loaded, lq_plan_info *plan) {
     *plan = (lq_plan_info){.size = sizeof *plan};
     const lq_status s = lq_model_plan(model, options, plan);
-    if (s == LQ_OK && loaded) plan->device_memory += plan->device_weights;
+    if (s == LQ_OK) plan->device_memory += plan->device_own + (loaded ? plan->device_weights : 0);
     return s;
 }
 
@@ -78,9 +78,9 @@ void cli_plan_print(FILE *f, const lq_plan_info *plan) {
     fprintf(f, "%s runs ", plan->device);
     if (plan->device_embedding) fprintf(f, "the embedding, all %u layers and the output", plan->layers);
     else fprintf(f, "%s and the output", layers_text(first, plan->layers - 1).s);
-    fprintf(f, ": %s of weights, %s of KV cache, %s of activations (%s of %s%s)", cli_bytes(plan->device_weights).s,
-            cli_bytes(plan->device_kv).s, cli_bytes(plan->device_activations).s, cli_bytes(plan->device_total).s,
-            cli_bytes(plan->device_memory).s, plan->device_total > plan->device_memory ? ", too much" : "");
+    fprintf(f, ": %s of weights, %s of KV cache, %s of activations, %s to copy through (%s of %s%s)",
+            cli_bytes(plan->device_weights).s, cli_bytes(plan->device_kv).s, cli_bytes(plan->device_activations).s,
+            cli_bytes(plan->device_own).s, cli_bytes(plan->device_total).s, cli_bytes(plan->device_memory).s, plan->device_total > plan->device_memory ? ", too much" : "");
     if (plan->device_staging)
         fprintf(f, ", reached through %s of the processor's memory", cli_bytes(plan->device_staging).s);
     if (!plan->device_embedding) {
@@ -100,6 +100,7 @@ json_t *cli_plan_json(const lq_plan_info *plan) {
     cli_set_int(o, "weights", plan->device_weights);
     cli_set_int(o, "kv", plan->device_kv);
     cli_set_int(o, "activations", plan->device_activations);
+    cli_set_int(o, "own", plan->device_own);
     cli_set_int(o, "total", plan->device_total);
     cli_set_int(o, "memory", plan->device_memory);
     cli_set_bool(o, "fits", plan->device_total <= plan->device_memory);

@@ -178,7 +178,7 @@ class PlanInfo(Record):
                 ("device", c_char * 64), ("layers", c_uint32), ("device_layers", c_uint32),
                 ("device_embedding", c_uint32), ("device_weights", c_uint64), ("device_kv", c_uint64),
                 ("device_activations", c_uint64), ("device_total", c_uint64), ("device_memory", c_uint64),
-                ("border_bytes", c_uint64), ("device_staging", c_uint64)]
+                ("border_bytes", c_uint64), ("device_staging", c_uint64), ("device_own", c_uint64)]
 
 
 class SessionInfo(Record):
