@@ -9,7 +9,12 @@
  *   Q_FORMAT(q4_k, 256, 144)                     weights and bytes per block, typed once
  *   Q_FN void q4_k_decode(Q_SRC row, int block, int sub, Q_OUT(float, y, 32))
  *   Q_TABLE(int, name, 16) = { ... };            a codebook
- *   q_u8(row, i) q_i8 q_u16 q_u32 q_f16 q_bf16 q_f32      unaligned little-endian loads at byte i of the row
+ *   q_u8(row, i) q_i8 q_u16 q_u32 q_f16 q_bf16 q_f32      little-endian loads at byte i of the row
+ *   Q_FIELDS(name, row, at, n, shift)                     n bytes of the row (a multiple of 4), looked at by
+ *   q_field(name, i, mask)                                (byte at + i >> shift) & mask; mask << shift fits a byte
+ *
+ * Rows begin at even addresses, and what loads more than one byte, fields too, does so at an even byte: devices load 16
+ * bits at once. On the CPU rows may lie anywhere.
  *
  * `decode` yields unit `sub` (32 weights) of block `block` of a row; it sees the whole row so that row heads and nested
  * scales fit. Why 32, and not less or more: bench/SPEED.md, "The generic decoder on a GPU". A format whose weights are
@@ -69,7 +74,11 @@ typedef unsigned int uint;
 Q_FN float q_bits(uint u) { float f; memcpy(&f, &u, 4); return f; }
 Q_FN uint q_u8(Q_SRC row, int i) { return row[i]; }
 Q_FN int q_i8(Q_SRC row, int i) { return (int)(row[i] ^ 128u) - 128; }
+#if defined(__CUDA_ARCH__)
+Q_FN uint q_u16(Q_SRC row, int i) { return *(const uint16_t *)(row + i); }
+#else
 Q_FN uint q_u16(Q_SRC row, int i) { return (uint)row[i] | (uint)row[i + 1] << 8; }
+#endif
 Q_FN uint q_u32(Q_SRC row, int i) { return q_u16(row, i) | q_u16(row, i + 2) << 16; }
 Q_FN float q_half_bits(uint h) {
     const uint e = (h >> 10) & 31u, m = h & 1023u, s = (h & 32768u) << 16;
@@ -81,6 +90,19 @@ Q_FN float q_half_bits(uint h) {
     memcpy(&b, &f, 4);
     return q_bits(s | b);
 }
+#endif
+
+#if defined(Q_GLSL) || defined(__CUDA_ARCH__) /* words: a third to a half of the loads */
+#define Q_FIELDS(name, row, at, n, shift)                  \
+    uint name[(n) / 4];                                    \
+    for (int name##_i = 0; name##_i < (n) / 4; name##_i++) \
+        name[name##_i] = q_u32(row, (at) + 4 * name##_i) >> (shift);
+#define q_field(name, i, mask) ((name[(i) / 4] >> (8 * ((i) & 3))) & (mask))
+#else /* bytes: compilers for CPUs make vectors of loops over them */
+#define Q_FIELDS(name, row, at, n, shift) \
+    const uint8_t *name = (row) + (at);   \
+    const int name##_shift = (shift);
+#define q_field(name, i, mask) (((uint)name[i] >> name##_shift) & (mask))
 #endif
 
 #define q_f16(row, i) q_half_bits(q_u16(row, i))

@@ -17,8 +17,9 @@ Q_FN void iq4_xs_split(Q_SRC row, int block, int sub, Q_OUT(int, q, 32), Q_OUT(i
         sc[g] = q_int(low | high << 4) - 32;
         mn[g] = 0;
     }
+    Q_FIELDS(codes, row, base + 8 + 16 * sub, 16, 0)
     for (int i = 0; i < 16; i++) {
-        int b = q_int(q_u8(row, base + 8 + 16 * sub + i));
+        int b = q_int(q_field(codes, i, 255u));
         q[i] = iq4_xs_table[b & 15];
         q[i + 16] = iq4_xs_table[b >> 4];
     }

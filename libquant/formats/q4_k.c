@@ -25,7 +25,8 @@ Q_FN void q4_k_split(Q_SRC row, int block, int sub, Q_OUT(int, q, 32), Q_OUT(int
         sc[g] = scale;
         mn[g] = least;
     }
-    for (int i = 0; i < 32; i++) q[i] = q_int((q_u8(row, codes + i) >> shift) & 15u);
+    Q_FIELDS(nibbles, row, codes, 32, shift)
+    for (int i = 0; i < 32; i++) q[i] = q_int(q_field(nibbles, i, 15u));
 }
 Q_DECODE_SPLIT_MIN(q4_k)
 

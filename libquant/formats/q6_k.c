@@ -18,10 +18,9 @@ Q_FN void q6_k_split(Q_SRC row, int block, int sub, Q_OUT(int, q, 32), Q_OUT(int
         sc[g] = q_i8(row, base + 192 + 2 * sub + g);
         mn[g] = 0;
     }
-    for (int i = 0; i < 32; i++) {
-        uint pair = (q_u8(row, high + i) >> high_shift) & 3u;
-        q[i] = q_int(((q_u8(row, low + i) >> low_shift) & 15u) | pair << 4) - 32;
-    }
+    Q_FIELDS(nibbles, row, low, 32, low_shift)
+    Q_FIELDS(pairs, row, high, 32, high_shift)
+    for (int i = 0; i < 32; i++) q[i] = q_int(q_field(nibbles, i, 15u) | q_field(pairs, i, 3u) << 4) - 32;
 }
 Q_DECODE_SPLIT(q6_k)
 
