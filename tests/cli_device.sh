@@ -75,7 +75,8 @@ near() { # near WHAT A B: within 0.02 %
 # plan WHAT: the parts of the plan in $out make its whole, and it fits.
 plan() {
     has "$1" device.name device.memory device.staging device.border_bytes_per_token
-    compare "$1: total" "$(json device.weights) + $(json device.kv) + $(json device.activations)" "==" "$(json device.total)"
+    compare "$1: total" \
+        "$(json device.weights) + $(json device.kv) + $(json device.activations) + $(json device.own)" "==" "$(json device.total)"
     compare "$1: fits" "$(json device.total)" "<=" "$(json device.memory)"; holds "$1: fits" "$(json device.fits)" = true
 }
 for d in $devices; do
@@ -90,7 +91,7 @@ for d in $devices; do
     whole=$(json device.total)
     exits 0 "$d again" r; printf '%s' "$(cat "$out")" >got; printf '%s' "$text" >want; same "$d again: text" got want
     says "$d again: the same bits" "logits $hash\$"
-    says "$d: plan" "^$d runs the embedding, all 6 layers and the output: .* of weights, .* of KV cache, .* of activations (.* of .*)"
+    says "$d: plan" "^$d runs the embedding, all 6 layers and the output: .* of weights, .* of KV cache, .* of activations, .* to copy through (.* of .*)"
     holds "$d: no border" "$(grep -c border "$err")" -eq 0
     for n in 6 600; do
         exits 0 "$d, $n layers" r --json --gpu-layers $n; holds "$d, $n layers: the same bits" "$(json logits_hash)" = "$hash"

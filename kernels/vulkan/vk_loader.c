@@ -83,7 +83,10 @@ lq_status q_vk_api_devices(const q_vk_api *vk, VkPhysicalDevice out[Q_VK_DEVICES
     const VkResult r = vk->EnumeratePhysicalDevices(vk->instance, &count, out);
     if (r == VK_ERROR_OUT_OF_HOST_MEMORY || r == VK_ERROR_OUT_OF_DEVICE_MEMORY)
         return q_fail(LQ_E_NOMEM, "libvulkan.so.1 does not list its devices: %s", q_vk_result_name(r));
-    if ((r != VK_SUCCESS && r != VK_INCOMPLETE) || count > Q_VK_DEVICES)
+    if ((r == VK_SUCCESS || r == VK_INCOMPLETE) && count > Q_VK_DEVICES)
+        return q_fail(LQ_E_UNSUPPORTED, "libvulkan.so.1 lists %u devices where it was given room for %d: not believed", count,
+                      (int)Q_VK_DEVICES);
+    if (r != VK_SUCCESS && r != VK_INCOMPLETE)
         return q_fail(LQ_E_DEVICE, "libvulkan.so.1 does not list its devices: %s", q_vk_result_name(r));
     *n = count;
     return LQ_OK;
