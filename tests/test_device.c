@@ -66,8 +66,9 @@ static void last_logits(lq_session *s, size_t piece, float *out) {
 static double apart(const float *a, const float *b) {
     double worst = 0, top = 0;
     for (int i = 0; i < VOCAB; i++) {
-        worst = fmax(worst, fabs((double)a[i] - (double)b[i]));
-        top = fmax(top, fabs((double)b[i]));
+        const double d = fabs((double)a[i] - (double)b[i]), size = fabs((double)b[i]);
+        if (!(d <= worst)) worst = d; /* a NaN too */
+        if (size > top) top = size;
     }
     return worst / top;
 }
