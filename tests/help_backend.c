@@ -597,7 +597,8 @@ void st_compare(const st *t, const st_batch *want, const st_batch *got, const ch
         check_values(got->logits + (int64_t)o * t->plan.vocab, want->logits + (int64_t)o * t->plan.vocab, t->plan.vocab,
                      1e-7, who, "logits", -1, o);
     for (int32_t o = 0; sample && o < ST_OUTS; o++)
-        VALUE_MSG(got->sampled[o] == want->sampled[o], "%s: wanted row %d of %d sampled %d, not %d (temperature %g, top_k %u, top_p %g, min_p %g)", who, o,
+        VALUE_MSG(got->sampled[o] == want->sampled[o], "%s: wanted row %d of %d sampled %d, not %d "
+                  "(temperature %g, top_k %u, top_p %g, min_p %g)", who, o,
                   want->b.n_out, got->sampled[o], want->sampled[o], (double)t->sampler->temperature, t->sampler->top_k,
                   (double)t->sampler->top_p, (double)t->sampler->min_p);
 }

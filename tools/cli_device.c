@@ -80,7 +80,8 @@ void cli_plan_print(FILE *f, const lq_plan_info *plan) {
     else fprintf(f, "%s and the output", layers_text(first, plan->layers - 1).s);
     fprintf(f, ": %s of weights, %s of KV cache, %s of activations, %s to copy through (%s of %s%s)",
             cli_bytes(plan->device_weights).s, cli_bytes(plan->device_kv).s, cli_bytes(plan->device_activations).s,
-            cli_bytes(plan->device_own).s, cli_bytes(plan->device_total).s, cli_bytes(plan->device_memory).s, plan->device_total > plan->device_memory ? ", too much" : "");
+            cli_bytes(plan->device_own).s, cli_bytes(plan->device_total).s, cli_bytes(plan->device_memory).s,
+            plan->device_total > plan->device_memory ? ", too much" : "");
     if (plan->device_staging)
         fprintf(f, ", reached through %s of the processor's memory", cli_bytes(plan->device_staging).s);
     if (!plan->device_embedding) {
