@@ -33,6 +33,16 @@
 #define T_TSAN 0
 #endif
 
+/* AddressSanitizer's options for a program, where the surroundings give none: T_ASAN_OPTIONS("detect_leaks=0") for those that
+ * load a driver, which keeps memory until the process ends. It has to be seen by the sanitizer's own library. */
+#if defined(__SANITIZE_ADDRESS__)
+#define T_ASAN_OPTIONS(text)                                                              \
+    __attribute__((visibility("default"))) const char *__asan_default_options(void);     \
+    const char *__asan_default_options(void) { return text; }
+#else
+#define T_ASAN_OPTIONS(text)
+#endif
+
 /* Root of the tree, and a fresh writable folder for this program (removed by tests/run.sh). */
 static inline const char *t_root(void) {
     const char *r = getenv("T_ROOT");

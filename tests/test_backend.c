@@ -8,11 +8,8 @@
 
 #include "help_backend.h"
 
-#if defined(__SANITIZE_ADDRESS__)
 /* Drivers keep what they allocate until the process ends; our own blocks are counted by help_backend.c. */
-const char *__asan_default_options(void);
-const char *__asan_default_options(void) { return "detect_leaks=0"; }
-#endif
+T_ASAN_OPTIONS("detect_leaks=0")
 
 static const q_format *const *const formats = q_formats;
 

@@ -6,12 +6,9 @@
 
 #include "help_backend.h"
 
-#if defined(__SANITIZE_ADDRESS__)
 /* Drivers keep what they allocate until the process ends; our own blocks are counted by help_backend.c. What no
  * allocator can give is asked for on purpose. */
-const char *__asan_default_options(void);
-const char *__asan_default_options(void) { return "detect_leaks=0:allocator_may_return_null=1"; }
-#endif
+T_ASAN_OPTIONS("detect_leaks=0:allocator_may_return_null=1")
 
 /* Layers of products, each of which adds to what the next one reads, and logits. */
 static void make_plan(st *t, uint64_t seed, int layers) {

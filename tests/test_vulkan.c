@@ -10,11 +10,8 @@
 #include <dlfcn.h>
 #include <link.h>
 
-#if defined(__SANITIZE_ADDRESS__)
 /* Drivers keep what they allocate until the process ends; our own blocks are counted here. */
-const char *__asan_default_options(void);
-const char *__asan_default_options(void) { return "detect_leaks=0"; }
-#endif
+T_ASAN_OPTIONS("detect_leaks=0")
 
 /* The results of vulkan_core.h that are used, so that this file needs no header that may not be there. */
 enum { OUT_OF_HOST = -1, OUT_OF_DEVICE = -2, INITIALIZATION = -3, LOST = -4 };
