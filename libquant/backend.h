@@ -36,6 +36,7 @@ typedef struct q_need {
 typedef struct q_traffic {
     uint64_t border_bytes, bytes;
     double border_seconds; /* on the caller's thread */
+    uint64_t barriers;     /* CPU: points at which all threads waited for one another */
 } q_traffic;
 
 typedef struct q_backend {

@@ -38,7 +38,7 @@
  *             them by mscale; the others are copied. PAIRS: (2i, 2i+1) together; HALVES: (i, i + rot/2). y may be x.
  *                                                                                                   unit: column
  *   KV_PUT    stores K = x and V = z (heads of the view = KV heads) at the column's position in the pages of its
- *             sequence. Without z the values are a prefix of the keys (latent attention).           unit: column
+ *             sequence. Without z the values are a prefix of the keys (latent attention).    unit: column * head
  *   ATTN      y[h] = softmax(scale * q[h] . K + mask) V, over the pages of the column's sequence, positions <= its own
  *             and > own - window; query head h reads KV head h / (heads / kv_heads). softcap s: s * tanh(score / s).
  *             ALIBI then adds -slope(h) * |key - query|; slope(h) = 2^(-a (h+1) / n) for the largest power of two

@@ -102,8 +102,9 @@ static int32_t add_copy(q_program *p, const q_cpu_copy_key *key, q_isa isa) {
 
 /* Did a stage made so far leave this copy in the state that a step now wants? */
 static bool is_fresh(const q_program *p, const q_cpu_copy_key *key) {
-    for (int32_t i = p->n_stages; i-- > 0;) {
-        const q_cpu_stage *t = &p->stages[i];
+    const q_cpu_way *w = &p->ways[Q_CPU_MANY];
+    for (int32_t i = w->n_stages; i-- > 0;) {
+        const q_cpu_stage *t = &w->stages[i];
         if (t->makes >= 0 && same_key(&p->copies[t->makes].key, key)) return true;
         if (t->makes < 0 && p->plan->insts[t->step].y.slot == key->slot) return false;
     }
@@ -113,11 +114,12 @@ static bool is_fresh(const q_program *p, const q_cpu_copy_key *key) {
 /* Stages of the plan in order. The copies that the steps of a group want are all made before its first step. */
 static void make_stages(q_program *p, q_isa isa) {
     const q_plan *plan = p->plan;
+    q_cpu_way *w = &p->ways[Q_CPU_MANY];
     for (int32_t i = p->first; i < p->last; i++) {
         const q_inst *s = &plan->insts[i];
         const q_cpu_kernel *kernel = choose(s, isa, plan->f32_activations);
         const bool opens = i == p->first || s->group == 0 || plan->insts[i - 1].group != s->group;
-        p->first_stage[i - p->first] = p->n_stages;
+        p->first_stage[i - p->first] = w->n_stages;
         for (int32_t m = i; opens && m < p->last && (m == i || (s->group && plan->insts[m].group == s->group));
              m++) {
             const q_cpu_kernel *k = choose(&plan->insts[m], isa, plan->f32_activations);
@@ -125,19 +127,20 @@ static void make_stages(q_program *p, q_isa isa) {
             const q_cpu_copy_key key = key_of(&plan->insts[m], k->act);
             if (is_fresh(p, &key)) continue;
             const int32_t c = add_copy(p, &key, isa);
-            p->stages[p->n_stages++] = (q_cpu_stage){.step = m, .makes = c, .reads = -1, .columns = true};
+            w->stages[w->n_stages++] = (q_cpu_stage){.step = m, .inst = &plan->insts[m], .makes = c, .reads = -1,
+                                                     .from = key.slot, .columns = true};
         }
-        q_cpu_stage t = {.step = i, .makes = -1, .reads = -1, .kernel = kernel};
-        t.columns = q_ops[s->op].unit == Q_UNIT_COLUMN;
+        q_cpu_stage t = {.step = i, .inst = s, .makes = -1, .reads = -1, .kernel = kernel};
+        t.columns = q_ops[s->op].unit == Q_UNIT_COLUMN || s->op == Q_OP_KV_PUT;
         t.gathers = s->out && (s->op == Q_OP_NORM || s->op == Q_OP_COPY);
         t.fn = kernel && kernel->fn ? kernel->fn : q_ops[s->op].ref;
         if (kernel && kernel->act) {
             const q_cpu_copy_key key = key_of(s, kernel->act);
             t.reads = find_copy(p, &key);
         }
-        p->stages[p->n_stages++] = t;
+        w->stages[w->n_stages++] = t;
     }
-    p->first_stage[p->last - p->first] = p->n_stages;
+    p->first_stage[p->last - p->first] = w->n_stages;
 }
 
 /* --------------------------------------------------------------------------------------------------------- memory */
@@ -159,25 +162,57 @@ static void *take(carve *c, uint64_t count, uint64_t item) {
     return c->base ? c->base + at : NULL;
 }
 
+/* Batches of up to so many columns go the way for few. It saves barriers, which cost more the more threads there are; what
+ * threads then do several times costs a microsecond or two per layer and column (bench/SPEED.md). One thread needs none. */
+enum { MOST_FEW = 4, THREADS_PER_FEW = 4 };
+static int32_t few_columns(uint32_t threads, int32_t columns) {
+    if (threads < 2) return 0;
+    const uint32_t few = Q_MAX(Q_MIN(threads / THREADS_PER_FEW, (uint32_t)MOST_FEW), 1u);
+    return Q_MIN((int32_t)few, columns);
+}
+
 /* The program and its tables. */
-static q_program *lay_out_tables(const q_plan *plan, const q_segment *segment, carve *c) {
+static q_program *lay_out_tables(const q_plan *plan, const q_segment *segment, uint32_t threads, carve *c) {
     q_program *p = take(c, 1, sizeof *p);
-    const uint64_t n = (uint64_t)(segment->last - segment->first);
+    const uint64_t n = (uint64_t)(segment->last - segment->first), slots = (uint64_t)plan->n_slots;
+    const uint64_t ways = threads > 1 ? Q_CPU_WAYS : 1, few = ways - 1;
     int32_t *first_stage = take(c, n + 1, sizeof *first_stage);
-    q_cpu_stage *stages = take(c, 2 * n, sizeof *stages); /* a product has at most one copy made for it */
+    q_cpu_stage *stages = take(c, 2 * n * ways, sizeof *stages); /* a product has at most one copy made for it */
+    q_cpu_phase *phases = take(c, 2 * n * ways, sizeof *phases); /* each has a stage of its own at least */
     q_cpu_copy *copies = take(c, n, sizeof *copies);
-    float **slots = take(c, (uint64_t)plan->n_slots, sizeof *slots);
+    float **shared_slots = take(c, slots, sizeof *shared_slots);
+    uint8_t **shared = take(c, n, sizeof *shared);
     uint8_t **kv = take(c, (uint64_t)plan->n_kv, sizeof *kv);
+    q_cpu_thread *own = take(c, threads, sizeof *own);
+    q_inst *insts = take(c, n * few, sizeof *insts);
+    int32_t *widths = take(c, 2 * slots * few, sizeof *widths);
+    bool *own_slots = take(c, slots * few, sizeof *own_slots);
+    float **thread_slots = take(c, 2 * slots * few * threads, sizeof *thread_slots);
+    uint8_t **thread_copies = take(c, n * few * threads, sizeof *thread_copies);
     if (!p) return NULL; /* measured */
     p->plan = plan;
     p->first = segment->first;
     p->last = segment->last;
+    p->threads = threads;
     p->state_floats = segment->state_floats;
     p->first_stage = first_stage;
-    p->stages = stages;
+    for (uint64_t i = 0; i < ways; i++) {
+        p->ways[i] = (q_cpu_way){.plan = *plan, .stages = stages + i * 2 * n, .phases = phases + i * 2 * n};
+        if (i == Q_CPU_FEW) p->ways[i].plan.slot_width = widths, p->ways[i].plan.n_slots = 2 * plan->n_slots;
+    }
+    p->few = few_columns(threads, plan->columns);
     p->copies = copies;
-    p->slots = slots;
+    p->slots = shared_slots;
+    p->shared = shared;
     p->kv = kv;
+    p->own = own;
+    p->insts = insts;
+    p->few_widths = widths;
+    p->own_slots = own_slots;
+    for (uint64_t t = 0; few && t < threads; t++) {
+        own[t].slots = thread_slots + t * 2 * slots;
+        own[t].copies = thread_copies + t * n;
+    }
     return p;
 }
 
@@ -190,22 +225,35 @@ static uint64_t scratch_of(const q_inst *s, const q_cpu_kernel *k, int32_t colum
     return Q_MAX(k ? k->scratch(s, columns) : 0, (uint64_t)q_ref_scratch(s, columns));
 }
 
+/* Scratch, slots and copies of one thread. */
+static void lay_out_thread(q_program *p, q_cpu_thread *t, carve *c) {
+    const int32_t n = p->plan->n_slots;
+    t->scratch = take(c, 1, p->scratch_bytes);
+    if (!p->few) return;
+    for (int32_t i = 1; i < n; i++) {
+        t->slots[i] = p->slots[i];
+        if (p->own_slots[i])
+            t->slots[n + i] = take(c, (uint64_t)p->few * (uint64_t)p->plan->slot_width[i], sizeof(float));
+    }
+    for (int32_t i = 0; i < p->n_copies; i++) t->copies[i] = take(c, (uint64_t)p->few, p->copies[i].column_bytes);
+}
+
 /* Slots, copies and scratch. The tables of p are complete. */
-static void lay_out_data(q_program *p, uint32_t threads, carve *c) {
+static void lay_out_data(q_program *p, carve *c) {
     const q_plan *plan = p->plan;
+    const q_cpu_way *w = &p->ways[Q_CPU_MANY];
     const int32_t columns = Q_MAX(plan->columns, plan->outs);
     for (int32_t i = 1; i < plan->n_slots; i++)
         p->slots[i] = take(c, (uint64_t)columns * (uint64_t)plan->slot_width[i], sizeof(float));
-    for (int32_t i = 0; i < p->n_copies; i++)
-        p->copies[i].data = take(c, (uint64_t)columns, p->copies[i].column_bytes);
+    for (int32_t i = 0; i < p->n_copies; i++) p->shared[i] = take(c, (uint64_t)columns, p->copies[i].column_bytes);
     p->scratch_bytes = 0;
-    for (int32_t i = 0; i < p->n_stages; i++) {
-        const q_cpu_stage *t = &p->stages[i];
+    for (int32_t i = 0; i < w->n_stages; i++) {
+        const q_cpu_stage *t = &w->stages[i];
         if (t->makes >= 0) continue;
-        p->scratch_bytes = Q_MAX(p->scratch_bytes, scratch_of(&plan->insts[t->step], t->kernel, columns));
+        p->scratch_bytes = Q_MAX(p->scratch_bytes, scratch_of(t->inst, t->kernel, columns));
     }
     p->scratch_bytes = q_round_up(p->scratch_bytes, Q_ALIGN);
-    p->scratch = take(c, threads, p->scratch_bytes);
+    for (uint32_t i = 0; i < p->threads; i++) lay_out_thread(p, &p->own[i], c);
 }
 
 /* A program with its tables filled; what its data will need in *data_bytes. */
@@ -213,17 +261,23 @@ static lq_status make_program(const q_device *dev, const q_plan *plan, int32_t s
                               q_program **out, uint64_t *table_bytes, uint64_t *data_bytes) {
     const q_segment *part = &plan->segments[segment];
     carve c = {NULL, 0};
-    lay_out_tables(plan, part, &c);
+    lay_out_tables(plan, part, threads, &c);
     *table_bytes = c.used;
     void *block = q_new(dev->alloc, c.used, 1);
     if (!block) return LQ_E_NOMEM;
     c = (carve){block, 0};
-    q_program *p = lay_out_tables(plan, part, &c);
-    Q_ASSUME(p && p->first_stage && p->stages); /* laid out in a block */
+    q_program *p = lay_out_tables(plan, part, threads, &c);
+    Q_ASSUME(p && p->first_stage && p->ways[Q_CPU_MANY].stages && p->own); /* laid out in a block */
     p->alloc = dev->alloc;
     make_stages(p, dev->isa);
+    q_cpu_phases_many(p);
+    if (p->few) {
+        q_cpu_phases_few(p);
+        for (int32_t i = 0; i < plan->n_slots; i++)
+            p->few_widths[i] = p->few_widths[plan->n_slots + i] = plan->slot_width[i];
+    }
     c = (carve){NULL, 0};
-    lay_out_data(p, threads, &c);
+    lay_out_data(p, &c);
     *data_bytes = c.used;
     *out = p;
     return LQ_OK;
@@ -260,7 +314,7 @@ static lq_status cpu_compile(q_device *dev, const q_plan *plan, int32_t segment,
     if (!p->data) status = LQ_E_NOMEM;
     if (status == LQ_OK) {
         carve c = {p->data, 0};
-        lay_out_data(p, threads, &c);
+        lay_out_data(p, &c);
         status = q_pool_open(dev->alloc, threads, &p->pool);
     }
     if (status != LQ_OK) {
@@ -393,7 +447,7 @@ static q_traffic cpu_traffic(const q_program *program) { return program->traffic
 
 static const char *cpu_kernel_name(const q_program *p, int32_t i) {
     if (i < p->first || i >= p->last) return "";
-    const q_cpu_stage *t = &p->stages[p->first_stage[i - p->first]];
+    const q_cpu_stage *t = &p->ways[Q_CPU_MANY].stages[p->first_stage[i - p->first]];
     while (t->makes >= 0) t++; /* copies made for the step and its group come first */
     return t->kernel ? t->kernel->name : ref_names[p->plan->insts[i].op];
 }

@@ -1,8 +1,8 @@
-/* program.c: runs a compiled plan: one pool run per batch, in which all threads walk the stages together.
+/* program.c: runs a compiled plan: one pool run per batch, in which all threads walk the phases together.
  *
- * Stages that need no barrier between them form a phase: a chain of stages that treat each column by itself (a thread
- * takes some columns through the whole chain), or the steps of a group (their units are claimed as one range). What a
- * unit computes never depends on who claims it, which is why the same bits come out for any number of threads.
+ * A phase (phases.c) begins with what each thread does for itself, then its units are claimed: columns of a chain of
+ * stages, units of the steps of a group, KV heads. What a unit computes never depends on who claims it, nor on how many
+ * compute it, which is why the same bits come out for any number of threads.
  * Allocates nothing, takes no lock but the pool's barrier. Layer L2. */
 #include "program.h"
 
@@ -13,25 +13,15 @@ enum {
     CHAIN_COLUMNS = 16 /* most columns that are taken through a chain at a time: their slots stay in the cache */
 };
 
-static const q_inst *step_of(const q_program *p, int32_t stage) { return &p->plan->insts[p->stages[stage].step]; }
+/* One thread in a run. */
+typedef struct lane {
+    const q_program *p;
+    const q_cpu_stage *stages;
+    q_exec e;
+    uint8_t *const *copies;
+} lane;
 
-static bool is_out(const q_inst *s) { return s->out || s->op == Q_OP_HEAD || s->op == Q_OP_SAMPLE; }
-
-static int64_t columns_of(const q_program *p, const q_inst *s) { return is_out(s) ? p->batch->n_out : p->batch->n; }
-
-/* The end of the phase that begins at stage `from`. */
-static int32_t phase_end(const q_program *p, int32_t from, int32_t end) {
-    const q_cpu_stage *first = &p->stages[from];
-    int32_t to = from + 1;
-    if (first->columns) {
-        const bool out = is_out(step_of(p, from));
-        while (to < end && p->stages[to].columns && !p->stages[to].gathers && is_out(step_of(p, to)) == out) to++;
-        return to;
-    }
-    const uint8_t group = step_of(p, from)->group;
-    while (group && to < end && !p->stages[to].columns && step_of(p, to)->group == group) to++;
-    return to;
-}
+static int64_t columns_of(const q_batch *b, const q_inst *s) { return q_cpu_is_out(s) ? b->n_out : b->n; }
 
 static int64_t div_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -48,11 +38,12 @@ static void finish_head(const q_inst *s, const q_mm *m) {
 }
 
 /* Rows [begin, end) of a product step, head by head. */
-static void run_product(const q_program *p, const q_cpu_stage *t, const q_exec *e, int64_t begin, int64_t end) {
-    const q_inst *s = &p->plan->insts[t->step];
+static void run_product(const lane *l, const q_cpu_stage *t, int64_t begin, int64_t end) {
+    const q_exec *e = &l->e;
+    const q_inst *s = t->inst;
     const bool head = s->op == Q_OP_HEAD;
-    const q_cpu_copy *copy = t->reads >= 0 ? &p->copies[t->reads] : NULL;
-    q_mm m = {.format = s->w->format, .row_bytes = s->w->row_bytes, .k = s->w->k, .n = columns_of(p, s),
+    const q_cpu_copy *copy = t->reads >= 0 ? &l->p->copies[t->reads] : NULL;
+    q_mm m = {.format = s->w->format, .row_bytes = s->w->row_bytes, .k = s->w->k, .n = columns_of(e->batch, s),
               .add = !head && s->add, .scratch = e->scratch};
     if (m.n == 0) return;
     float *bias = NULL;
@@ -68,78 +59,96 @@ static void run_product(const q_program *p, const q_cpu_stage *t, const q_exec *
         m.w = q_ref_row(s->w, 0, r);
         m.bias = bias ? bias + (r - begin) : NULL;
         if (copy) {
-            m.x = copy->data + (uint64_t)xh * copy->head_bytes;
+            m.x = l->copies[t->reads] + (uint64_t)xh * copy->head_bytes;
             m.x_stride = (int64_t)copy->column_bytes;
         } else {
             m.x = (const uint8_t *)q_ref_at(e, &s->x, 0, xh);
-            m.x_stride = (int64_t)sizeof(float) * p->plan->slot_width[s->x.slot];
+            m.x_stride = (int64_t)sizeof(float) * e->plan->slot_width[s->x.slot];
         }
-        m.y = head ? p->batch->logits + r : q_ref_at(e, &s->y, 0, h) + (r - h * width);
-        m.y_stride = head ? p->plan->vocab : p->plan->slot_width[s->y.slot];
+        m.y = head ? e->batch->logits + r : q_ref_at(e, &s->y, 0, h) + (r - h * width);
+        m.y_stride = head ? e->plan->vocab : e->plan->slot_width[s->y.slot];
         t->kernel->mm(&m);
         if (head) finish_head(s, &m);
     }
 }
 
-static void run_copy(const q_program *p, const q_cpu_copy *c, int64_t begin, int64_t end) {
+static void run_copy(const lane *l, const q_cpu_stage *t, int64_t begin, int64_t end) {
+    const q_cpu_copy *c = &l->p->copies[t->makes];
+    const q_cpu_copy_key *k = &c->key;
+    const float *slot = l->e.slots[t->from];
     for (int64_t col = begin; col < end; col++)
-        for (int32_t h = 0; h < c->key.heads; h++)
-            c->quantize(p->slots[c->key.slot] + col * p->plan->slot_width[c->key.slot] + c->key.offset +
-                            (int64_t)h * c->key.stride,
-                        c->key.k, c->data + (uint64_t)col * c->column_bytes + (uint64_t)h * c->head_bytes);
+        for (int32_t h = 0; h < k->heads; h++)
+            c->quantize(slot + col * l->e.plan->slot_width[t->from] + k->offset + (int64_t)h * k->stride, k->k,
+                        l->copies[t->makes] + (uint64_t)col * c->column_bytes + (uint64_t)h * c->head_bytes);
 }
 
-static void run_stage(const q_program *p, const q_cpu_stage *t, const q_exec *e, int64_t begin, int64_t end) {
-    if (t->makes >= 0) run_copy(p, &p->copies[t->makes], begin, end);
-    else if (t->kernel && t->kernel->mm) run_product(p, t, e, begin, end);
-    else t->fn(&p->plan->insts[t->step], e, begin, end);
+static void run_units(const lane *l, const q_cpu_stage *t, int64_t begin, int64_t end) {
+    if (t->kernel && t->kernel->mm) run_product(l, t, begin, end);
+    else t->fn(t->inst, &l->e, begin, end);
+}
+
+/* Columns [begin, end) of a stage that treats each by itself; KV_PUT has a unit per head in each. */
+static void run_columns(const lane *l, const q_cpu_stage *t, int64_t begin, int64_t end) {
+    const int64_t units = q_ops[t->inst->op].unit == Q_UNIT_COLUMN ? 1 : t->inst->x.heads;
+    if (t->makes >= 0) run_copy(l, t, begin, end);
+    else run_units(l, t, begin * units, end * units);
 }
 
 /* --------------------------------------------------------------------------------------------------------- phases */
 
-static void run_chain(const q_program *p, int32_t from, int32_t to, const q_exec *e) {
-    const int64_t n = columns_of(p, step_of(p, from)), threads = q_pool_threads(p->pool);
-    const int64_t chunk = Q_MIN(Q_MAX(div_up(n, threads * 2), (int64_t)1), (int64_t)CHAIN_COLUMNS);
-    for (int64_t b, end; q_pool_claim(p->pool, n, chunk, &b, &end);)
-        for (int32_t i = from; i < to; i++) run_stage(p, &p->stages[i], e, b, end);
+/* What each thread does for itself: all columns, into its own memory. */
+static void run_own(const lane *l, const q_cpu_phase *f) {
+    for (int32_t i = f->own; i < f->from; i++)
+        run_columns(l, &l->stages[i], 0, columns_of(l->e.batch, l->stages[i].inst));
 }
 
-static int64_t units_of(const q_program *p, int32_t stage) {
-    return q_op_units(step_of(p, stage), p->batch->n, p->batch->n_out);
+static void run_chain(const lane *l, const q_cpu_phase *f) {
+    q_pool *pool = l->p->pool;
+    const int64_t n = columns_of(l->e.batch, l->stages[f->from].inst), threads = q_pool_threads(pool);
+    const int64_t chunk = Q_MIN(Q_MAX(div_up(n, threads * 2), (int64_t)1), (int64_t)CHAIN_COLUMNS);
+    for (int64_t b, end; q_pool_claim(pool, n, chunk, &b, &end);)
+        for (int32_t i = f->from; i < f->to; i++) run_columns(l, &l->stages[i], b, end);
+}
+
+static int64_t units_of(const lane *l, int32_t stage) {
+    return q_op_units(l->stages[stage].inst, l->e.batch->n, l->e.batch->n_out);
+}
+
+static int32_t kv_heads_of(const q_plan *plan, const q_inst *attn) {
+    return attn->z.slot ? attn->z.heads : plan->kv[attn->kv_group].heads;
 }
 
 /* Units that a claim takes: a multiple of the tiles of products; whole columns of attention, which share what they
  * read, unless there are too few, and then the query heads of a KV head. */
-static int64_t chunk_of(const q_program *p, int32_t from, int32_t to) {
-    const int64_t threads = q_pool_threads(p->pool);
+static int64_t chunk_of(const lane *l, const q_cpu_phase *f) {
+    const int64_t threads = q_pool_threads(l->p->pool);
     int64_t total = 0, tile = 1;
-    for (int32_t i = from; i < to; i++) {
-        const q_cpu_stage *t = &p->stages[i];
-        const q_inst *s = step_of(p, i);
-        const int64_t columns = columns_of(p, s);
-        total += units_of(p, i);
+    for (int32_t i = f->from; i < f->to; i++) {
+        const q_cpu_stage *t = &l->stages[i];
+        const q_inst *s = t->inst;
+        const int64_t columns = columns_of(l->e.batch, s);
+        total += units_of(l, i);
         if (t->kernel && t->kernel->mm) tile = Q_MAX(tile, (int64_t)t->kernel->rows);
         if (s->op != Q_OP_ATTN) continue;
-        const int32_t kv = s->z.slot ? s->z.heads : p->plan->kv[s->kv_group].heads;
         if (columns >= threads * 16) tile = (int64_t)s->x.heads * 8;
         else if (columns >= threads * 4) tile = s->x.heads;
-        else tile = Q_MAX(s->x.heads / Q_MAX(kv, 1), 1);
+        else tile = Q_MAX(s->x.heads / Q_MAX(kv_heads_of(l->e.plan, s), 1), 1);
     }
     const int64_t chunk = Q_MAX(div_up(total, threads * CHUNKS), (int64_t)1);
     return div_up(chunk, tile) * tile;
 }
 
 /* Independent steps: their units one after the other, each step's rounded up to whole chunks. */
-static void run_group(const q_program *p, int32_t from, int32_t to, const q_exec *e) {
-    const int64_t chunk = chunk_of(p, from, to);
+static void run_group(const lane *l, const q_cpu_phase *f) {
+    const int64_t chunk = chunk_of(l, f);
     int64_t total = 0;
-    for (int32_t i = from; i < to; i++) total += div_up(units_of(p, i), chunk) * chunk;
-    for (int64_t b, end; q_pool_claim(p->pool, total, chunk, &b, &end);) {
+    for (int32_t i = f->from; i < f->to; i++) total += div_up(units_of(l, i), chunk) * chunk;
+    for (int64_t b, end; q_pool_claim(l->p->pool, total, chunk, &b, &end);) {
         int64_t base = 0;
-        for (int32_t i = from; i < to; i++) {
-            const int64_t units = units_of(p, i), padded = div_up(units, chunk) * chunk;
+        for (int32_t i = f->from; i < f->to; i++) {
+            const int64_t units = units_of(l, i), padded = div_up(units, chunk) * chunk;
             if (b < base + padded) {
-                run_stage(p, &p->stages[i], e, b - base, Q_MIN(end - base, units));
+                run_units(l, &l->stages[i], b - base, Q_MIN(end - base, units));
                 break;
             }
             base += padded;
@@ -147,42 +156,69 @@ static void run_group(const q_program *p, int32_t from, int32_t to, const q_exec
     }
 }
 
+/* KV_PUT and ATTN by KV head: the keys of all columns, then the queries that read them. */
+static void run_heads(const lane *l, const q_cpu_phase *f) {
+    const q_cpu_stage *put = &l->stages[f->from], *attn = put + 1;
+    const int64_t n = l->e.batch->n, kv = kv_heads_of(l->e.plan, attn->inst), all = attn->inst->x.heads;
+    for (int64_t h, end; q_pool_claim(l->p->pool, kv, 1, &h, &end);) {
+        for (int64_t c = 0; c < n; c++) run_units(l, put, c * kv + h, c * kv + h + 1);
+        for (int64_t c = 0; c < n; c++) run_units(l, attn, c * all + h * (all / kv), c * all + (h + 1) * (all / kv));
+    }
+}
+
+static void run_phase(const lane *l, const q_cpu_phase *f) {
+    run_own(l, f);
+    if (f->from == f->to) return;
+    switch (f->kind) {
+    case Q_CPU_CHAIN: run_chain(l, f); break;
+    case Q_CPU_GROUP: run_group(l, f); break;
+    case Q_CPU_HEADS: run_heads(l, f); break;
+    }
+}
+
 /* Show the inputs of the products in a phase to the batch's tap: on the caller's thread, while the others wait. */
-static bool wants_tap(const q_program *p, int32_t from, int32_t to) {
-    if (!p->batch->tap) return false;
-    for (int32_t i = from; i < to; i++)
-        if (p->stages[i].makes < 0 && step_of(p, i)->op == Q_OP_MATMUL) return true;
+static bool wants_tap(const lane *l, const q_cpu_phase *f) {
+    if (!l->e.batch->tap) return false;
+    for (int32_t i = f->from; i < f->to; i++)
+        if (l->stages[i].makes < 0 && l->stages[i].inst->op == Q_OP_MATMUL) return true;
     return false;
 }
-static void call_tap(const q_program *p, int32_t from, int32_t to) {
-    for (int32_t i = from; i < to; i++) {
-        const q_inst *s = step_of(p, i);
-        if (p->stages[i].makes >= 0 || s->op != Q_OP_MATMUL) continue;
-        p->batch->tap(p->batch->tap_user, s, p->slots[s->x.slot] + s->x.offset, (int32_t)columns_of(p, s),
-                      p->plan->slot_width[s->x.slot]);
+static void call_tap(const lane *l, const q_cpu_phase *f) {
+    const q_batch *b = l->e.batch;
+    for (int32_t i = f->from; i < f->to; i++) {
+        const q_inst *s = l->stages[i].inst;
+        if (l->stages[i].makes >= 0 || s->op != Q_OP_MATMUL) continue;
+        b->tap(b->tap_user, s, l->e.slots[s->x.slot] + s->x.offset, (int32_t)columns_of(b, s),
+               l->e.plan->slot_width[s->x.slot]);
     }
 }
 
 static bool cancel_seen(const q_batch *b) { return b->cancel && __atomic_load_n(b->cancel, __ATOMIC_RELAXED) != 0; }
 
-/* One thread's way through stages [first, last). Every thread takes the same turns: what they depend on is the same for
- * all, and a cancellation is what thread 0 saw before the barrier at a layer's end. Two cells take turns for it,
- * because a fast thread 0 may reach the next layer's end while another still reads this one's. */
-static void walk(q_program *p, uint32_t thread, const q_exec *e) {
-    const int32_t end = p->n_stages;
+static void barrier(q_program *p, uint32_t thread) {
+    if (thread == 0) p->traffic.barriers++;
+    q_pool_barrier(p->pool);
+}
+
+static int32_t layer_at(const q_cpu_way *w, const q_cpu_phase *f) { return w->stages[f->own].inst->layer; }
+
+/* One thread's way through the phases. Every thread takes the same turns: what they depend on is the same for all, and
+ * a cancellation is what thread 0 saw before the barrier at a layer's end. Two cells take turns for it, because a fast
+ * thread 0 may reach the next layer's end while another still reads this one's. */
+static void walk(q_program *p, uint32_t thread, const lane *l) {
+    const q_cpu_way *w = p->way;
     uint32_t polls = 0;
-    for (int32_t from = 0, to; from < end; from = to) {
-        to = phase_end(p, from, end);
-        if (wants_tap(p, from, to)) {
-            if (thread == 0) call_tap(p, from, to);
-            q_pool_barrier(p->pool);
+    for (int32_t i = 0; i < w->n_phases; i++) {
+        const q_cpu_phase *f = &w->phases[i];
+        if (wants_tap(l, f)) {
+            if (thread == 0) call_tap(l, f);
+            barrier(p, thread);
         }
-        if (p->stages[from].columns) run_chain(p, from, to, e);
-        else run_group(p, from, to, e);
-        if (to == end) break;
-        const bool poll = p->batch->cancel && step_of(p, to)->layer != step_of(p, to - 1)->layer;
+        run_phase(l, f);
+        if (i + 1 == w->n_phases) break;
+        const bool poll = p->batch->cancel && layer_at(w, f + 1) != layer_at(w, f);
         if (poll && thread == 0) p->stop[polls & 1] = cancel_seen(p->batch);
-        q_pool_barrier(p->pool);
+        barrier(p, thread);
         if (poll && p->stop[polls++ & 1]) {
             if (thread == 0) p->cancelled = true;
             return;
@@ -192,14 +228,17 @@ static void walk(q_program *p, uint32_t thread, const q_exec *e) {
 
 static void run_thread(void *arg, uint32_t thread) {
     q_program *p = (q_program *)arg;
-    const q_exec e = {.plan = p->plan, .batch = p->batch, .slots = p->slots, .kv = p->kv, .act = NULL,
-                      .state = p->state, .state_floats = p->state_floats,
-                      .scratch = p->scratch + thread * p->scratch_bytes, .scratch_bytes = (size_t)p->scratch_bytes};
+    const q_cpu_thread *own = &p->own[thread];
+    const bool few = p->way == &p->ways[Q_CPU_FEW];
+    const lane l = {.p = p, .stages = p->way->stages, .copies = few ? own->copies : p->shared,
+                    .e = {.plan = &p->way->plan, .batch = p->batch, .slots = few ? own->slots : p->slots, .kv = p->kv,
+                          .act = NULL, .state = p->state, .state_floats = p->state_floats, .scratch = own->scratch,
+                          .scratch_bytes = (size_t)p->scratch_bytes}};
     /* The embedder's thread may round otherwise or flush subnormal numbers, which scales often are. */
     fenv_t before;
     fegetenv(&before);
     fesetenv(FE_DFL_ENV);
-    walk(p, thread, &e);
+    walk(p, thread, &l);
     fesetenv(&before);
 }
 
@@ -225,6 +264,8 @@ lq_status q_cpu_run(q_program *p, const q_batch *batch) {
     if (cancel_seen(batch)) return q_fail(LQ_E_CANCELLED, "cancelled before the first layer");
     p->batch = batch;
     p->cancelled = false;
+    /* A tap sees the inputs of products, which must then lie where all threads have them. */
+    p->way = &p->ways[batch->n <= p->few && !batch->tap ? Q_CPU_FEW : Q_CPU_MANY];
     if (batch->x) border(p, p->slots[1], batch->x, NULL);
     q_pool_run(p->pool, run_thread, p);
     if (batch->y && !p->cancelled) border(p, p->slots[1], NULL, batch->y);

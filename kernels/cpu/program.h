@@ -1,4 +1,8 @@
-/* program.h: a compiled plan: what cpu.c makes and program.c runs. Layer L2. */
+/* program.h: a compiled plan: what cpu.c and phases.c make and program.c runs.
+ *
+ * There are two ways through a segment. With many columns the threads share out everything: columns of the steps that
+ * treat each column by itself, rows of products. With few columns these steps take less time than a barrier, so each
+ * thread does them for itself, and only what products, attention and the residual hold is shared. Layer L2. */
 #ifndef Q_CPU_PROGRAM_H
 #define Q_CPU_PROGRAM_H
 
@@ -15,43 +19,87 @@ typedef struct q_cpu_copy {
     q_cpu_copy_key key;
     void (*quantize)(const float *x, int64_t n, void *dst);
     uint64_t head_bytes, column_bytes;
-    uint8_t *data;
 } q_cpu_copy;
 
 /* A step of the plan, or the making of a quantized copy for it. */
 typedef struct q_cpu_stage {
     int32_t step;
+    const q_inst *inst; /* that step's; its operands renamed where they are a thread's own */
     int32_t makes; /* copy that this stage makes, -1 = the stage runs the step */
     int32_t reads; /* copy that the step's product reads, -1 = float32 */
+    int32_t from;  /* slot that the copy is made of */
     bool columns;  /* each column by itself: such stages follow one another without a barrier */
     bool gathers;  /* reads columns other than those it writes */
+    bool own;      /* every thread runs it for all columns, into memory of its own */
     const q_cpu_kernel *kernel; /* NULL = the reference */
     q_op_fn fn;    /* of steps that are no product */
 } q_cpu_stage;
+
+typedef enum {
+    Q_CPU_CHAIN, /* threads take columns through all its stages */
+    Q_CPU_GROUP, /* the units of its stages, which are independent, as one range */
+    Q_CPU_HEADS  /* KV_PUT and the ATTN that reads it: a unit is all that reads one KV head */
+} q_cpu_kind;
+
+/* What lies between two barriers. */
+typedef struct q_cpu_phase {
+    int32_t own;      /* stages [own, from): each thread does all of them for itself first */
+    int32_t from, to; /* stages whose units the threads then claim; may be none */
+    q_cpu_kind kind;
+} q_cpu_phase;
+
+/* A way of running the segment (phases.c). Slots beyond the plan's are a thread's own. */
+typedef struct q_cpu_way {
+    q_plan plan;
+    q_cpu_stage *stages;
+    q_cpu_phase *phases;
+    int32_t n_stages, n_phases;
+} q_cpu_way;
+
+/* The memory of one thread. */
+typedef struct q_cpu_thread {
+    float **slots;     /* of the way for few columns: those of the plan, then its own */
+    uint8_t **copies;  /* its own */
+    uint8_t *scratch;
+} q_cpu_thread;
+
+enum { Q_CPU_MANY, Q_CPU_FEW, Q_CPU_WAYS };
 
 struct q_program {
     const q_alloc *alloc;
     const q_plan *plan;
     int32_t first, last; /* its segment's steps */
+    uint32_t threads;
     q_pool *pool;
     uint8_t *data; /* the block of slots, copies and scratch */
-    int32_t *first_stage; /* [last - first + 1] */
-    q_cpu_stage *stages;
-    int32_t n_stages;
+    int32_t *first_stage; /* [last - first + 1], of the way for many columns */
+    q_cpu_way ways[Q_CPU_WAYS];
+    int32_t few;          /* batches of up to so many columns go the other way; 0 = none */
+    q_inst *insts;        /* [last - first] of the way for few */
+    int32_t *few_widths;  /* [2 * n_slots] */
+    bool *own_slots;      /* [n_slots] which have one of each thread's own */
     q_cpu_copy *copies;
     int32_t n_copies;
     float **slots;
+    uint8_t **shared;     /* [n_copies] their data, on the way for many */
     uint8_t **kv;
     float *state;
     uint64_t state_floats;
-    uint8_t *scratch; /* of all threads */
+    q_cpu_thread *own;    /* [threads] */
     uint64_t scratch_bytes; /* of one thread */
     /* The run in progress. */
     const q_batch *batch;
+    const q_cpu_way *way;
     int stop[2]; /* what thread 0 saw at the latest two polls of `cancel` */
     bool cancelled;
     q_traffic traffic;
 };
+
+bool q_cpu_is_out(const q_inst *s);
+/* Phases of the stages of the way for many columns. */
+void q_cpu_phases_many(q_program *p);
+/* The way for few columns, made from the other; the stages, phases, insts, widths and own_slots have room. */
+void q_cpu_phases_few(q_program *p);
 
 lq_status q_cpu_run(q_program *p, const q_batch *batch);
 

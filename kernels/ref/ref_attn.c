@@ -10,17 +10,15 @@ static void store(const float *x, int64_t n, int32_t value_bytes, uint8_t *to) {
 
 void q_ref_kv_put(const q_inst *s, const q_exec *e, int64_t begin, int64_t end) {
     const q_kv_pool *pool = &e->plan->kv[s->kv_group];
-    for (int64_t c = begin; c < end; c++) {
-        const int32_t pos = e->batch->pos[c];
-        const uint32_t page = e->batch->seqs[e->batch->seq[c]].pages[s->kv_group][pos / Q_KV_TOKENS];
-        const int64_t row = pos % Q_KV_TOKENS;
-        for (int32_t h = 0; h < pool->heads; h++) {
-            uint8_t *to = q_kv_k(pool, e->kv[s->kv_group], page, s->kv_layer, h);
-            store(q_ref_at(e, &s->x, c, h), pool->k_width, pool->value_bytes, to + row * pool->k_width * pool->value_bytes);
-            if (pool->v_width == 0) continue;
-            to = q_kv_v(pool, e->kv[s->kv_group], page, s->kv_layer, h);
-            store(q_ref_at(e, &s->z, c, h), pool->v_width, pool->value_bytes, to + row * pool->v_width * pool->value_bytes);
-        }
+    for (int64_t u = begin; u < end; u++) {
+        const int64_t c = u / pool->heads, row = e->batch->pos[c] % Q_KV_TOKENS;
+        const int32_t h = (int32_t)(u % pool->heads);
+        const uint32_t page = e->batch->seqs[e->batch->seq[c]].pages[s->kv_group][e->batch->pos[c] / Q_KV_TOKENS];
+        uint8_t *to = q_kv_k(pool, e->kv[s->kv_group], page, s->kv_layer, h);
+        store(q_ref_at(e, &s->x, c, h), pool->k_width, pool->value_bytes, to + row * pool->k_width * pool->value_bytes);
+        if (pool->v_width == 0) continue;
+        to = q_kv_v(pool, e->kv[s->kv_group], page, s->kv_layer, h);
+        store(q_ref_at(e, &s->z, c, h), pool->v_width, pool->value_bytes, to + row * pool->v_width * pool->value_bytes);
     }
 }
 

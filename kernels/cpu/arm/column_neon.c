@@ -114,15 +114,14 @@ void q_kv_put_paged__neon(const q_inst *s, const q_exec *e, int64_t begin, int64
     const q_kv_pool *pool = &e->plan->kv[s->kv_group];
     uint8_t *base = e->kv[s->kv_group];
     const int32_t bytes = pool->value_bytes;
-    for (int64_t c = begin; c < end; c++) {
-        const int32_t pos = e->batch->pos[c], row = pos % Q_KV_TOKENS;
+    for (int64_t u = begin; u < end; u++) {
+        const int64_t c = u / pool->heads;
+        const int32_t h = (int32_t)(u % pool->heads), pos = e->batch->pos[c], row = pos % Q_KV_TOKENS;
         const uint32_t page = e->batch->seqs[e->batch->seq[c]].pages[s->kv_group][pos / Q_KV_TOKENS];
-        for (int32_t h = 0; h < pool->heads; h++) {
-            narrow(q_ref_at(e, &s->x, c, h), pool->k_width, bytes,
-                   q_kv_k(pool, base, page, s->kv_layer, h) + (int64_t)row * pool->k_width * bytes);
-            if (pool->v_width)
-                narrow(q_ref_at(e, &s->z, c, h), pool->v_width, bytes,
-                       q_kv_v(pool, base, page, s->kv_layer, h) + (int64_t)row * pool->v_width * bytes);
-        }
+        narrow(q_ref_at(e, &s->x, c, h), pool->k_width, bytes,
+               q_kv_k(pool, base, page, s->kv_layer, h) + (int64_t)row * pool->k_width * bytes);
+        if (pool->v_width)
+            narrow(q_ref_at(e, &s->z, c, h), pool->v_width, bytes,
+                   q_kv_v(pool, base, page, s->kv_layer, h) + (int64_t)row * pool->v_width * bytes);
     }
 }
