@@ -87,6 +87,7 @@ typedef struct product {
     float *y;        /* [threads][columns][WIDTH] */
     uint8_t *scratch;
     uint64_t scratch_bytes;
+    uint8_t *packed; /* the slabs in the kernel's layout */
 } product;
 
 static lq_status fill_weights(bench_kernels *b, const q_format *f, int64_t depth, uint64_t row_bytes) {
@@ -112,7 +113,8 @@ static void product_thread(void *arg, uint32_t thread) {
     m.scratch = p->scratch + thread * p->scratch_bytes;
     for (int64_t i = 0; i < p->calls; i++) {
         const int64_t row = (p->at + i * p->rows) % (p->slab - p->slab % p->rows);
-        m.w = p->b->weights + (uint64_t)(thread * p->slab + row) * m.row_bytes;
+        m.row = thread * p->slab + row;
+        m.w = p->packed ? p->packed + Q_ALIGN : p->b->weights + (uint64_t)m.row * m.row_bytes;
         m.y = p->y + thread * m.n * WIDTH + row / p->rows % (WIDTH / p->rows) * p->rows;
         p->k->mm(&m);
     }
@@ -148,6 +150,19 @@ static uint8_t *make_activations(const q_act *act, int64_t depth, int64_t column
     return out;
 }
 
+/* All slabs in the layout that the kernel reads. The sum of bytes stays that of the format. */
+static lq_status pack_weights(product *p, uint32_t threads) {
+    const q_weight w = {.format = p->m.format, .data = p->b->weights, .row_bytes = p->m.row_bytes,
+                        .rows = (int32_t)(p->slab * threads), .k = (int32_t)p->m.k, .matrices = 1};
+    if (!p->k->layout) return LQ_OK;
+    p->packed = (uint8_t *)q_new_raw(&q_alloc_libc, q_layout_bytes(p->k->layout, &w), 1);
+    if (!p->packed) return LQ_E_NOMEM;
+    q_memory_huge(p->packed, q_layout_bytes(p->k->layout, &w));
+    q_layout_pack(p->k->layout, &w, 0, w.rows, p->packed);
+    p->m.row_bytes = q_layout_panel_bytes(p->k->layout, p->m.k);
+    return LQ_OK;
+}
+
 lq_status bench_kernel_product(bench_kernels *b, const q_cpu_kernel *k, const q_format *format,
                                const bench_kernel_how *how, bench_kernel_time *out) {
     const uint32_t threads = q_pool_threads(b->pool);
@@ -157,12 +172,15 @@ lq_status bench_kernel_product(bench_kernels *b, const q_cpu_kernel *k, const q_
         return q_fail(LQ_E_ARG, "rows of %lld weights do not fill the blocks of %s", (long long)how->depth, format->name);
     const uint64_t part = how->hot ? HOT_BYTES : b->bytes / threads;
     p.slab = Q_MIN((int64_t)(part / p.m.row_bytes), (int64_t)(b->bytes / threads / p.m.row_bytes));
+    if (k->layout) p.slab = p.slab / p.rows * p.rows; /* whole panels */
     p.slab = Q_MAX(p.slab, p.rows);
     if ((uint64_t)p.slab * threads * p.m.row_bytes > b->bytes)
         return q_fail(LQ_E_NOMEM, "%u threads need %lld rows each, and there is no memory for them", threads,
                       (long long)p.rows);
+    const uint64_t row_bytes = p.m.row_bytes;
     p.scratch_bytes = q_round_up(k->mm_scratch(how->depth, how->columns) + 1, Q_ALIGN);
     lq_status s = fill_weights(b, format, how->depth, p.m.row_bytes);
+    if (s == LQ_OK) s = pack_weights(&p, threads);
     uint8_t *x = make_activations(k->act, how->depth, how->columns, &p.m.x_stride);
     p.m.x = x;
     p.y = (float *)q_new(&q_alloc_libc, (uint64_t)how->columns * threads, WIDTH * sizeof(float));
@@ -171,12 +189,13 @@ lq_status bench_kernel_product(bench_kernels *b, const q_cpu_kernel *k, const q_
     if (s == LQ_OK) s = bench_kernel_time_passes(product_pass, product_grow, &p, how->passes, &out->passes);
     const double rows = (double)(p.rows * p.calls) * threads;
     out->ops = 2 * rows * (double)how->depth * how->columns;
-    out->bytes = rows * (double)p.m.row_bytes;
+    out->bytes = rows * (double)row_bytes;
     snprintf(out->shape, sizeof out->shape, "%lld deep; %d column%s%s", (long long)how->depth, how->columns,
              how->columns == 1 ? "" : "s", how->hot ? "; hot" : "");
     q_delete(&q_alloc_libc, x);
     q_delete(&q_alloc_libc, p.y);
     q_delete(&q_alloc_libc, p.scratch);
+    q_delete(&q_alloc_libc, p.packed);
     return s;
 }
 

@@ -145,7 +145,9 @@ typedef struct lq_model_options {
     const char *device;     /* where it runs, by the name in lq_device_info: "vulkan:0"; NULL = the processor */
     uint32_t gpu_layers;    /* how many layers `device` runs: the last ones, with the output; the processor runs the
                                others. 0, or at least as many as there are = all, and the embedding too */
-    uint32_t plan_only;     /* 1 = nothing is written to `device`: for lq_model_plan; no session can be opened */
+    uint32_t plan_only;     /* 1 = nothing is packed or written to `device`: for lq_model_plan; no session can be opened */
+    uint32_t no_pack;       /* 1 = the processor reads weights as they lie in the file, shared with other processes that
+                               map it: no time or memory for packing, slower kernels. The results are the same */
 } lq_model_options;
 
 /* Open a model: a GGUF file (any shard of a split set), or a Hugging Face directory with config.json and safetensors.
@@ -281,6 +283,8 @@ typedef struct lq_plan_info {
     uint64_t border_bytes;      /* hidden values that pass from the processor to the device, per token */
     uint64_t device_staging;    /* bytes of the processor's memory through which the device is reached; part of total */
     uint64_t device_own;        /* bytes of its memory that the open device holds for itself; part of device_total */
+    uint64_t packed;            /* bytes of the processor's memory for weights in the layout of its kernels. Of a mapped
+                                   file the weights behind them leave memory, and `total` counts them once */
 } lq_plan_info;
 
 /* The bytes that a session with these options needs, without opening it. */

@@ -118,7 +118,8 @@ lq_status lq_model_plan(const lq_model *model, const lq_session_options *options
     for (uint32_t t = 0; t < model->dir->n_tensors; t++) i.weights += model->dir->tensors[t].bytes;
     i.kv = need.kv[0];
     i.activations = need.rest[0];
-    i.total = i.weights + i.kv + i.activations;
+    i.packed = model->packed_bytes;
+    i.total = i.weights - model->packed_from + i.packed + i.kv + i.activations;
     q_place_plan(model, &need, &i);
     q_struct_out(info, &i, sizeof i);
     return LQ_OK;

@@ -39,6 +39,8 @@ typedef struct q_traffic {
     uint64_t barriers;     /* CPU: points at which all threads waited for one another */
 } q_traffic;
 
+enum { Q_PACK_ROWS = 64 };
+
 typedef struct q_backend {
     const char *name; /* "cpu" */
     /* Weights are read where the file's bytes lie (q_weight.data). Otherwise they are written to its buffers first and
@@ -65,9 +67,12 @@ typedef struct q_backend {
     lq_status (*read)(q_device *dev, const q_buffer *src, uint64_t offset, void *dst, uint64_t n);
     lq_status (*copy)(q_device *dev, q_buffer *dst, uint64_t to, const q_buffer *src, uint64_t from, uint64_t n);
 
-    /* Bytes of the backend's own layout of a weight for this op; 0 = the file's bytes are used. */
+    /* Bytes of the backend's own layout of a weight, in the process's memory, for products of this op: what compile will
+     * choose for activations in any format; 0 = the file's bytes are used. pack makes rows begin .. end - 1 of all
+     * matrices' rows in `to`, where all of it begins, Q_ALIGN-aligned; begin and end are multiples of Q_PACK_ROWS, but for
+     * the last end. Every byte is written by one of the ranges, and from any thread. */
     uint64_t (*pack_bytes)(q_device *dev, q_op op, const q_weight *w);
-    lq_status (*pack)(q_device *dev, q_op op, const q_weight *w, q_buffer *dst);
+    void (*pack)(q_device *dev, q_op op, const q_weight *w, int64_t begin, int64_t end, void *to);
 
     /* NULL when the device can run the step, else the reason in words. Static storage. */
     const char *(*supports)(const q_device *dev, const q_inst *s);

@@ -47,7 +47,9 @@ struct lq_model {
     q_text *text;
     q_weight *weights;   /* [binding->n_items]; vectors always as float32 */
     void **owned;        /* [n_items] memory behind weights that the file's bytes could not serve; NULL = the file's */
-    q_buffer *packed;    /* [n_items] a backend's own layouts */
+    uint8_t *packed;     /* weights in the processor's own layouts; NULL = none */
+    uint64_t packed_bytes; /* of that block; with plan_only, what it would be */
+    uint64_t packed_from;  /* bytes of the mapped file that it stands for, whose pages were given back */
     uint64_t owned_bytes;
     q_place places[Q_PLACES]; /* [0] the context's processor, [1] the device that the options name */
     int32_t n_places;
@@ -85,6 +87,8 @@ lq_status q_place_blocks(lq_model *m);
 bool q_place_keeps(const lq_model *m, uint32_t i);
 lq_status q_place_write(lq_model *m, uint32_t i);
 lq_status q_place_finish(lq_model *m);
+/* Lay out anew what the processor's kernels read best so (pack.c). The weights are resolved. */
+lq_status q_pack_weights(lq_model *m);
 /* The place of a layer; -1 = what comes before the first, n_layers = what comes after the last. */
 int32_t q_place_of(const lq_model *m, int32_t layer);
 /* The part of a plan that tells of the device. */

@@ -4,6 +4,7 @@
 
 #include <stdio.h>
 #include <stdlib.h>
+#include <sys/mman.h>
 #include <sys/resource.h>
 #include <unistd.h>
 
@@ -62,6 +63,17 @@ void q_delete(const q_alloc *a, void *p) {
     if (!p) return;
     uint8_t *block = (uint8_t *)p - Q_ALIGN;
     a->free(a->user, block, (size_t)((header *)(void *)block)->bytes);
+}
+
+void q_memory_huge(void *p, uint64_t bytes) {
+#ifdef MADV_HUGEPAGE
+    const uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE), from = ((uintptr_t)p + page - 1) / page * page,
+                    to = ((uintptr_t)p + (uintptr_t)bytes) / page * page;
+    if (from < to) madvise((void *)from, to - from, MADV_HUGEPAGE);
+#else
+    Q_UNUSED(p);
+    Q_UNUSED(bytes);
+#endif
 }
 
 /* ---- arena: chunks that double from 4 KiB to 1 MiB; a large piece gets a chunk of its own */

@@ -21,6 +21,9 @@ void *q_grow(const q_alloc *a, void *p, uint64_t old_count, uint64_t count, uint
 /* Size is kept in a header before the block. p may be NULL. */
 void q_delete(const q_alloc *a, void *p);
 
+/* A hint that the system may back a block by huge pages: filling it then takes fewer faults. */
+void q_memory_huge(void *p, uint64_t bytes);
+
 #define Q_NEW(a, type, count) ((type *)q_new((a), (uint64_t)(count), sizeof(type)))
 
 /* An arena: many small pieces with one life, freed at once. Zero-initialize, set `alloc`. */

@@ -133,32 +133,6 @@ static lq_status resolve_weight(lq_model *m, uint32_t i) {
     return q_bind_read_raw(m->binding, item, 0, t->rows, copy);
 }
 
-/* The operation that multiplies with a role, for the backend's packing; -1 = none does. */
-static int32_t product_of_role(const q_arch *a, int32_t role) {
-    for (uint32_t k = 0; k < a->n_layer_kinds + 2; k++) {
-        const q_layer_table *t = k == 0 ? &a->first : k == 1 ? &a->last : &a->layers[k - 2];
-        for (uint32_t i = 0; i < t->n; i++) {
-            const q_step *s = &t->steps[i];
-            const bool product = s->op == Q_OP_MATMUL || s->op == Q_OP_HEAD || s->op == Q_OP_MOE_GLU || s->op == Q_OP_MOE_DOWN;
-            if (product && (s->w == role + 1 || s->w2 == role + 1) && !s->w_row) return s->op;
-        }
-    }
-    return -1;
-}
-
-static lq_status pack_weight(lq_model *m, uint32_t i) {
-    const q_backend *be = m->ctx->backend;
-    const int32_t op = product_of_role(m->binding->arch, m->binding->items[i].role);
-    if (op < 0) return LQ_OK;
-    const uint64_t bytes = be->pack_bytes(m->ctx->device, (q_op)op, &m->weights[i]);
-    if (bytes == 0) return LQ_OK;
-    Q_TRY(be->alloc(m->ctx->device, bytes, &m->packed[i]));
-    Q_TRY(be->pack(m->ctx->device, (q_op)op, &m->weights[i], &m->packed[i]));
-    m->weights[i].packed = m->packed[i].host;
-    m->owned_bytes += bytes;
-    return LQ_OK;
-}
-
 /* Every value finite: a damaged scale would otherwise surface as a strange answer. */
 static lq_status check_values(const lq_model *m, uint32_t i) {
     const q_weight *w = &m->weights[i];
@@ -177,12 +151,11 @@ static lq_status check_values(const lq_model *m, uint32_t i) {
     return s;
 }
 
-static lq_status resolve_weights(lq_model *m, bool check) {
+static lq_status resolve_weights(lq_model *m, bool check, bool pack) {
     const uint32_t n = m->binding->n_items;
     m->weights = Q_NEW(m->alloc, q_weight, n);
     m->owned = Q_NEW(m->alloc, void *, n);
-    m->packed = Q_NEW(m->alloc, q_buffer, n);
-    if (!m->weights || !m->owned || !m->packed) return LQ_E_NOMEM;
+    if (!m->weights || !m->owned) return LQ_E_NOMEM;
     Q_TRY(q_place_blocks(m));
     uint64_t copies = 0, passing = 0; /* those for the device alone are there one at a time */
     for (uint32_t i = 0; i < n; i++) {
@@ -194,9 +167,9 @@ static lq_status resolve_weights(lq_model *m, bool check) {
     for (uint32_t i = 0; i < n; i++) {
         Q_TRY(resolve_weight(m, i));
         if (check) Q_TRY(check_values(m, i));
-        if (q_place_keeps(m, i)) Q_TRY(pack_weight(m, i));
         Q_TRY(q_place_write(m, i));
     }
+    if (pack) Q_TRY(q_pack_weights(m));
     return q_place_finish(m);
 }
 
@@ -242,7 +215,7 @@ static lq_status open_parts(lq_model *m, const char *path, const lq_model_option
         return q_fail(LQ_E_INCONSISTENT, "the tokenizer has %d tokens, the embedding only %g rows", tokens,
                       m->binding->hp.v[Q_HP_VOCAB]);
     Q_TRY(q_place_open(m, o));
-    Q_TRY(resolve_weights(m, o->check_tensors != 0));
+    Q_TRY(resolve_weights(m, o->check_tensors != 0, o->no_pack == 0));
     m->bytes_per_token = bytes_per_token(m);
     return copy_names(m);
 }
@@ -267,10 +240,7 @@ lq_status q_model_open(lq_ctx *ctx, const char *path, const lq_model_options *op
 void q_model_close(lq_model *m) {
     if (!m) return;
     const uint32_t n = m->binding ? m->binding->n_items : 0;
-    for (uint32_t i = 0; i < n; i++) {
-        if (m->owned) q_delete(m->alloc, m->owned[i]);
-        if (m->packed && m->packed[i].bytes) m->ctx->backend->free(m->ctx->device, &m->packed[i]);
-    }
+    for (uint32_t i = 0; i < n && m->owned; i++) q_delete(m->alloc, m->owned[i]);
     q_place_close(m);
     q_delete(m->alloc, m->weights);
     q_delete(m->alloc, m->owned);

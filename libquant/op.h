@@ -147,7 +147,8 @@ typedef struct q_weight {
     uint64_t row_bytes;
     uint64_t matrix_bytes;  /* from one expert to the next; 0 for a single matrix */
     int32_t rows, k, matrices;
-    const void *packed;     /* a backend's own layout, made by its pack(); NULL = none */
+    const void *packed;     /* a backend's own layout of all rows, made by its pack(); NULL = none */
+    int64_t packed_row;     /* which of them is row 0 here: of a row range, not 0 */
     uint64_t device;        /* address of the same in the memory of the device it was written to; 0 = none */
     const char *name;       /* the tensor's name, for messages */
 } q_weight;

@@ -76,7 +76,7 @@ static lq_status weight_of(const builder *b, uint8_t role, int32_t layer, int32_
         shift(part, (uint64_t)first * w->row_bytes);
         part->rows = rows;
     }
-    part->packed = NULL; /* a packed layout is of the whole */
+    part->packed_row += vector ? 0 : first; /* a packed layout is of the whole */
     *out = part;
     return LQ_OK;
 }

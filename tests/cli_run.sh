@@ -20,6 +20,7 @@ for t in 1 2; do
     exits 0 "threads $t" r -p "The ship" -n 24 --threads $t; same "threads $t" "$out" text
     holds "threads $t" "$(hash_of)" = "$h"
 done
+exits 0 "--no-pack" r -p "The ship" -n 24 --no-pack; same "--no-pack" "$out" text; holds "--no-pack" "$(hash_of)" = "$h"
 exits 0 "seed" r -p "The ship" -n 24 --temp 0.9 --top-k 40 --top-p 0.95 --min-p 0.02 --seed 7; cp "$out" seed7
 exits 0 "seed" r -p "The ship" -n 24 --temp 0.9 --top-k 40 --top-p 0.95 --min-p 0.02 --seed 7; same "seed" "$out" seed7
 exits 0 "seed" r -p "The ship" -n 24 --temp 0.9 --top-k 40 --top-p 0.95 --min-p 0.02 --seed 8

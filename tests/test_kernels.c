@@ -126,6 +126,19 @@ static void ref_product(const q_format *f, const q_act *act, const shape *t, con
     q_delete(&q_alloc_libc, scratch);
 }
 
+/* The layout of a packed kernel, made in pieces of whole panels, in front of a page that may not be touched. */
+static uint8_t *pack_fenced(const q_cpu_layout *l, const q_weight *w, size_t *bytes) {
+    *bytes = (size_t)q_layout_bytes(l, w);
+    uint8_t *to = fenced(*bytes);
+    ck_assert_int_eq((intptr_t)to % Q_ALIGN, 0);
+    memset(to, 0xA5, *bytes);
+    for (int64_t r = 0, step; r < q_layout_rows(w); r += step) {
+        step = Q_PANEL * (1 + r / Q_PANEL % 2);
+        q_layout_pack(l, w, r, Q_MIN(r + step, q_layout_rows(w)), to);
+    }
+    return to;
+}
+
 static void check_product(const q_cpu_kernel *k, const q_format *f, const shape *t, uint64_t *seed) {
     const int64_t stride = t->rows + 5, x_floats = t->k * t->n;
     uint64_t row_bytes;
@@ -151,9 +164,25 @@ static void check_product(const q_cpu_kernel *k, const q_format *f, const shape 
     const size_t scratch_floats = (size_t)k->mm_scratch(t->k, t->n) / sizeof(float);
     uint8_t *scratch = (uint8_t *)aligned_alloc(Q_ALIGN, q_round_up(scratch_floats * sizeof(float) + 64, Q_ALIGN));
     memset(scratch, 0xA5, scratch_floats * sizeof(float) + 64);
-    const q_mm m = {.format = f, .w = w, .row_bytes = row_bytes, .rows = t->rows, .k = t->k, .x = acts,
-                    .x_stride = x_bytes, .n = t->n, .y = y, .y_stride = stride, .bias = t->bias ? bias : NULL,
-                    .add = t->add, .scratch = scratch};
+    q_mm m = {.format = f, .w = w, .row_bytes = row_bytes, .rows = t->rows, .k = t->k, .x = acts,
+              .x_stride = x_bytes, .n = t->n, .y = y, .y_stride = stride, .bias = t->bias ? bias : NULL,
+              .add = t->add, .scratch = scratch};
+    size_t packed_bytes = 0;
+    uint8_t *packed = NULL;
+    if (k->layout) {
+        const q_weight weight = {.format = f, .data = w, .row_bytes = row_bytes, .rows = (int32_t)t->rows,
+                                 .k = (int32_t)t->k, .matrices = 1};
+        packed = pack_fenced(k->layout, &weight, &packed_bytes);
+        m.w = packed + Q_ALIGN;
+        m.row_bytes = q_layout_panel_bytes(k->layout, t->k);
+    }
+    if (k->layout && t->rows > 5) { /* in two parts that meet within a panel */
+        m.rows = 5;
+        k->mm(&m);
+        check_guards(y, stride * t->n, k->name);
+        m.rows = t->rows - 5, m.row = 5, m.y += 5;
+        if (m.bias) m.bias += 5;
+    }
     k->mm(&m);
     check_guards(y, stride * t->n, k->name);
     for (int i = 0; i < 64; i++)
@@ -171,6 +200,7 @@ static void check_product(const q_cpu_kernel *k, const q_format *f, const shape 
     }
     free_fenced(acts, (size_t)(x_bytes * t->n));
     free_fenced(w, w_bytes);
+    if (packed) free_fenced(packed, packed_bytes);
     free(scratch), free_guarded(y), free(want), free_guarded(bias), free(x);
 }
 

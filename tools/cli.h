@@ -151,6 +151,7 @@ struct cli {
 typedef struct cli_place {
     const char *device; /* "vulkan:0"; NULL = the processor */
     uint64_t layers;    /* how many of the last layers run there; CLI_ALL_LAYERS = nothing was said */
+    uint32_t no_pack;
 } cli_place;
 #define CLI_ALL_LAYERS UINT64_MAX
 #define CLI_PLACE {.device = NULL, .layers = CLI_ALL_LAYERS}
@@ -163,6 +164,13 @@ typedef struct cli_place {
              "`lq info --devices` lists what is here",                                                                 \
      .also = "|dev|gpu|backend|main-gpu|vulkan|where|",                                                                \
      .values = "cpu vulkan:0"}
+#define CLI_OPT_NO_PACK(T)                                                                                             \
+    {.type = CLI_FLAG,                                                                                                 \
+     .name = "no-pack",                                                                                                \
+     .at = offsetof(T, place.no_pack),                                                                                 \
+     .help = "read weights as they lie in the mapped file, instead of copies in the order that\n"                      \
+             "is fastest: less memory that other processes cannot share, slower; same results",                        \
+     .also = "|no-repack|repack|pack|mmap|"}
 #define CLI_OPT_GPU_LAYERS(T)                                                                                          \
     {.type = CLI_UINT,                                                                                                 \
      .name = "gpu-layers",                                                                                             \
@@ -275,6 +283,8 @@ int cli_tokenize(cli *c, const lq_model *model, const char *text, size_t bytes, 
 int cli_open(cli *c, uint64_t threads, const char *isa, lq_ctx **ctx);
 /* Refuse a value of --activations (NULL = none) before anything is loaded. */
 int cli_check_activations(cli *c, const char *name);
+/* What a model is opened with for sessions with these activations: those in float32 read no packed weights. */
+lq_model_options cli_model_options(const char *activations);
 /* Open a model where `place` says; `o` (may be NULL) has the other options. A failure says what to try next. */
 int cli_model(cli *c, lq_ctx *ctx, const char *path, const cli_place *place, const lq_model_options *o,
               lq_model **model);

@@ -39,6 +39,11 @@ static const char *device_hint(lq_status status, const char *device, char *text,
     return text;
 }
 
+lq_model_options cli_model_options(const char *activations) {
+    const lq_model_options mo = {.size = sizeof mo, .no_pack = activations && strcmp(activations, "f32") == 0};
+    return mo;
+}
+
 int cli_model(cli *c, lq_ctx *ctx, const char *path, const cli_place *place, const lq_model_options *o,
               lq_model **model) {
     lq_model_options mo = {.size = sizeof mo};
@@ -50,6 +55,7 @@ int cli_model(cli *c, lq_ctx *ctx, const char *path, const cli_place *place, con
         mo.device = place->device;
         mo.gpu_layers = place->layers == CLI_ALL_LAYERS ? 0 : (uint32_t)place->layers;
     }
+    if (place->no_pack) mo.no_pack = 1;
     const lq_status s = lq_model_open(ctx, path, &mo, model);
     if (s == LQ_OK) return 0;
     return cli_fail(c, s, mo.device ? device_hint(s, mo.device, hint, sizeof hint) : NULL);

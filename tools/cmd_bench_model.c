@@ -61,6 +61,7 @@ static const cli_option options[] = {
     {.type = CLI_GROUP, .name = "How"},
     CLI_OPT_DEVICE(args),
     CLI_OPT_GPU_LAYERS(args),
+    CLI_OPT_NO_PACK(args),
     CLI_OPT_THREADS(args),
     CLI_OPT_ISA(args),
     BENCH_OPT_CSV(args),

@@ -278,7 +278,8 @@ static int open_all(cli *c, bench *b) {
     for (size_t i = 0; i < b->count; i++) {
         entry *e = &b->entries[i];
         lq_model_info m = {.size = sizeof m};
-        int code = cli_model(c, b->ctx, e->path, &b->a->place, NULL, &e->model);
+        const lq_model_options mo = cli_model_options(b->a->activations);
+        int code = cli_model(c, b->ctx, e->path, &b->a->place, &mo, &e->model);
         if (code != 0) return code;
         const lq_status s = lq_model_info_get(e->model, &m);
         if (s != LQ_OK) return cli_fail(c, s, NULL);

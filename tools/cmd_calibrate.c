@@ -141,7 +141,8 @@ static int run(cli *c, const void *arguments) {
     int code = check_output(c, a);
     if (code == 0) code = cli_open(c, a->threads, a->isa, &ctx);
     if (code != 0) return code;
-    const lq_status s = lq_model_open(ctx, a->model, NULL, &model);
+    const lq_model_options mo = cli_model_options("f32");
+    const lq_status s = lq_model_open(ctx, a->model, &mo, &model);
     code = s == LQ_OK ? calibrate(c, a, model) : cli_fail(c, s, NULL);
     if (s == LQ_OK) lq_model_close(model);
     lq_close(ctx);

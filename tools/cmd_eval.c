@@ -46,6 +46,7 @@ static const cli_option options[] = {
     {.type = CLI_GROUP, .name = "How"},
     CLI_OPT_DEVICE(args),
     CLI_OPT_GPU_LAYERS(args),
+    CLI_OPT_NO_PACK(args),
     CLI_OPT_ACTIVATIONS(args),
     CLI_OPT_THREADS(args),
     CLI_OPT_ISA(args),
@@ -176,11 +177,12 @@ static int run(cli *c, const void *arguments) {
     const args *a = arguments;
     lq_ctx *ctx;
     lq_model *models[2] = {NULL, NULL};
+    const lq_model_options mo = cli_model_options(a->activations);
     int code = cli_check_activations(c, a->activations);
     if (code == 0) code = cli_open(c, a->threads, a->isa, &ctx);
     if (code != 0) return code;
-    code = cli_model(c, ctx, a->model, &a->place, NULL, &models[0]);
-    if (code == 0 && a->against) code = cli_model(c, ctx, a->against, &a->place, NULL, &models[1]);
+    code = cli_model(c, ctx, a->model, &a->place, &mo, &models[0]);
+    if (code == 0 && a->against) code = cli_model(c, ctx, a->against, &a->place, &mo, &models[1]);
     if (code == 0) code = evaluate(c, a, models);
     lq_model_close(models[0]);
     lq_model_close(models[1]);

@@ -31,6 +31,7 @@ static const cli_option options[] = {
      .also = "|context|ctx-size|n-ctx|"},
     CLI_OPT_DEVICE(args),
     CLI_OPT_GPU_LAYERS(args),
+    CLI_OPT_NO_PACK(args),
     {.type = CLI_FLAG, .name = "tensors", .at = offsetof(args, tensors), .help = "list every tensor, in file order"},
     {.type = CLI_FLAG, .name = "meta", .at = offsetof(args, meta), .help = "list the metadata of the file",
      .also = "|metadata|keys|"},
@@ -189,8 +190,9 @@ static void print_model(const char *path, const lq_model_info *m, const lq_plan_
            m->tensors, cli_bytes(m->weight_bytes).s, m->bits_per_weight);
     printf("  read per token    %s\n", cli_bytes(m->bytes_per_token).s);
     printf("  memory to run     %s for a context of %u tokens: ", cli_bytes(p->total).s, p->context);
-    printf("weights %s, KV cache %s, activations %s\n", cli_bytes(p->weights).s, cli_bytes(p->kv).s,
-           cli_bytes(p->activations).s);
+    printf("weights %s, ", cli_bytes(p->weights).s);
+    if (p->packed) printf("packed copies in their place %s, ", cli_bytes(p->packed).s);
+    printf("KV cache %s, activations %s\n", cli_bytes(p->kv).s, cli_bytes(p->activations).s);
     if (p->device[0]) printf("  device            ");
     cli_plan_print(stdout, p);
     putchar('\n');
@@ -226,6 +228,7 @@ static json_t *model_json(const char *path, const lq_model_info *m, const lq_pla
     cli_set_real(o, "bits_per_weight", m->bits_per_weight);
     cli_set_int(memory, "context", p->context);
     cli_set_int(memory, "weights", p->weights);
+    cli_set_int(memory, "packed", p->packed);
     cli_set_int(memory, "kv", p->kv);
     cli_set_int(memory, "activations", p->activations);
     cli_set_int(memory, "total", p->total);

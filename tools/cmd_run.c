@@ -97,6 +97,7 @@ static const cli_option options[] = {
     {.type = CLI_GROUP, .name = "How"},
     CLI_OPT_DEVICE(args),
     CLI_OPT_GPU_LAYERS(args),
+    CLI_OPT_NO_PACK(args),
     CLI_OPT_ACTIVATIONS(args),
     CLI_OPT_THREADS(args),
     CLI_OPT_ISA(args),
@@ -299,11 +300,12 @@ static int run(cli *c, const void *arguments) {
     lq_ctx *ctx = NULL;
     char *text = NULL;
     size_t bytes = 0;
+    const lq_model_options mo = cli_model_options(a->activations);
     int code = cli_check_activations(c, a->activations);
     if (code == 0 && strcmp(a->prompt, "-") == 0) code = cli_read(c, "-", &text, &bytes);
     if (code == 0) code = cli_open(c, a->threads, a->isa, &ctx);
     if (code == 0) {
-        code = cli_model(c, ctx, a->model, &a->place, NULL, &s.model);
+        code = cli_model(c, ctx, a->model, &a->place, &mo, &s.model);
         if (code == 0) code = with_model(c, &s, text ? text : a->prompt, text ? bytes : strlen(a->prompt));
         lq_model_close(s.model);
         lq_close(ctx);

@@ -21,12 +21,16 @@ const q_cpu_kernel q_cpu_kernels[] = {
 #define PRODUCT(weight, activation, isa_, rows_, name_)                                                       \
     {.name = #name_, .op = Q_OP_MATMUL, .format = #weight, .act = Q_CPU_ACT_##activation, .isa = Q_ISA_##isa_, \
      .rows = rows_, .mm = q_##name_, .mm_scratch = q_##name_##_scratch},
+#define PACKED(weight, activation, isa_, rows_, layout_, name_)                                                \
+    {.name = #name_, .op = Q_OP_MATMUL, .format = #weight, .act = Q_CPU_ACT_##activation, .layout = &q_##layout_, \
+     .isa = Q_ISA_##isa_, .rows = rows_, .mm = q_##name_, .mm_scratch = q_##name_##_scratch},
 #define STEP(op_, isa_, name_)                                                                        \
     {.name = #name_, .op = Q_OP_##op_, .format = "any", .isa = Q_ISA_##isa_, .fn = q_##name_,         \
      .scratch = q_##name_##_scratch, .accepts = q_##name_##_accepts},
 #define ACTIVATION(activation, isa_, name_)                                                            \
     {.name = #name_, .op = Q_OP_COUNT, .act = Q_CPU_ACT_##activation, .isa = Q_ISA_##isa_, .quantize = q_##name_},
 #include "kernels.def"
+#undef PACKED
 #undef PRODUCT
 #undef STEP
 #undef ACTIVATION
@@ -51,6 +55,7 @@ static bool fits(const q_cpu_kernel *k, const q_inst *s, q_isa isa, bool f32_act
     if (!k->mm) return k->op == s->op && (!k->accepts || k->accepts(s));
     if (!is_product(s)) return false;
     if (strcmp(k->format, "any") != 0 && strcmp(k->format, s->w->format->name) != 0) return false;
+    if (k->layout && k->layout != q_layout_of(s->w)) return false;
     return !k->act || (!f32_activations && s->w->k % k->act->weights == 0);
 }
 
@@ -418,19 +423,26 @@ static lq_status cpu_copy(q_device *dev, q_buffer *dst, uint64_t to, const q_buf
     return LQ_OK;
 }
 
-/* All kernels read the file's bytes: memory bounds decode, and in prefill they unpack a tile for all columns. */
-static uint64_t cpu_pack_bytes(q_device *dev, q_op op, const q_weight *w) {
-    Q_UNUSED(dev);
-    Q_UNUSED(op);
-    Q_UNUSED(w);
-    return 0;
+/* The layout that the best kernel for a product of this weight reads: what choose() would take if it were packed. */
+static const q_cpu_layout *layout_for(const q_device *dev, q_op op, const q_weight *w) {
+    for (size_t i = Q_COUNT(q_cpu_kernels); i-- > 0;) {
+        const q_cpu_packed head = {.layout = q_cpu_kernels[i].layout};
+        q_weight packed = *w;
+        packed.packed = head.layout ? &head : NULL;
+        const q_inst s = {.op = (uint8_t)op, .w = &packed};
+        if (fits(&q_cpu_kernels[i], &s, dev->isa, false)) return head.layout;
+    }
+    return NULL;
 }
 
-static lq_status cpu_pack(q_device *dev, q_op op, const q_weight *w, q_buffer *dst) {
-    Q_UNUSED(dev);
-    Q_UNUSED(op);
-    Q_UNUSED(dst);
-    return q_fail(LQ_E_INTERNAL, "tensor \"%s\": the CPU has no layout of its own to pack to", w->name ? w->name : "?");
+static uint64_t cpu_pack_bytes(q_device *dev, q_op op, const q_weight *w) {
+    const q_cpu_layout *l = layout_for(dev, op, w);
+    return l ? q_layout_bytes(l, w) : 0;
+}
+
+static void cpu_pack(q_device *dev, q_op op, const q_weight *w, int64_t begin, int64_t end, void *to) {
+    const q_cpu_layout *l = layout_for(dev, op, w);
+    if (l) q_layout_pack(l, w, begin, end, to);
 }
 
 static const char *cpu_supports(const q_device *dev, const q_inst *s) {

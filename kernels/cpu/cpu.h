@@ -7,6 +7,7 @@
 
 #include "../../libquant/backend.h"
 #include "../ref/ref.h"
+#include "layout.h"
 
 typedef enum {
 #define ISA(name) Q_ISA_##name,
@@ -26,8 +27,9 @@ void q_cpu_brand(char *text, size_t n);
  * is added, and then, with `add`, what y held. */
 typedef struct q_mm {
     const q_format *format;
-    const uint8_t *w;     /* first row; of any alignment */
-    uint64_t row_bytes;
+    const uint8_t *w;     /* first row; of any alignment. Packed: the weight's first panel, Q_ALIGN-aligned */
+    uint64_t row_bytes;   /* from a row to the next. Packed: from a panel to the next */
+    int64_t row;          /* packed: the row of the weight that is the first of `rows` */
     int64_t rows;
     int64_t k;            /* a multiple of the format's block and of the activation's */
     const uint8_t *x;     /* column 0: k floats, or k / act->weights blocks; 4-aligned */
@@ -46,6 +48,7 @@ typedef struct q_cpu_kernel {
     q_op op;              /* products: MATMUL, which stands for HEAD too */
     const char *format;   /* of the weight; "any" */
     const q_act *act;     /* what a product reads; NULL = float32 */
+    const q_cpu_layout *layout; /* of the weights that a product reads; NULL = as in the file */
     q_isa isa;
     int32_t rows;         /* products: what a chunk of rows is best a multiple of */
     void (*mm)(const q_mm *m);
@@ -67,12 +70,16 @@ uint32_t q_cpu_kernel_count(void);
 #define PRODUCT(weight, activation, isa_, rows_, name_)  \
     void q_##name_(const q_mm *m);                       \
     uint64_t q_##name_##_scratch(int64_t k, int64_t n);
+#define PACKED(weight, activation, isa_, rows_, layout_, name_) \
+    extern const q_cpu_layout q_##layout_;                      \
+    PRODUCT(weight, activation, isa_, rows_, name_)
 #define STEP(op_, isa_, name_)                                                      \
     void q_##name_(const q_inst *s, const q_exec *e, int64_t begin, int64_t end);   \
     uint64_t q_##name_##_scratch(const q_inst *s, int32_t columns);                 \
     bool q_##name_##_accepts(const q_inst *s);
 #define ACTIVATION(activation, isa_, name_) void q_##name_(const float *x, int64_t n, void *dst);
 #include "kernels.def"
+#undef PACKED
 #undef PRODUCT
 #undef STEP
 #undef ACTIVATION

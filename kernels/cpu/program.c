@@ -43,7 +43,10 @@ static void run_product(const lane *l, const q_cpu_stage *t, int64_t begin, int6
     const q_inst *s = t->inst;
     const bool head = s->op == Q_OP_HEAD;
     const q_cpu_copy *copy = t->reads >= 0 ? &l->p->copies[t->reads] : NULL;
-    q_mm m = {.format = s->w->format, .row_bytes = s->w->row_bytes, .k = s->w->k, .n = columns_of(e->batch, s),
+    const bool packed = t->kernel->layout != NULL;
+    q_mm m = {.format = s->w->format,
+              .row_bytes = packed ? q_layout_panel_bytes(t->kernel->layout, s->w->k) : s->w->row_bytes,
+              .k = s->w->k, .n = columns_of(e->batch, s),
               .add = !head && s->add, .scratch = e->scratch};
     if (m.n == 0) return;
     float *bias = NULL;
@@ -56,7 +59,8 @@ static void run_product(const lane *l, const q_cpu_stage *t, int64_t begin, int6
     for (int64_t r = begin; r < end; r += m.rows) {
         const int64_t h = r / width, xh = s->x.heads > 1 && !head && s->y.heads > 1 ? h : 0;
         m.rows = Q_MIN(end, (h + 1) * width) - r;
-        m.w = q_ref_row(s->w, 0, r);
+        m.w = packed ? q_layout_panels(s->w) : q_ref_row(s->w, 0, r);
+        m.row = s->w->packed_row + r;
         m.bias = bias ? bias + (r - begin) : NULL;
         if (copy) {
             m.x = l->copies[t->reads] + (uint64_t)xh * copy->head_bytes;

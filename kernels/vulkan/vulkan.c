@@ -50,11 +50,13 @@ static uint64_t vulkan_pack_bytes(q_device *dev, q_op op, const q_weight *w) {
     return 0;
 }
 
-static lq_status vulkan_pack(q_device *dev, q_op op, const q_weight *w, q_buffer *dst) {
+static void vulkan_pack(q_device *dev, q_op op, const q_weight *w, int64_t begin, int64_t end, void *to) {
     Q_UNUSED(dev);
     Q_UNUSED(op);
-    Q_UNUSED(dst);
-    return q_fail(LQ_E_INTERNAL, "tensor \"%s\": shaders have no layout of their own to pack to", w->name ? w->name : "?");
+    Q_UNUSED(w);
+    Q_UNUSED(begin);
+    Q_UNUSED(end);
+    Q_UNUSED(to);
 }
 
 const q_backend q_backend_vulkan = {
