@@ -22,16 +22,14 @@ const bench_peak *bench_peak_at(size_t index) {
     return family && family->kind ? family : NULL;
 }
 
-const bench_peak *bench_peak_for(const char *kind, const char *isa) {
+const bench_peak *bench_peak_for(const char *kind, q_isa isa) {
     const bench_peak *best = NULL, *p;
-    bool reached = false;
     for (size_t i = 0; (p = bench_peak_at(i)); i++) {
-        const bool same = strcmp(p->isa, isa) == 0;
-        if (reached && !same) break; /* the rows of `isa` lie together */
-        reached |= same;
-        if (p->present() && strcmp(p->kind, kind) == 0) best = p;
+        if (strcmp(p->kind, kind) != 0 || !p->present()) continue;
+        for (int rung = 0; rung < Q_ISA_COUNT; rung++)
+            if (q_isa_in(q_isa_with[isa], (q_isa)rung) && strcmp(q_isa_names[rung], p->isa) == 0) best = p;
     }
-    return reached ? best : NULL;
+    return best;
 }
 
 typedef struct job {

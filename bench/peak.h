@@ -6,11 +6,12 @@
 #ifndef BENCH_PEAK_H
 #define BENCH_PEAK_H
 
+#include "../kernels/cpu/cpu.h"
 #include "rate.h"
 
 typedef struct bench_peak {
     const char *kind; /* "fp32", "int8": bytes into 32-bit sums, "bf16": pairs into float32 sums */
-    const char *isa;  /* as isa.def calls it where it is a rung of the library */
+    const char *isa;  /* as isa.def calls it where the library has the rung */
     const char *how;  /* the instructions of one step */
     bool (*present)(void);
     uint64_t ops;     /* operations per turn of the loop: a multiply-add is two */
@@ -19,8 +20,8 @@ typedef struct bench_peak {
 
 /* Rows of this machine's family, least first; NULL past the end. Rows that are not present are listed too. */
 const bench_peak *bench_peak_at(size_t index);
-/* The peak of this kind with the highest instruction set up to `isa`, which has to be a row's; NULL when none. */
-const bench_peak *bench_peak_for(const char *kind, const char *isa);
+/* The last peak of this kind on what a kernel of this rung may use; NULL when none. */
+const bench_peak *bench_peak_for(const char *kind, q_isa isa);
 
 /* Operations per second of `threads` threads together, in `passes` passes of some milliseconds. False: no memory or no
  * threads, or a signal came. */

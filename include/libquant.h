@@ -91,7 +91,8 @@ typedef struct lq_allocator {
 typedef struct lq_options {
     uint32_t size;
     uint32_t threads;              /* default for models and sessions; 0 = what affinity and cgroup quota allow */
-    const char *isa;               /* highest instruction set used: "scalar", "avx2"…; NULL = the best present */
+    /* Instruction sets used: "avx2" is that one and what it stands on, "a+b" those of both. NULL = all present. */
+    const char *isa;
     const lq_allocator *allocator; /* copied; NULL = the C library's */
     /* Called with each message; may come from any thread. NULL = silent. */
     void (*log)(void *user, lq_log_level level, const char *message);
@@ -107,7 +108,7 @@ typedef struct lq_device_info {
     uint32_t threads;     /* CPU: threads a session uses by default */
     char name[64];        /* "cpu:0" */
     char description[96]; /* "AMD EPYC, avx2" */
-    char isa[32];         /* the instruction set in use after masking */
+    char isa[32];         /* the instruction sets in use, as lq_options.isa takes them */
     uint64_t memory;      /* bytes of memory the device can offer now, cgroup and RLIMIT_AS counted */
 } lq_device_info;
 

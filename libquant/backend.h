@@ -22,7 +22,7 @@ typedef struct q_buffer {
 typedef struct q_device_options {
     const q_alloc *alloc;
     const q_log *log;
-    const char *isa;  /* mask, NULL = best */
+    const char *isa;  /* mask, as lq_options.isa */
     uint32_t threads; /* default */
 } q_device_options;
 

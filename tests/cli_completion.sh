@@ -46,7 +46,7 @@ is "$(begin q4_)" lq quantize --scheme q4_
 is "$(begin q4_)" lq quantize --scheme = q4_
 is "$(begin '')" lq quantize --scheme =
 is "$(begin q5 q4_0,)" lq bench quality --schemes q4_0,q5
-has_words "$(sed -n 's/^ISA(\([a-z0-9_]*\)).*/\1/p' "$T_ROOT/kernels/cpu/isa.def")" lq run --isa ''
+has_words "$(sed -n 's/^ISA(\([a-z0-9_]*\),.*/\1/p' "$T_ROOT/kernels/cpu/isa.def")" lq run --isa ''
 is '' lq run --threads ''
 is 'cpu vulkan:0' lq run --device ''
 is vulkan:0 lq eval --device v

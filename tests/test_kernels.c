@@ -540,16 +540,55 @@ END_TEST
 /* ------------------------------------------------------------------------------------------------ instruction sets */
 
 START_TEST(instruction_sets_are_chosen_by_name) {
-    q_isa isa = Q_ISA_COUNT;
-    ck_assert_int_eq(q_isa_choose("scalar", &isa), LQ_OK);
-    ck_assert_int_eq(isa, Q_ISA_scalar);
-    ck_assert_int_eq(q_isa_choose("sse9", &isa), LQ_E_ARG);
-    ck_assert_int_eq(isa, Q_ISA_scalar);
-    ck_assert_int_eq(q_isa_choose(NULL, &isa), LQ_OK);
-    ck_assert(q_isa_present(isa));
-    for (int i = isa + 1; i < Q_ISA_COUNT; i++) ck_assert(!q_isa_present((q_isa)i));
-    for (int i = 0; i < Q_ISA_COUNT; i++)
-        ck_assert_int_eq(q_isa_choose(q_isa_names[i], &isa), q_isa_present((q_isa)i) ? LQ_OK : LQ_E_UNSUPPORTED);
+    q_isas all = 0, set = 0;
+    ck_assert_int_eq(q_isa_choose("scalar", &set), LQ_OK);
+    ck_assert_uint_eq(set, Q_ISAS_scalar);
+    static const char *const wrong[] = {"sse9", "", "+", "scalar+", "+scalar", "scalar+sse9", "scala", "scalar2", "scalar "};
+    for (size_t i = 0; i < Q_COUNT(wrong); i++) {
+        ck_assert_int_eq(q_isa_choose(wrong[i], &set), LQ_E_ARG);
+        ck_assert_uint_eq(set, Q_ISAS_scalar);
+    }
+    ck_assert_int_eq(q_isa_choose(NULL, &all), LQ_OK);
+    for (int i = 0; i < Q_ISA_COUNT; i++) {
+        const char *name = q_isa_names[i];
+        const bool here = q_isa_present((q_isa)i);
+        ck_assert_int_eq(q_isa_in(all, (q_isa)i), here);
+        ck_assert_int_eq(q_isa_choose(name, &set), here ? LQ_OK : LQ_E_UNSUPPORTED);
+        if (here) ck_assert_uint_eq(set, q_isa_with[i]);
+    }
+}
+END_TEST
+
+/* A rung includes what the rungs below it include; and a set's text, which lq_device_info.isa has room for, names it. */
+START_TEST(instruction_sets_include_others) {
+    for (int i = 0; i < Q_ISA_COUNT; i++) {
+        ck_assert(q_isa_in(q_isa_with[i], (q_isa)i) && q_isa_in(q_isa_with[i], Q_ISA_scalar));
+        ck_assert_uint_eq(q_isa_with[i] >> i, 1); /* all that it includes stands before it */
+        for (int j = 0; j < i; j++)
+            if (q_isa_in(q_isa_with[i], (q_isa)j)) ck_assert_uint_eq(q_isa_with[i] & q_isa_with[j], q_isa_with[j]);
+    }
+    for (q_isas some = 1; some < 1u << Q_ISA_COUNT; some++) {
+        q_isas set = 0, again = 0;
+        char text[sizeof((lq_device_info *)0)->isa], cut[8];
+        for (int i = 0; i < Q_ISA_COUNT; i++)
+            if (q_isa_in(some, (q_isa)i)) set |= q_isa_with[i];
+        q_isa_text(set, text, sizeof text);
+        for (const char *at = text; *at;) {
+            const size_t n = strcspn(at, "+");
+            int i = 0;
+            while (i < Q_ISA_COUNT && (strncmp(at, q_isa_names[i], n) != 0 || q_isa_names[i][n])) i++;
+            ck_assert_msg(i < Q_ISA_COUNT, "%s", text);
+            again |= q_isa_with[i];
+            at += n + (at[n] == '+');
+        }
+        ck_assert_msg(again == set, "%s is not the set %x", text, set);
+        q_isas chosen = 0, all;
+        ck_assert_int_eq(q_isa_choose(NULL, &all), LQ_OK);
+        ck_assert_int_eq(q_isa_choose(text, &chosen), (set & ~all) ? LQ_E_UNSUPPORTED : LQ_OK);
+        ck_assert_uint_eq(chosen, (set & ~all) ? 0 : set);
+        q_isa_text(set, cut, sizeof cut);
+        ck_assert(strlen(cut) < sizeof cut && (!cut[0] || cut[strlen(cut) - 1] != '+'));
+    }
 }
 END_TEST
 
@@ -565,6 +604,7 @@ static Suite *suite(void) {
     tcase_add_test(t, exponential_is_within_one_unit);
 #endif
     tcase_add_test(t, instruction_sets_are_chosen_by_name);
+    tcase_add_test(t, instruction_sets_include_others);
     suite_add_tcase(s, t);
     return s;
 }

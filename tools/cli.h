@@ -193,7 +193,8 @@ typedef struct cli_place {
      .name = "isa",                                                                                                    \
      .value = "NAME",                                                                                                  \
      .at = offsetof(T, isa),                                                                                           \
-     .help = "highest instruction set to use, such as scalar or avx2 (default: the best present)",                     \
+     .help = "instruction sets to use, such as scalar or avx2: NAME and what it stands on; several are\n"               \
+             "joined by +, as `lq info --devices` has this machine's (default: all of them)",                     \
      .also = "|cpu|arch|simd|",                                                                                        \
      .values = "scalar avx2 avx512 avx512vnni neon neon_dotprod"}
 

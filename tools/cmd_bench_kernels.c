@@ -166,7 +166,7 @@ static void print_row(state *s, const char *what, const bench_kernel_time *t, do
 static void show(state *s, const q_cpu_kernel *k, const char *format, const bench_kernel_time *t, uint32_t threads) {
     char what[128], name[256];
     const bool any = format && strcmp(k->format, "any") == 0;
-    const bench_peak *p = t->ops > 0 ? bench_peak_for(k->act ? "int8" : "fp32", q_isa_names[k->isa]) : NULL;
+    const bench_peak *p = t->ops > 0 ? bench_peak_for(k->act ? "int8" : "fp32", k->isa) : NULL;
     const double peak = p ? roof_of(s, p, threads) : 0, read = k->mm ? roof_of(s, NULL, threads) : 0;
     snprintf(what, sizeof what, "%s%s%s", k->name, any ? " on " : "", any ? format : "");
     snprintf(name, sizeof name, "%s; %s", what, t->shape);
@@ -246,17 +246,19 @@ static const char *format_name(size_t i) { return q_formats[i]->name; }
 static const char *isa_name(size_t i) { return q_isa_names[i]; }
 
 static int check_names(cli *c, const args *a) {
-    q_isa isa;
+    q_isas isas;
+    int named = 0;
     if (a->format && !q_format_find(a->format)) {
         return cli_usage(c, "--format %s: there is no such format; the nearest is %s", a->format,
                          cli_nearest(a->format, format_name, q_format_count()));
     }
     if (!a->isa) return 0;
-    const lq_status status = q_isa_choose(a->isa, &isa);
-    if (status == LQ_E_ARG) {
+    while (named < Q_ISA_COUNT && strcmp(q_isa_names[named], a->isa) != 0) named++;
+    if (named == Q_ISA_COUNT) {
         return cli_usage(c, "--isa %s: there is no such instruction set; the nearest is %s", a->isa,
                          cli_nearest(a->isa, isa_name, Q_ISA_COUNT));
     }
+    const lq_status status = q_isa_choose(a->isa, &isas);
     return status == LQ_OK ? 0 : cli_fail(c, status, NULL);
 }
 

@@ -11,7 +11,7 @@
 struct q_device {
     const q_alloc *alloc;
     const q_log *log;
-    q_isa isa;
+    q_isas isas; /* what its kernels may use */
     uint32_t threads;
 };
 
@@ -50,8 +50,8 @@ static bool is_product(const q_inst *s) {
     return (s->op == Q_OP_MATMUL || s->op == Q_OP_HEAD) && !(s->lora_a && s->lora_b);
 }
 
-static bool fits(const q_cpu_kernel *k, const q_inst *s, q_isa isa, bool f32_activations) {
-    if (k->isa > isa || k->quantize) return false;
+static bool fits(const q_cpu_kernel *k, const q_inst *s, q_isas isas, bool f32_activations) {
+    if (!q_isa_in(isas, k->isa) || k->quantize) return false;
     if (!k->mm) return k->op == s->op && (!k->accepts || k->accepts(s));
     if (!is_product(s)) return false;
     if (strcmp(k->format, "any") != 0 && strcmp(k->format, s->w->format->name) != 0) return false;
@@ -59,15 +59,15 @@ static bool fits(const q_cpu_kernel *k, const q_inst *s, q_isa isa, bool f32_act
     return !k->act || (!f32_activations && s->w->k % k->act->weights == 0);
 }
 
-static const q_cpu_kernel *choose(const q_inst *s, q_isa isa, bool f32_activations) {
+static const q_cpu_kernel *choose(const q_inst *s, q_isas isas, bool f32_activations) {
     for (size_t i = Q_COUNT(q_cpu_kernels); i-- > 0;)
-        if (fits(&q_cpu_kernels[i], s, isa, f32_activations)) return &q_cpu_kernels[i];
+        if (fits(&q_cpu_kernels[i], s, isas, f32_activations)) return &q_cpu_kernels[i];
     return NULL;
 }
 
-static void (*choose_quantize(const q_act *act, q_isa isa))(const float *, int64_t, void *) {
+static void (*choose_quantize(const q_act *act, q_isas isas))(const float *, int64_t, void *) {
     for (size_t i = Q_COUNT(q_cpu_kernels); i-- > 0;)
-        if (q_cpu_kernels[i].quantize && q_cpu_kernels[i].act == act && q_cpu_kernels[i].isa <= isa)
+        if (q_cpu_kernels[i].quantize && q_cpu_kernels[i].act == act && q_isa_in(isas, q_cpu_kernels[i].isa))
             return q_cpu_kernels[i].quantize;
     return act->quantize;
 }
@@ -94,12 +94,12 @@ static int32_t find_copy(const q_program *p, const q_cpu_copy_key *key) {
     return -1;
 }
 
-static int32_t add_copy(q_program *p, const q_cpu_copy_key *key, q_isa isa) {
+static int32_t add_copy(q_program *p, const q_cpu_copy_key *key, q_isas isas) {
     const int32_t found = find_copy(p, key);
     if (found >= 0) return found;
     q_cpu_copy *c = &p->copies[p->n_copies];
     c->key = *key;
-    c->quantize = choose_quantize(key->act, isa);
+    c->quantize = choose_quantize(key->act, isas);
     c->head_bytes = (uint64_t)(key->k / key->act->weights) * (uint64_t)key->act->bytes;
     c->column_bytes = c->head_bytes * (uint64_t)key->heads;
     return p->n_copies++;
@@ -117,21 +117,21 @@ static bool is_fresh(const q_program *p, const q_cpu_copy_key *key) {
 }
 
 /* Stages of the plan in order. The copies that the steps of a group want are all made before its first step. */
-static void make_stages(q_program *p, q_isa isa) {
+static void make_stages(q_program *p, q_isas isas) {
     const q_plan *plan = p->plan;
     q_cpu_way *w = &p->ways[Q_CPU_MANY];
     for (int32_t i = p->first; i < p->last; i++) {
         const q_inst *s = &plan->insts[i];
-        const q_cpu_kernel *kernel = choose(s, isa, plan->f32_activations);
+        const q_cpu_kernel *kernel = choose(s, isas, plan->f32_activations);
         const bool opens = i == p->first || s->group == 0 || plan->insts[i - 1].group != s->group;
         p->first_stage[i - p->first] = w->n_stages;
         for (int32_t m = i; opens && m < p->last && (m == i || (s->group && plan->insts[m].group == s->group));
              m++) {
-            const q_cpu_kernel *k = choose(&plan->insts[m], isa, plan->f32_activations);
+            const q_cpu_kernel *k = choose(&plan->insts[m], isas, plan->f32_activations);
             if (!k || !k->act) continue;
             const q_cpu_copy_key key = key_of(&plan->insts[m], k->act);
             if (is_fresh(p, &key)) continue;
-            const int32_t c = add_copy(p, &key, isa);
+            const int32_t c = add_copy(p, &key, isas);
             w->stages[w->n_stages++] = (q_cpu_stage){.step = m, .inst = &plan->insts[m], .makes = c, .reads = -1,
                                                      .from = key.slot, .columns = true};
         }
@@ -274,7 +274,7 @@ static lq_status make_program(const q_device *dev, const q_plan *plan, int32_t s
     q_program *p = lay_out_tables(plan, part, threads, &c);
     Q_ASSUME(p && p->first_stage && p->ways[Q_CPU_MANY].stages && p->own); /* laid out in a block */
     p->alloc = dev->alloc;
-    make_stages(p, dev->isa);
+    make_stages(p, dev->isas);
     q_cpu_phases_many(p);
     if (p->few) {
         q_cpu_phases_few(p);
@@ -336,16 +336,18 @@ static uint32_t cpu_probe(void) { return 1; }
 
 static lq_status cpu_open(uint32_t index, const q_device_options *options, q_device **out) {
     const q_alloc *alloc = options && options->alloc ? options->alloc : &q_alloc_libc;
-    q_isa isa;
+    q_isas isas;
     if (index != 0) return q_fail(LQ_E_ARG, "there is one CPU device, number 0, and no number %u", index);
-    Q_TRY(q_isa_choose(options ? options->isa : NULL, &isa));
+    Q_TRY(q_isa_choose(options ? options->isa : NULL, &isas));
     q_device *dev = Q_NEW(alloc, q_device, 1);
     if (!dev) return LQ_E_NOMEM;
     dev->alloc = alloc;
     dev->log = options ? options->log : NULL;
-    dev->isa = isa;
+    dev->isas = isas;
     dev->threads = options && options->threads ? options->threads : q_threads_default();
-    q_log_write(dev->log, LQ_LOG_DEBUG, "cpu:0 runs %s kernels on %u threads", q_isa_names[isa], dev->threads);
+    char names[64];
+    q_isa_text(isas, names, sizeof names);
+    q_log_write(dev->log, LQ_LOG_DEBUG, "cpu:0 runs %s kernels on %u threads", names, dev->threads);
     *out = dev;
     return LQ_OK;
 }
@@ -359,8 +361,8 @@ static void cpu_info(const q_device *dev, lq_device_info *info) {
     q_cpu_brand(brand, sizeof brand);
     info->threads = dev->threads;
     snprintf(info->name, sizeof info->name, "cpu:0");
-    snprintf(info->description, sizeof info->description, "%s, %s", brand[0] ? brand : "CPU", q_isa_names[dev->isa]);
-    snprintf(info->isa, sizeof info->isa, "%s", q_isa_names[dev->isa]);
+    q_isa_text(dev->isas, info->isa, sizeof info->isa);
+    snprintf(info->description, sizeof info->description, "%.60s, %.31s", brand[0] ? brand : "CPU", info->isa);
     info->memory = q_memory_available();
 }
 
@@ -430,7 +432,7 @@ static const q_cpu_layout *layout_for(const q_device *dev, q_op op, const q_weig
         q_weight packed = *w;
         packed.packed = head.layout ? &head : NULL;
         const q_inst s = {.op = (uint8_t)op, .w = &packed};
-        if (fits(&q_cpu_kernels[i], &s, dev->isa, false)) return head.layout;
+        if (fits(&q_cpu_kernels[i], &s, dev->isas, false)) return head.layout;
     }
     return NULL;
 }

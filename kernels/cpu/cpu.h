@@ -10,16 +10,34 @@
 #include "layout.h"
 
 typedef enum {
-#define ISA(name) Q_ISA_##name,
+#define ISA(name, includes) Q_ISA_##name,
 #include "isa.def"
 #undef ISA
     Q_ISA_COUNT
 } q_isa;
 
+/* A set of rungs, a bit for each. Q_ISAS_x is x with all that it includes, which a compiler knows only of what stands
+ * before x. */
+typedef uint32_t q_isas;
+enum {
+#define WITH(name) Q_ISAS_##name
+#define ISA(name, includes) Q_ISAS_##name = 1 << Q_ISA_##name | (includes),
+#include "isa.def"
+#undef ISA
+#undef WITH
+};
+_Static_assert(Q_ISA_COUNT <= 31, "a set of instruction sets is the bits of an int");
+
 extern const char *const q_isa_names[Q_ISA_COUNT];
+extern const q_isas q_isa_with[Q_ISA_COUNT]; /* Q_ISAS_x by number */
+static inline bool q_isa_in(q_isas set, q_isa isa) { return (set >> isa & 1) != 0; }
+/* Does this machine offer it, and all that it includes? */
 bool q_isa_present(q_isa isa);
-/* The best rung up to the one named; NULL = the best present. LQ_E_ARG: no such name; LQ_E_UNSUPPORTED: not here. */
-lq_status q_isa_choose(const char *name, q_isa *out);
+/* What a user's mask leaves: the rungs named ("avx2", or several: "a+b") with all that they include; NULL = all that are
+ * present. LQ_E_ARG: no such name; LQ_E_UNSUPPORTED: not here. */
+lq_status q_isa_choose(const char *names, q_isas *out);
+/* A set as q_isa_choose takes it: the rungs that no other of the set includes. Cut after the last that fits into n. */
+void q_isa_text(q_isas set, char *text, size_t n);
 /* The processor's own name for itself, trimmed; "" when it has none. */
 void q_cpu_brand(char *text, size_t n);
 

@@ -2,6 +2,8 @@
  * processor (CPUID, XGETBV) or the system each time: no state. Layer L2. */
 #include "cpu.h"
 
+#include <stdio.h>
+
 #include "../../libquant/threads.h"
 
 #if defined(__x86_64__)
@@ -9,12 +11,18 @@
 #endif
 
 const char *const q_isa_names[Q_ISA_COUNT] = {
-#define ISA(name) #name,
+#define ISA(name, includes) #name,
+#include "isa.def"
+#undef ISA
+};
+const q_isas q_isa_with[Q_ISA_COUNT] = {
+#define ISA(name, includes) Q_ISAS_##name,
 #include "isa.def"
 #undef ISA
 };
 
-static bool present_scalar(void) { return true; }
+/* adds_x(): is there what rung x adds to those that it includes, which are there? */
+static bool adds_scalar(void) { return true; }
 
 #if defined(__x86_64__)
 /* The register state that the operating system saves: bit 1 SSE, 2 AVX, 5 to 7 AVX-512. Only after CPUID says so. */
@@ -30,7 +38,7 @@ static bool leaf7(unsigned want_b, unsigned want_c) {
     return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (b & want_b) == want_b && (c & want_c) == want_c;
 }
 
-static bool present_avx2(void) {
+static bool adds_avx2(void) {
     enum { SSE_AVX_STATE = 0x06 };
     const unsigned fma = 1u << 12, osxsave = 1u << 27, avx = 1u << 28, f16c = 1u << 29, avx2 = 1u << 5;
     const unsigned want = fma | osxsave | avx | f16c;
@@ -39,51 +47,81 @@ static bool present_avx2(void) {
     return (saved_state() & SSE_AVX_STATE) == SSE_AVX_STATE && leaf7(avx2, 0);
 }
 
-static bool present_avx512(void) {
+static bool adds_avx512(void) {
     enum { AVX512_STATE = 0xE6 };
     const unsigned f = 1u << 16, dq = 1u << 17, bw = 1u << 30, vl = 1u << 31;
-    return present_avx2() && (saved_state() & AVX512_STATE) == AVX512_STATE && leaf7(f | dq | bw | vl, 0);
+    return (saved_state() & AVX512_STATE) == AVX512_STATE && leaf7(f | dq | bw | vl, 0);
 }
 
-static bool present_avx512vnni(void) {
+static bool adds_avx512vnni(void) {
     const unsigned vnni = 1u << 11;
-    return present_avx512() && leaf7(0, vnni);
+    return leaf7(0, vnni);
 }
 #endif
 
 #if defined(__aarch64__)
-static bool present_neon(void) { return true; }
+static bool adds_neon(void) { return true; }
 
-static bool present_neon_dotprod(void) {
+static bool adds_neon_dotprod(void) {
     enum { ASIMDDP = 1 << 20 };
     return (q_hardware_bits() & ASIMDDP) != 0;
 }
 #endif
 
-bool q_isa_present(q_isa isa) {
-    static bool (*const present[Q_ISA_COUNT])(void) = {
-#define ISA(name) present_##name,
+static q_isas present(void) {
+    static bool (*const adds[Q_ISA_COUNT])(void) = {
+#define ISA(name, includes) adds_##name,
 #include "isa.def"
 #undef ISA
     };
-    return isa < Q_ISA_COUNT && present[isa]();
+    q_isas here = 0;
+    for (int i = 0; i < Q_ISA_COUNT; i++) {
+        const q_isas includes = q_isa_with[i] & ~(q_isas)(1u << i);
+        if ((here & includes) == includes && adds[i]()) here |= 1u << i;
+    }
+    return here;
 }
 
-lq_status q_isa_choose(const char *name, q_isa *out) {
-    if (!name) {
-        int best = Q_ISA_COUNT - 1;
-        while (best > 0 && !q_isa_present((q_isa)best)) best--;
-        *out = (q_isa)best;
-        return LQ_OK;
+bool q_isa_present(q_isa isa) { return isa < Q_ISA_COUNT && q_isa_in(present(), isa); }
+
+/* Every name that there is, for a message. */
+static void list_names(char *text, size_t n) {
+    size_t used = 0;
+    for (int i = 0; i < Q_ISA_COUNT && used < n; i++)
+        used += (size_t)snprintf(text + used, n - used, "%s%s", i ? ", " : "", q_isa_names[i]);
+}
+
+lq_status q_isa_choose(const char *names, q_isas *out) {
+    const q_isas here = present();
+    q_isas chosen = 0;
+    for (const char *at = names; at; at = strchr(at, '+'), at = at ? at + 1 : NULL) {
+        const size_t length = strcspn(at, "+");
+        int i = 0;
+        while (i < Q_ISA_COUNT && (strlen(q_isa_names[i]) != length || memcmp(q_isa_names[i], at, length) != 0)) i++;
+        if (i == Q_ISA_COUNT) {
+            const int shown = (int)Q_MIN(length, (size_t)64);
+            char all[256];
+            list_names(all, sizeof all);
+            return q_fail(LQ_E_ARG, "no instruction set \"%.*s\" in this build, which has %s", shown, at, all);
+        }
+        if (!q_isa_in(here, (q_isa)i))
+            return q_fail(LQ_E_UNSUPPORTED, "this processor or operating system does not offer \"%s\"", q_isa_names[i]);
+        chosen |= q_isa_with[i];
     }
+    *out = names ? chosen : here;
+    return LQ_OK;
+}
+
+void q_isa_text(q_isas set, char *text, size_t n) {
+    q_isas included = 0;
+    size_t used = 0;
+    for (int i = 0; i < Q_ISA_COUNT; i++)
+        if (q_isa_in(set, (q_isa)i)) included |= q_isa_with[i] & ~(q_isas)(1u << i);
+    if (n) text[0] = '\0';
     for (int i = 0; i < Q_ISA_COUNT; i++) {
-        if (strcmp(q_isa_names[i], name) != 0) continue;
-        if (!q_isa_present((q_isa)i))
-            return q_fail(LQ_E_UNSUPPORTED, "this processor or operating system does not offer \"%s\"", name);
-        *out = (q_isa)i;
-        return LQ_OK;
+        if (!q_isa_in(set & ~included, (q_isa)i) || used + (used != 0) + strlen(q_isa_names[i]) >= n) continue;
+        used += (size_t)snprintf(text + used, n - used, "%s%s", used ? "+" : "", q_isa_names[i]);
     }
-    return q_fail(LQ_E_ARG, "no instruction set \"%.64s\" in this build", name);
 }
 
 void q_cpu_brand(char *text, size_t n) {
