@@ -47,6 +47,12 @@ static bool adds_avx2(void) {
     return (saved_state() & SSE_AVX_STATE) == SSE_AVX_STATE && leaf7(avx2, 0);
 }
 
+static bool adds_avxvnni(void) {
+    const unsigned vnni = 1u << 4;
+    unsigned a, b, c, d;
+    return __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & vnni);
+}
+
 static bool adds_avx512(void) {
     enum { AVX512_STATE = 0xE6 };
     const unsigned f = 1u << 16, dq = 1u << 17, bw = 1u << 30, vl = 1u << 31;
