@@ -97,6 +97,7 @@ typedef struct lq_options {
     /* Called with each message; may come from any thread. NULL = silent. */
     void (*log)(void *user, lq_log_level level, const char *message);
     void *log_user;
+    uint32_t threads_prefill;      /* default of lq_session_options.threads_prefill; 0 = as many as `threads` */
 } lq_options;
 
 /* Open a context: the devices and the defaults that models and sessions share. Close it after them. */
@@ -257,6 +258,9 @@ typedef struct lq_session_options {
     uint32_t max_logits;     /* most rows of logits one lq_decode may ask for; 0 = 1 */
     uint32_t threads;        /* 0 = the context's */
     const char *activations; /* "f32" = FP32 activations everywhere; NULL = what the fastest kernels want (8 bit) */
+    uint32_t threads_prefill; /* of passes over more than 8 tokens: arithmetic bounds them, so they may profit from
+                                threads that memory leaves idle in decode, which has `threads`. 0 = `threads` where that is
+                                set, else the context's. Results are the same for any number */
 } lq_session_options;
 
 /* A session is one mutable timeline over a model: the KV cache and the logits. All its memory is allocated here. */
@@ -286,6 +290,7 @@ typedef struct lq_plan_info {
     uint64_t device_own;        /* bytes of its memory that the open device holds for itself; part of device_total */
     uint64_t packed;            /* bytes of the processor's memory for weights in the layout of its kernels. Of a mapped
                                    file the weights behind them leave memory, and `total` counts them once */
+    uint32_t threads_prefill;   /* of passes over more than 8 tokens */
 } lq_plan_info;
 
 /* The bytes that a session with these options needs, without opening it. */
@@ -297,6 +302,7 @@ typedef struct lq_session_info {
     uint32_t trained_context;
     uint64_t kv_bytes, activation_bytes; /* of the processor's memory */
     uint64_t device_kv_bytes, device_activation_bytes;
+    uint32_t threads_prefill;
 } lq_session_info;
 LQ_API lq_status lq_session_info_get(const lq_session *session, lq_session_info *info);
 
@@ -312,6 +318,7 @@ typedef struct lq_stats {
     uint64_t decode_bytes;           /* weight and KV bytes read by the decode passes */
     uint64_t border_bytes;           /* hidden values that passed from one device to the next: once out, once in */
     double border_seconds;           /* and the time that copying them took */
+    uint64_t decode_barriers;        /* points of the decode passes at which the processor's threads waited for one another */
 } lq_stats;
 LQ_API lq_status lq_session_stats(const lq_session *session, lq_stats *stats);
 

@@ -112,7 +112,8 @@ lq_status lq_model_plan(const lq_model *model, const lq_session_options *options
     Q_TRY(size_check(info->size, "lq_plan_info"));
     q_session_shape shape;
     Q_TRY(q_session_shape_of(model, options, &shape));
-    lq_plan_info i = {.context = shape.context, .batch = shape.batch, .threads = shape.threads};
+    lq_plan_info i = {.context = shape.context, .batch = shape.batch, .threads = shape.threads,
+                      .threads_prefill = shape.threads_prefill};
     q_session_need need;
     Q_TRY(q_session_measure(model, &shape, &need));
     for (uint32_t t = 0; t < model->dir->n_tensors; t++) i.weights += model->dir->tensors[t].bytes;
@@ -156,7 +157,8 @@ lq_status lq_session_info_get(const lq_session *s, lq_session_info *info) {
                          .threads = s->shape.threads,
                          .trained_context = (uint32_t)s->model->binding->hp.v[Q_HP_CONTEXT],
                          .kv_bytes = s->need.kv[0], .activation_bytes = s->need.rest[0],
-                         .device_kv_bytes = s->need.kv[1], .device_activation_bytes = s->need.rest[1]};
+                         .device_kv_bytes = s->need.kv[1], .device_activation_bytes = s->need.rest[1],
+                         .threads_prefill = s->shape.threads_prefill};
     q_struct_out(info, &i, sizeof i);
     return LQ_OK;
 }

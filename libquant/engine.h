@@ -15,7 +15,7 @@
 struct lq_ctx {
     q_alloc alloc;
     q_log log;
-    uint32_t threads;
+    uint32_t threads, threads_prefill;
     const q_backend *backend; /* the processor */
     q_device *device;
 };
@@ -102,7 +102,8 @@ lq_status q_model_tensor_row(const lq_model *model, uint32_t index, uint64_t row
 
 /* Session options with every default filled in and every range checked. */
 typedef struct q_session_shape {
-    uint32_t context, batch, max_logits, threads;
+    uint32_t context, batch, max_logits;
+    uint32_t threads, threads_prefill; /* of short passes and of long ones */
     bool f32_activations;
 } q_session_shape;
 lq_status q_session_shape_of(const lq_model *model, const lq_session_options *options, q_session_shape *out);
@@ -132,6 +133,7 @@ struct lq_session {
     /* Shown the inputs of products while it is set (q_batch); calibrate.c sets it for the length of a call. */
     void (*tap)(void *user, const q_inst *s, const float *x, int32_t n, int32_t stride);
     void *tap_user;
+    uint64_t barriers;    /* of all passes so far */
     lq_stats stats;
 };
 lq_status q_session_open(lq_model *model, const lq_session_options *options, lq_session **out);

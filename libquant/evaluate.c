@@ -182,11 +182,11 @@ static lq_status prepare(sweep *w, const int32_t *ids, size_t count, const lq_ev
     if (q_mul_overflow(w->chunks * rows_of(w), w->n_sessions, &cells)) return q_fail(LQ_E_NOMEM, "too many tokens to score");
     uint64_t bytes;
     if (q_mul_overflow(cells, sizeof *w->scores, &bytes)) bytes = UINT64_MAX;
-    Q_TRY(q_memory_check("scoring the text", bytes, q_pool_stacks(w->sessions[0]->shape.threads)));
+    Q_TRY(q_memory_check("scoring the text", bytes, q_pool_stacks(w->sessions[0]->shape.threads_prefill)));
     w->scores = (score *)q_new(w->alloc, cells, sizeof *w->scores);
     w->ids = (int32_t *)q_new_raw(w->alloc, w->window, sizeof *w->ids);
     if (!w->scores || !w->ids) return LQ_E_NOMEM;
-    return q_pool_open(w->alloc, w->sessions[0]->shape.threads, &w->pool);
+    return q_pool_open(w->alloc, w->sessions[0]->shape.threads_prefill, &w->pool);
 }
 
 static lq_status sweep_text(sweep *w, const int32_t *ids, const lq_eval_options *o) {

@@ -35,7 +35,8 @@ lq_status q_struct_in(const void *theirs, void *ours, size_t our_size, const cha
 lq_status q_ctx_open(const lq_options *options, lq_ctx **out) {
     lq_options o;
     Q_TRY(q_struct_in(options, &o, sizeof o, "lq_options"));
-    if (o.threads > 1024) return q_fail(LQ_E_ARG, "%u threads were asked for; at most 1024", o.threads);
+    if (Q_MAX(o.threads, o.threads_prefill) > 1024)
+        return q_fail(LQ_E_ARG, "%u threads were asked for; at most 1024", Q_MAX(o.threads, o.threads_prefill));
     const q_alloc alloc = o.allocator ? *o.allocator : q_alloc_libc;
     if (!alloc.alloc || !alloc.free) return q_fail(LQ_E_ARG, "lq_options.allocator lacks a function");
     lq_ctx *ctx = Q_NEW(&alloc, lq_ctx, 1);
@@ -43,6 +44,7 @@ lq_status q_ctx_open(const lq_options *options, lq_ctx **out) {
     ctx->alloc = alloc;
     ctx->log = (q_log){o.log, o.log_user};
     ctx->threads = o.threads ? o.threads : q_threads_default();
+    ctx->threads_prefill = o.threads_prefill ? o.threads_prefill : ctx->threads;
     ctx->backend = q_backends[0];
     const q_device_options d = {.alloc = &ctx->alloc, .log = &ctx->log, .isa = o.isa, .threads = ctx->threads};
     const lq_status s = ctx->backend->open(0, &d, &ctx->device);

@@ -77,6 +77,7 @@ typedef struct q_batch {
     const lq_sampler *sampler; /* SAMPLE: one for all wanted rows, NULL = no sampling */
     const uint64_t *draw;   /* SAMPLE: [n_out] position that keys the generator */
     int32_t *sampled;       /* SAMPLE: [n_out] */
+    uint32_t threads;       /* CPU: at most so many of the program's; 0 = all */
     const int *cancel;      /* polled (atomically) between layers; non-zero = stop; may be NULL */
     /* Called on the caller's thread before each MATMUL with its float input (`x` view): calibration and tests. */
     void (*tap)(void *user, const q_inst *s, const float *x, int32_t n, int32_t stride);

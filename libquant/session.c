@@ -7,7 +7,8 @@
 #include <math.h>
 #include <stdio.h>
 
-enum { DEFAULT_BATCH = 512, MAX_BATCH = 65536, MAX_CONTEXT = 1 << 28 };
+enum { DEFAULT_BATCH = 512, MAX_BATCH = 65536, MAX_CONTEXT = 1 << 28, MAX_THREADS = 1024 };
+enum { SHORT_PASS = 8 }; /* tokens of a pass that memory bounds, as it does a single token's */
 
 lq_status q_session_shape_of(const lq_model *model, const lq_session_options *options, q_session_shape *out) {
     lq_session_options o;
@@ -16,11 +17,13 @@ lq_status q_session_shape_of(const lq_model *model, const lq_session_options *op
     q_session_shape s = {.context = o.context ? o.context : trained, .batch = o.batch ? o.batch : DEFAULT_BATCH,
                          .max_logits = o.max_logits ? o.max_logits : 1,
                          .threads = o.threads ? o.threads : model->ctx->threads};
+    s.threads_prefill = o.threads_prefill ? o.threads_prefill : o.threads ? o.threads : model->ctx->threads_prefill;
     if (s.context > trained)
         return q_fail(LQ_E_CONTEXT, "a context of %u tokens was asked for; the model was trained for %u", s.context, trained);
-    if (s.context > MAX_CONTEXT || s.batch > MAX_BATCH || s.threads > 1024)
-        return q_fail(LQ_E_ARG, "context %u, batch %u or threads %u is out of range (at most %d, %d, 1024)", s.context,
-                      s.batch, s.threads, MAX_CONTEXT, MAX_BATCH);
+    const uint32_t threads = Q_MAX(s.threads, s.threads_prefill);
+    if (s.context > MAX_CONTEXT || s.batch > MAX_BATCH || threads > MAX_THREADS)
+        return q_fail(LQ_E_ARG, "context %u, batch %u or threads %u is out of range (at most %d, %d, %d)", s.context,
+                      s.batch, threads, MAX_CONTEXT, MAX_BATCH, MAX_THREADS);
     s.batch = Q_MIN(s.batch, s.context);
     if (s.max_logits > s.context)
         return q_fail(LQ_E_ARG, "max_logits %u exceeds the context %u", s.max_logits, s.context);
@@ -30,6 +33,9 @@ lq_status q_session_shape_of(const lq_model *model, const lq_session_options *op
     *out = s;
     return LQ_OK;
 }
+
+/* Threads that a session holds. */
+static uint32_t most_threads(const q_session_shape *s) { return Q_MAX(s->threads, s->threads_prefill); }
 
 static const q_place *place_of(const lq_model *m, const q_segment *segment) { return &m->places[segment->device]; }
 static const q_place *place_of_pool(const lq_model *m, const q_plan *p, int32_t pool) {
@@ -62,7 +68,7 @@ static lq_status measure(const lq_model *model, const q_plan *plan, const q_sess
         const q_segment *segment = &plan->segments[i];
         const q_place *p = place_of(model, segment);
         q_need program;
-        Q_TRY(p->backend->measure(p->device, plan, i, shape->threads, &program));
+        Q_TRY(p->backend->measure(p->device, plan, i, most_threads(shape), &program));
         need->rest[0] += program.host;
         need->rest[segment->device] += program.device;
         if (segment->state_floats)
@@ -85,7 +91,7 @@ static lq_status check_memory(const lq_session *s) {
     const lq_model *m = s->model;
     char what[80];
     snprintf(what, sizeof what, "a session with context %u and batch %u", s->shape.context, s->shape.batch);
-    Q_TRY(q_memory_check(what, s->need.kv[0] + s->need.rest[0], q_pool_stacks(s->shape.threads)));
+    Q_TRY(q_memory_check(what, s->need.kv[0] + s->need.rest[0], q_pool_stacks(most_threads(&s->shape))));
     if (m->n_places < 2) return LQ_OK;
     const uint64_t have = q_place_memory(&m->places[1]), need = s->need.kv[1] + s->need.rest[1];
     if (need <= have) return LQ_OK;
@@ -107,7 +113,7 @@ static lq_status open_device_parts(lq_session *s) {
         const q_place *at = place_of(s->model, segment);
         const bool has_state = segment->state_floats != 0;
         if (has_state) Q_TRY(at->backend->alloc(at->device, state_bytes(p, segment), &s->states[i]));
-        Q_TRY(at->backend->compile(at->device, p, i, s->kv, has_state ? &s->states[i] : NULL, s->shape.threads,
+        Q_TRY(at->backend->compile(at->device, p, i, s->kv, has_state ? &s->states[i] : NULL, most_threads(&s->shape),
                                    &s->programs[i]));
     }
     return LQ_OK;
@@ -211,9 +217,12 @@ static lq_status run_segments(lq_session *s, q_batch *b) {
         const q_traffic t = be->traffic(s->programs[i]);
         sum.border_bytes += t.border_bytes;
         sum.border_seconds += t.border_seconds;
+        sum.barriers += t.barriers;
     }
     s->stats.border_bytes = sum.border_bytes;
     s->stats.border_seconds = sum.border_seconds;
+    if (b->n == 1) s->stats.decode_barriers += sum.barriers - s->barriers;
+    s->barriers = sum.barriers;
     return LQ_OK;
 }
 
@@ -229,6 +238,7 @@ static lq_status pass(lq_session *s, const int32_t *ids, uint32_t n, uint32_t fr
     q_batch b = {.n = (int32_t)n, .ids = ids, .pos = s->pos, .seq = s->seq, .seqs = &seq, .n_seqs = 1,
                  .n_out = (int32_t)n_out, .out = s->out,
                  .logits = s->logits + (uint64_t)s->n_logits * (uint64_t)s->plan->vocab,
+                 .threads = n > SHORT_PASS ? s->shape.threads_prefill : s->shape.threads,
                  .cancel = (const int *)(const void *)&s->cancel, .tap = s->tap, .tap_user = s->tap_user};
     const double begin = q_clock();
     Q_TRY(run_segments(s, &b));

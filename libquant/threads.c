@@ -3,9 +3,10 @@
  *
  * Owns every OS threading call of the library. A pool is one allocation; its workers live until it is closed, block all
  * signals (an embedder's handlers never run on them) and never call back into the embedder. Waiting is always for one
- * 32-bit word to change: spin for some microseconds, because the next step of a plan is usually that near, then sleep
- * on a condition variable. A pool with more threads than CPUs does not spin: it would burn the slice of the thread that
- * it waits for. Layer L0. */
+ * word to change: spin for some microseconds, because the next step of a plan is usually that near, then sleep on a
+ * condition variable. A pool with more threads than CPUs does not spin: it would burn the slice of the thread that it
+ * waits for. A run may have fewer threads than the pool: the others sleep through it, on a condition variable of their own,
+ * and are woken by a run that has more again. Layer L0. */
 #include "threads.h"
 
 #include <errno.h>
@@ -19,6 +20,8 @@
 #include <unistd.h>
 
 enum { SPINS = 1500, MAX_THREADS = 1024, WORKER_STACK = 2 << 20, GUARD = 4096 };
+/* The word of a run: its number, and in the low bits how many threads it has. */
+enum { COUNT_BITS = 11, COUNT_MASK = (1 << COUNT_BITS) - 1 };
 
 typedef struct worker {
     q_pool *pool;
@@ -30,17 +33,19 @@ typedef struct worker {
 struct q_pool {
     const q_alloc *alloc;
     uint32_t threads, started, spins;
+    uint32_t running; /* threads of the current run */
     void (*fn)(void *arg, uint32_t thread);
     void *arg;
     pthread_mutex_t lock;
-    pthread_cond_t woken;
-    _Alignas(64) atomic_uint run;     /* number of the current run: workers wait for it to change */
+    pthread_cond_t woken, rejoin;
+    _Alignas(64) _Atomic uint64_t run;     /* word of the current run: workers wait for it to change */
     atomic_bool stop;
-    _Alignas(64) atomic_uint pending; /* workers still inside the current run */
-    _Alignas(64) atomic_uint arrived; /* at the barrier */
-    _Alignas(64) atomic_uint phase;   /* barriers passed */
-    _Alignas(64) atomic_uint sleepers;
-    _Alignas(64) _Atomic int64_t next; /* the work counter */
+    _Alignas(64) _Atomic uint64_t pending; /* workers still inside the current run */
+    _Alignas(64) atomic_uint arrived;      /* at the barrier */
+    _Alignas(64) _Atomic uint64_t phase;   /* barriers passed */
+    _Alignas(64) atomic_uint sleepers;     /* that wait for `woken` */
+    atomic_uint left_out;                  /* that wait for `rejoin` */
+    _Alignas(64) _Atomic int64_t next;     /* the work counter */
     _Alignas(64) worker workers[];
 };
 
@@ -54,7 +59,7 @@ static inline void pause_cpu(void) {
 
 /* Wait until *word differs from `old`. A sleeper counts itself before its last look at the word, and a waker changes
  * the word before it looks at the count; both sequentially consistent, so one of the two sees the other. */
-static void wait_change(q_pool *p, atomic_uint *word, uint32_t old) {
+static void wait_change(q_pool *p, _Atomic uint64_t *word, uint64_t old) {
     for (uint32_t i = 0; i < p->spins; i++) {
         if (atomic_load_explicit(word, memory_order_acquire) != old) return;
         pause_cpu();
@@ -66,22 +71,51 @@ static void wait_change(q_pool *p, atomic_uint *word, uint32_t old) {
     pthread_mutex_unlock(&p->lock);
 }
 
-static void wake(q_pool *p) {
-    if (atomic_load(&p->sleepers) == 0) return;
+static void wake(q_pool *p, atomic_uint *sleepers, pthread_cond_t *cond) {
+    if (atomic_load(sleepers) == 0) return;
     pthread_mutex_lock(&p->lock);
-    pthread_cond_broadcast(&p->woken);
+    pthread_cond_broadcast(cond);
     pthread_mutex_unlock(&p->lock);
+}
+
+/* Wait for a run after `seen` that has this worker. It cannot miss one, which would not end without it; it may miss any
+ * number of those that leave it out. */
+static uint64_t wait_run(q_pool *p, uint32_t index, uint64_t seen) {
+    uint64_t word = seen;
+    for (uint32_t i = 0; i < p->spins && word == seen; i++) {
+        word = atomic_load_explicit(&p->run, memory_order_acquire);
+        if (word == seen) pause_cpu();
+    }
+    if (word != seen && (word & COUNT_MASK) > index) return word;
+    pthread_mutex_lock(&p->lock);
+    for (;;) {
+        word = atomic_load(&p->run);
+        if (word != seen && (word & COUNT_MASK) > index) break;
+        atomic_uint *count = word == seen ? &p->sleepers : &p->left_out;
+        atomic_fetch_add(count, 1);
+        if (atomic_load(&p->run) == word) pthread_cond_wait(word == seen ? &p->woken : &p->rejoin, &p->lock);
+        atomic_fetch_sub(count, 1);
+    }
+    pthread_mutex_unlock(&p->lock);
+    return word;
+}
+
+/* Begin a run of so many threads: its word, and all that it has awake. */
+static void announce(q_pool *p, uint32_t threads) {
+    const uint64_t before = atomic_load_explicit(&p->run, memory_order_relaxed);
+    atomic_store(&p->run, (((before >> COUNT_BITS) + 1) << COUNT_BITS) | threads);
+    wake(p, &p->sleepers, &p->woken);
+    if (threads > (before & COUNT_MASK)) wake(p, &p->left_out, &p->rejoin);
 }
 
 static void *worker_main(void *arg) {
     const worker *w = (const worker *)arg;
     q_pool *p = w->pool;
-    for (uint32_t seen = 0;;) {
-        wait_change(p, &p->run, seen);
-        seen++;
+    for (uint64_t seen = 0;;) {
+        seen = wait_run(p, w->index, seen);
         if (atomic_load(&p->stop)) return NULL;
         p->fn(p->arg, w->index);
-        if (atomic_fetch_sub(&p->pending, 1) == 1) wake(p);
+        if (atomic_fetch_sub(&p->pending, 1) == 1) wake(p, &p->sleepers, &p->woken);
     }
 }
 
@@ -94,13 +128,15 @@ lq_status q_pool_open(const q_alloc *a, uint32_t threads, q_pool **out) {
     q_pool *p = (q_pool *)q_new(a, q_pool_bytes(threads) - Q_ALIGN, 1);
     if (!p) return LQ_E_NOMEM;
     p->alloc = a;
-    p->threads = threads;
+    p->threads = p->running = threads;
     p->spins = threads <= q_threads_default() ? SPINS : 0;
     if (pthread_mutex_init(&p->lock, NULL) != 0) {
         q_delete(a, p);
         return q_fail(LQ_E_NOMEM, "the system has no room for another lock");
     }
-    if (pthread_cond_init(&p->woken, NULL) != 0) {
+    const bool woken = pthread_cond_init(&p->woken, NULL) == 0;
+    if (!woken || pthread_cond_init(&p->rejoin, NULL) != 0) {
+        if (woken) pthread_cond_destroy(&p->woken);
         pthread_mutex_destroy(&p->lock);
         q_delete(a, p);
         return q_fail(LQ_E_NOMEM, "the system has no room for another condition variable");
@@ -134,47 +170,50 @@ lq_status q_pool_open(const q_alloc *a, uint32_t threads, q_pool **out) {
 void q_pool_close(q_pool *p) {
     if (!p) return;
     atomic_store(&p->stop, true);
-    atomic_fetch_add(&p->run, 1);
-    wake(p);
+    announce(p, COUNT_MASK); /* more than any run has: nobody is left out */
     for (uint32_t i = 1; i <= p->started; i++) pthread_join(p->workers[i].id, NULL);
+    pthread_cond_destroy(&p->rejoin);
     pthread_cond_destroy(&p->woken);
     pthread_mutex_destroy(&p->lock);
     q_delete(p->alloc, p);
 }
 
 uint32_t q_pool_threads(const q_pool *p) { return p->threads; }
+uint32_t q_pool_running(const q_pool *p) { return p->running; }
 
-void q_pool_run(q_pool *p, void (*fn)(void *arg, uint32_t thread), void *arg) {
+void q_pool_run_on(q_pool *p, uint32_t threads, void (*fn)(void *arg, uint32_t thread), void *arg) {
     atomic_store_explicit(&p->next, 0, memory_order_relaxed);
-    if (p->threads == 1) {
+    p->running = threads = Q_MAX(Q_MIN(threads, p->threads), 1u);
+    if (threads == 1) {
         fn(arg, 0);
         return;
     }
     p->fn = fn;
     p->arg = arg;
-    atomic_store(&p->pending, p->threads - 1);
-    atomic_fetch_add(&p->run, 1);
-    wake(p);
+    atomic_store(&p->pending, threads - 1);
+    announce(p, threads);
     fn(arg, 0);
-    for (uint32_t left; (left = atomic_load_explicit(&p->pending, memory_order_acquire)) != 0;)
+    for (uint64_t left; (left = atomic_load_explicit(&p->pending, memory_order_acquire)) != 0;)
         wait_change(p, &p->pending, left);
 }
 
+void q_pool_run(q_pool *p, void (*fn)(void *arg, uint32_t thread), void *arg) { q_pool_run_on(p, p->threads, fn, arg); }
+
 void q_pool_barrier(q_pool *p) {
-    if (p->threads == 1) {
+    if (p->running == 1) {
         atomic_store_explicit(&p->next, 0, memory_order_relaxed);
         return;
     }
     /* Read before arriving: once this thread is counted, the last one may move the phase on. */
-    const uint32_t phase = atomic_load_explicit(&p->phase, memory_order_relaxed);
-    if (atomic_fetch_add_explicit(&p->arrived, 1, memory_order_acq_rel) + 1 < p->threads) {
+    const uint64_t phase = atomic_load_explicit(&p->phase, memory_order_relaxed);
+    if (atomic_fetch_add_explicit(&p->arrived, 1, memory_order_acq_rel) + 1 < p->running) {
         wait_change(p, &p->phase, phase);
         return;
     }
     atomic_store_explicit(&p->arrived, 0, memory_order_relaxed);
     atomic_store_explicit(&p->next, 0, memory_order_relaxed);
     atomic_fetch_add(&p->phase, 1);
-    wake(p);
+    wake(p, &p->sleepers, &p->woken);
 }
 
 bool q_pool_claim(q_pool *p, int64_t total, int64_t step, int64_t *begin, int64_t *end) {

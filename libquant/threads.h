@@ -23,6 +23,10 @@ uint32_t q_pool_threads(const q_pool *pool);
 
 /* Run fn(arg, thread) on every thread and return when all have returned. Not reentrant. */
 void q_pool_run(q_pool *pool, void (*fn)(void *arg, uint32_t thread), void *arg);
+/* The same on the first `threads` of them; the others sleep. Fewer than 1 count as 1, more than there are as all. */
+void q_pool_run_on(q_pool *pool, uint32_t threads, void (*fn)(void *arg, uint32_t thread), void *arg);
+/* Inside a run: how many threads it has. */
+uint32_t q_pool_running(const q_pool *pool);
 
 /* Inside a run: wait until every thread is here. Memory written before is visible after. */
 void q_pool_barrier(q_pool *pool);

@@ -402,6 +402,55 @@ START_TEST(cancel_from_another_thread) {
 }
 END_TEST
 
+/* Threads of their own for long passes: the same bits, what was asked for in plan and session, and of a decoded token at most
+ * five barriers a layer and one before the first. */
+START_TEST(prefill_may_have_other_threads) {
+    static const uint32_t counts[][2] = {{1, 1}, {1, 3}, {3, 1}, {2, 4}, {4, 2}};
+    uint32_t want = 0;
+    for (size_t i = 0; i < Q_COUNT(counts); i++) {
+        const lq_session_options o = {.size = sizeof o, .context = 128, .batch = 32, .threads = counts[i][0],
+                                      .threads_prefill = counts[i][1]};
+        lq_session *s;
+        int32_t ids[70];
+        for (int k = 0; k < 70; k++) ids[k] = 9 + 3 * k;
+        ck_assert_int_eq(lq_session_open(model, &o, &s), LQ_OK);
+        ck_assert_int_eq(lq_decode(s, ids, 67, 67), LQ_OK);
+        for (int k = 67; k < 70; k++) ck_assert_int_eq(lq_decode(s, ids + k, 1, 0), LQ_OK);
+        lq_stats st = {.size = sizeof st};
+        lq_plan_info plan = {.size = sizeof plan};
+        lq_session_info info = {.size = sizeof info};
+        ck_assert_int_eq(lq_session_stats(s, &st), LQ_OK);
+        ck_assert_int_eq(lq_session_info_get(s, &info), LQ_OK);
+        ck_assert_int_eq(lq_model_plan(model, &o, &plan), LQ_OK);
+        if (i == 0) want = st.last_logits_hash;
+        ck_assert_uint_eq(st.last_logits_hash, want);
+        ck_assert(info.threads == counts[i][0] && info.threads_prefill == counts[i][1]);
+        ck_assert(plan.threads == counts[i][0] && plan.threads_prefill == counts[i][1]);
+        if (counts[i][0] > 1) ck_assert_uint_eq(st.decode_barriers, 3 * (5 * 6 + 1));
+        lq_session_close(s);
+    }
+    /* Where a session says nothing the context does; a session's own `threads` holds for both. */
+    lq_plan_info plan = {.size = sizeof plan};
+    lq_session_options o = {.size = sizeof o};
+    lq_ctx *c;
+    lq_model *m;
+    char path[4096];
+    const lq_options co = {.size = sizeof co, .threads = 1, .threads_prefill = 2}, bad = {.size = sizeof bad, .threads_prefill = 1025};
+    ck_assert_int_eq(lq_open(&bad, &c), LQ_E_ARG);
+    ck_assert_int_eq(lq_open(&co, &c), LQ_OK);
+    ck_assert_int_eq(lq_model_open(c, t_path(path, sizeof path, t_root(), "bench/data/pocket"), NULL, &m), LQ_OK);
+    ck_assert_int_eq(lq_model_plan(m, NULL, &plan), LQ_OK);
+    ck_assert(plan.threads == 1 && plan.threads_prefill == 2);
+    o.threads = 3;
+    ck_assert_int_eq(lq_model_plan(m, &o, &plan), LQ_OK);
+    ck_assert(plan.threads == 3 && plan.threads_prefill == 3);
+    o.threads_prefill = 1025;
+    ck_assert_int_eq(lq_model_plan(m, &o, &plan), LQ_E_ARG);
+    lq_model_close(m);
+    lq_close(c);
+}
+END_TEST
+
 /* Counts what is allocated through the hook. */
 static size_t live_bytes;
 static void *count_alloc(void *user, size_t bytes, size_t align) {
@@ -571,6 +620,7 @@ static Suite *suite(void) {
     tcase_add_test(c, older_and_newer_structs_are_understood);
     tcase_add_test(c, cancel_stops_the_next_call_once);
     tcase_add_test(c, cancel_from_another_thread);
+    tcase_add_test(c, prefill_may_have_other_threads);
     tcase_add_test(c, plan_states_the_bytes_and_decode_allocates_nothing);
     tcase_add_test(c, metadata_and_tensors_are_readable);
     tcase_add_test(c, sessions_run_in_parallel);

@@ -56,6 +56,45 @@ START_TEST(barrier_separates) {
 }
 END_TEST
 
+/* Runs of any number of threads, in an order that leaves workers out for one run and for many, and takes them in again: each
+ * has exactly the first ones, and its barriers wait for no others. */
+typedef struct some {
+    q_pool *pool;
+    int count[MOST];
+    atomic_int here, wrong;
+} some;
+static void meet(void *arg, uint32_t thread) {
+    some *s = (some *)arg;
+    const int n = (int)q_pool_running(s->pool);
+    for (int i = 1; i <= 3; i++) {
+        atomic_fetch_add(&s->here, 1);
+        q_pool_barrier(s->pool);
+        if (atomic_load(&s->here) != i * n) atomic_fetch_add(&s->wrong, 1);
+        q_pool_barrier(s->pool);
+    }
+    s->count[thread]++;
+}
+START_TEST(a_run_may_have_fewer_threads) {
+    for (uint32_t threads = 1; threads <= MOST; threads++) {
+        some s = {.pool = open_pool(threads)};
+        int want[MOST] = {0};
+        uint64_t seed = 5;
+        for (int i = 0; i < 400; i++) {
+            seed = seed * 6364136223846793005u + 1442695040888963407u;
+            const uint32_t n = i % 3 == 0 ? (uint32_t)(seed >> 33) % (threads + 2) : i < 200 ? 1 : threads;
+            const uint32_t has = Q_MAX(Q_MIN(n, threads), 1u);
+            atomic_store(&s.here, 0);
+            q_pool_run_on(s.pool, n, meet, &s);
+            ck_assert_uint_eq(q_pool_running(s.pool), has);
+            for (uint32_t t = 0; t < has; t++) want[t]++;
+            ck_assert_int_eq(memcmp(s.count, want, sizeof want), 0);
+        }
+        ck_assert_int_eq(atomic_load(&s.wrong), 0);
+        q_pool_close(s.pool);
+    }
+}
+END_TEST
+
 /* Several claim phases in one run, with different totals and steps: each unit is done exactly once. */
 static const struct { int64_t total, step; } phases[] = {{1, 1}, {7, 3}, {0, 4}, {100, 1}, {33, 64}, {257, 16}};
 typedef struct claims {
@@ -179,6 +218,7 @@ static Suite *suite(void) {
     TCase *t = tcase_create("threads");
     tcase_add_test(t, every_thread_runs_each_time);
     tcase_add_test(t, barrier_separates);
+    tcase_add_test(t, a_run_may_have_fewer_threads);
     tcase_add_test(t, claims_cover_each_unit_once);
     tcase_add_test(t, for_covers_the_range);
     tcase_add_test(t, bad_counts_are_refused);

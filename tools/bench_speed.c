@@ -18,7 +18,7 @@ typedef struct bench {
     size_t n;
     int32_t *ids;
     double bytes[BENCH_MODELS]; /* per decoded token */
-    uint32_t threads;           /* of a session */
+    uint32_t threads, threads_prefill; /* of a session */
     spent prefill[BENCH_MODELS], decode[BENCH_MODELS]; /* sums of all runs: of all threads */
 } bench;
 
@@ -41,7 +41,7 @@ static lq_status time_prefill(bench *b, size_t i, uint32_t tokens, bench_speed *
     lq_status s = lq_seq_truncate(b->sessions[i], 0);
     const spent begin = {cli_clock(), cpu_clock()};
     if (s == LQ_OK) s = lq_decode(b->sessions[i], b->ids, tokens, tokens - 1);
-    if (s == LQ_OK && out) keep(&out->prefill, &out->prefill_cpu, &b->prefill[i], tokens, b->threads, &begin);
+    if (s == LQ_OK && out) keep(&out->prefill, &out->prefill_cpu, &b->prefill[i], tokens, b->threads_prefill, &begin);
     return s;
 }
 
@@ -108,7 +108,8 @@ static int open_sessions(cli *c, bench *b, lq_model *const *models, size_t n, be
     if (!b->ids) return cli_nomem(c);
     for (uint32_t i = 0; i < most; i++) b->ids[i] = (int32_t)((uint64_t)i * 7919 % info.vocabulary);
     for (size_t i = 0; i < n; i++) {
-        const lq_session_options so = {.size = sizeof so, .context = most, .threads = o->threads};
+        const lq_session_options so = {.size = sizeof so, .context = most, .threads = o->threads,
+                                       .threads_prefill = o->threads_prefill};
         out[i] = (bench_speed){.prefill_tokens = prefill, .decode_tokens = decode};
         const lq_status planned = cli_plan(models[i], &so, true, &out[i].plan);
         if (planned != LQ_OK) return cli_fail(c, planned, NULL);
@@ -119,6 +120,7 @@ static int open_sessions(cli *c, bench *b, lq_model *const *models, size_t n, be
         const lq_status asked = lq_session_info_get(b->sessions[i], &session);
         if (asked != LQ_OK) return cli_fail(c, asked, NULL);
         b->threads = session.threads;
+        b->threads_prefill = prefill > 8 ? session.threads_prefill : session.threads; /* as libquant.h says */
     }
     return 0;
 }

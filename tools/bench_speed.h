@@ -8,7 +8,7 @@
 typedef struct bench_speed_options {
     uint32_t prefill, decode; /* tokens; capped to the trained context */
     uint32_t context;         /* tokens in the sequence before a decode begins */
-    uint32_t threads, repeat; /* repeat: at most BENCH_SAMPLES */
+    uint32_t threads, threads_prefill, repeat; /* repeat: at most BENCH_SAMPLES */
 } bench_speed_options;
 
 typedef struct bench_speed {

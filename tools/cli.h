@@ -106,6 +106,15 @@ struct cli {
      .max = CLI_THREADS_MAX,                                                                                           \
      .help = "threads to use (default: the CPUs this process may use)",                                                \
      .also = "|jobs|cpus|cores|n-threads|"}
+#define CLI_OPT_THREADS_PREFILL(T)                                                                                     \
+    {.type = CLI_UINT,                                                                                                 \
+     .name = "threads-prefill",                                                                                        \
+     .value = "N",                                                                                                     \
+     .at = offsetof(T, threads_prefill),                                                                               \
+     .min = 1,                                                                                                         \
+     .max = CLI_THREADS_MAX,                                                                                           \
+     .help = "threads for passes over more than 8 tokens, such as a prompt's (default: as --threads)",                 \
+     .also = "|threads-batch|tb|prefill-threads|batch-threads|"}
 #define CLI_OPT_IMPORTANCE(T)                                                                                          \
     {.type = CLI_TEXT,                                                                                                 \
      .letter = 'i',                                                                                                    \

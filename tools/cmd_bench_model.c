@@ -8,7 +8,7 @@
 typedef struct args {
     cli_place place;
     const char *model, *isa, *versus, *csv;
-    uint64_t prefill, decode, context, threads, repeat;
+    uint64_t prefill, decode, context, threads, threads_prefill, repeat;
 } args;
 
 static const args defaults = {.place = CLI_PLACE, .prefill = 512, .decode = 128, .repeat = 3};
@@ -63,6 +63,7 @@ static const cli_option options[] = {
     CLI_OPT_GPU_LAYERS(args),
     CLI_OPT_NO_PACK(args),
     CLI_OPT_THREADS(args),
+    CLI_OPT_THREADS_PREFILL(args),
     CLI_OPT_ISA(args),
     BENCH_OPT_CSV(args),
     {.type = CLI_END}};
@@ -109,6 +110,8 @@ static void set_speed(json_t *o, const bench_speed *b, const state *s) {
     cli_set_real(decode, "cpu_share", b->decode_share);
     cli_set_real(decode, "tokens_per_cpu_s", bench_rate_median(&b->decode_cpu));
     cli_set_real(decode, "bytes_per_s", b->decode_bytes_per_s);
+    cli_set_real(decode, "barriers_per_token",
+                 b->stats.decode_tokens ? (double)b->stats.decode_barriers / (double)b->stats.decode_tokens : 0);
     cli_set(decode, "roof_fraction",
             s->roof.bytes_per_s > 0 ? json_real(b->decode_bytes_per_s / s->roof.bytes_per_s) : json_null());
     cli_set(o, "decode", decode);
@@ -122,6 +125,7 @@ static int print_json(cli *c, const state *s) {
     cli_set_int(o, "bytes_per_token", s->model.bytes_per_token);
     cli_set_real(o, "bits_per_weight", s->model.bits_per_weight);
     cli_set_int(o, "threads", s->roof.threads);
+    cli_set_int(o, "threads_prefill", s->sides[0].speed.plan.threads_prefill);
     cli_set_text(o, "isa", s->sides[0].device.isa);
     cli_set_int(o, "repeat", s->a->repeat);
     set_speed(o, &s->sides[0].speed, s);
@@ -159,6 +163,8 @@ static void print_speed(const state *s, const side *x) {
     if (on_device(x)) printf("%s: %s, %s", x->device.name, cli_safe(x->device.description).s, x->device.isa);
     if (on_device(x) && !b->plan.device_embedding) printf("; and ");
     if (!b->plan.device_embedding) printf("%u thread%s", s->roof.threads, s->roof.threads == 1 ? "" : "s");
+    if (!b->plan.device_embedding && b->plan.threads_prefill != s->roof.threads)
+        printf(" (prefill %u)", b->plan.threads_prefill);
     if (!on_device(x)) printf(", %s", x->device.isa);
     printf("\nprefill   %10.1f tokens/s  (%u tokens", b->prefill_per_s, b->prefill_tokens);
     print_range(&b->prefill);
@@ -196,9 +202,10 @@ static void print_table(const state *s) {
     }
 }
 
-static void add_row(const state *s, const side *x, const char *name, const bench_rate *wall, const bench_rate *cpu) {
-    bench_csv_add(s->csv, "model", name, x->device.isa, s->roof.threads, "tokens/s", 1, wall);
-    if (!on_device(x)) bench_csv_add(s->csv, "model", name, x->device.isa, s->roof.threads, "tokens/cpu-s", 1, cpu);
+static void add_row(const state *s, const side *x, uint32_t threads, const char *name, const bench_rate *wall,
+                    const bench_rate *cpu) {
+    bench_csv_add(s->csv, "model", name, x->device.isa, threads, "tokens/s", 1, wall);
+    if (!on_device(x)) bench_csv_add(s->csv, "model", name, x->device.isa, threads, "tokens/cpu-s", 1, cpu);
 }
 
 /* A row is named by what the file says of itself, so that copies of it compare; by the instruction set or the device
@@ -212,10 +219,10 @@ static void add_csv(const state *s, const side *x, const char *isa) {
     if (p->device[0]) snprintf(where, sizeof where, "; %s %u of %u layers", p->device, p->device_layers, p->layers);
     else if (isa) snprintf(where, sizeof where, "; %.100s", isa);
     snprintf(name, sizeof name, "%.100s %s; prefill %u%s", base, s->model.file_scheme, x->speed.prefill_tokens, where);
-    add_row(s, x, name, &x->speed.prefill, &x->speed.prefill_cpu);
+    add_row(s, x, p->threads_prefill, name, &x->speed.prefill, &x->speed.prefill_cpu);
     snprintf(name, sizeof name, "%.100s %s; decode %u%s%s", base, s->model.file_scheme, x->speed.decode_tokens, depth,
              where);
-    add_row(s, x, name, &x->speed.decode, &x->speed.decode_cpu);
+    add_row(s, x, s->roof.threads, name, &x->speed.decode, &x->speed.decode_cpu);
 }
 
 /* What the device of this name says of itself; the processor for "". */
@@ -246,7 +253,7 @@ static int open_side(cli *c, state *s, const char *isa) {
 static int measure(cli *c, state *s) {
     const args *a = s->a;
     const bench_speed_options o = {(uint32_t)a->prefill, (uint32_t)a->decode, (uint32_t)a->context, (uint32_t)a->threads,
-                                   (uint32_t)a->repeat};
+                                   (uint32_t)a->threads_prefill, (uint32_t)a->repeat};
     lq_model *models[BENCH_MODELS] = {0};
     bench_speed speeds[BENCH_MODELS] = {0};
     if (a->prefill > s->model.context || a->context + a->decode > s->model.context) {

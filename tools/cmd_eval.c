@@ -10,7 +10,7 @@
 typedef struct args {
     cli_place place;
     const char *model, *text, *against, *activations, *isa;
-    uint64_t ctx, max_tokens, threads;
+    uint64_t ctx, max_tokens, threads, threads_prefill;
     uint32_t score_all;
 } args;
 
@@ -49,6 +49,7 @@ static const cli_option options[] = {
     CLI_OPT_NO_PACK(args),
     CLI_OPT_ACTIVATIONS(args),
     CLI_OPT_THREADS(args),
+    CLI_OPT_THREADS_PREFILL(args),
     CLI_OPT_ISA(args),
     {.type = CLI_END}};
 
@@ -143,7 +144,8 @@ static int evaluate(cli *c, const args *a, lq_model *const models[2]) {
                                    .context = window,
                                    .max_logits = a->score_all ? window : (window + 1) / 2,
                                    .threads = (uint32_t)a->threads,
-                                   .activations = a->activations};
+                                   .activations = a->activations,
+                                   .threads_prefill = (uint32_t)a->threads_prefill};
     code = cli_plan_tell(c, models[0], &so, &w.plan);
     for (int i = 0; i < 2 && code == 0; i++) {
         if (models[i]) code = cli_session(c, models[i], &so, &sessions[i]);

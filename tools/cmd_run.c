@@ -12,7 +12,7 @@
 typedef struct args {
     cli_place place;
     const char *model, *prompt, *isa, *activations;
-    uint64_t n, top_k, seed, ctx, threads;
+    uint64_t n, top_k, seed, ctx, threads, threads_prefill;
     double temp, top_p, min_p;
     uint32_t special, ignore_eos;
 } args;
@@ -100,6 +100,7 @@ static const cli_option options[] = {
     CLI_OPT_NO_PACK(args),
     CLI_OPT_ACTIVATIONS(args),
     CLI_OPT_THREADS(args),
+    CLI_OPT_THREADS_PREFILL(args),
     CLI_OPT_ISA(args),
     {.type = CLI_END}};
 
@@ -270,7 +271,7 @@ static int with_model(cli *c, state *s, const char *text, size_t bytes) {
     lq_status status = lq_model_info_get(s->model, &s->info);
     if (status != LQ_OK) return cli_fail(c, status, NULL);
     const lq_session_options so = {.size = sizeof so, .context = (uint32_t)a->ctx, .threads = (uint32_t)a->threads,
-                                   .activations = a->activations};
+                                   .activations = a->activations, .threads_prefill = (uint32_t)a->threads_prefill};
     int code = cli_tokenize(c, s->model, text, bytes, LQ_TOKENIZE_BOS | (a->special ? LQ_TOKENIZE_PARSE_SPECIAL : 0u),
                             &prompt, &n);
     if (code == 0) code = cli_plan_tell(c, s->model, &so, &s->plan);

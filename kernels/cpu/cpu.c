@@ -167,15 +167,6 @@ static void *take(carve *c, uint64_t count, uint64_t item) {
     return c->base ? c->base + at : NULL;
 }
 
-/* Batches of up to so many columns go the way for few. It saves barriers, which cost more the more threads there are; what
- * threads then do several times costs a microsecond or two per layer and column (bench/SPEED.md). One thread needs none. */
-enum { MOST_FEW = 4, THREADS_PER_FEW = 4 };
-static int32_t few_columns(uint32_t threads, int32_t columns) {
-    if (threads < 2) return 0;
-    const uint32_t few = Q_MAX(Q_MIN(threads / THREADS_PER_FEW, (uint32_t)MOST_FEW), 1u);
-    return Q_MIN((int32_t)few, columns);
-}
-
 /* The program and its tables. */
 static q_program *lay_out_tables(const q_plan *plan, const q_segment *segment, uint32_t threads, carve *c) {
     q_program *p = take(c, 1, sizeof *p);
@@ -205,7 +196,7 @@ static q_program *lay_out_tables(const q_plan *plan, const q_segment *segment, u
         p->ways[i] = (q_cpu_way){.plan = *plan, .stages = stages + i * 2 * n, .phases = phases + i * 2 * n};
         if (i == Q_CPU_FEW) p->ways[i].plan.slot_width = widths, p->ways[i].plan.n_slots = 2 * plan->n_slots;
     }
-    p->few = few_columns(threads, plan->columns);
+    p->few = q_cpu_few_columns(threads, plan->columns);
     p->copies = copies;
     p->slots = shared_slots;
     p->shared = shared;

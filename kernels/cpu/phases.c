@@ -13,6 +13,16 @@
 
 bool q_cpu_is_out(const q_inst *s) { return s->out || s->op == Q_OP_HEAD || s->op == Q_OP_SAMPLE; }
 
+/* The way for few saves barriers, which cost more the more threads there are; what threads then do several times costs a
+ * microsecond or two per layer and column (bench/SPEED.md). One thread needs none. */
+enum { MOST_FEW = 4, THREADS_PER_FEW = 4 };
+
+int32_t q_cpu_few_columns(uint32_t threads, int32_t columns) {
+    if (threads < 2) return 0;
+    const uint32_t few = Q_MAX(Q_MIN(threads / THREADS_PER_FEW, (uint32_t)MOST_FEW), 1u);
+    return Q_MIN((int32_t)few, columns);
+}
+
 /* -------------------------------------------------------------------------------------- what is read and written */
 
 /* Values [from, to) of a slot's columns. */

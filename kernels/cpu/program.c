@@ -108,7 +108,7 @@ static void run_own(const lane *l, const q_cpu_phase *f) {
 
 static void run_chain(const lane *l, const q_cpu_phase *f) {
     q_pool *pool = l->p->pool;
-    const int64_t n = columns_of(l->e.batch, l->stages[f->from].inst), threads = q_pool_threads(pool);
+    const int64_t n = columns_of(l->e.batch, l->stages[f->from].inst), threads = q_pool_running(pool);
     const int64_t chunk = Q_MIN(Q_MAX(div_up(n, threads * 2), (int64_t)1), (int64_t)CHAIN_COLUMNS);
     for (int64_t b, end; q_pool_claim(pool, n, chunk, &b, &end);)
         for (int32_t i = f->from; i < f->to; i++) run_columns(l, &l->stages[i], b, end);
@@ -125,7 +125,7 @@ static int32_t kv_heads_of(const q_plan *plan, const q_inst *attn) {
 /* Units that a claim takes: a multiple of the tiles of products; whole columns of attention, which share what they
  * read, unless there are too few, and then the query heads of a KV head. */
 static int64_t chunk_of(const lane *l, const q_cpu_phase *f) {
-    const int64_t threads = q_pool_threads(l->p->pool);
+    const int64_t threads = q_pool_running(l->p->pool);
     int64_t total = 0, tile = 1;
     for (int32_t i = f->from; i < f->to; i++) {
         const q_cpu_stage *t = &l->stages[i];
@@ -269,9 +269,10 @@ lq_status q_cpu_run(q_program *p, const q_batch *batch) {
     p->batch = batch;
     p->cancelled = false;
     /* A tap sees the inputs of products, which must then lie where all threads have them. */
-    p->way = &p->ways[batch->n <= p->few && !batch->tap ? Q_CPU_FEW : Q_CPU_MANY];
+    const uint32_t threads = batch->threads ? Q_MIN(batch->threads, p->threads) : p->threads;
+    p->way = &p->ways[batch->n <= q_cpu_few_columns(threads, p->few) && !batch->tap ? Q_CPU_FEW : Q_CPU_MANY];
     if (batch->x) border(p, p->slots[1], batch->x, NULL);
-    q_pool_run(p->pool, run_thread, p);
+    q_pool_run_on(p->pool, threads, run_thread, p);
     if (batch->y && !p->cancelled) border(p, p->slots[1], NULL, batch->y);
     p->batch = NULL;
     return p->cancelled ? q_fail(LQ_E_CANCELLED, "cancelled between two layers") : LQ_OK;

@@ -74,7 +74,7 @@ struct q_program {
     uint8_t *data; /* the block of slots, copies and scratch */
     int32_t *first_stage; /* [last - first + 1], of the way for many columns */
     q_cpu_way ways[Q_CPU_WAYS];
-    int32_t few;          /* batches of up to so many columns go the other way; 0 = none */
+    int32_t few;          /* most columns of a batch that goes the other way; 0 = none does */
     q_inst *insts;        /* [last - first] of the way for few */
     int32_t *few_widths;  /* [2 * n_slots] */
     bool *own_slots;      /* [n_slots] which have one of each thread's own */
@@ -96,6 +96,8 @@ struct q_program {
 };
 
 bool q_cpu_is_out(const q_inst *s);
+/* Batches of up to so many columns go the way for few, of at most `columns`, when so many threads run. */
+int32_t q_cpu_few_columns(uint32_t threads, int32_t columns);
 /* Phases of the stages of the way for many columns. */
 void q_cpu_phases_many(q_program *p);
 /* The way for few columns, made from the other; the stages, phases, insts, widths and own_slots have room. */

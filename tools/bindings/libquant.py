@@ -115,7 +115,7 @@ _PROGRESS = ctypes.CFUNCTYPE(c_int, c_void_p, c_uint64, c_uint64, c_char_p)
 
 class _Options(Record):
     _fields_ = [("size", c_uint32), ("threads", c_uint32), ("isa", c_char_p), ("allocator", c_void_p), ("log", _LOG),
-                ("log_user", c_void_p)]
+                ("log_user", c_void_p), ("threads_prefill", c_uint32)]
 
 
 class DeviceInfo(Record):
@@ -169,7 +169,7 @@ class QuantizeResult(Record):
 
 class _SessionOptions(Record):
     _fields_ = [("size", c_uint32), ("context", c_uint32), ("batch", c_uint32), ("max_logits", c_uint32),
-                ("threads", c_uint32), ("activations", c_char_p)]
+                ("threads", c_uint32), ("activations", c_char_p), ("threads_prefill", c_uint32)]
 
 
 class PlanInfo(Record):
@@ -179,20 +179,21 @@ class PlanInfo(Record):
                 ("device_embedding", c_uint32), ("device_weights", c_uint64), ("device_kv", c_uint64),
                 ("device_activations", c_uint64), ("device_total", c_uint64), ("device_memory", c_uint64),
                 ("border_bytes", c_uint64), ("device_staging", c_uint64), ("device_own", c_uint64),
-                ("packed", c_uint64)]
+                ("packed", c_uint64), ("threads_prefill", c_uint32)]
 
 
 class SessionInfo(Record):
     _fields_ = [("size", c_uint32), ("context", c_uint32), ("batch", c_uint32), ("max_logits", c_uint32),
                 ("threads", c_uint32), ("trained_context", c_uint32), ("kv_bytes", c_uint64),
                 ("activation_bytes", c_uint64), ("device_kv_bytes", c_uint64),
-                ("device_activation_bytes", c_uint64)]
+                ("device_activation_bytes", c_uint64), ("threads_prefill", c_uint32)]
 
 
 class Stats(Record):
     _fields_ = [("size", c_uint32), ("last_logits_hash", c_uint32), ("prefill_tokens", c_uint64),
                 ("decode_tokens", c_uint64), ("prefill_seconds", c_double), ("decode_seconds", c_double),
-                ("decode_bytes", c_uint64), ("border_bytes", c_uint64), ("border_seconds", c_double)]
+                ("decode_bytes", c_uint64), ("border_bytes", c_uint64), ("border_seconds", c_double),
+                ("decode_barriers", c_uint64)]
 
 
 class Sampler(Record):
