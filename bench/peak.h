@@ -30,6 +30,9 @@ bool bench_peak_rate(const bench_peak *peak, uint32_t threads, uint32_t passes, 
 /* Bytes per second of a streaming read of `buffer` bytes by `threads` threads together. bench/roof.c. */
 bool bench_read_rate(uint32_t threads, uint64_t buffer, uint32_t passes, bench_rate *out);
 
+/* Barriers, and runs of a pool that do nothing, per second of `threads` threads. bench/sync.c. */
+bool bench_sync_rate(uint32_t threads, uint32_t passes, bench_rate *barriers, bench_rate *runs);
+
 /* Independent sums in a loop: enough for the latency of the multiply-adds that a machine starts per cycle. */
 #define BENCH_SUMS 12
 #define BENCH_TIMES_12(STEP) STEP(0) STEP(1) STEP(2) STEP(3) STEP(4) STEP(5) STEP(6) STEP(7) STEP(8) STEP(9) STEP(10) STEP(11)

@@ -44,6 +44,7 @@ holds "SIGINT" -z "$(left)"
 # The roof: reading for every number of threads, peaks for one and all; a CSV file that grows.
 exits 0 "roof" "$LQ" bench roof -r 2 -t 3 --buffer 8
 holds "roof: reading" "$(grep -cE '^ +[123] +[0-9.]+ +[0-9.]+ +[0-9.]+$' "$out")" -eq 3
+holds "roof: waiting" "$(grep -cE '^(barrier|pool run) +[23] +[0-9.]+ +[0-9.]+ +[0-9.]+$' "$out")" -eq 4
 says "roof" "^fp32 scalar  *1 " "$out"; says "roof" "^int8 scalar  *3 " "$out"
 exits 0 "roof JSON" "$LQ" bench roof -r 3 -t 1 --buffer 8 --csv roof.csv --json; json_is "roof JSON"
 has "roof JSON" device buffer_bytes read.0.bytes_per_s.min peaks.0.kind peaks.0.isa peaks.0.instructions peaks.0.threads

@@ -1,4 +1,5 @@
-/* cmd_bench_roof.c: `lq bench roof`: what this machine can do at most: bytes read, multiply-adds per instruction set. */
+/* cmd_bench_roof.c: `lq bench roof`: what this machine can do at most: bytes read, threads that wait for one another,
+ * multiply-adds per instruction set. */
 #include "bench_speed.h"
 
 #include <string.h>
@@ -42,7 +43,7 @@ typedef struct state {
     uint32_t threads, passes;
     uint64_t buffer;
     FILE *csv;
-    json_t *read, *peaks; /* with --json */
+    json_t *read, *sync, *peaks; /* with --json */
 } state;
 
 static int stopped(cli *c) {
@@ -76,6 +77,32 @@ static int measure_read(state *s) {
     return 0;
 }
 
+static void add_sync(state *s, const char *what, uint32_t threads, const bench_rate *r) {
+    bench_csv_add(s->csv, "roof", what, "", threads, "1/us", 1e6, r);
+    if (s->c->json) {
+        json_t *o = json_object();
+        cli_set_text(o, "what", what);
+        cli_set_int(o, "threads", threads);
+        cli_set(o, "per_s", bench_rate_json(r));
+        (void)json_array_append_new(s->sync, o);
+    } else {
+        printf("%-14s %7u %10.2f %10.2f %10.2f\n", what, threads, 1e6 / bench_rate_max(r), 1e6 / bench_rate_median(r),
+               1e6 / bench_rate_min(r));
+    }
+}
+
+static int measure_sync(state *s) {
+    if (s->threads < 2) return 0;
+    if (!s->c->json) printf("\n%-14s %7s %10s %10s %10s  microseconds\n", "waiting", "threads", "min", "median", "max");
+    for (uint32_t n = 2; n <= s->threads; n = next_threads(n, s->threads)) {
+        bench_rate barriers, runs;
+        if (!bench_sync_rate(n, s->passes, &barriers, &runs)) return stopped(s->c);
+        add_sync(s, "barrier", n, &barriers);
+        add_sync(s, "pool run", n, &runs);
+    }
+    return 0;
+}
+
 static int measure_peak(state *s, const bench_peak *p, uint32_t threads) {
     bench_rate r;
     char what[64];
@@ -102,6 +129,7 @@ static int measure_peak(state *s, const bench_peak *p, uint32_t threads) {
 static int measure(state *s) {
     const bench_peak *p;
     int code = measure_read(s);
+    if (code == 0) code = measure_sync(s);
     if (code != 0) return code;
     if (!s->c->json) {
         printf("\n%-14s %7s %10s %10s %10s  GOP/s (a multiply-add is two)\n", "peak", "threads", "min", "median", "max");
@@ -120,6 +148,7 @@ static int report(state *s, const lq_device_info *d) {
     cli_set_int(o, "threads", s->threads);
     cli_set_int(o, "buffer_bytes", s->buffer);
     cli_set(o, "read", json_incref(s->read));
+    cli_set(o, "sync", json_incref(s->sync));
     cli_set(o, "peaks", json_incref(s->peaks));
     return cli_json_print(s->c, o, CLI_OK);
 }
@@ -136,12 +165,13 @@ static int run(cli *c, const void *arguments) {
     state s = {.c = c, .threads = a->threads ? (uint32_t)a->threads : d.threads, .passes = (uint32_t)a->repeat,
                .buffer = a->buffer ? a->buffer << 20 : bench_roof_buffer(d.memory)};
     if ((code = bench_csv_open(c, a->csv, &d, &s.csv)) != 0) return code;
-    s.read = json_array(), s.peaks = json_array();
-    if (!s.read || !s.peaks) code = cli_nomem(c);
+    s.read = json_array(), s.sync = json_array(), s.peaks = json_array();
+    if (!s.read || !s.sync || !s.peaks) code = cli_nomem(c);
     if (code == 0) code = measure(&s);
     code = bench_csv_close(c, s.csv, a->csv, code);
     if (code == 0 && c->json) code = report(&s, &d);
     json_decref(s.read);
+    json_decref(s.sync);
     json_decref(s.peaks);
     return code;
 }
@@ -151,6 +181,9 @@ const cli_command cli_command_bench_roof = {
     .summary = "what this machine can do at most: bytes read, multiply-adds",
     .about = "Reading: each thread sums its part of a buffer that the caches cannot hold. Writing a token reads all\n"
              "weights once, so a model of B bytes makes at most (rate / B) tokens per second.\n\n"
+             "Waiting: what a point costs at which all threads wait for one another (a layer has five of them when a\n"
+             "token is written), and a run of the thread pool that does nothing. Its rows in a CSV file are rates,\n"
+             "per microsecond.\n\n"
              "Peaks: loops of nothing but multiply-adds on registers, for each instruction set present; fp32 are\n"
              "floats, int8 bytes summed in 32 bits, bf16 pairs summed in floats. Reading a prompt is bound by\n"
              "them: a kernel at 100 % of the peak of its instruction set has nothing left to gain but by other\n"
