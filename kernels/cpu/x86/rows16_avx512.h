@@ -19,8 +19,8 @@ enum {
 
 typedef struct q_p_format {
     int bytes, units; /* of a block of the layout: bytes, and units of 32 weights */
-    int act;          /* units per block of activations: 1 or 8; `units` is a multiple */
-    int span;         /* units whose codes share bytes, so that loops go by that many; divides act */
+    int act;          /* units per block of activations: 1, or 8 as `units` */
+    int span;         /* units whose codes share bytes, so that loops go by that many; 1 where `units` is 2 */
     int bias;         /* a code is a weight plus this */
     int scales;       /* integer scales per unit: 0, 1 or 2 */
     int minima;       /* 0; 1: of sums of activations alone; 2: times integers, as pairs of int16 */
@@ -110,29 +110,31 @@ Q_VNNI_INLINE void q_p_least(const q_p_format *f, int P, int C, const uint8_t *c
     }
 }
 
-/* A block of activations: units `unit` .. unit + act - 1 of the block at w. */
-Q_VNNI_INLINE void q_p_act(const q_p_format *f, int P, int C, const uint8_t *const *w, int unit,
+/* Ask for the bytes that lie Q_P_AHEAD after those of a span, span by span, so that not all are wanted at once. */
+Q_VNNI_INLINE void q_p_ask(const q_p_format *f, int P, const uint8_t *const *w, int i) {
+    const int lines = (f->bytes / f->units * f->span + 63) / 64;
+    Q_UNROLL for (int p = 0; p < P; p++) Q_UNROLL for (int line = 0; line < lines; line++)
+        _mm_prefetch((const char *)(uintptr_t)w[p] + Q_P_AHEAD + 64 * (i * lines + line), _MM_HINT_T0);
+}
+
+/* A block of activations: unit `span` * i + u of the block at w, or, with act 8, all units from there on. */
+Q_VNNI_INLINE void q_p_act(const q_p_format *f, int P, int C, const uint8_t *const *w, int i, int u,
                            const uint8_t *const *x, int64_t at, bool ahead, __m512 acc[2][Q_P_COLUMNS]) {
-    const int lines = /* of a span; asked for span by span, so that not all are wanted at once */
-        (f->bytes / f->units * f->span + 63) / 64;
     __m512i total[2][Q_P_COLUMNS];
     Q_UNROLL for (int p = 0; p < P; p++) Q_UNROLL for (int c = 0; c < C; c++) total[p][c] = _mm512_setzero_si512();
-    for (int i = 0; i < f->act / f->span; i++) {
-        const uintptr_t next = (uintptr_t)((unit / f->span + i) * lines * 64 + Q_P_AHEAD);
-        if (ahead)
-            Q_UNROLL for (int line = 0; line < lines; line++) Q_UNROLL for (int p = 0; p < P; p++)
-                _mm_prefetch((const char *)((uintptr_t)w[p] + next) + 64 * line, _MM_HINT_T0);
-        Q_UNROLL for (int u = 0; u < f->span; u++)
-            q_p_unit(f, P, C, w, unit / f->span + i, u, x, at, f->span * i + u, total);
+    if (f->act == 1) q_p_unit(f, P, C, w, i, u, x, at, 0, total);
+    for (int j = 0; f->act > 1 && j < f->act / f->span; j++) {
+        if (ahead) q_p_ask(f, P, w, j);
+        Q_UNROLL for (int v = 0; v < f->span; v++) q_p_unit(f, P, C, w, j, v, x, at, f->span * j + v, total);
     }
     Q_UNROLL for (int p = 0; p < P; p++) {
-        const __m512 d = f->d(w[p], unit);
+        const __m512 d = f->d(w[p], f->span * i + u);
         Q_UNROLL for (int c = 0; c < C; c++) {
             const __m512 da = _mm512_set1_ps(q_bits_f32(q_load32(x[c] + at)));
             acc[p][c] = _mm512_fmadd_ps(_mm512_mul_ps(d, da), _mm512_cvtepi32_ps(total[p][c]), acc[p][c]);
         }
     }
-    if (f->minima) q_p_least(f, P, C, w, unit, x, at, acc);
+    if (f->minima) q_p_least(f, P, C, w, f->span * i + u, x, at, acc);
 }
 
 /* P panels from front to back times C columns. */
@@ -142,11 +144,12 @@ Q_VNNI_INLINE void q_p_columns(const q_p_format *f, int P, int C, const uint8_t 
     const uint8_t *w[2] = {panels[0], panels[1]};
     Q_UNROLL for (int p = 0; p < P; p++) Q_UNROLL for (int c = 0; c < C; c++) acc[p][c] = _mm512_setzero_ps();
     int64_t at = 0;
-    for (int64_t i = 0; i < units; i += f->units) {
-        Q_UNROLL for (int u = 0; u < f->units; u += f->act) { /* the last block may not be full */
-            if (f->units > f->act && i + u >= units) break;
-            q_p_act(f, P, C, w, u, x, at, ahead, acc);
-            at += act_bytes;
+    for (int64_t b = 0; b < units; b += f->units) {
+        if (f->act > 1) q_p_act(f, P, C, w, 0, 0, x, at, ahead, acc), at += act_bytes;
+        for (int i = 0; f->act == 1 && i < f->units / f->span; i++) {
+            if (f->units == 2 && b + i >= units) break; /* a last block that is not full */
+            if (ahead) q_p_ask(f, P, w, i);
+            Q_UNROLL for (int u = 0; u < f->span; u++, at += act_bytes) q_p_act(f, P, C, w, i, u, x, at, ahead, acc);
         }
         Q_UNROLL for (int p = 0; p < P; p++) w[p] += f->bytes;
     }

@@ -1,0 +1,214 @@
+/* rows16_avx2.h: what the AVX2 products of packed weights (rows16.c) with 8-bit activations share. A format says how
+ * its codes and scales come out of a block; the loops are here. Layer L2.
+ *
+ * Eight rows are in eight lanes, two registers to a panel: one broadcast of four activations feeds them, and nothing is
+ * added across lanes. vpmaddubsw multiplies unsigned by signed bytes and adds pairs with saturation at 16 bits, so a
+ * format says what its codes are:
+ *   most > 0   unsigned, and `most` pairs of them with activations of 127 fit 16 bits together: 8 for codes of 4 bits,
+ * 2 for 6. Scales are applied by the widening multiply-add that follows; most = 0   signed bytes: their magnitudes are
+ * multiplied with activations that take their signs. A pair fits (2 * 128
+ *              * 127), a second one would not. */
+#ifndef Q_ROWS16_AVX2_H
+#define Q_ROWS16_AVX2_H
+
+#include "../rows16.h"
+#include "i8_avx2.h"
+
+enum {
+    Q_Y_COLUMNS = 4,
+    Q_Y_AHEAD = 4096 /* bytes ahead of a panel that are asked for */
+};
+
+typedef struct q_y_format {
+    int bytes, units; /* of a block of the layout: bytes, and units of 32 weights */
+    int act;          /* units per block of activations: 1, or 8 as `units` */
+    int span;         /* units whose codes share bytes, so that loops go by that many; 1 where `units` is 2 */
+    int most;         /* see above */
+    int bias;         /* a code is a weight plus this; with integer scales even, at most 32, and a scale per 16 */
+    int scales;       /* integer scales per unit: 0, 1 or 2 */
+    int minima;       /* 0; 1: of sums of activations alone; 2: times integers, as pairs of int16 */
+
+    /* Codes 4g .. 4g + 3 of unit `span` * i + u, u < span, of rows 8h .. 8h + 7 of the block at p. */
+    __m256i (*codes)(const uint8_t *p, int i, int u, int g, int h);
+    /* The integer scale of a unit's first (half 0) or last 16 weights, with scales 1 of all, twice as int16. */
+    __m256i (*scale)(const uint8_t *p, int unit, int half, int h);
+    __m256i (*pair)(const uint8_t *p, int unit, int h); /* of minima: of the unit's first and last 16; minima 2 */
+    __m256 (*d)(const uint8_t *p, int unit, int h);     /* of the block of activations that begins at the unit */
+    __m256 (*dmin)(const uint8_t *p, int unit, int h);
+} q_y_format;
+
+/* ------------------------------------------------------------------------------------------- taking bytes apart */
+
+Q_AVX2_INLINE __m256i q_y_load(const uint8_t *p) { return _mm256_load_si256((const __m256i *)(const void *)p); }
+Q_AVX2_INLINE __m256 q_y_halves(const uint8_t *p) {
+    return _mm256_cvtph_ps(_mm_load_si128((const __m128i *)(const void *)p));
+}
+Q_AVX2_INLINE __m256i q_y_twice(__m256i v) { /* int16 in the lower half of lanes to both */
+    return _mm256_or_si256(_mm256_and_si256(v, _mm256_set1_epi32(0xFFFF)), _mm256_slli_epi32(v, 16));
+}
+/* Eight bytes to lanes, twice as int16. */
+Q_AVX2_INLINE __m256i q_y_bytes(const uint8_t *p) {
+    const __m256i v = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)(const void *)p));
+    return _mm256_or_si256(v, _mm256_slli_epi32(v, 16));
+}
+Q_AVX2_INLINE __m256i q_y_signed(const uint8_t *p) {
+    return q_y_twice(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)(const void *)p)));
+}
+/* The low (of even `which`) or high nibbles. */
+Q_AVX2_INLINE __m256i q_y_nibbles(__m256i v, int which) {
+    return _mm256_and_si256(which & 1 ? _mm256_srli_epi16(v, 4) : v, _mm256_set1_epi8(15));
+}
+Q_AVX2_INLINE __m256i q_y_spread(const uint8_t *p) { return _mm256_set1_epi32((int)q_load32(p)); }
+
+/* ------------------------------------------------------------------------------------------------------- columns */
+
+/* What the bias takes away from a unit's sums, of the first 16, the last, or both. */
+Q_AVX2_INLINE __m256i q_y_open(const q_y_format *f, const uint8_t *sums, int half, __m256i sc) {
+    if (!f->bias) return _mm256_setzero_si256();
+    if (!f->scales) return _mm256_madd_epi16(q_y_spread(sums), _mm256_set1_epi16((short)-f->bias));
+    /* bias * sum in two equal parts, each of which fits 16 bits */
+    const __m256i part = _mm256_set1_epi16((short)(-f->bias / 2 * (int16_t)q_load16(sums + 2 * half)));
+    return _mm256_madd_epi16(part, sc);
+}
+
+/* Unit `span` * i + u of rows 8h .. 8h + 7 (H halves from h0 on) times C columns, its scales applied, added to total.
+ */
+Q_AVX2_INLINE void q_y_unit(const q_y_format *f, int H, int h0, int C, const uint8_t *w, int i, int u,
+                            const uint8_t *const *x, int64_t at, int in, __m256i total[2][Q_Y_COLUMNS]) {
+    const int64_t sums = at + 4 + 4 * in, q = at + 4 + 4 * f->act + 32 * in;
+    const int pieces = f->scales == 2 ? 2 : 1, most = f->most ? f->most : 1;
+    Q_UNROLL for (int half = 0; half < pieces; half++) {
+        __m256i sc[2], sum[2][Q_Y_COLUMNS];
+        Q_UNROLL for (int h = 0; h < H; h++) sc[h] =
+            f->scales ? f->scale(w, f->span * i + u, half, h0 + h) : _mm256_set1_epi16(1);
+        Q_UNROLL for (int h = 0; h < H; h++) Q_UNROLL for (int c = 0; c < C; c++) total[h][c] =
+            _mm256_add_epi32(total[h][c], q_y_open(f, x[c] + sums, half, sc[h]));
+        const int first = half * 4, count = 8 / pieces;
+        Q_UNROLL for (int g = 0; g < count; g++) {
+            __m256i v[2];
+            Q_UNROLL for (int h = 0; h < H; h++) v[h] = f->codes(w, i, u, first + g, h0 + h);
+            Q_UNROLL for (int c = 0; c < C; c++) {
+                const __m256i a = q_y_spread(x[c] + q + 4 * (first + g));
+                Q_UNROLL for (int h = 0; h < H; h++) {
+                    const __m256i s = f->most ? _mm256_maddubs_epi16(v[h], a)
+                                              : _mm256_maddubs_epi16(_mm256_abs_epi8(v[h]), _mm256_sign_epi8(a, v[h]));
+                    sum[h][c] = g % most == 0 ? s : _mm256_add_epi16(sum[h][c], s);
+                    if (g % most == most - 1 || g == count - 1)
+                        total[h][c] = _mm256_add_epi32(total[h][c], _mm256_madd_epi16(sum[h][c], sc[h]));
+                }
+            }
+        }
+    }
+}
+
+/* What minima take away from the sums of a block of activations, which begins at `unit`. */
+Q_AVX2_INLINE void q_y_least(const q_y_format *f, int H, int h0, int C, const uint8_t *w, int unit,
+                             const uint8_t *const *x, int64_t at, __m256 acc[2][Q_Y_COLUMNS]) {
+    Q_UNROLL for (int h = 0; h < H; h++) {
+        __m256i total[Q_Y_COLUMNS];
+        Q_UNROLL for (int c = 0; c < C; c++) total[c] = _mm256_setzero_si256();
+        Q_UNROLL for (int u = 0; u < f->act; u++) {
+            const __m256i mn = f->minima == 2 ? f->pair(w, unit + u, h0 + h) : _mm256_set1_epi16(-1);
+            Q_UNROLL for (int c = 0; c < C; c++) total[c] =
+                _mm256_add_epi32(total[c], _mm256_madd_epi16(mn, q_y_spread(x[c] + at + 4 + 4 * u)));
+        }
+        const __m256 d = f->dmin(w, unit, h0 + h);
+        Q_UNROLL for (int c = 0; c < C; c++) {
+            const __m256 da = _mm256_set1_ps(q_bits_f32(q_load32(x[c] + at)));
+            acc[h][c] = _mm256_fnmadd_ps(_mm256_mul_ps(d, da), _mm256_cvtepi32_ps(total[c]), acc[h][c]);
+        }
+    }
+}
+
+/* Ask for the bytes that lie Q_Y_AHEAD after those of a span, span by span, so that not all are wanted at once. */
+Q_AVX2_INLINE void q_y_ask(const q_y_format *f, const uint8_t *w, int i) {
+    const int lines = (f->bytes / f->units * f->span + 63) / 64;
+    Q_UNROLL for (int line = 0; line < lines; line++)
+        _mm_prefetch((const char *)(uintptr_t)w + Q_Y_AHEAD + 64 * (i * lines + line), _MM_HINT_T0);
+}
+
+/* A block of activations: unit `span` * i + u of the block at w, or, with act 8, all units from there on. */
+Q_AVX2_INLINE void q_y_act(const q_y_format *f, int H, int h0, int C, const uint8_t *w, int i, int u,
+                           const uint8_t *const *x, int64_t at, bool ahead, __m256 acc[2][Q_Y_COLUMNS]) {
+    __m256i total[2][Q_Y_COLUMNS];
+    Q_UNROLL for (int h = 0; h < H; h++) Q_UNROLL for (int c = 0; c < C; c++) total[h][c] = _mm256_setzero_si256();
+    if (f->act == 1) q_y_unit(f, H, h0, C, w, i, u, x, at, 0, total);
+    for (int j = 0; f->act > 1 && j < f->act / f->span; j++) {
+        if (ahead) q_y_ask(f, w, j);
+        Q_UNROLL for (int v = 0; v < f->span; v++) q_y_unit(f, H, h0, C, w, j, v, x, at, f->span * j + v, total);
+    }
+    Q_UNROLL for (int h = 0; h < H; h++) {
+        const __m256 d = f->d(w, f->span * i + u, h0 + h);
+        Q_UNROLL for (int c = 0; c < C; c++) {
+            const __m256 da = _mm256_set1_ps(q_bits_f32(q_load32(x[c] + at)));
+            acc[h][c] = _mm256_fmadd_ps(_mm256_mul_ps(d, da), _mm256_cvtepi32_ps(total[h][c]), acc[h][c]);
+        }
+    }
+    if (f->minima) q_y_least(f, H, h0, C, w, f->span * i + u, x, at, acc);
+}
+
+/* -------------------------------------------------------------------------------------------------------- products */
+
+/* Hand in rows r .. r + 7 of column c; r may begin before the first row that is wanted. */
+Q_AVX2_INLINE void q_y_put(const q_mm *m, int64_t r, int64_t c, __m256 v) {
+    if (r >= m->rows || r <= -8) return;
+    if (r >= 0) {
+        q_put8(m, r, c, v);
+        return;
+    }
+    float t[8];
+    _mm256_storeu_ps(t, v);
+    for (int64_t i = -r; i < 8 && r + i < m->rows; i++) q_put1(m, r + i, c, t[i]);
+}
+
+/* Rows 8 h0 .. of a panel, from front to back, times C columns from c on. */
+Q_AVX2_INLINE void q_y_some(const q_y_format *f, int H, int h0, int C, const q_mm *m, const uint8_t *panel, int64_t r,
+                            int64_t c, bool ahead) {
+    const int64_t units = m->k / 32, act_bytes = 4 + 36 * f->act;
+    const uint8_t *x[Q_Y_COLUMNS], *w = panel;
+    __m256 acc[2][Q_Y_COLUMNS];
+    Q_UNROLL for (int j = 0; j < C; j++) x[j] = m->x + Q_MIN(c + j, m->n - 1) * m->x_stride;
+    Q_UNROLL for (int h = 0; h < H; h++) Q_UNROLL for (int j = 0; j < C; j++) acc[h][j] = _mm256_setzero_ps();
+    int64_t at = 0;
+    for (int64_t b = 0; b < units; b += f->units, w += f->bytes) {
+        if (f->act > 1) q_y_act(f, H, h0, C, w, 0, 0, x, at, ahead, acc), at += act_bytes;
+        for (int i = 0; f->act == 1 && i < f->units / f->span; i++) {
+            if (f->units == 2 && b + i >= units) break; /* a last block that is not full */
+            if (ahead) q_y_ask(f, w, i);
+            Q_UNROLL for (int u = 0; u < f->span; u++, at += act_bytes)
+                q_y_act(f, H, h0, C, w, i, u, x, at, ahead, acc);
+        }
+    }
+    Q_UNROLL for (int j = 0; j < C; j++) {
+        if (c + j >= m->n) break;
+        Q_UNROLL for (int h = 0; h < H; h++) q_y_put(m, r + 8 * (h0 + h), c + j, acc[h][j]);
+    }
+}
+
+Q_AVX2_INLINE void q_y_product(const q_y_format *f, const q_mm *m) {
+    for (int64_t i = m->row / Q_PANEL; i * Q_PANEL < m->row + m->rows; i++) {
+        const uint8_t *const panel = m->w + (uint64_t)i * m->row_bytes;
+        const int64_t r = i * Q_PANEL - m->row;
+        int64_t c = 0;
+        if (m->n == 1) {
+            q_y_some(f, 2, 0, 1, m, panel, r, 0, true);
+            continue;
+        }
+        for (; m->n - c > 2; c += 4) {
+            q_y_some(f, 1, 0, 4, m, panel, r, c, c == 0);
+            q_y_some(f, 1, 1, 4, m, panel, r, c, false);
+        }
+        if (c < m->n) q_y_some(f, 2, 0, 2, m, panel, r, c, c == 0);
+    }
+}
+
+/* PACKED's two functions. */
+#define Q_Y_PRODUCT(name, format)                                                                                      \
+    uint64_t q_##name##_scratch(int64_t k, int64_t n) {                                                                \
+        Q_UNUSED(k);                                                                                                   \
+        Q_UNUSED(n);                                                                                                   \
+        return 0;                                                                                                      \
+    }                                                                                                                  \
+    Q_AVX2 void q_##name(const q_mm *m) { q_y_product(&format, m); }
+
+#endif
