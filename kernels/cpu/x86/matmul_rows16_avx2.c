@@ -9,15 +9,22 @@ Q_AVX2_INLINE __m256 d_pair(const uint8_t *p, int unit, int h) { return q_y_halv
 Q_AVX2_INLINE __m256i codes_q4_0(const uint8_t *p, int i, int u, int g, int h) {
     return q_y_nibbles(q_y_load(p + 64 + 256 * (i + u) + 64 * (g & 3) + 32 * h), g / 4);
 }
-static const q_y_format q4_0 = {
-    .bytes = Q_ROWS16_Q4_0, .units = 2, .act = 1, .span = 1, .most = 8, .bias = 8, .codes = codes_q4_0, .d = d_pair};
+static const q_y_format q4_0 = {.bytes = Q_ROWS16_Q4_0,
+                                .units = 2,
+                                .head = 64,
+                                .act = 1,
+                                .span = 1,
+                                .most = 8,
+                                .bias = 8,
+                                .codes = codes_q4_0,
+                                .d = d_pair};
 Q_Y_PRODUCT(matmul_q4_0_a8_32_rows16__avx2, q4_0)
 
 Q_AVX2_INLINE __m256i codes_q8_0(const uint8_t *p, int i, int u, int g, int h) {
     return q_y_load(p + 64 + 512 * (i + u) + 64 * g + 32 * h);
 }
 static const q_y_format q8_0 = {
-    .bytes = Q_ROWS16_Q8_0, .units = 2, .act = 1, .span = 1, .codes = codes_q8_0, .d = d_pair};
+    .bytes = Q_ROWS16_Q8_0, .units = 2, .head = 64, .act = 1, .span = 1, .codes = codes_q8_0, .d = d_pair};
 Q_Y_PRODUCT(matmul_q8_0_a8_32_rows16__avx2, q8_0)
 
 /* The codebook of IQ4_NL and IQ4_XS by codes below 16. */
@@ -29,7 +36,7 @@ Q_AVX2_INLINE __m256i codes_iq4_nl(const uint8_t *p, int i, int u, int g, int h)
     return iq4(codes_q4_0(p, i, u, g, h));
 }
 static const q_y_format iq4_nl = {
-    .bytes = Q_ROWS16_Q4_0, .units = 2, .act = 1, .span = 1, .codes = codes_iq4_nl, .d = d_pair};
+    .bytes = Q_ROWS16_Q4_0, .units = 2, .head = 64, .act = 1, .span = 1, .codes = codes_iq4_nl, .d = d_pair};
 Q_Y_PRODUCT(matmul_iq4_nl_a8_32_rows16__avx2, iq4_nl)
 
 /* Codes with `value` more where a byte of `of` has its `bit`-th bit. */
@@ -43,8 +50,15 @@ Q_AVX2_INLINE __m256i codes_q5_0(const uint8_t *p, int i, int u, int g, int h) {
     const __m256i v = q_y_nibbles(q_y_load(p + 192 + 256 * (i + u) + 64 * (g & 3) + 32 * h), g / 4);
     return with_bit(v, p + 64 + 64 * (i + u) + 32 * h, g, 16);
 }
-static const q_y_format q5_0 = {
-    .bytes = Q_ROWS16_Q5_0, .units = 2, .act = 1, .span = 1, .most = 4, .bias = 16, .codes = codes_q5_0, .d = d_pair};
+static const q_y_format q5_0 = {.bytes = Q_ROWS16_Q5_0,
+                                .units = 2,
+                                .head = 64,
+                                .act = 1,
+                                .span = 1,
+                                .most = 4,
+                                .bias = 16,
+                                .codes = codes_q5_0,
+                                .d = d_pair};
 Q_Y_PRODUCT(matmul_q5_0_a8_32_rows16__avx2, q5_0)
 
 Q_AVX2_INLINE __m256 d_first(const uint8_t *p, int unit, int h) { return q_y_halves(p + 16 * h + 0 * unit); }
@@ -55,6 +69,7 @@ Q_AVX2_INLINE __m256i codes_q4_1(const uint8_t *p, int i, int u, int g, int h) {
 }
 static const q_y_format q4_1 = {.bytes = Q_ROWS16_Q4_1,
                                 .units = 1,
+                                .head = 64,
                                 .act = 1,
                                 .span = 1,
                                 .most = 8,
@@ -69,6 +84,7 @@ Q_AVX2_INLINE __m256i codes_q5_1(const uint8_t *p, int i, int u, int g, int h) {
 }
 static const q_y_format q5_1 = {.bytes = Q_ROWS16_Q5_1,
                                 .units = 1,
+                                .head = 64,
                                 .act = 1,
                                 .span = 1,
                                 .most = 4,
@@ -86,15 +102,19 @@ Q_AVX2_INLINE __m256i codes_q4_k(const uint8_t *p, int i, int u, int g, int h) {
 Q_AVX2_INLINE __m256i scale_4k(const uint8_t *p, int unit, int half, int h) {
     return q_y_bytes(p + 64 + 16 * unit + 8 * h + 0 * half);
 }
-/* A unit's minimum is that of its first and of its last 16 weights. */
-Q_AVX2_INLINE __m256i pair_4k(const uint8_t *p, int unit, int h) { return q_y_bytes(p + 192 + 16 * unit + 8 * h); }
+Q_AVX2_INLINE __m256i pair_4k(const uint8_t *p, int unit, int h) {
+    const __m256i a = q_y_bytes(p + 192 + 32 * unit + 8 * h), b = q_y_bytes(p + 208 + 32 * unit + 8 * h);
+    return _mm256_blend_epi16(a, b, 0xAA);
+}
 static const q_y_format q4_k = {.bytes = Q_ROWS16_Q4_K,
                                 .units = 8,
+                                .head = 320,
+                                .panel_from = 128,
                                 .act = 8,
                                 .span = 2,
                                 .most = 8,
                                 .scales = 1,
-                                .minima = 2,
+                                .minima = 3,
                                 .codes = codes_q4_k,
                                 .scale = scale_4k,
                                 .pair = pair_4k,
@@ -107,11 +127,13 @@ Q_AVX2_INLINE __m256i codes_q5_k(const uint8_t *p, int i, int u, int g, int h) {
 }
 static const q_y_format q5_k = {.bytes = Q_ROWS16_Q5_K,
                                 .units = 8,
+                                .head = 320,
+                                .panel_from = 128,
                                 .act = 8,
                                 .span = 2,
                                 .most = 4,
                                 .scales = 1,
-                                .minima = 2,
+                                .minima = 3,
                                 .codes = codes_q5_k,
                                 .scale = scale_4k,
                                 .pair = pair_4k,
@@ -135,6 +157,8 @@ Q_AVX2_INLINE __m256i pair_q2_k(const uint8_t *p, int unit, int h) {
 }
 static const q_y_format q2_k = {.bytes = Q_ROWS16_Q2_K,
                                 .units = 8,
+                                .head = 320,
+                                .panel_from = 24,
                                 .act = 8,
                                 .span = 4,
                                 .most = 8,
@@ -160,6 +184,8 @@ Q_AVX2_INLINE __m256i codes_q3_k(const uint8_t *p, int i, int u, int g, int h) {
 }
 static const q_y_format q3_k = {.bytes = Q_ROWS16_Q3_K,
                                 .units = 8,
+                                .head = 320,
+                                .panel_from = 24,
                                 .act = 8,
                                 .span = 4,
                                 .most = 8,
@@ -179,6 +205,8 @@ Q_AVX2_INLINE __m256i codes_q6_k(const uint8_t *p, int i, int u, int g, int h) {
 }
 static const q_y_format q6_k = {.bytes = Q_ROWS16_Q6_K,
                                 .units = 8,
+                                .head = 320,
+                                .panel_from = 24,
                                 .act = 1,
                                 .span = 4,
                                 .most = 2,
@@ -197,6 +225,8 @@ Q_AVX2_INLINE __m256i scale_iq4_xs(const uint8_t *p, int unit, int half, int h) 
 }
 static const q_y_format iq4_xs = {.bytes = Q_ROWS16_IQ4_XS,
                                   .units = 8,
+                                  .head = 192,
+                                  .panel_from = 128,
                                   .act = 8,
                                   .span = 1,
                                   .scales = 1,

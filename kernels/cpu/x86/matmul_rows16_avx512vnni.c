@@ -9,20 +9,33 @@ Q_VNNI_INLINE __m512 d_pair(const uint8_t *p, int unit) { return q_p_halves(p + 
 Q_VNNI_INLINE __m512i codes_q4_0(const uint8_t *p, int i, int u, int g) {
     return q_p_nibbles(q_p_load(p + 64 + 256 * (i + u) + 64 * (g & 3)), g / 4);
 }
-static const q_p_format q4_0 = {
-    .bytes = Q_ROWS16_Q4_0, .units = 2, .act = 1, .span = 1, .bias = 8, .codes = codes_q4_0, .d = d_pair};
+static const q_p_format q4_0 = {.bytes = Q_ROWS16_Q4_0,
+                                .units = 2,
+                                .head = 64,
+                                .panel_from = 128,
+                                .act = 1,
+                                .span = 1,
+                                .bias = 8,
+                                .codes = codes_q4_0,
+                                .d = d_pair};
 Q_P_PRODUCT(matmul_q4_0_a8_32_rows16__avx512vnni, q4_0)
 
 Q_VNNI_INLINE __m512i codes_q8_0(const uint8_t *p, int i, int u, int g) {
     return _mm512_xor_si512(q_p_load(p + 64 + 512 * (i + u) + 64 * g), _mm512_set1_epi8((char)0x80));
 }
 static const q_p_format q8_0 = {
-    .bytes = Q_ROWS16_Q8_0, .units = 2, .act = 1, .span = 1, .bias = 128, .codes = codes_q8_0, .d = d_pair};
+    .bytes = Q_ROWS16_Q8_0, .units = 2, .head = 64, .act = 1, .span = 1, .bias = 128, .codes = codes_q8_0, .d = d_pair};
 Q_P_PRODUCT(matmul_q8_0_a8_32_rows16__avx512vnni, q8_0)
 
 Q_VNNI_INLINE __m512i codes_iq4_nl(const uint8_t *p, int i, int u, int g) { return q_z_iq4(codes_q4_0(p, i, u, g)); }
-static const q_p_format iq4_nl = {
-    .bytes = Q_ROWS16_Q4_0, .units = 2, .act = 1, .span = 1, .bias = 128, .codes = codes_iq4_nl, .d = d_pair};
+static const q_p_format iq4_nl = {.bytes = Q_ROWS16_Q4_0,
+                                  .units = 2,
+                                  .head = 64,
+                                  .act = 1,
+                                  .span = 1,
+                                  .bias = 128,
+                                  .codes = codes_iq4_nl,
+                                  .d = d_pair};
 Q_P_PRODUCT(matmul_iq4_nl_a8_32_rows16__avx512vnni, iq4_nl)
 
 /* Codes with `value` more where a byte of `of` has a bit of its `bit`-th. */
@@ -35,8 +48,15 @@ Q_VNNI_INLINE __m512i codes_q5_0(const uint8_t *p, int i, int u, int g) {
     const __m512i v = q_p_nibbles(q_p_load(p + 192 + 256 * (i + u) + 64 * (g & 3)), g / 4);
     return with_bit(v, p + 64 + 64 * (i + u), g, 16);
 }
-static const q_p_format q5_0 = {
-    .bytes = Q_ROWS16_Q5_0, .units = 2, .act = 1, .span = 1, .bias = 16, .codes = codes_q5_0, .d = d_pair};
+static const q_p_format q5_0 = {.bytes = Q_ROWS16_Q5_0,
+                                .units = 2,
+                                .head = 64,
+                                .panel_from = 128,
+                                .act = 1,
+                                .span = 1,
+                                .bias = 16,
+                                .codes = codes_q5_0,
+                                .d = d_pair};
 Q_P_PRODUCT(matmul_q5_0_a8_32_rows16__avx512vnni, q5_0)
 
 Q_VNNI_INLINE __m512 d_first(const uint8_t *p, int unit) { return q_p_halves(p + 0 * unit); }
@@ -47,6 +67,8 @@ Q_VNNI_INLINE __m512i codes_q4_1(const uint8_t *p, int i, int u, int g) {
 }
 static const q_p_format q4_1 = {.bytes = Q_ROWS16_Q4_1,
                                 .units = 1,
+                                .head = 64,
+                                .panel_from = 128,
                                 .act = 1,
                                 .span = 1,
                                 .minima = 1,
@@ -60,6 +82,8 @@ Q_VNNI_INLINE __m512i codes_q5_1(const uint8_t *p, int i, int u, int g) {
 }
 static const q_p_format q5_1 = {.bytes = Q_ROWS16_Q5_1,
                                 .units = 1,
+                                .head = 64,
+                                .panel_from = 128,
                                 .act = 1,
                                 .span = 1,
                                 .minima = 1,
@@ -76,17 +100,17 @@ Q_VNNI_INLINE __m512i codes_q4_k(const uint8_t *p, int i, int u, int g) {
 Q_VNNI_INLINE __m512i scale_4k(const uint8_t *p, int unit, int half) {
     return q_p_bytes(p + 64 + 16 * unit + 0 * half);
 }
-/* A unit's minimum is that of its first and of its last 16 weights. */
 Q_VNNI_INLINE __m512i pair_4k(const uint8_t *p, int unit) {
-    const __m512i v = q_p_bytes(p + 192 + 16 * unit);
-    return _mm512_or_si512(v, _mm512_slli_epi32(v, 16));
+    return _mm512_or_si512(q_p_bytes(p + 192 + 32 * unit), _mm512_slli_epi32(q_p_bytes(p + 208 + 32 * unit), 16));
 }
 static const q_p_format q4_k = {.bytes = Q_ROWS16_Q4_K,
                                 .units = 8,
+                                .head = 320,
+                                .panel_from = 96,
                                 .act = 8,
                                 .span = 2,
                                 .scales = 1,
-                                .minima = 2,
+                                .minima = 3,
                                 .codes = codes_q4_k,
                                 .scale = scale_4k,
                                 .pair = pair_4k,
@@ -99,10 +123,12 @@ Q_VNNI_INLINE __m512i codes_q5_k(const uint8_t *p, int i, int u, int g) {
 }
 static const q_p_format q5_k = {.bytes = Q_ROWS16_Q5_K,
                                 .units = 8,
+                                .head = 320,
+                                .panel_from = 48,
                                 .act = 8,
                                 .span = 2,
                                 .scales = 1,
-                                .minima = 2,
+                                .minima = 3,
                                 .codes = codes_q5_k,
                                 .scale = scale_4k,
                                 .pair = pair_4k,
@@ -128,6 +154,8 @@ Q_VNNI_INLINE __m512i pair_q2_k(const uint8_t *p, int unit) {
 }
 static const q_p_format q2_k = {.bytes = Q_ROWS16_Q2_K,
                                 .units = 8,
+                                .head = 320,
+                                .panel_from = 32,
                                 .act = 8,
                                 .span = 4,
                                 .scales = 2,
@@ -152,6 +180,8 @@ Q_VNNI_INLINE __m512i codes_q3_k(const uint8_t *p, int i, int u, int g) {
 }
 static const q_p_format q3_k = {.bytes = Q_ROWS16_Q3_K,
                                 .units = 8,
+                                .head = 320,
+                                .panel_from = 32,
                                 .act = 8,
                                 .span = 4,
                                 .bias = 4,
@@ -170,6 +200,8 @@ Q_VNNI_INLINE __m512i codes_q6_k(const uint8_t *p, int i, int u, int g) {
 }
 static const q_p_format q6_k = {.bytes = Q_ROWS16_Q6_K,
                                 .units = 8,
+                                .head = 320,
+                                .panel_from = 48,
                                 .act = 1,
                                 .span = 4,
                                 .bias = 32,
@@ -187,6 +219,7 @@ Q_VNNI_INLINE __m512i scale_iq4_xs(const uint8_t *p, int unit, int half) {
 }
 static const q_p_format iq4_xs = {.bytes = Q_ROWS16_IQ4_XS,
                                   .units = 8,
+                                  .head = 192,
                                   .act = 8,
                                   .span = 1,
                                   .bias = 128,

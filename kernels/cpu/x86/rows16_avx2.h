@@ -21,19 +21,22 @@ enum {
 
 typedef struct q_y_format {
     int bytes, units; /* of a block of the layout: bytes, and units of 32 weights */
+    int head;         /* bytes ahead of the codes and their bits: all that scale, pair, d and dmin look at */
+    int panel_from;   /* columns from which codes are unpacked first; 0 = never */
     int act;          /* units per block of activations: 1, or 8 as `units` */
     int span;         /* units whose codes share bytes, so that loops go by that many; 1 where `units` is 2 */
     int most;         /* see above */
     int bias;         /* a code is a weight plus this; with integer scales even, at most 32, and a scale per 16 */
     int scales;       /* integer scales per unit: 0, 1 or 2 */
-    int minima;       /* 0; 1: of sums of activations alone; 2: times integers, as pairs of int16 */
+    int minima; /* 0; 1: of sums of activations alone; else times integers, as pairs of int16: 2 of a unit, 3 of two */
 
     /* Codes 4g .. 4g + 3 of unit `span` * i + u, u < span, of rows 8h .. 8h + 7 of the block at p. */
     __m256i (*codes)(const uint8_t *p, int i, int u, int g, int h);
     /* The integer scale of a unit's first (half 0) or last 16 weights, with scales 1 of all, twice as int16. */
     __m256i (*scale)(const uint8_t *p, int unit, int half, int h);
-    __m256i (*pair)(const uint8_t *p, int unit, int h); /* of minima: of the unit's first and last 16; minima 2 */
-    __m256 (*d)(const uint8_t *p, int unit, int h);     /* of the block of activations that begins at the unit */
+    /* Minima 2: of the unit's first and last 16 weights; 3: of units 2 * unit and 2 * unit + 1. */
+    __m256i (*pair)(const uint8_t *p, int unit, int h);
+    __m256 (*d)(const uint8_t *p, int unit, int h); /* of the block of activations that begins at the unit */
     __m256 (*dmin)(const uint8_t *p, int unit, int h);
 } q_y_format;
 
@@ -60,6 +63,30 @@ Q_AVX2_INLINE __m256i q_y_nibbles(__m256i v, int which) {
 }
 Q_AVX2_INLINE __m256i q_y_spread(const uint8_t *p) { return _mm256_set1_epi32((int)q_load32(p)); }
 
+/* ------------------------------------------------------------------------------------------------- unpacked codes */
+
+/* Many columns take codes apart many times. From some number on a panel is unpacked first, to blocks of a head as it is
+ * and of codes as bytes, which stay in the second cache (`wide`). */
+Q_AVX2_INLINE int q_y_block(const q_y_format *f, bool wide) { return wide ? f->head + 512 * f->units : f->bytes; }
+
+Q_AVX2_INLINE __m256i q_y_codes(const q_y_format *f, bool wide, const uint8_t *p, int i, int u, int g, int h) {
+    return wide ? q_y_load(p + f->head + 512 * i + 64 * g + 32 * h) : f->codes(p, i, u, g, h);
+}
+
+Q_AVX2_INLINE void q_y_unpack(const q_y_format *f, const uint8_t *p, int64_t k, uint8_t *to) {
+    for (int64_t b = 0; b < k / 32; b += f->units, p += f->bytes, to += q_y_block(f, true)) {
+        memcpy(to, p, (size_t)f->head);
+        for (int i = 0; i < f->units / f->span; i++)
+            Q_UNROLL for (int u = 0; u < f->span; u++) Q_UNROLL for (int g = 0; g < 8; g++)
+                Q_UNROLL for (int h = 0; h < 2; h++)
+                    q_store256(to + f->head + 512 * (f->span * i + u) + 64 * g + 32 * h, f->codes(p, i, u, g, h));
+    }
+}
+
+Q_AVX2_INLINE uint64_t q_y_wide_bytes(const q_y_format *f, int64_t k) {
+    return (uint64_t)((k / 32 + f->units - 1) / f->units) * (uint64_t)q_y_block(f, true);
+}
+
 /* ------------------------------------------------------------------------------------------------------- columns */
 
 /* What the bias takes away from a unit's sums, of the first 16, the last, or both. */
@@ -73,20 +100,20 @@ Q_AVX2_INLINE __m256i q_y_open(const q_y_format *f, const uint8_t *sums, int hal
 
 /* Unit `span` * i + u of rows 8h .. 8h + 7 (H halves from h0 on) times C columns, its scales applied, added to total.
  */
-Q_AVX2_INLINE void q_y_unit(const q_y_format *f, int H, int h0, int C, const uint8_t *w, int i, int u,
+Q_AVX2_INLINE void q_y_unit(const q_y_format *f, bool wide, int H, int h0, int C, const uint8_t *w, int i, int u,
                             const uint8_t *const *x, int64_t at, int in, __m256i total[2][Q_Y_COLUMNS]) {
     const int64_t sums = at + 4 + 4 * in, q = at + 4 + 4 * f->act + 32 * in;
     const int pieces = f->scales == 2 ? 2 : 1, most = f->most ? f->most : 1;
     Q_UNROLL for (int half = 0; half < pieces; half++) {
         __m256i sc[2], sum[2][Q_Y_COLUMNS];
         Q_UNROLL for (int h = 0; h < H; h++) sc[h] =
-            f->scales ? f->scale(w, f->span * i + u, half, h0 + h) : _mm256_set1_epi16(1);
+            f->scales ? f->scale(w, wide ? i : f->span * i + u, half, h0 + h) : _mm256_set1_epi16(1);
         Q_UNROLL for (int h = 0; h < H; h++) Q_UNROLL for (int c = 0; c < C; c++) total[h][c] =
             _mm256_add_epi32(total[h][c], q_y_open(f, x[c] + sums, half, sc[h]));
         const int first = half * 4, count = 8 / pieces;
         Q_UNROLL for (int g = 0; g < count; g++) {
             __m256i v[2];
-            Q_UNROLL for (int h = 0; h < H; h++) v[h] = f->codes(w, i, u, first + g, h0 + h);
+            Q_UNROLL for (int h = 0; h < H; h++) v[h] = q_y_codes(f, wide, w, i, u, first + g, h0 + h);
             Q_UNROLL for (int c = 0; c < C; c++) {
                 const __m256i a = q_y_spread(x[c] + q + 4 * (first + g));
                 Q_UNROLL for (int h = 0; h < H; h++) {
@@ -107,7 +134,17 @@ Q_AVX2_INLINE void q_y_least(const q_y_format *f, int H, int h0, int C, const ui
     Q_UNROLL for (int h = 0; h < H; h++) {
         __m256i total[Q_Y_COLUMNS];
         Q_UNROLL for (int c = 0; c < C; c++) total[c] = _mm256_setzero_si256();
-        Q_UNROLL for (int u = 0; u < f->act; u++) {
+        if (f->minima == 3) Q_UNROLL for (int j = 0; j < 4; j++) {
+                const __m256i mn = f->pair(w, j, h0 + h);
+                Q_UNROLL for (int c = 0; c < C; c++) {
+                    const __m128i sums = _mm_hadd_epi16(q_load128(x[c] + at + 4), q_load128(x[c] + at + 20));
+                    const __m256i all = _mm256_broadcastsi128_si256(sums),
+                                  by[4] = {_mm256_shuffle_epi32(all, 0x00), _mm256_shuffle_epi32(all, 0x55),
+                                           _mm256_shuffle_epi32(all, 0xAA), _mm256_shuffle_epi32(all, 0xFF)};
+                    total[c] = _mm256_add_epi32(total[c], _mm256_madd_epi16(mn, by[j]));
+                }
+            }
+        for (int u = 0; f->minima < 3 && u < f->act; u++) {
             const __m256i mn = f->minima == 2 ? f->pair(w, unit + u, h0 + h) : _mm256_set1_epi16(-1);
             Q_UNROLL for (int c = 0; c < C; c++) total[c] =
                 _mm256_add_epi32(total[c], _mm256_madd_epi16(mn, q_y_spread(x[c] + at + 4 + 4 * u)));
@@ -127,24 +164,27 @@ Q_AVX2_INLINE void q_y_ask(const q_y_format *f, const uint8_t *w, int i) {
         _mm_prefetch((const char *)(uintptr_t)w + Q_Y_AHEAD + 64 * (i * lines + line), _MM_HINT_T0);
 }
 
-/* A block of activations: unit `span` * i + u of the block at w, or, with act 8, all units from there on. */
-Q_AVX2_INLINE void q_y_act(const q_y_format *f, int H, int h0, int C, const uint8_t *w, int i, int u,
+/* A block of activations: unit `span` * i + u of the block at w (unpacked: unit i), or, with act 8, all units from
+ * there on. */
+Q_AVX2_INLINE void q_y_act(const q_y_format *f, bool wide, int H, int h0, int C, const uint8_t *w, int i, int u,
                            const uint8_t *const *x, int64_t at, bool ahead, __m256 acc[2][Q_Y_COLUMNS]) {
     __m256i total[2][Q_Y_COLUMNS];
     Q_UNROLL for (int h = 0; h < H; h++) Q_UNROLL for (int c = 0; c < C; c++) total[h][c] = _mm256_setzero_si256();
-    if (f->act == 1) q_y_unit(f, H, h0, C, w, i, u, x, at, 0, total);
-    for (int j = 0; f->act > 1 && j < f->act / f->span; j++) {
+    const int unit = wide ? i : f->span * i + u;
+    if (f->act == 1) q_y_unit(f, wide, H, h0, C, w, i, u, x, at, 0, total);
+    for (int j = 0; wide && f->act > 1 && j < f->act; j++) q_y_unit(f, true, H, h0, C, w, j, 0, x, at, j, total);
+    for (int j = 0; !wide && f->act > 1 && j < f->act / f->span; j++) {
         if (ahead) q_y_ask(f, w, j);
-        Q_UNROLL for (int v = 0; v < f->span; v++) q_y_unit(f, H, h0, C, w, j, v, x, at, f->span * j + v, total);
+        Q_UNROLL for (int v = 0; v < f->span; v++) q_y_unit(f, false, H, h0, C, w, j, v, x, at, f->span * j + v, total);
     }
     Q_UNROLL for (int h = 0; h < H; h++) {
-        const __m256 d = f->d(w, f->span * i + u, h0 + h);
+        const __m256 d = f->d(w, unit, h0 + h);
         Q_UNROLL for (int c = 0; c < C; c++) {
             const __m256 da = _mm256_set1_ps(q_bits_f32(q_load32(x[c] + at)));
             acc[h][c] = _mm256_fmadd_ps(_mm256_mul_ps(d, da), _mm256_cvtepi32_ps(total[h][c]), acc[h][c]);
         }
     }
-    if (f->minima) q_y_least(f, H, h0, C, w, f->span * i + u, x, at, acc);
+    if (f->minima) q_y_least(f, H, h0, C, w, unit, x, at, acc);
 }
 
 /* -------------------------------------------------------------------------------------------------------- products */
@@ -162,21 +202,25 @@ Q_AVX2_INLINE void q_y_put(const q_mm *m, int64_t r, int64_t c, __m256 v) {
 }
 
 /* Rows 8 h0 .. of a panel, from front to back, times C columns from c on. */
-Q_AVX2_INLINE void q_y_some(const q_y_format *f, int H, int h0, int C, const q_mm *m, const uint8_t *panel, int64_t r,
-                            int64_t c, bool ahead) {
+Q_AVX2_INLINE void q_y_some(const q_y_format *f, bool wide, int H, int h0, int C, const q_mm *m, const uint8_t *panel,
+                            int64_t r, int64_t c, bool ahead) {
     const int64_t units = m->k / 32, act_bytes = 4 + 36 * f->act;
     const uint8_t *x[Q_Y_COLUMNS], *w = panel;
     __m256 acc[2][Q_Y_COLUMNS];
     Q_UNROLL for (int j = 0; j < C; j++) x[j] = m->x + Q_MIN(c + j, m->n - 1) * m->x_stride;
     Q_UNROLL for (int h = 0; h < H; h++) Q_UNROLL for (int j = 0; j < C; j++) acc[h][j] = _mm256_setzero_ps();
     int64_t at = 0;
-    for (int64_t b = 0; b < units; b += f->units, w += f->bytes) {
-        if (f->act > 1) q_y_act(f, H, h0, C, w, 0, 0, x, at, ahead, acc), at += act_bytes;
-        for (int i = 0; f->act == 1 && i < f->units / f->span; i++) {
+    for (int64_t b = 0; b < units; b += f->units, w += q_y_block(f, wide)) {
+        if (f->act > 1) q_y_act(f, wide, H, h0, C, w, 0, 0, x, at, ahead, acc), at += act_bytes;
+        for (int i = 0; wide && f->act == 1 && i < f->units; i++, at += act_bytes) {
             if (f->units == 2 && b + i >= units) break; /* a last block that is not full */
+            q_y_act(f, true, H, h0, C, w, i, 0, x, at, false, acc);
+        }
+        for (int i = 0; !wide && f->act == 1 && i < f->units / f->span; i++) {
+            if (f->units == 2 && b + i >= units) break;
             if (ahead) q_y_ask(f, w, i);
             Q_UNROLL for (int u = 0; u < f->span; u++, at += act_bytes)
-                q_y_act(f, H, h0, C, w, i, u, x, at, ahead, acc);
+                q_y_act(f, false, H, h0, C, w, i, u, x, at, ahead, acc);
         }
     }
     Q_UNROLL for (int j = 0; j < C; j++) {
@@ -185,29 +229,35 @@ Q_AVX2_INLINE void q_y_some(const q_y_format *f, int H, int h0, int C, const q_m
     }
 }
 
+/* Columns of one panel whose first row is r. */
+Q_AVX2_INLINE void q_y_panel(const q_y_format *f, bool wide, const q_mm *m, const uint8_t *panel, int64_t r) {
+    int64_t c = 0;
+    for (; m->n - c > 2; c += 4) {
+        q_y_some(f, wide, 1, 0, 4, m, panel, r, c, !wide && c == 0);
+        q_y_some(f, wide, 1, 1, 4, m, panel, r, c, false);
+    }
+    if (c < m->n) q_y_some(f, wide, 2, 0, 2, m, panel, r, c, !wide && c == 0);
+}
+
 Q_AVX2_INLINE void q_y_product(const q_y_format *f, const q_mm *m) {
     for (int64_t i = m->row / Q_PANEL; i * Q_PANEL < m->row + m->rows; i++) {
         const uint8_t *const panel = m->w + (uint64_t)i * m->row_bytes;
         const int64_t r = i * Q_PANEL - m->row;
-        int64_t c = 0;
         if (m->n == 1) {
-            q_y_some(f, 2, 0, 1, m, panel, r, 0, true);
-            continue;
+            q_y_some(f, false, 2, 0, 1, m, panel, r, 0, true);
+        } else if (f->panel_from && m->n >= f->panel_from) {
+            q_y_unpack(f, panel, m->k, (uint8_t *)m->scratch);
+            q_y_panel(f, true, m, (const uint8_t *)m->scratch, r);
+        } else {
+            q_y_panel(f, false, m, panel, r);
         }
-        for (; m->n - c > 2; c += 4) {
-            q_y_some(f, 1, 0, 4, m, panel, r, c, c == 0);
-            q_y_some(f, 1, 1, 4, m, panel, r, c, false);
-        }
-        if (c < m->n) q_y_some(f, 2, 0, 2, m, panel, r, c, c == 0);
     }
 }
 
 /* PACKED's two functions. */
 #define Q_Y_PRODUCT(name, format)                                                                                      \
-    uint64_t q_##name##_scratch(int64_t k, int64_t n) {                                                                \
-        Q_UNUSED(k);                                                                                                   \
-        Q_UNUSED(n);                                                                                                   \
-        return 0;                                                                                                      \
+    Q_AVX2 uint64_t q_##name##_scratch(int64_t k, int64_t n) {                                                         \
+        return format.panel_from && n >= format.panel_from ? q_y_wide_bytes(&format, k) : 0;                           \
     }                                                                                                                  \
     Q_AVX2 void q_##name(const q_mm *m) { q_y_product(&format, m); }
 
