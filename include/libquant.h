@@ -257,7 +257,8 @@ typedef struct lq_session_options {
     uint32_t batch;          /* most tokens evaluated in one pass over the weights; 0 = 512; longer input is split */
     uint32_t max_logits;     /* most rows of logits one lq_decode may ask for; 0 = 1 */
     uint32_t threads;        /* 0 = the context's */
-    const char *activations; /* "f32" = FP32 activations everywhere; NULL = what the fastest kernels want (8 bit) */
+    const char *activations; /* "f32" = FP32 activations everywhere; NULL = what the fastest kernels want: 8 bits, or
+                                BF16 with weights in BF16 */
     uint32_t threads_prefill; /* of passes over more than 8 tokens: arithmetic bounds them, so they may profit from
                                 threads that memory leaves idle in decode, which has `threads`. 0 = `threads` where that is
                                 set, else the context's. Results are the same for any number */

@@ -20,6 +20,13 @@
  *         is split by it; a shorter one is applied once per format block. A weight whose k is not a multiple of the
  *         activation block, or whose format has no split, uses dot on float32.
  *
+ * With activations in bfloat16 (a_bf16), in which the weights are rounded as the activations are:
+ *
+ *   bdot: 16 lanes; lane l takes the pairs (2l, 2l + 1) of each 32 values in ascending order, and of a pair the odd
+ *         value first, with one fused multiply-add each, starting from 0; then lanes are added as those of dot. Factors
+ *         and sums of a lane that are below 2^-126 count as zeros of their sign. (It is what vdpbf16ps does. Whether a
+ *         sum is below that before or after it is rounded is left open, which the bound covers.)
+ *
  * Operation   Meaning; `kind` from q_kind; parallel unit
  *   EMBED     y = w[id] * scale + w2[position] + w3[0] (w2 learned positions, w3 token types; each optional), added
  *             in this order. With no ids the batch's x rows are copied. ids and positions lie within the tables.
@@ -121,12 +128,13 @@ typedef struct q_act {
     int32_t weights, bytes; /* per block */
     /* n is a multiple of `weights`. */
     void (*quantize)(const float *x, int64_t n, void *dst);
+    bool floats; /* values of their own, for bdot; not codes under a scale */
 } q_act;
 
 /* 8 bits per value, one scale per 32: d = amax / 127, q = x * (1 / d) rounded to nearest, ties to even, all in float32;
  * |q| <= 127. A d below 2^-126 counts as 0: d and all q are 0. A block with an infinity or NaN gets d = NaN and q = 0,
- * so that products show it. Sums are of q per 16 values, for formats with minima. Every q_act's block is laid out so:
- * d, sums, q. */
+ * so that products show it. Sums are of q per 16 values, for formats with minima. The block of every q_act of codes is
+ * laid out so: d, sums, q. */
 typedef struct q_a8_32 {
     float d;
     int16_t sum[2];
@@ -138,7 +146,9 @@ typedef struct q_a8_256 {
     int16_t sum[16];
     int8_t q[256];
 } q_a8_256;
-extern const q_act q_act_a8_32, q_act_a8_256; /* kernels/ref/act.c */
+/* 16 bits per value, the upper half of a float32: rounded to nearest, ties to even; below 2^-126 zero of its sign;
+ * infinities and NaN stay (a NaN becomes quiet). Its block is 32 values and nothing else. */
+extern const q_act q_act_a8_32, q_act_a8_256, q_act_a_bf16; /* kernels/ref/act.c */
 
 /* A resolved weight: rows of `k` values. Experts are consecutive matrices. Owned by the model. */
 typedef struct q_weight {

@@ -99,7 +99,7 @@ exits 0 "versus" bm --repeat 3 --isa scalar --versus-isa scalar --csv a.csv --js
 has "versus" versus.isa versus.prefill.tokens_per_s versus.decode_ratio.median versus.prefill_ratio.max
 holds "versus: pairs" "$(json versus.decode_ratio.runs)" -eq 3
 exits 0 "versus table" bm --repeat 1 --versus-isa scalar; says "versus table" "^decode .* times .*1 pairs" "$out"
-says "model CSV" "^# " a.csv; says "model CSV" "^model,tiny q4_k_m; decode 4 after 100,[a-z0-9]*,[0-9]*,tokens/s,3," a.csv
+says "model CSV" "^# " a.csv; says "model CSV" "^model,tiny q4_k_m; decode 4 after 100,[a-z0-9_+]*,[0-9]*,tokens/s,3," a.csv
 says "model CSV" "^model,tiny q4_k_m; prefill 16; scalar,scalar," a.csv
 holds "model CSV" "$(grep -c '^model,.*,tokens/s,' a.csv)" -eq 6; holds "model CSV" "$(grep -c ',tokens/cpu-s,' a.csv)" -eq 6; holds "model CSV: header" "$(grep -c '^bench,' a.csv)" -eq 1
 exits 2 "versus nothing" bm --versus-isa sse9

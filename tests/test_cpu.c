@@ -241,7 +241,10 @@ static void straight(const model *m, const machine *t, float *logits) {
     run_init(&r, 0, TOKENS, logits);
     for (int32_t i = 0; i < m->n_insts; i++) {
         const char *name = t->b->kernel_name(t->program, i);
-        const q_act *act = strstr(name, "_a8_32_") ? &q_act_a8_32 : strstr(name, "_a8_256_") ? &q_act_a8_256 : NULL;
+        const q_act *act = strstr(name, "_a8_32_")    ? &q_act_a8_32
+                           : strstr(name, "_a8_256_") ? &q_act_a8_256
+                           : strstr(name, "_a_bf16_") ? &q_act_a_bf16
+                                                      : NULL;
         const q_exec e = {.plan = &m->plan,
                           .batch = &r.batch,
                           .slots = slots,

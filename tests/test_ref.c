@@ -5,6 +5,7 @@
  * experts are in test_ref_attn.c, the sampler in test_ref_sample.c. */
 #include <math.h>
 
+#include "../kernels/ref/ref.h"
 #include "harness.h"
 #include "help_ref.h"
 
@@ -109,6 +110,54 @@ START_TEST(act_odd_values) {
     for (int i = 0; i < 32; i++) x[i] = i % 2 ? 3.4028235e38f : -3.4028235e38f;
     q_act_a8_32.quantize(x, 32, &b);
     ck_assert(b.q[0] == -127 && b.q[1] == 127 && b.sum[0] == 0);
+}
+END_TEST
+
+/* bfloat16: ties to even, what is below 2^-126 is zero of its sign, what is above the largest is infinite. */
+START_TEST(bf16_rounding) {
+    static const struct { float x; uint16_t want; } of[] = {
+        {1, 0x3F80}, {1 + 0x1p-8f, 0x3F80}, {1 + 0x3p-8f, 0x3F82}, {-1 - 0x3p-8f, 0xBF82}, {1 + 0x1.2p-8f, 0x3F81},
+        {0x1p-126f, 0x0080}, {0x1.fffffcp-127f, 0}, {-0x1p-130f, 0x8000}, {-0.0f, 0x8000}, {3.4028235e38f, 0x7F80},
+        {-INFINITY, 0xFF80},
+    };
+    float x[32] = {0};
+    uint16_t q[33];
+    for (size_t i = 0; i < Q_COUNT(of); i++) x[i] = of[i].x;
+    x[31] = q_bits_f32(0xFF800001u);
+    q[32] = 0xA5A5;
+    q_act_a_bf16.quantize(x, 32, q);
+    for (size_t i = 0; i < Q_COUNT(of); i++) ck_assert_msg(q[i] == of[i].want, "%a is %04x", (double)x[i], q[i]);
+    ck_assert_uint_eq(q[31], 0xFFC0);
+    ck_assert_uint_eq(q[32], 0xA5A5);
+}
+END_TEST
+
+/* bdot: the odd value of a pair before the even one, lane by lane; what is below 2^-126 counts as zero. */
+START_TEST(bf16_order) {
+    float w[64] = {0}, x[64] = {0};
+    uint16_t q[64];
+    w[0] = w[1] = w[32] = w[33] = 1;
+    x[1] = 1, x[33] = 0x1p-24f, x[32] = 0x1p-23f; /* 1 + 2^-24 is a tie, which goes to 1 */
+    q_act_a_bf16.quantize(x, 64, q);
+    ck_assert_float_eq(q_ref_bdot(w, q, 64), 1 + 0x1p-23f);
+    x[33] = 0x1p-23f, x[32] = 0x1p-24f; /* 1 + 2^-23 + 2^-24: a tie again, which goes to 1 + 2^-22 */
+    q_act_a_bf16.quantize(x, 64, q);
+    ck_assert_float_eq(q_ref_bdot(w, q, 64), 1 + 0x1p-22f);
+
+    memset(x, 0, sizeof x);
+    w[0] = 0.5f, x[0] = 0x1p-126f; /* a sum that vanishes, and would be seen after the next */
+    w[33] = 0.5f, x[33] = 0x1p-126f;
+    q_act_a_bf16.quantize(x, 64, q);
+    ck_assert_float_eq(q_ref_bdot(w, q, 64), 0);
+
+    uint64_t seed = 5;
+    double want = 0, size = 0;
+    for (int i = 0; i < 64; i++) {
+        w[i] = q_bf16_to_f32(q_ref_bf16(t_normal(&seed))), x[i] = t_normal(&seed);
+        want += (double)w[i] * (double)q_bf16_to_f32(q_ref_bf16(x[i])), size += fabs((double)w[i] * (double)x[i]);
+    }
+    q_act_a_bf16.quantize(x, 64, q);
+    ck_assert_double_le(fabs((double)q_ref_bdot(w, q, 64) - want), size * 1e-6);
 }
 END_TEST
 
@@ -546,9 +595,10 @@ END_TEST
 static Suite *suite(void) {
     Suite *s = suite_create("ref");
     TCase *c = tcase_create("ops");
-    const TTest *const tests[] = {act_rounding, act_odd_values, matmul_formats, matmul_bias_add_adapter,
-                                  matmul_per_head, head_logits, norm_kinds, headnorm_kinds, embed_tables, copy_slices,
-                                  glu_kinds, scale_gate_cap, rope_kinds, conv_history, scan_delta_rule};
+    const TTest *const tests[] = {act_rounding, act_odd_values, bf16_rounding, bf16_order, matmul_formats,
+                                  matmul_bias_add_adapter, matmul_per_head, head_logits, norm_kinds, headnorm_kinds,
+                                  embed_tables, copy_slices, glu_kinds, scale_gate_cap, rope_kinds, conv_history,
+                                  scan_delta_rule};
     for (size_t i = 0; i < Q_COUNT(tests); i++) tcase_add_test(c, tests[i]);
     suite_add_tcase(s, c);
     return s;

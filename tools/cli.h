@@ -196,7 +196,7 @@ typedef struct cli_place {
      .value = "f32",                                                                                                   \
      .at = offsetof(T, activations),                                                                                   \
      .help = "compute with FP32 activations, to measure the weights alone (default: what the\n"                        \
-             "fastest kernels want, 8 bits)"}
+             "fastest kernels want: 8 bits; BF16 with weights in BF16)"}
 #define CLI_OPT_ISA(T)                                                                                                 \
     {.type = CLI_TEXT,                                                                                                 \
      .name = "isa",                                                                                                    \
@@ -205,7 +205,7 @@ typedef struct cli_place {
      .help = "instruction sets to use, such as scalar or avx2: NAME and what it stands on; several are\n"               \
              "joined by +, as `lq info --devices` has this machine's (default: all of them)",                     \
      .also = "|cpu|arch|simd|",                                                                                        \
-     .values = "scalar avx2 avxvnni avx512 avx512vnni neon neon_dotprod"}
+     .values = "scalar avx2 avxvnni avx512 avx512vnni avx512bf16 neon neon_dotprod"}
 
 /* The commands in the order of the help text; NULL past the end. */
 const cli_command *cli_command_at(size_t i);

@@ -162,11 +162,14 @@ static void print_row(state *s, const char *what, const bench_kernel_time *t, do
     fflush(stdout);
 }
 
+/* What its multiply-adds take. */
+static const char *kind_of(const q_cpu_kernel *k) { return !k->act ? "fp32" : k->act->floats ? "bf16" : "int8"; }
+
 /* `format` NULL: a kernel without weights. */
 static void show(state *s, const q_cpu_kernel *k, const char *format, const bench_kernel_time *t, uint32_t threads) {
     char what[128], name[256];
     const bool any = format && strcmp(k->format, "any") == 0;
-    const bench_peak *p = t->ops > 0 ? bench_peak_for(k->act ? "int8" : "fp32", k->isa) : NULL;
+    const bench_peak *p = t->ops > 0 ? bench_peak_for(kind_of(k), k->isa) : NULL;
     const double peak = p ? roof_of(s, p, threads) : 0, read = k->mm ? roof_of(s, NULL, threads) : 0;
     snprintf(what, sizeof what, "%s%s%s", k->name, any ? " on " : "", any ? format : "");
     snprintf(name, sizeof name, "%s; %s", what, t->shape);

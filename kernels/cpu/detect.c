@@ -47,10 +47,15 @@ static bool adds_avx2(void) {
     return (saved_state() & SSE_AVX_STATE) == SSE_AVX_STATE && leaf7(avx2, 0);
 }
 
+/* Are all these bits there in EAX of the second part of leaf 7? */
+static bool leaf7_more(unsigned want) {
+    unsigned a, b, c, d;
+    return __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & want) == want;
+}
+
 static bool adds_avxvnni(void) {
     const unsigned vnni = 1u << 4;
-    unsigned a, b, c, d;
-    return __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & vnni);
+    return leaf7_more(vnni);
 }
 
 static bool adds_avx512(void) {
@@ -62,6 +67,11 @@ static bool adds_avx512(void) {
 static bool adds_avx512vnni(void) {
     const unsigned vnni = 1u << 11;
     return leaf7(0, vnni);
+}
+
+static bool adds_avx512bf16(void) {
+    const unsigned bf16 = 1u << 5;
+    return leaf7_more(bf16);
 }
 #endif
 

@@ -1,7 +1,7 @@
-/* act.c: the 8-bit activation formats. A block with an infinity or NaN is marked by d = NaN, never refused: the
- * logits then show it. Rounding is by the float addition itself (1.5 * 2^23 pushes the fraction out), ties to even,
- * which vector conversions do as well. Layer L2. */
-#include "../../libquant/op.h"
+/* act.c: the activation formats. Of those with 8 bits a block with an infinity or NaN is marked by d = NaN, never
+ * refused: the logits then show it. Rounding is by the float addition itself (1.5 * 2^23 pushes the fraction out), ties
+ * to even, which vector conversions do as well. Layer L2. */
+#include "ref.h"
 
 static void quantize_block(const float *x, int weights, float *d_out, int16_t *sum, int8_t *q) {
     uint32_t top = 0; /* largest magnitude, by bits: above infinity's means NaN */
@@ -40,5 +40,11 @@ static void a8_256(const float *x, int64_t n, void *dst) {
     for (int64_t i = 0; i < n; i += 256, b++) quantize_block(x + i, 256, &b->d, b->sum, b->q);
 }
 
-const q_act q_act_a8_32 = {"a8_32", 32, (int32_t)sizeof(q_a8_32), a8_32};
-const q_act q_act_a8_256 = {"a8_256", 256, (int32_t)sizeof(q_a8_256), a8_256};
+static void a_bf16(const float *x, int64_t n, void *dst) {
+    uint16_t *to = dst;
+    for (int64_t i = 0; i < n; i++) to[i] = q_ref_bf16(x[i]);
+}
+
+const q_act q_act_a8_32 = {"a8_32", 32, (int32_t)sizeof(q_a8_32), a8_32, false};
+const q_act q_act_a8_256 = {"a8_256", 256, (int32_t)sizeof(q_a8_256), a8_256, false};
+const q_act q_act_a_bf16 = {"a_bf16", 32, 32 * (int32_t)sizeof(uint16_t), a_bf16, true};

@@ -139,8 +139,12 @@ static inline float q_ref_bias(const q_weight *b, int64_t matrix, int64_t i) {
     return b ? q_ref_value(b, matrix, i) : 0.0f;
 }
 
-/* A product of rows of w with vectors, as dot or idot (op.h): decode a row once, then multiply it with any number of
- * vectors. act is what q_ref_mul_act chose: NULL = the vectors are float32, else blocks of that q_act. */
+/* bdot of op.h, and the rounding of its factors. w holds values that are so rounded. */
+uint16_t q_ref_bf16(float v);
+float q_ref_bdot(const float *w, const uint16_t *x, int64_t k);
+
+/* A product of rows of w with vectors, as dot, idot or bdot (op.h): decode a row once, then multiply it with any number
+ * of vectors. act is what q_ref_mul_act chose: NULL = the vectors are float32, else blocks of that q_act. */
 typedef struct q_ref_mul {
     const q_act *act;
     const q_format *format;
@@ -155,7 +159,7 @@ typedef struct q_ref_mul {
 const q_act *q_ref_mul_act(const q_act *act, const q_weight *w);
 /* Bytes of a vector of k values in `act`; at most Q_REF_ACT_MOST(k) whatever the format. */
 size_t q_ref_act_bytes(const q_act *act, int64_t k);
-#define Q_REF_ACT_MOST(k) (((k) / 32 + 1) * (int64_t)sizeof(q_a8_32))
+#define Q_REF_ACT_MOST(k) (((k) / 32 + 1) * 64)
 void q_ref_mul_open(q_ref_mul *m, const q_act *act, const q_weight *w, q_ref_carve *carve);
 void q_ref_mul_row(q_ref_mul *m, const uint8_t *row);
 float q_ref_mul_dot(const q_ref_mul *m, const void *x);

@@ -1,9 +1,25 @@
-/* ref_matmul.c: MATMUL and HEAD, and the product of one weight row with vectors (dot and idot of op.h) that they share
- * with the experts. A row is decoded once for all columns; adapters stay float32. Layer L2. */
+/* ref_matmul.c: MATMUL and HEAD, and the product of one weight row with vectors (dot, idot and bdot of op.h) that they
+ * share with the experts. A row is decoded once for all columns; adapters stay float32. Layer L2. */
 #include "ref.h"
 
+static float flush(float v) {
+    const uint32_t bits = q_f32_bits(v);
+    return (bits & 0x7F800000u) ? v : q_bits_f32(bits & 0x80000000u);
+}
+
+uint16_t q_ref_bf16(float v) { return q_f32_to_bf16(flush(v)); }
+
+float q_ref_bdot(const float *w, const uint16_t *x, int64_t k) {
+    float lane[16] = {0};
+    for (int64_t i = 0; i < k; i += 32)
+        for (int64_t l = 0; l < 16; l++)
+            for (int64_t j = i + 2 * l + 1; j >= i + 2 * l; j--)
+                lane[l] = flush(fmaf(w[j], q_bf16_to_f32(x[j]), lane[l]));
+    return q_ref_fold(lane);
+}
+
 const q_act *q_ref_mul_act(const q_act *act, const q_weight *w) {
-    return act && w->format->split && w->k % act->weights == 0 ? act : NULL;
+    return act && (act->floats || w->format->split) && w->k % act->weights == 0 ? act : NULL;
 }
 
 size_t q_ref_act_bytes(const q_act *act, int64_t k) {
@@ -26,6 +42,11 @@ void q_ref_mul_row(q_ref_mul *m, const uint8_t *row) {
         q_decode_row(m->format, row, m->k, m->row);
         return;
     }
+    if (m->act->floats) {
+        q_decode_row(m->format, row, m->k, m->row);
+        for (int64_t i = 0; i < m->k; i++) m->row[i] = q_bf16_to_f32(q_ref_bf16(m->row[i]));
+        return;
+    }
     const int64_t units = m->format->weights / Q_UNIT;
     for (int64_t u = 0; u < m->k / Q_UNIT; u++) {
         int q[Q_UNIT], sc[2], mn[2];
@@ -38,6 +59,7 @@ void q_ref_mul_row(q_ref_mul *m, const uint8_t *row) {
 
 float q_ref_mul_dot(const q_ref_mul *m, const void *x) {
     if (!m->act) return q_ref_dot(m->row, x, m->k);
+    if (m->act->floats) return q_ref_bdot(m->row, x, m->k);
     float acc = 0;
     for (int64_t i = 0; i < m->k; i += m->seg) { /* one exact integer sum per turn */
         const int64_t within = i % m->act->weights;
