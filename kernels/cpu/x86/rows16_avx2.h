@@ -157,11 +157,16 @@ Q_AVX2_INLINE void q_y_least(const q_y_format *f, int H, int h0, int C, const ui
     }
 }
 
-/* Ask for the bytes that lie Q_Y_AHEAD after those of a span, span by span, so that not all are wanted at once. */
-Q_AVX2_INLINE void q_y_ask(const q_y_format *f, const uint8_t *w, int i) {
-    const int lines = (f->bytes / f->units * f->span + 63) / 64;
+/* Ask for the bytes that lie Q_Y_AHEAD after those of n units, a few at a time: not all are wanted at once. */
+Q_AVX2_INLINE void q_y_ask(const q_y_format *f, const uint8_t *w, int unit, int n) {
+    const int lines = (f->bytes / f->units * n + 63) / 64;
     Q_UNROLL for (int line = 0; line < lines; line++)
-        _mm_prefetch((const char *)(uintptr_t)w + Q_Y_AHEAD + 64 * (i * lines + line), _MM_HINT_T0);
+        _mm_prefetch((const char *)(uintptr_t)w + Q_Y_AHEAD + 64 * (unit / n * lines + line), _MM_HINT_T0);
+}
+/* A span's at once, but of spans of four a unit's: as measured (bench/SPEED.md). */
+Q_AVX2_INLINE void q_y_ask_in(const q_y_format *f, const uint8_t *w, int i, int u) {
+    if (f->span == 4) q_y_ask(f, w, 4 * i + u, 1);
+    else if (u == 0) q_y_ask(f, w, f->span * i, f->span);
 }
 
 /* A block of activations: unit `span` * i + u of the block at w (unpacked: unit i), or, with act 8, all units from
@@ -174,8 +179,10 @@ Q_AVX2_INLINE void q_y_act(const q_y_format *f, bool wide, int H, int h0, int C,
     if (f->act == 1) q_y_unit(f, wide, H, h0, C, w, i, u, x, at, 0, total);
     for (int j = 0; wide && f->act > 1 && j < f->act; j++) q_y_unit(f, true, H, h0, C, w, j, 0, x, at, j, total);
     for (int j = 0; !wide && f->act > 1 && j < f->act / f->span; j++) {
-        if (ahead) q_y_ask(f, w, j);
-        Q_UNROLL for (int v = 0; v < f->span; v++) q_y_unit(f, false, H, h0, C, w, j, v, x, at, f->span * j + v, total);
+        Q_UNROLL for (int v = 0; v < f->span; v++) {
+            if (ahead) q_y_ask_in(f, w, j, v);
+            q_y_unit(f, false, H, h0, C, w, j, v, x, at, f->span * j + v, total);
+        }
     }
     Q_UNROLL for (int h = 0; h < H; h++) {
         const __m256 d = f->d(w, unit, h0 + h);
@@ -218,9 +225,10 @@ Q_AVX2_INLINE void q_y_some(const q_y_format *f, bool wide, int H, int h0, int C
         }
         for (int i = 0; !wide && f->act == 1 && i < f->units / f->span; i++) {
             if (f->units == 2 && b + i >= units) break;
-            if (ahead) q_y_ask(f, w, i);
-            Q_UNROLL for (int u = 0; u < f->span; u++, at += act_bytes)
+            Q_UNROLL for (int u = 0; u < f->span; u++, at += act_bytes) {
+                if (ahead) q_y_ask_in(f, w, i, u);
                 q_y_act(f, false, H, h0, C, w, i, u, x, at, ahead, acc);
+            }
         }
     }
     Q_UNROLL for (int j = 0; j < C; j++) {
