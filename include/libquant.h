@@ -98,6 +98,16 @@ typedef struct lq_options {
     void (*log)(void *user, lq_log_level level, const char *message);
     void *log_user;
     uint32_t threads_prefill;      /* default of lq_session_options.threads_prefill; 0 = as many as `threads` */
+    /* How large blocks of the processor's memory lie: weights that are copied or packed, KV, activations. */
+    const char *huge_pages;        /* "on": huge pages, LQ_E_UNSUPPORTED where the system gives none; "off": not asked for;
+                                      "auto": where a short test of reading is faster with them (a tenth of a second); NULL:
+                                      asked for where the system gives them. What the kernel then does is its own matter */
+    const char *numa;              /* "interleave": pages in turn over all NUMA nodes that this process may use,
+                                      LQ_E_UNSUPPORTED where the system refuses; "auto": where the test of reading is faster
+                                      so; NULL or "off": where each page is first touched. With one node there is nothing
+                                      to do. Weights of a mapped file stay where they are, and the log warns of it */
+    uint32_t lock;                 /* 1 = these blocks, and the weights that are read from a mapped file, are locked in
+                                      memory (mlock); LQ_E_NOMEM where the system does not let them: see RLIMIT_MEMLOCK */
 } lq_options;
 
 /* Open a context: the devices and the defaults that models and sessions share. Close it after them. */
@@ -111,6 +121,7 @@ typedef struct lq_device_info {
     char description[96]; /* "AMD EPYC, avx2" */
     char isa[32];         /* the instruction sets in use, as lq_options.isa takes them */
     uint64_t memory;      /* bytes of memory the device can offer now, cgroup and RLIMIT_AS counted */
+    char placing[256];    /* CPU: how large blocks are placed, "huge pages on; NUMA off"; what "auto" found */
 } lq_device_info;
 
 LQ_API uint32_t lq_device_count(const lq_ctx *ctx);
@@ -292,6 +303,7 @@ typedef struct lq_plan_info {
     uint64_t packed;            /* bytes of the processor's memory for weights in the layout of its kernels. Of a mapped
                                    file the weights behind them leave memory, and `total` counts them once */
     uint32_t threads_prefill;   /* of passes over more than 8 tokens */
+    uint64_t locked;            /* bytes that lq_options.lock keeps in memory, whole pages; part of total */
 } lq_plan_info;
 
 /* The bytes that a session with these options needs, without opening it. */

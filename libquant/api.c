@@ -121,6 +121,7 @@ lq_status lq_model_plan(const lq_model *model, const lq_session_options *options
     i.activations = need.rest[0];
     i.packed = model->packed_bytes;
     i.total = i.weights - model->packed_from + i.packed + i.kv + i.activations;
+    i.locked = model->locked + need.locked;
     q_place_plan(model, &need, &i);
     q_struct_out(info, &i, sizeof i);
     return LQ_OK;

@@ -24,11 +24,13 @@ typedef struct q_device_options {
     const q_log *log;
     const char *isa;  /* mask, as lq_options.isa */
     uint32_t threads; /* default */
+    const q_placing *placing; /* of large blocks in the process's memory; NULL = as they come */
 } q_device_options;
 
 /* Bytes by whose they are: the process's memory, the device's. A device without memory of its own counts all as host. */
 typedef struct q_need {
     uint64_t host, device;
+    uint64_t locked; /* of host: what stays in memory */
 } q_need;
 
 /* What crossed between the processor and a device in the runs of a program so far: hidden rows at the borders of

@@ -16,9 +16,13 @@ struct lq_ctx {
     q_alloc alloc;
     q_log log;
     uint32_t threads, threads_prefill;
+    q_placing placing;        /* of large blocks */
+    char placed[256];         /* the same in words */
     const q_backend *backend; /* the processor */
     q_device *device;
 };
+/* Fill both from the options; the allocator, the log and the number of threads are there. */
+lq_status q_placing_choose(lq_ctx *ctx, const lq_options *options);
 
 /* Where steps run and weights lie (place.c). */
 typedef struct q_place {
@@ -37,6 +41,7 @@ typedef struct q_spot {
 /* What a session takes of a place: KV pages, and all the rest. */
 typedef struct q_session_need {
     uint64_t kv[Q_PLACES], rest[Q_PLACES];
+    uint64_t locked; /* of the processor's */
 } q_session_need;
 
 struct lq_model {
@@ -49,8 +54,10 @@ struct lq_model {
     void **owned;        /* [n_items] memory behind weights that the file's bytes could not serve; NULL = the file's */
     uint8_t *packed;     /* weights in the processor's own layouts; NULL = none */
     uint64_t packed_bytes; /* of that block; with plan_only, what it would be */
+    uint64_t packed_data;  /* the layouts alone */
     uint64_t packed_from;  /* bytes of the mapped file that it stands for, whose pages were given back */
     uint64_t owned_bytes;
+    uint64_t locked;     /* bytes of weights that are locked in memory; with plan_only, that would be */
     q_place places[Q_PLACES]; /* [0] the context's processor, [1] the device that the options name */
     int32_t n_places;
     int32_t device_from;      /* layers from this one on, and the output, run on places[1]; 0 = the embedding too */
@@ -85,6 +92,8 @@ void q_place_close(lq_model *m);
  * that the processor does not need afterwards (`keeps` says so beforehand) is freed as soon as it is written. */
 lq_status q_place_blocks(lq_model *m);
 bool q_place_keeps(const lq_model *m, uint32_t i);
+/* The processor multiplies with it, or reads it otherwise; before q_place_finish. */
+bool q_place_reads(const lq_model *m, uint32_t i);
 lq_status q_place_write(lq_model *m, uint32_t i);
 lq_status q_place_finish(lq_model *m);
 /* Lay out anew what the processor's kernels read best so (pack.c). The weights are resolved. */

@@ -6,6 +6,7 @@
 #include <stdlib.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 static void *libc_alloc(void *user, size_t bytes, size_t align) {
@@ -23,6 +24,7 @@ const q_alloc q_alloc_libc = {libc_alloc, libc_free, NULL};
 /* Blocks carry their size in front, so that the hook's free can be told it. The header keeps the alignment. */
 typedef struct header {
     uint64_t bytes;
+    bool locked;
 } header;
 
 void *q_new_raw(const q_alloc *a, uint64_t count, uint64_t item) {
@@ -40,7 +42,7 @@ void *q_new_raw(const q_alloc *a, uint64_t count, uint64_t item) {
                (unsigned long long)bytes, (unsigned long long)left);
         return NULL;
     }
-    ((header *)(void *)p)->bytes = bytes;
+    *(header *)(void *)p = (header){bytes, false};
     return p + Q_ALIGN;
 }
 
@@ -62,7 +64,9 @@ void *q_grow(const q_alloc *a, void *p, uint64_t old_count, uint64_t count, uint
 void q_delete(const q_alloc *a, void *p) {
     if (!p) return;
     uint8_t *block = (uint8_t *)p - Q_ALIGN;
-    a->free(a->user, block, (size_t)((header *)(void *)block)->bytes);
+    const header h = *(header *)(void *)block;
+    if (h.locked) munlock(block, (size_t)h.bytes);
+    a->free(a->user, block, (size_t)h.bytes);
 }
 
 void q_memory_huge(void *p, uint64_t bytes) {
@@ -74,6 +78,134 @@ void q_memory_huge(void *p, uint64_t bytes) {
     Q_UNUSED(p);
     Q_UNUSED(bytes);
 #endif
+}
+
+/* ---- small files of the system */
+
+static bool read_number(const char *path, const char *key, uint64_t *out) {
+    FILE *f = fopen(path, "re");
+    if (!f) return false;
+    char line[256];
+    bool found = false;
+    while (!found && fgets(line, sizeof line, f)) {
+        if (key && strncmp(line, key, strlen(key)) != 0) continue;
+        const char *p = line + (key ? strlen(key) : 0);
+        unsigned long long v;
+        found = sscanf(p, "%llu", &v) == 1; /* cgroup's "max" is not a number: no limit */
+        if (found) *out = v;
+        if (!key) break;
+    }
+    fclose(f);
+    return found;
+}
+
+/* ---- placing */
+
+static uint64_t page_bytes(void) { return (uint64_t)sysconf(_SC_PAGESIZE); }
+
+/* Locked and interleaved blocks share no page with others, whose life and place are not theirs. */
+static bool has_pages(const q_placing *how) { return how->lock || how->nodes; }
+
+uint64_t q_placed_bytes(const q_placing *how, uint64_t bytes) {
+    uint64_t all;
+    if (q_add_overflow(bytes, Q_ALIGN, &all) || all > UINT64_MAX / 2) return UINT64_MAX / 2;
+    return has_pages(how) ? q_round_up(all, page_bytes()) : all;
+}
+
+static bool interleave(void *p, uint64_t bytes, uint64_t nodes) {
+#ifdef SYS_mbind
+    enum { INTERLEAVE = 3 }; /* MPOL_INTERLEAVE of the kernel's interface; its mask of nodes has a bit to spare */
+    unsigned long mask[2] = {(unsigned long)nodes, 0};
+    return syscall(SYS_mbind, p, (unsigned long)bytes, INTERLEAVE, mask, 8 * sizeof mask, 0u) == 0;
+#else
+    Q_UNUSED(p);
+    Q_UNUSED(bytes);
+    Q_UNUSED(nodes);
+    return false;
+#endif
+}
+
+/* Why locking failed: mostly the limit. */
+static void fail_lock(uint64_t bytes, const char *what) {
+    struct rlimit r;
+    uint64_t locked = 0;
+    read_number("/proc/self/status", "VmLck:", &locked);
+    if (getrlimit(RLIMIT_MEMLOCK, &r) != 0 || r.rlim_cur == RLIM_INFINITY) r.rlim_cur = 0;
+    q_fail(LQ_E_NOMEM,
+           "the system does not let %s (%llu bytes) be locked in memory; RLIMIT_MEMLOCK is %llu bytes, of which %llu are "
+           "taken: raise it (ulimit -l, LimitMEMLOCK= of a service) or do not ask for locked memory",
+           what, (unsigned long long)bytes, (unsigned long long)r.rlim_cur, (unsigned long long)locked * 1024);
+}
+
+void *q_new_placed(const q_alloc *a, const q_placing *how, uint64_t bytes, bool zeroed) {
+    uint8_t *p;
+    if (!has_pages(how)) {
+        p = (uint8_t *)q_new_raw(a, bytes, 1);
+        if (p && how->huge) q_memory_huge(p, bytes);
+        if (p && zeroed) memset(p, 0, (size_t)bytes);
+        return p;
+    }
+    const uint64_t all = q_placed_bytes(how, bytes);
+    p = (uint8_t *)a->alloc(a->user, (size_t)all, (size_t)page_bytes());
+    if (!p) {
+        q_fail(LQ_E_NOMEM, "out of memory: %llu bytes wanted", (unsigned long long)all);
+        return NULL;
+    }
+    if (how->huge) q_memory_huge(p, all);
+    const bool spread = !how->nodes || interleave(p, all, how->nodes); /* before anything is touched */
+    *(header *)(void *)p = (header){all, false};
+    if (!spread) q_fail(LQ_E_NOMEM, "the system does not interleave %llu bytes over NUMA nodes", (unsigned long long)all);
+    else if (how->lock && mlock(p, (size_t)all) != 0) fail_lock(all, "a block");
+    else {
+        *(header *)(void *)p = (header){all, how->lock};
+        if (zeroed) memset(p + Q_ALIGN, 0, (size_t)bytes);
+        return p + Q_ALIGN;
+    }
+    a->free(a->user, p, (size_t)all);
+    return NULL;
+}
+
+uint64_t q_memory_lock_bytes(const void *p, uint64_t bytes) {
+    const uint64_t page = page_bytes(), from = (uint64_t)(uintptr_t)p / page * page;
+    return bytes ? q_round_up((uint64_t)(uintptr_t)p + bytes, page) - from : 0;
+}
+
+lq_status q_memory_lock(const void *p, uint64_t bytes, const char *what) {
+    if (bytes == 0 || mlock(p, (size_t)bytes) == 0) return LQ_OK;
+    fail_lock(bytes, what);
+    return LQ_E_NOMEM;
+}
+
+bool q_memory_has_huge(const char *root) {
+    char path[300], line[128] = "";
+    snprintf(path, sizeof path, "%s/sys/kernel/mm/transparent_hugepage/enabled", root);
+    FILE *f = fopen(path, "re");
+    if (!f) return false;
+    const bool read = fgets(line, sizeof line, f) != NULL;
+    fclose(f);
+    return read && !strstr(line, "[never]");
+}
+
+/* "Mems_allowed_list: 0-1,4": nodes beyond the 64th are left out. */
+uint64_t q_memory_nodes(const char *root) {
+    char path[300], line[256];
+    uint64_t nodes = 0;
+    snprintf(path, sizeof path, "%s/proc/self/status", root);
+    FILE *f = fopen(path, "re");
+    if (!f) return 0;
+    while (!nodes && fgets(line, sizeof line, f)) {
+        static const char key[] = "Mems_allowed_list:";
+        if (strncmp(line, key, sizeof key - 1) != 0) continue;
+        for (char *p = line + sizeof key - 1; p; p = strchr(p, ',')) {
+            unsigned from, to;
+            if (*p == ',') p++;
+            const int n = sscanf(p, "%u-%u", &from, &to);
+            if (n == 1) to = from;
+            for (; n >= 1 && from <= to && from < 64; from++) nodes |= 1ull << from;
+        }
+    }
+    fclose(f);
+    return nodes;
 }
 
 /* ---- arena: chunks that double from 4 KiB to 1 MiB; a large piece gets a chunk of its own */
@@ -138,23 +270,6 @@ void q_arena_free(q_arena *arena) {
 }
 
 /* ---- memory that is left */
-
-static bool read_number(const char *path, const char *key, uint64_t *out) {
-    FILE *f = fopen(path, "re");
-    if (!f) return false;
-    char line[256];
-    bool found = false;
-    while (!found && fgets(line, sizeof line, f)) {
-        if (key && strncmp(line, key, strlen(key)) != 0) continue;
-        const char *p = line + (key ? strlen(key) : 0);
-        unsigned long long v;
-        found = sscanf(p, "%llu", &v) == 1; /* cgroup's "max" is not a number: no limit */
-        if (found) *out = v;
-        if (!key) break;
-    }
-    fclose(f);
-    return found;
-}
 
 /* The groups from `path` up to the root of its hierarchy. In a container the mount may show our own group as its root,
  * whatever the path says, which is why the root is always visited too. */

@@ -21,6 +21,24 @@ void *q_grow(const q_alloc *a, void *p, uint64_t old_count, uint64_t count, uint
 /* Size is kept in a header before the block. p may be NULL. */
 void q_delete(const q_alloc *a, void *p);
 
+/* How large blocks lie in memory (lq_options; placing.c chooses). */
+typedef struct q_placing {
+    bool huge;      /* ask for huge pages: a hint, which the system need not follow */
+    bool lock;      /* keep in memory */
+    uint64_t nodes; /* NUMA nodes over which pages are interleaved, by bits; 0 = each where it is first touched */
+} q_placing;
+/* A block placed so; released by q_delete. NULL with the sentence set (LQ_E_NOMEM) when there is no memory, or none that
+ * may be locked. */
+void *q_new_placed(const q_alloc *a, const q_placing *how, uint64_t bytes, bool zeroed);
+/* What that asks of the allocator: locked and interleaved blocks have pages of their own. */
+uint64_t q_placed_bytes(const q_placing *how, uint64_t bytes);
+/* Keep a part of a mapping in memory until it is unmapped, and what that locks: whole pages. `what` is for the sentence. */
+lq_status q_memory_lock(const void *p, uint64_t bytes, const char *what);
+uint64_t q_memory_lock_bytes(const void *p, uint64_t bytes);
+/* Does the system give huge pages to who asks? NUMA nodes that this process may use, by bits. `root` as below. */
+bool q_memory_has_huge(const char *root);
+uint64_t q_memory_nodes(const char *root);
+
 /* A hint that the system may back a block by huge pages: filling it then takes fewer faults. */
 void q_memory_huge(void *p, uint64_t bytes);
 

@@ -46,8 +46,10 @@ lq_status q_ctx_open(const lq_options *options, lq_ctx **out) {
     ctx->threads = o.threads ? o.threads : q_threads_default();
     ctx->threads_prefill = o.threads_prefill ? o.threads_prefill : ctx->threads;
     ctx->backend = q_backends[0];
-    const q_device_options d = {.alloc = &ctx->alloc, .log = &ctx->log, .isa = o.isa, .threads = ctx->threads};
-    const lq_status s = ctx->backend->open(0, &d, &ctx->device);
+    const q_device_options d = {.alloc = &ctx->alloc, .log = &ctx->log, .isa = o.isa, .threads = ctx->threads,
+                                .placing = &ctx->placing};
+    lq_status s = q_placing_choose(ctx, &o);
+    if (s == LQ_OK) s = ctx->backend->open(0, &d, &ctx->device);
     if (s != LQ_OK) {
         q_ctx_close(ctx);
         return s;
@@ -82,6 +84,7 @@ lq_status q_ctx_device_info(const lq_ctx *ctx, uint32_t index, lq_device_info *i
         }
         if (be == ctx->backend) {
             be->info(ctx->device, info);
+            snprintf(info->placing, sizeof info->placing, "%s", ctx->placed);
             return LQ_OK;
         }
         const q_device_options o = {.alloc = &ctx->alloc, .log = &ctx->log, .threads = ctx->threads};
@@ -127,7 +130,7 @@ static lq_status resolve_weight(lq_model *m, uint32_t i) {
     const bool vector = m->binding->arch->weights[item->role].rows == 0;
     if (vector) return vector_as_f32(m, i);
     if (!is_copied(m, i)) return LQ_OK;
-    uint8_t *copy = (uint8_t *)q_new_raw(m->alloc, t->bytes, 1);
+    uint8_t *copy = (uint8_t *)q_new_placed(m->alloc, &m->ctx->placing, t->bytes, false);
     if (!copy) return LQ_E_NOMEM;
     m->owned[i] = copy;
     m->owned_bytes += t->bytes;
@@ -153,6 +156,34 @@ static lq_status check_values(const lq_model *m, uint32_t i) {
     return s;
 }
 
+/* What the processor reads of the file's mapping stays there; copies and packed weights were locked when they were made.
+ * Vectors lie in small blocks: a few kilobytes, not placed. */
+static lq_status lock_weights(lq_model *m) {
+    const q_placing *how = &m->ctx->placing;
+    uint32_t mapped = 0;
+    for (uint32_t i = 0; i < m->binding->n_items; i++) {
+        const q_weight *w = &m->weights[i];
+        const uint64_t bytes = m->binding->items[i].src->bytes;
+        if (!q_place_reads(m, i)) continue;
+        if (m->owned[i]) {
+            const bool vector = m->binding->arch->weights[m->binding->items[i].role].rows == 0;
+            if (how->lock && !vector) m->locked += q_placed_bytes(how, bytes);
+            continue;
+        }
+        if (w->packed) continue;
+        mapped++;
+        if (!how->lock) continue;
+        m->locked += q_memory_lock_bytes(w->data, bytes);
+        if (!m->plan_only) Q_TRY(q_memory_lock(w->data, bytes, w->name));
+    }
+    if (how->lock) m->locked += m->packed_bytes - (m->plan_only ? Q_MIN(m->packed_from, m->locked) : 0);
+    if (how->nodes && mapped)
+        q_log_write(&m->ctx->log, LQ_LOG_WARN,
+                    "numa: %u weights are read from the mapped file and lie where the system put them; no_mmap spreads them",
+                    mapped);
+    return LQ_OK;
+}
+
 static lq_status resolve_weights(lq_model *m, bool check, bool pack) {
     const uint32_t n = m->binding->n_items;
     m->weights = Q_NEW(m->alloc, q_weight, n);
@@ -172,6 +203,7 @@ static lq_status resolve_weights(lq_model *m, bool check, bool pack) {
         Q_TRY(q_place_write(m, i));
     }
     if (pack) Q_TRY(q_pack_weights(m));
+    Q_TRY(lock_weights(m));
     return q_place_finish(m);
 }
 

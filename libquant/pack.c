@@ -65,15 +65,15 @@ static void measure(lq_model *m, uint64_t *bytes, int32_t *ops, uint32_t *n) {
         m->packed_bytes += bytes[i];
         if (!m->owned[i]) m->packed_from += m->binding->items[i].src->bytes;
     }
-    if (*n) m->packed_bytes += Q_ALIGN; /* q_new puts a header before each block */
+    m->packed_data = m->packed_bytes;
+    if (*n) m->packed_bytes = q_placed_bytes(&m->ctx->placing, m->packed_data); /* with a header before the block */
 }
 
 static lq_status pack_all(lq_model *m, const uint64_t *bytes, const int32_t *ops, uint32_t n) {
     const double begin = q_clock();
     q_pool *pool;
-    m->packed = (uint8_t *)q_new_raw(m->alloc, m->packed_bytes - Q_ALIGN, 1);
+    m->packed = (uint8_t *)q_new_placed(m->alloc, &m->ctx->placing, m->packed_data, false);
     if (!m->packed) return LQ_E_NOMEM;
-    q_memory_huge(m->packed, m->packed_bytes - Q_ALIGN);
     Q_TRY(q_pool_open(m->alloc, m->ctx->threads, &pool));
     uint64_t at = 0;
     for (uint32_t i = 0; i < m->binding->n_items; i++) {

@@ -196,6 +196,10 @@ bool q_place_keeps(const lq_model *m, uint32_t i) {
     return m->n_places < 2 || m->plan_only || (m->marks[i] & ON_HOST) || !m->marks[i];
 }
 
+bool q_place_reads(const lq_model *m, uint32_t i) {
+    return m->n_places < 2 || (m->marks[i] & ON_HOST) || !m->marks[i];
+}
+
 lq_status q_place_write(lq_model *m, uint32_t i) {
     const q_place *p = &m->places[1];
     if (m->n_places < 2 || m->plan_only || !(m->marks[i] & ON_DEVICE)) return LQ_OK;

@@ -70,10 +70,14 @@ static lq_status measure(const lq_model *model, const q_plan *plan, const q_sess
         q_need program;
         Q_TRY(p->backend->measure(p->device, plan, i, most_threads(shape), &program));
         need->rest[0] += program.host;
+        need->locked += program.locked;
         need->rest[segment->device] += program.device;
         if (segment->state_floats)
             need->rest[segment->device] += p->backend->alloc_bytes(p->device, state_bytes(plan, segment));
+        if (segment->state_floats && segment->device == 0 && model->ctx->placing.lock)
+            need->locked += p->backend->alloc_bytes(p->device, state_bytes(plan, segment));
     }
+    if (model->ctx->placing.lock) need->locked += need->kv[0];
     return LQ_OK;
 }
 

@@ -106,6 +106,33 @@ struct cli {
      .max = CLI_THREADS_MAX,                                                                                           \
      .help = "threads to use (default: the CPUs this process may use)",                                                \
      .also = "|jobs|cpus|cores|n-threads|"}
+/* Where memory lies: `memory` is a cli_memory in the arguments. */
+typedef struct cli_memory {
+    const char *huge_pages, *numa;
+    uint32_t lock;
+} cli_memory;
+#define CLI_OPT_MEMORY(T)                                                                                              \
+    {.type = CLI_TEXT,                                                                                                 \
+     .name = "huge-pages",                                                                                             \
+     .value = "MODE",                                                                                                  \
+     .at = offsetof(T, memory.huge_pages),                                                                             \
+     .help = "on, off, or auto: where a short test of reading is faster with them (default: on\n"                      \
+             "where the system gives them)",                                                                           \
+     .also = "|hugepages|thp|large-pages|",                                                                            \
+     .values = "on off auto"},                                                                                         \
+    {.type = CLI_TEXT,                                                                                                 \
+     .name = "numa",                                                                                                   \
+     .value = "MODE",                                                                                                  \
+     .at = offsetof(T, memory.numa),                                                                                   \
+     .help = "off, interleave: memory in turn over all nodes, or auto: where that reads faster\n"                      \
+             "(default: off)",                                                                                         \
+     .also = "|nodes|interleave|",                                                                                     \
+     .values = "off interleave auto"},                                                                                 \
+    {.type = CLI_FLAG,                                                                                                 \
+     .name = "mlock",                                                                                                  \
+     .at = offsetof(T, memory.lock),                                                                                   \
+     .help = "keep weights, KV cache and activations in memory; the limit is ulimit -l",                               \
+     .also = "|lock|pin|no-swap|"}
 #define CLI_OPT_THREADS_PREFILL(T)                                                                                     \
     {.type = CLI_UINT,                                                                                                 \
      .name = "threads-prefill",                                                                                        \
@@ -290,7 +317,8 @@ int cli_corpus(cli *c, const lq_model *model, const char *path, uint64_t require
 /* Tokenize; the caller frees. */
 int cli_tokenize(cli *c, const lq_model *model, const char *text, size_t bytes, uint32_t flags, int32_t **ids,
                  size_t *count);
-int cli_open(cli *c, uint64_t threads, const char *isa, lq_ctx **ctx);
+/* `memory` may be NULL. */
+int cli_open(cli *c, uint64_t threads, const char *isa, const cli_memory *memory, lq_ctx **ctx);
 /* Refuse a value of --activations (NULL = none) before anything is loaded. */
 int cli_check_activations(cli *c, const char *name);
 /* What a model is opened with for sessions with these activations: those in float32 read no packed weights. */

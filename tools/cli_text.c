@@ -122,8 +122,9 @@ static void on_log(void *user, lq_log_level level, const char *message) {
     if (level <= LQ_LOG_WARN) cli_warn("%s", message);
 }
 
-int cli_open(cli *c, uint64_t threads, const char *isa, lq_ctx **ctx) {
-    const lq_options options = {.size = sizeof options, .threads = (uint32_t)threads, .isa = isa, .log = on_log};
+int cli_open(cli *c, uint64_t threads, const char *isa, const cli_memory *memory, lq_ctx **ctx) {
+    lq_options options = {.size = sizeof options, .threads = (uint32_t)threads, .isa = isa, .log = on_log};
+    if (memory) options.huge_pages = memory->huge_pages, options.numa = memory->numa, options.lock = memory->lock;
     const lq_status s = lq_open(&options, ctx);
     return s == LQ_OK ? 0 : cli_fail(c, s, isa ? "`lq info --devices` lists the instruction sets." : NULL);
 }

@@ -300,7 +300,7 @@ static int run(cli *c, const void *arguments) {
     lq_ctx *ctx;
     state s = {.c = c, .a = a, .device = {.size = sizeof s.device}};
     int code = check_names(c, a);
-    if (code == 0) code = cli_open(c, 0, NULL, &ctx);
+    if (code == 0) code = cli_open(c, 0, NULL, NULL, &ctx);
     if (code != 0) return code;
     const lq_status status = lq_device_info_get(ctx, 0, &s.device);
     lq_close(ctx);

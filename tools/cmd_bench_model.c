@@ -7,6 +7,7 @@
 
 typedef struct args {
     cli_place place;
+    cli_memory memory;
     const char *model, *isa, *versus, *csv;
     uint64_t prefill, decode, context, threads, threads_prefill, repeat;
 } args;
@@ -64,6 +65,7 @@ static const cli_option options[] = {
     CLI_OPT_NO_PACK(args),
     CLI_OPT_THREADS(args),
     CLI_OPT_THREADS_PREFILL(args),
+    CLI_OPT_MEMORY(args),
     CLI_OPT_ISA(args),
     BENCH_OPT_CSV(args),
     {.type = CLI_END}};
@@ -237,7 +239,7 @@ static lq_status describe(const lq_ctx *ctx, const char *name, lq_device_info *o
 
 static int open_side(cli *c, state *s, const char *isa) {
     side *x = &s->sides[s->n];
-    int code = cli_open(c, s->a->threads, isa, &x->ctx);
+    int code = cli_open(c, s->a->threads, isa, &s->a->memory, &x->ctx);
     if (code != 0) return code;
     s->n++;
     x->device.size = sizeof x->device;

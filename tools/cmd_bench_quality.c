@@ -482,7 +482,7 @@ static int run(cli *c, const void *arguments) {
         code = cli_check_activations(c, a->activations);
         if (code == 0) code = choose_schemes(c, b);
         if (code == 0) code = choose_inputs(c, b);
-        if (code == 0) code = cli_open(c, a->threads, NULL, &b->ctx);
+        if (code == 0) code = cli_open(c, a->threads, NULL, NULL, &b->ctx);
         if (code == 0) code = choose_folder(c, b);
         if (code == 0) code = quantize_all(c, b);
         if (code == 0) code = open_all(c, b);

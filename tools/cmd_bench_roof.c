@@ -157,7 +157,7 @@ static int run(cli *c, const void *arguments) {
     const args *a = arguments;
     lq_ctx *ctx;
     lq_device_info d = {.size = sizeof d};
-    int code = cli_open(c, a->threads, NULL, &ctx);
+    int code = cli_open(c, a->threads, NULL, NULL, &ctx);
     if (code != 0) return code;
     const lq_status status = lq_device_info_get(ctx, 0, &d);
     lq_close(ctx);

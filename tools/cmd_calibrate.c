@@ -139,7 +139,7 @@ static int run(cli *c, const void *arguments) {
     lq_ctx *ctx;
     lq_model *model;
     int code = check_output(c, a);
-    if (code == 0) code = cli_open(c, a->threads, a->isa, &ctx);
+    if (code == 0) code = cli_open(c, a->threads, a->isa, NULL, &ctx);
     if (code != 0) return code;
     const lq_model_options mo = cli_model_options("f32");
     const lq_status s = lq_model_open(ctx, a->model, &mo, &model);

@@ -9,6 +9,7 @@
 
 typedef struct args {
     cli_place place;
+    cli_memory memory;
     const char *model, *text, *against, *activations, *isa;
     uint64_t ctx, max_tokens, threads, threads_prefill;
     uint32_t score_all;
@@ -50,6 +51,7 @@ static const cli_option options[] = {
     CLI_OPT_ACTIVATIONS(args),
     CLI_OPT_THREADS(args),
     CLI_OPT_THREADS_PREFILL(args),
+    CLI_OPT_MEMORY(args),
     CLI_OPT_ISA(args),
     {.type = CLI_END}};
 
@@ -181,7 +183,7 @@ static int run(cli *c, const void *arguments) {
     lq_model *models[2] = {NULL, NULL};
     const lq_model_options mo = cli_model_options(a->activations);
     int code = cli_check_activations(c, a->activations);
-    if (code == 0) code = cli_open(c, a->threads, a->isa, &ctx);
+    if (code == 0) code = cli_open(c, a->threads, a->isa, &a->memory, &ctx);
     if (code != 0) return code;
     code = cli_model(c, ctx, a->model, &a->place, &mo, &models[0]);
     if (code == 0 && a->against) code = cli_model(c, ctx, a->against, &a->place, &mo, &models[1]);

@@ -63,6 +63,7 @@ static json_t *device_json(const lq_device_info *d, lq_status status) {
     cli_set_text(o, "isa", d->isa);
     cli_set_int(o, "threads", d->threads);
     cli_set_int(o, "memory", d->memory);
+    if (d->placing[0]) cli_set_text(o, "placing", d->placing);
     return o;
 }
 
@@ -73,13 +74,15 @@ static void print_device(const lq_device_info *d, lq_status status) {
     }
     printf("%-9s %s; %s, ", d->name, cli_safe(d->description).s, d->isa);
     if (d->threads) printf("%u thread%s, ", d->threads, d->threads == 1 ? "" : "s");
-    printf("%s of memory\n", cli_bytes(d->memory).s);
+    printf("%s of memory", cli_bytes(d->memory).s);
+    if (d->placing[0]) printf(" (%s)", cli_safe(d->placing).s);
+    putchar('\n');
 }
 
 /* A device that cannot be used stands in the list with the reason: it is not the command that fails. */
 static int show_devices(cli *c) {
     lq_ctx *ctx;
-    const int code = cli_open(c, 0, NULL, &ctx);
+    const int code = cli_open(c, 0, NULL, NULL, &ctx);
     if (code != 0) return code;
     json_t *list = json_array();
     const uint32_t n = lq_device_count(ctx);
@@ -332,7 +335,7 @@ static int run(cli *c, const void *arguments) {
     lq_ctx *ctx;
     lq_model *model = NULL;
     const lq_model_options mo = {.size = sizeof mo, .check_tensors = a->check, .plan_only = 1};
-    int code = cli_open(c, 0, NULL, &ctx);
+    int code = cli_open(c, 0, NULL, NULL, &ctx);
     if (code != 0) return code;
     code = cli_model(c, ctx, a->model, &a->place, &mo, &model);
     if (code == 0) code = show_model(c, a, model);

@@ -192,7 +192,7 @@ static int quantize(cli *c, const args *a, state *s) {
     lq_ctx *ctx;
     lq_quantize_result r = {.size = sizeof r};
     int code = check_scheme(c, a->scheme);
-    if (code == 0) code = cli_open(c, a->threads, NULL, &ctx);
+    if (code == 0) code = cli_open(c, a->threads, NULL, NULL, &ctx);
     if (code != 0) return code;
     cli_progress_begin(&s->progress, "quantize");
     const lq_quantize_options o = {.size = sizeof o,

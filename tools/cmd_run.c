@@ -11,6 +11,7 @@
 
 typedef struct args {
     cli_place place;
+    cli_memory memory;
     const char *model, *prompt, *isa, *activations;
     uint64_t n, top_k, seed, ctx, threads, threads_prefill;
     double temp, top_p, min_p;
@@ -101,6 +102,7 @@ static const cli_option options[] = {
     CLI_OPT_ACTIVATIONS(args),
     CLI_OPT_THREADS(args),
     CLI_OPT_THREADS_PREFILL(args),
+    CLI_OPT_MEMORY(args),
     CLI_OPT_ISA(args),
     {.type = CLI_END}};
 
@@ -304,7 +306,7 @@ static int run(cli *c, const void *arguments) {
     const lq_model_options mo = cli_model_options(a->activations);
     int code = cli_check_activations(c, a->activations);
     if (code == 0 && strcmp(a->prompt, "-") == 0) code = cli_read(c, "-", &text, &bytes);
-    if (code == 0) code = cli_open(c, a->threads, a->isa, &ctx);
+    if (code == 0) code = cli_open(c, a->threads, a->isa, &a->memory, &ctx);
     if (code == 0) {
         code = cli_model(c, ctx, a->model, &a->place, &mo, &s.model);
         if (code == 0) code = with_model(c, &s, text ? text : a->prompt, text ? bytes : strlen(a->prompt));

@@ -13,6 +13,7 @@ struct q_device {
     const q_log *log;
     q_isas isas; /* what its kernels may use */
     uint32_t threads;
+    q_placing placing;
 };
 
 extern const q_backend q_backend_cpu;
@@ -286,7 +287,8 @@ static lq_status cpu_measure(q_device *dev, const q_plan *plan, int32_t segment,
     Q_TRY(make_program(dev, plan, segment, threads, &p, &tables, &data));
     q_delete(dev->alloc, p);
     /* q_new puts a header before each block */
-    *need = (q_need){.host = tables + Q_ALIGN + data + Q_ALIGN + q_pool_bytes(threads)};
+    const uint64_t placed = q_placed_bytes(&dev->placing, data);
+    *need = (q_need){.host = tables + Q_ALIGN + placed + q_pool_bytes(threads), .locked = dev->placing.lock ? placed : 0};
     return LQ_OK;
 }
 
@@ -306,7 +308,7 @@ static lq_status cpu_compile(q_device *dev, const q_plan *plan, int32_t segment,
     for (int32_t i = 0; i < plan->n_kv; i++) p->kv[i] = kv[i].host;
     p->state = state ? state->host : NULL;
     lq_status status = LQ_OK;
-    p->data = q_new(dev->alloc, data, 1);
+    p->data = q_new_placed(dev->alloc, &dev->placing, data, true);
     if (!p->data) status = LQ_E_NOMEM;
     if (status == LQ_OK) {
         carve c = {p->data, 0};
@@ -336,6 +338,7 @@ static lq_status cpu_open(uint32_t index, const q_device_options *options, q_dev
     dev->log = options ? options->log : NULL;
     dev->isas = isas;
     dev->threads = options && options->threads ? options->threads : q_threads_default();
+    if (options && options->placing) dev->placing = *options->placing;
     char names[64];
     q_isa_text(isas, names, sizeof names);
     q_log_write(dev->log, LQ_LOG_DEBUG, "cpu:0 runs %s kernels on %u threads", names, dev->threads);
@@ -366,13 +369,12 @@ static uint64_t cpu_alloc_most(const q_device *dev) {
     Q_UNUSED(dev);
     return UINT64_MAX / 4;
 }
-static uint64_t cpu_alloc_bytes(const q_device *dev, uint64_t bytes) {
-    Q_UNUSED(dev);
-    return bytes;
+static uint64_t cpu_alloc_bytes(const q_device *dev, uint64_t bytes) { /* the header of a block alone is not counted */
+    return dev->placing.lock || dev->placing.nodes ? q_placed_bytes(&dev->placing, bytes) : bytes;
 }
 
 static lq_status cpu_alloc(q_device *dev, uint64_t bytes, q_buffer *out) {
-    void *p = q_new(dev->alloc, bytes, 1);
+    void *p = q_new_placed(dev->alloc, &dev->placing, bytes, true);
     if (!p) return LQ_E_NOMEM;
     *out = (q_buffer){.host = p, .device = (uint64_t)(uintptr_t)p, .bytes = bytes};
     return LQ_OK;

@@ -115,12 +115,13 @@ _PROGRESS = ctypes.CFUNCTYPE(c_int, c_void_p, c_uint64, c_uint64, c_char_p)
 
 class _Options(Record):
     _fields_ = [("size", c_uint32), ("threads", c_uint32), ("isa", c_char_p), ("allocator", c_void_p), ("log", _LOG),
-                ("log_user", c_void_p), ("threads_prefill", c_uint32)]
+                ("log_user", c_void_p), ("threads_prefill", c_uint32), ("huge_pages", c_char_p), ("numa", c_char_p),
+                ("lock", c_uint32)]
 
 
 class DeviceInfo(Record):
     _fields_ = [("size", c_uint32), ("threads", c_uint32), ("name", c_char * 64), ("description", c_char * 96),
-                ("isa", c_char * 32), ("memory", c_uint64)]
+                ("isa", c_char * 32), ("memory", c_uint64), ("placing", c_char * 256)]
 
 
 class FormatInfo(Record):
@@ -179,7 +180,7 @@ class PlanInfo(Record):
                 ("device_embedding", c_uint32), ("device_weights", c_uint64), ("device_kv", c_uint64),
                 ("device_activations", c_uint64), ("device_total", c_uint64), ("device_memory", c_uint64),
                 ("border_bytes", c_uint64), ("device_staging", c_uint64), ("device_own", c_uint64),
-                ("packed", c_uint64), ("threads_prefill", c_uint32)]
+                ("packed", c_uint64), ("threads_prefill", c_uint32), ("locked", c_uint64)]
 
 
 class SessionInfo(Record):
