@@ -116,7 +116,7 @@ $(B)/obj/libquant/recipe.o: $(B)/gen/recipes.inc
 VK_COMP := $(if $(HAVE_VULKAN),$(wildcard kernels/vulkan/*.comp))
 VK_WORDS := $(VK_COMP:kernels/vulkan/%.comp=$(B)/gen/vk_%.words)
 VK_SHARED := $(wildcard kernels/vulkan/*.glsl kernels/vulkan/*.def kernels/vulkan/roles.h) libquant/codec.h libquant/formats.def \
-             $(wildcard libquant/formats/*.c)
+             $(wildcard libquant/formats/*.c) $(wildcard libquant/formats/*.h)
 $(B)/gen/vk_codecs.glsl: libquant/formats.def
 	@mkdir -p $(@D)
 	@sed -n 's/^FORMAT(\([a-z0-9_]*\),.*/#include "libquant\/formats\/\1.c"/p' $< >$@.tmp && mv $@.tmp $@

@@ -136,7 +136,7 @@ static bool product_grow(void *arg) {
 
 /* The vectors that the kernel reads, in its activation format; NULL = no memory. */
 static uint8_t *make_activations(const q_act *act, int64_t depth, int64_t columns, int64_t *stride) {
-    *stride = act ? depth / act->weights * act->bytes : depth * (int64_t)sizeof(float);
+    *stride = act ? q_act_bytes(act, depth) : depth * (int64_t)sizeof(float);
     float *x = Q_NEW(&q_alloc_libc, float, depth);
     uint8_t *out = (uint8_t *)q_new_raw(&q_alloc_libc, (uint64_t)columns, (uint64_t)*stride);
     for (int64_t c = 0; c < columns && x && out; c++) {
@@ -168,7 +168,7 @@ lq_status bench_kernel_product(bench_kernels *b, const q_cpu_kernel *k, const q_
     const uint32_t threads = q_pool_threads(b->pool);
     product p = {.b = b, .k = k, .rows = k->rows, .calls = 1};
     p.m = (q_mm){.format = format, .k = how->depth, .n = how->columns, .y_stride = WIDTH};
-    if (!q_row_bytes(format, (uint64_t)how->depth, &p.m.row_bytes) || (k->act && how->depth % k->act->weights))
+    if (!q_row_bytes(format, (uint64_t)how->depth, &p.m.row_bytes) || (k->act && !q_act_fits(k->act, how->depth)))
         return q_fail(LQ_E_ARG, "rows of %lld weights do not fill the blocks of %s", (long long)how->depth, format->name);
     const uint64_t part = how->hot ? HOT_BYTES : b->bytes / threads;
     p.slab = Q_MIN((int64_t)(part / p.m.row_bytes), (int64_t)(b->bytes / threads / p.m.row_bytes));
@@ -221,10 +221,10 @@ static bool quantize_grow(void *arg) {
 
 lq_status bench_kernel_activation(const q_cpu_kernel *k, const bench_kernel_how *how, bench_kernel_time *out) {
     quantization q = {.k = k, .n = how->depth, .calls = 1};
-    if (how->depth % k->act->weights)
+    if (!q_act_fits(k->act, how->depth))
         return q_fail(LQ_E_ARG, "%lld values do not fill the blocks of %s", (long long)how->depth, k->act->name);
     float *x = Q_NEW(&q_alloc_libc, float, how->depth *ACTIVATION_COLUMNS);
-    q.to = (uint8_t *)q_new(&q_alloc_libc, (uint64_t)(how->depth / k->act->weights), (uint64_t)k->act->bytes);
+    q.to = (uint8_t *)q_new(&q_alloc_libc, (uint64_t)q_act_bytes(k->act, how->depth), 1);
     lq_status s = x && q.to ? LQ_OK : LQ_E_NOMEM;
     if (s == LQ_OK) {
         bench_kernel_fill(x, how->depth * ACTIVATION_COLUMNS);
@@ -232,7 +232,7 @@ lq_status bench_kernel_activation(const q_cpu_kernel *k, const bench_kernel_how 
         s = bench_kernel_time_passes(quantize_pass, quantize_grow, &q, how->passes, &out->passes);
     }
     out->ops = 0;
-    out->bytes = (double)q.calls * (double)(how->depth * (int64_t)sizeof(float) + how->depth / k->act->weights * k->act->bytes);
+    out->bytes = (double)q.calls * (double)(how->depth * (int64_t)sizeof(float) + q_act_bytes(k->act, how->depth));
     snprintf(out->shape, sizeof out->shape, "%lld values", (long long)how->depth);
     q_delete(&q_alloc_libc, x);
     q_delete(&q_alloc_libc, q.to);

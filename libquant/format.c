@@ -53,10 +53,11 @@ void q_decode_row(const q_format *f, const uint8_t *row, int64_t n, float *y) {
 void q_encode_row(const q_format *f, const float *x, const float *weight, bool search, int64_t n, uint8_t *row) {
     q_grid grid;
     int32_t codes[Q_MAX_BLOCK];
-    memset(row, 0, (size_t)f->row_head);
+    const uint8_t *head = f->row_head ? row : NULL;
+    if (head) f->head(&(q_fit_in){x, weight, search, NULL}, n, row);
     row += f->row_head;
     for (int64_t at = 0; at < n; at += f->weights, row += f->bytes) {
-        const q_fit_in in = {x + at, weight ? weight + at : NULL, search};
+        const q_fit_in in = {x + at, weight ? weight + at : NULL, search, head};
         f->fit(&in, &grid);
         for (int32_t j = 0; j < f->weights; j++) {
             float value;

@@ -9,13 +9,14 @@
 #include "codec.h"
 #include "status.h"
 
-enum { Q_UNIT = 32, Q_MAX_BLOCK = 256, Q_MAX_GROUPS = 16 };
+enum { Q_UNIT = 32, Q_MAX_BLOCK = 256, Q_MAX_GROUPS = 16, Q_SPAN_ROW = -1 };
 
 /* What `fit` is asked. */
 typedef struct q_fit_in {
-    const float *x;      /* one block: `weights` values; finite */
+    const float *x;      /* one block: `weights` values; of `head`, the whole row; finite */
     const float *weight; /* importance of the squared error of each value, >= 0; NULL = the format's own default */
     bool search;         /* false: the reference encoder, one closed-form choice; true: search for less weighted error */
+    const uint8_t *head; /* of fit: the row's head, already chosen; NULL for formats without */
 } q_fit_in;
 
 /* The parameters of one block, as they will read back after storage (scales already rounded to their stored type).
@@ -34,6 +35,9 @@ typedef struct q_format {
     int32_t row_head;     /* bytes ahead of the first block of each row */
     const char *fallback; /* the format for rows whose length is not a multiple of `weights`; NULL when weights == 1 */
     bool has_min;         /* split yields minima */
+    int32_t span;         /* weights that share split's d: 0 = a block; else a divisor of it, or Q_SPAN_ROW = all of a row */
+    float split_nmse;     /* 0: split says what decode does, to the bit. Else split rounds the levels: for normally
+                             distributed weights the mean square difference from decode is at most this much of theirs */
 
     /* 32 weights: unit `sub` of block `block`. For weights == 1 sub is 0 and `block` counts units of 32 weights, all of
      * which must be readable: q_decode_row takes care of tails. */
@@ -41,6 +45,8 @@ typedef struct q_format {
     /* The integer form (codec.h); NULL for formats without one. */
     void (*split)(const uint8_t *row, int block, int sub, int *q, int *sc, int *mn, float *d);
 
+    /* Formats with a row head: choose it from the whole row of n weights. Fit then finds it in in->head. */
+    void (*head)(const q_fit_in *in, int64_t n, uint8_t *head);
     void (*fit)(const q_fit_in *in, q_grid *grid);
     /* The best code for value x as weight j of the block; *value = what it decodes to. */
     int32_t (*nearest)(const q_grid *grid, int32_t j, float x, float *value);
@@ -58,6 +64,11 @@ int32_t q_format_gguf_id(const q_format *f);
 
 /* Bytes of a row of n weights; false when n is not a multiple of the block or the size overflows. */
 bool q_row_bytes(const q_format *f, uint64_t n, uint64_t *bytes);
+
+/* Weights of a row of k over which products of split's integers are summed before a float sees them. */
+static inline int64_t q_format_span(const q_format *f, int64_t k) {
+    return f->span == Q_SPAN_ROW ? k : f->span ? f->span : f->weights;
+}
 
 /* Decode a row of n weights (n as q_row_bytes accepts; a tail of less than 32 is fine for weights == 1). Reads no byte
  * beyond the row. */

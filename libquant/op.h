@@ -17,8 +17,14 @@
  *   idot: within one activation block integers are exact: I = sum of sc*q*a, M = sum of mn*a over the block (int32);
  *         then in ascending block order acc = fma(d[0]*da, (float)I, acc), and where the format has minima
  *         acc = fma(-(d[1]*da), (float)M, acc); acc starts from 0. A format block longer than the activation block
- *         is split by it; a shorter one is applied once per format block. A weight whose k is not a multiple of the
- *         activation block, or whose format has no split, uses dot on float32.
+ *         is split by it; a shorter one is applied once per format block. "Format block" is the format's span: the
+ *         weights that share d (format.h). Either block may be the whole row; where both are, one sum of integers spans
+ *         the row, and 2^17 * 128 * 127 < 2^31 bounds it. A weight whose k is not a multiple of the activation block, or
+ *         above Q_ACT_ROW_MOST where that is the row, or whose format has no split, uses dot on float32.
+ *         A split that rounds levels (format.h: split_nmse) makes this product another one than decode's, by that much.
+ *
+ * A weight with an `order` has its columns permuted: column i of the matrix belongs to value order[i] of the input. Products
+ * (MATMUL, HEAD, MOE_GLU, MOE_DOWN) read the input in that order, before it is quantized; an adapter reads it as it is.
  *
  * With activations in bfloat16 (a_bf16), in which the weights are rounded as the activations are:
  *
@@ -125,11 +131,21 @@ enum { Q_KV_TOKENS = 32 }; /* tokens per page, and keys per block of attention *
  * quantization per (slot, format), shared by all products that read the slot. */
 typedef struct q_act {
     const char *name;
-    int32_t weights, bytes; /* per block */
-    /* n is a multiple of `weights`. */
+    int32_t weights, bytes; /* per block; 0, 0: the block is the whole row, of a multiple of 32 values */
+    /* n is a multiple of `weights`; or the row, with one block to it. */
     void (*quantize)(const float *x, int64_t n, void *dst);
     bool floats; /* values of their own, for bdot; not codes under a scale */
 } q_act;
+enum { Q_ACT_ROW_MOST = 1 << 17 /* longest row that is one block */ };
+
+/* Values in a block, whether a row of k consists of blocks, and its bytes then (a multiple of 4). */
+static inline int64_t q_act_block(const q_act *a, int64_t k) { return a->weights ? a->weights : k; }
+static inline bool q_act_fits(const q_act *a, int64_t k) {
+    return a->weights ? k % a->weights == 0 : k % 32 == 0 && k <= Q_ACT_ROW_MOST;
+}
+static inline int64_t q_act_bytes(const q_act *a, int64_t k) {
+    return a->weights ? k / a->weights * a->bytes : 4 + k / 16 * 2 + k;
+}
 
 /* 8 bits per value, one scale per 32: d = amax / 127, q = x * (1 / d) rounded to nearest, ties to even, all in float32;
  * |q| <= 127. A d below 2^-126 counts as 0: d and all q are 0. A block with an infinity or NaN gets d = NaN and q = 0,
@@ -148,7 +164,9 @@ typedef struct q_a8_256 {
 } q_a8_256;
 /* 16 bits per value, the upper half of a float32: rounded to nearest, ties to even; below 2^-126 zero of its sign;
  * infinities and NaN stay (a NaN becomes quiet). Its block is 32 values and nothing else. */
-extern const q_act q_act_a8_32, q_act_a8_256, q_act_a_bf16; /* kernels/ref/act.c */
+/* 8 bits again, with one scale for the whole row, for formats with one per row (INT8 per channel and per token): d, then k / 16 sums,
+ * then k codes. */
+extern const q_act q_act_a8_32, q_act_a8_256, q_act_a8_row, q_act_a_bf16; /* kernels/ref/act.c */
 
 /* A resolved weight: rows of `k` values. Experts are consecutive matrices. Owned by the model. */
 typedef struct q_weight {
@@ -161,6 +179,7 @@ typedef struct q_weight {
     int64_t packed_row;     /* which of them is row 0 here: of a row range, not 0 */
     uint64_t device;        /* address of the same in the memory of the device it was written to; 0 = none */
     const char *name;       /* the tensor's name, for messages */
+    const int32_t *order;   /* [k] a permutation of the inputs, of all rows and matrices ("act-order"); NULL = none */
 } q_weight;
 
 /* Where an operand lies: value i of head h of column c is slot[c * slot_width + offset + h * stride + i]. */

@@ -43,6 +43,7 @@ typedef struct model {
     q_segment segments[2];
     q_plan plan;
     uint64_t seed;
+    int32_t order[2][FF]; /* permutations of DIM and of FF inputs */
 } model;
 
 static const q_weight *matrix(model *m, const char *format, int32_t rows, int32_t k, float size) {
@@ -80,6 +81,11 @@ static q_inst *product(model *m, int32_t layer, int32_t y, int32_t x, const char
     s->w = matrix(m, format, m->widths[y], m->widths[x], 0.08f);
     return s;
 }
+/* The columns of the latest matrix are in another order. */
+static void permuted(model *m) {
+    q_weight *w = &m->weights[m->n_weights - 1];
+    w->order = m->order[w->k == FF];
+}
 static void rope(model *m, int32_t layer, int32_t slot, int32_t n) {
     q_inst *s = step(m, Q_OP_ROPE, layer);
     s->y = s->x = heads(slot, n), s->kind = Q_ROPE_HALVES, s->rot = HEAD, s->freqs = m->freqs;
@@ -91,6 +97,7 @@ static void model_open(model *m, bool f32_activations) {
     const int32_t widths[SLOTS] = {0, DIM, DIM, HEADS * HEAD, KV * HEAD, KV * HEAD, HEADS * HEAD, FF, FF, DIM};
     memcpy(m->widths, widths, sizeof widths);
     for (int i = 0; i < HEAD / 2; i++) m->freqs[i] = 1.0f / (float)(1 + i * i);
+    for (int i = 0; i < FF; i++) m->order[0][i] = i * 29 % DIM, m->order[1][i] = (i * 37 + 11) % FF;
     q_inst *s = step(m, Q_OP_EMBED, -1);
     s->y = whole(m, S_X), s->w = matrix(m, "f16", VOCAB, DIM, 1.0f);
     for (int32_t l = 0; l < LAYERS; l++) {
@@ -98,7 +105,9 @@ static void model_open(model *m, bool f32_activations) {
         s = product(m, l, S_Q, S_H, "q4_k", 1, 0);
         s->y = heads(S_Q, HEADS), s->b = matrix(m, "f32", 1, HEADS * HEAD, 0.1f);
         product(m, l, S_K, S_H, l ? "q8_0" : "q4_k", 1, 0);
+        if (l) permuted(m);
         product(m, l, S_V, S_H, "f16", 1, 0);
+        if (l) permuted(m);
         rope(m, l, S_Q, HEADS);
         rope(m, l, S_K, KV);
         s = step(m, Q_OP_KV_PUT, l);
@@ -112,6 +121,7 @@ static void model_open(model *m, bool f32_activations) {
         s = step(m, Q_OP_GLU, l);
         s->y = whole(m, S_G), s->x = whole(m, S_G), s->z = whole(m, S_U), s->kind = Q_ACT_SILU;
         product(m, l, S_X, S_G, "q6_k", 0, 1);
+        if (!l) permuted(m);
     }
     norm(m, LAYERS, S_O, S_X, 1);
     s = step(m, Q_OP_HEAD, LAYERS);

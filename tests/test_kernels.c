@@ -155,7 +155,7 @@ static void check_product(const q_cpu_kernel *k, const q_format *f, const shape 
             want[c * t->rows + r] = y[c * stride + r] = t->add ? t_normal(seed) : 7.0f;
     ref_product(f, k->act, t, w, row_bytes, x, bias, want);
 
-    const int64_t x_bytes = k->act ? t->k / k->act->weights * k->act->bytes : t->k * (int64_t)sizeof(float);
+    const int64_t x_bytes = k->act ? q_act_bytes(k->act, t->k) : t->k * (int64_t)sizeof(float);
     uint8_t *acts = fenced((size_t)(x_bytes * t->n));
     for (int64_t c = 0; c < t->n; c++) {
         if (k->act) k->act->quantize(x + c * t->k, t->k, acts + c * x_bytes);
@@ -267,10 +267,9 @@ START_TEST(activations_equal_the_reference) {
     for (uint32_t i = 0; i < q_cpu_kernel_count(); i++) {
         const q_cpu_kernel *k = &q_cpu_kernels[i];
         if (!k->quantize || !q_isa_present(k->isa)) continue;
-        const int64_t n = 3 * k->act->weights;
+        const int64_t n = k->act->weights ? 3 * k->act->weights : 160, bytes = q_act_bytes(k->act, n);
         float *x = (float *)malloc((size_t)n * sizeof(float));
-        uint8_t *a = (uint8_t *)malloc((size_t)k->act->bytes * 3 + 1),
-                *b = (uint8_t *)malloc((size_t)k->act->bytes * 3);
+        uint8_t *a = (uint8_t *)malloc((size_t)bytes + 1), *b = (uint8_t *)malloc((size_t)bytes);
         for (int round = 0; round < 400; round++) {
             fill_x((x_kind)(round % X_KINDS), x, n, &seed);
             if (round % 7 == 1) /* halves between codes: ties */
@@ -279,11 +278,11 @@ START_TEST(activations_equal_the_reference) {
             if (round % 11 == 3) x[t_rand(&seed) % (uint64_t)n] = round & 1 ? INFINITY : NAN;
             if (round % 13 == 5) x[n - 1] = 3e38f;
             if (round % 13 == 7) for (int64_t j = 0; j < n; j++) x[j] *= 1e-36f;
-            memset(a, 0xA5, (size_t)k->act->bytes * 3 + 1);
+            memset(a, 0xA5, (size_t)bytes + 1);
             k->quantize(x, n, a);
             k->act->quantize(x, n, b);
-            ck_assert_msg(memcmp(a, b, (size_t)k->act->bytes * 3) == 0, "%s, round %d", k->name, round);
-            ck_assert_int_eq(a[k->act->bytes * 3], 0xA5);
+            ck_assert_msg(memcmp(a, b, (size_t)bytes) == 0, "%s, round %d", k->name, round);
+            ck_assert_int_eq(a[bytes], 0xA5);
         }
         free(x), free(a), free(b);
     }

@@ -27,9 +27,10 @@ static float stated_dot(const float *a, const float *b, int k) {
 static float stated_idot(const q_weight *w, int matrix, int row, const q_act *act, const float *x) {
     const q_format *f = w->format;
     const uint8_t *bytes = w->data + (uint64_t)matrix * w->matrix_bytes + (uint64_t)row * w->row_bytes;
-    uint8_t *xq = malloc((size_t)(w->k / act->weights * act->bytes));
+    const int block = act->weights ? act->weights : w->k, span = (int)q_format_span(f, w->k);
+    uint8_t *xq = malloc((size_t)q_act_bytes(act, w->k));
     act->quantize(x, w->k, xq);
-    const int step = f->weights < act->weights ? f->weights : act->weights;
+    const int step = span < block ? span : block;
     float acc = 0;
     for (int at = 0; at < w->k; at += step) {
         int32_t isum = 0, msum = 0;
@@ -41,6 +42,8 @@ static float stated_idot(const q_weight *w, int matrix, int row, const q_act *ac
             if (act == &q_act_a8_32) {
                 const q_a8_32 *b = (const q_a8_32 *)(const void *)xq + i / 32;
                 a = b->q[i % 32], da = b->d;
+            } else if (act == &q_act_a8_row) { /* d, a sum per 16, codes */
+                a = ((const int8_t *)xq)[4 + w->k / 8 + i], memcpy(&da, xq, 4);
             } else {
                 const q_a8_256 *b = (const q_a8_256 *)(const void *)xq + i / 256;
                 a = b->q[i % 256], da = b->d;
@@ -172,11 +175,11 @@ START_TEST(matmul_formats) {
             fx_init(&t, n, (const int32_t[]){k, rows}, 2);
             q_weight *w = fx_weight(&t, q_formats[f]->name, rows, k, 1);
             q_inst s = {.op = Q_OP_MATMUL, .x = fx_view(1, 0, 1, k), .y = fx_view(2, 0, 1, rows), .w = w};
-            const q_act *acts[] = {NULL, &q_act_a8_32, &q_act_a8_256};
-            for (int a = 0; a < 3; a++) {
+            const q_act *acts[] = {NULL, &q_act_a8_32, &q_act_a8_256, &q_act_a8_row};
+            for (int a = 0; a < 4; a++) {
                 t.e.act = acts[a];
                 fx_run(&t, &s);
-                const bool integer = acts[a] && w->format->split && k % acts[a]->weights == 0;
+                const bool integer = acts[a] && w->format->split && q_act_fits(acts[a], k);
                 double err = 0, ref = 0;
                 for (int c = 0; c < n; c++)
                     for (int r = 0; r < rows; r++) {
@@ -223,6 +226,82 @@ START_TEST(matmul_bias_add_adapter) {
             }
         for (int c = 0; c < n; c++) ck_assert_float_eq(t.slots[2][c * (rows + 2)], t.old[2][c * (rows + 2)]);
         fx_free(&t);
+    }
+}
+END_TEST
+
+/* One integer sum for a whole row, as long as it may be and of the largest codes; a longer row is a float product. */
+START_TEST(matmul_longest_row) {
+    enum { most = Q_ACT_ROW_MOST };
+    for (int k = most; k <= most + 32; k += 32) {
+        fx t;
+        fx_init(&t, 1, (const int32_t[]){most + 32, 1}, 2);
+        q_inst s = {.op = Q_OP_MATMUL, .x = fx_view(1, 0, 1, k), .y = fx_view(2, 0, 1, 1)};
+        q_weight *w = fx_weight(&t, "i8_row", 1, k, 1);
+        uint8_t *row = (uint8_t *)(uintptr_t)w->data;
+        memset(row + 4, 0x80, (size_t)k);
+        q_store32(row, q_f32_bits(1.0f));
+        for (int i = 0; i < k; i++) t.slots[1][i] = i ? -1.0f : -0.9f; /* codes -127 but for one */
+        s.w = w;
+        t.e.act = &q_act_a8_row;
+        fx_run(&t, &s);
+        const float *x = t.slots[1];
+        float *plain = (float *)malloc((size_t)k * sizeof(float));
+        q_decode_row(w->format, row, k, plain);
+        ck_assert_float_eq(t.slots[2][0], k == most ? stated_idot(w, 0, 0, t.e.act, x) : stated_dot(plain, x, k));
+        free(plain);
+        fx_free(&t);
+    }
+}
+END_TEST
+
+/* What a step with an order says of x is what it says without one of x in that order, to the bit. */
+static void check_order(q_inst *s, q_op op, const char *format, const q_act *act) {
+    enum { k = 64, rows = 6, n = 3, experts = 2 };
+    int32_t order[k];
+    fx t;
+    fx_init(&t, n, (const int32_t[]){2 * k, 2 * rows, 4}, 3);
+    fx_logits(&t, rows, 2);
+    q_weight *w = fx_weight(&t, format, rows, k, op == Q_OP_MATMUL || op == Q_OP_HEAD ? 1 : experts);
+    for (int i = 0; i < k; i++) order[i] = (i * 27 + 5) % k;
+    s->op = (uint8_t)op, s->w = w, s->n_expert = experts, s->n_used = 2;
+    q_weight *w2 = op == Q_OP_MOE_GLU ? fx_weight(&t, format, rows, k, experts) : NULL;
+    s->w2 = w2;
+    for (int c = 0; c < n; c++)
+        for (int i = 0; i < 4; i++) t.slots[3][4 * c + i] = i < 2 ? (float)i : 0.5f;
+    float want[64], x[n * 2 * k];
+    w->order = order;
+    if (w2) w2->order = order;
+    t.e.act = act;
+    memcpy(x, t.slots[1], sizeof x);
+    float *y = op == Q_OP_HEAD ? t.batch.logits : t.slots[2];
+    const size_t bytes = (op == Q_OP_HEAD ? 2 * rows : n * 2 * rows) * sizeof(float);
+    memset(y, 0, bytes);
+    fx_run(&t, s);
+    memcpy(want, y, bytes);
+    w->order = NULL;
+    if (w2) w2->order = NULL;
+    for (int c = 0; c < 2 * n; c++)
+        for (int i = 0; i < k; i++) t.slots[1][c * k + i] = x[c * k + order[i]];
+    memset(y, 0, bytes);
+    fx_run(&t, s);
+    ck_assert_msg(memcmp(want, y, bytes) == 0, "%s with %s and an order", q_ops[op].name, format);
+    fx_free(&t);
+}
+
+START_TEST(products_in_another_order) {
+    static const struct { const char *format; const q_act *act; } ways[] = {
+        {"i4_g32", NULL}, {"i4_g32", &q_act_a8_32}, {"i8_row", &q_act_a8_row}, {"f16", NULL}};
+    for (size_t i = 0; i < Q_COUNT(ways); i++) {
+        q_inst plain = {.x = fx_view(1, 0, 1, 64), .y = fx_view(2, 0, 1, 6)}, head = {.x = fx_view(1, 0, 1, 64), .out = 1},
+               heads = {.x = {1, 0, 2, 64, 64}, .y = {2, 0, 2, 3, 3}},
+               glu = {.x = fx_view(1, 0, 1, 64), .y = {2, 0, 2, 6, 6}, .z = fx_view(3, 0, 1, 4), .kind = Q_ACT_SILU},
+               down = {.x = {1, 0, 2, 64, 64}, .y = fx_view(2, 0, 1, 6), .z = fx_view(3, 0, 1, 4)};
+        check_order(&plain, Q_OP_MATMUL, ways[i].format, ways[i].act);
+        check_order(&heads, Q_OP_MATMUL, ways[i].format, ways[i].act);
+        check_order(&head, Q_OP_HEAD, ways[i].format, ways[i].act);
+        check_order(&glu, Q_OP_MOE_GLU, ways[i].format, ways[i].act);
+        check_order(&down, Q_OP_MOE_DOWN, ways[i].format, ways[i].act);
     }
 }
 END_TEST
@@ -596,6 +675,7 @@ static Suite *suite(void) {
     Suite *s = suite_create("ref");
     TCase *c = tcase_create("ops");
     const TTest *const tests[] = {act_rounding, act_odd_values, bf16_rounding, bf16_order, matmul_formats,
+                                  matmul_longest_row, products_in_another_order,
                                   matmul_bias_add_adapter, matmul_per_head, head_logits, norm_kinds, headnorm_kinds,
                                   embed_tables, copy_slices, glu_kinds, scale_gate_cap, rope_kinds, conv_history,
                                   scan_delta_rule};

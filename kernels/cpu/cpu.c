@@ -57,7 +57,7 @@ static bool fits(const q_cpu_kernel *k, const q_inst *s, q_isas isas, bool f32_a
     if (!is_product(s)) return false;
     if (strcmp(k->format, "any") != 0 && strcmp(k->format, s->w->format->name) != 0) return false;
     if (k->layout && k->layout != q_layout_of(s->w)) return false;
-    return !k->act || (!f32_activations && s->w->k % k->act->weights == 0);
+    return !k->act || (!f32_activations && q_act_fits(k->act, s->w->k));
 }
 
 static const q_cpu_kernel *choose(const q_inst *s, q_isas isas, bool f32_activations) {
@@ -75,9 +75,13 @@ static void (*choose_quantize(const q_act *act, q_isas isas))(const float *, int
 
 /* -------------------------------------------------------------------------------------------------------- stages */
 
-/* The quantized form of x that a product reads. */
+/* A product reads its input as it lies in the slot unless it wants it quantized, or in the order of its weight. */
+static bool reads_copy(const q_inst *s, const q_cpu_kernel *k) { return k && k->mm && (k->act || s->w->order); }
+
+/* The form of x that it then reads. */
 static q_cpu_copy_key key_of(const q_inst *s, const q_act *act) {
-    q_cpu_copy_key k = {.slot = s->x.slot, .offset = s->x.offset, .k = s->w->k, .heads = 1, .stride = 0, .act = act};
+    q_cpu_copy_key k = {.slot = s->x.slot, .offset = s->x.offset, .k = s->w->k, .heads = 1, .stride = 0, .act = act,
+                        .order = s->w->order};
     if (s->op == Q_OP_MATMUL && s->x.heads > 1 && s->y.heads > 1) {
         k.heads = s->x.heads;
         k.stride = s->x.stride;
@@ -86,7 +90,7 @@ static q_cpu_copy_key key_of(const q_inst *s, const q_act *act) {
 }
 static bool same_key(const q_cpu_copy_key *a, const q_cpu_copy_key *b) {
     return a->slot == b->slot && a->offset == b->offset && a->k == b->k && a->heads == b->heads &&
-           a->stride == b->stride && a->act == b->act;
+           a->stride == b->stride && a->act == b->act && a->order == b->order;
 }
 
 static int32_t find_copy(const q_program *p, const q_cpu_copy_key *key) {
@@ -100,8 +104,8 @@ static int32_t add_copy(q_program *p, const q_cpu_copy_key *key, q_isas isas) {
     if (found >= 0) return found;
     q_cpu_copy *c = &p->copies[p->n_copies];
     c->key = *key;
-    c->quantize = choose_quantize(key->act, isas);
-    c->head_bytes = (uint64_t)(key->k / key->act->weights) * (uint64_t)key->act->bytes;
+    c->quantize = key->act ? choose_quantize(key->act, isas) : NULL;
+    c->head_bytes = key->act ? (uint64_t)q_act_bytes(key->act, key->k) : (uint64_t)key->k * sizeof(float);
     c->column_bytes = c->head_bytes * (uint64_t)key->heads;
     return p->n_copies++;
 }
@@ -129,7 +133,7 @@ static void make_stages(q_program *p, q_isas isas) {
         for (int32_t m = i; opens && m < p->last && (m == i || (s->group && plan->insts[m].group == s->group));
              m++) {
             const q_cpu_kernel *k = choose(&plan->insts[m], isas, plan->f32_activations);
-            if (!k || !k->act) continue;
+            if (!reads_copy(&plan->insts[m], k)) continue;
             const q_cpu_copy_key key = key_of(&plan->insts[m], k->act);
             if (is_fresh(p, &key)) continue;
             const int32_t c = add_copy(p, &key, isas);
@@ -140,7 +144,7 @@ static void make_stages(q_program *p, q_isas isas) {
         t.columns = q_ops[s->op].unit == Q_UNIT_COLUMN || s->op == Q_OP_KV_PUT;
         t.gathers = s->out && (s->op == Q_OP_NORM || s->op == Q_OP_COPY);
         t.fn = kernel && kernel->fn ? kernel->fn : q_ops[s->op].ref;
-        if (kernel && kernel->act) {
+        if (reads_copy(s, kernel)) {
             const q_cpu_copy_key key = key_of(s, kernel->act);
             t.reads = find_copy(p, &key);
         }
@@ -246,8 +250,9 @@ static void lay_out_data(q_program *p, carve *c) {
     p->scratch_bytes = 0;
     for (int32_t i = 0; i < w->n_stages; i++) {
         const q_cpu_stage *t = &w->stages[i];
-        if (t->makes >= 0) continue;
-        p->scratch_bytes = Q_MAX(p->scratch_bytes, scratch_of(t->inst, t->kernel, columns));
+        const uint64_t bytes = t->makes >= 0 ? q_cpu_copy_scratch(&p->copies[t->makes])
+                                             : scratch_of(t->inst, t->kernel, columns);
+        p->scratch_bytes = Q_MAX(p->scratch_bytes, bytes);
     }
     p->scratch_bytes = q_round_up(p->scratch_bytes, Q_ALIGN);
     for (uint32_t i = 0; i < p->threads; i++) lay_out_thread(p, &p->own[i], c);

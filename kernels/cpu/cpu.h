@@ -50,7 +50,7 @@ typedef struct q_mm {
     int64_t row;          /* packed: the row of the weight that is the first of `rows` */
     int64_t rows;
     int64_t k;            /* a multiple of the format's block and of the activation's */
-    const uint8_t *x;     /* column 0: k floats, or k / act->weights blocks; 4-aligned */
+    const uint8_t *x;     /* column 0: k floats, or q_act_bytes() of blocks; 4-aligned */
     int64_t x_stride;     /* bytes from a column to the next */
     int64_t n;            /* columns, at least 1 */
     float *y;
@@ -85,6 +85,7 @@ uint32_t q_cpu_kernel_count(void);
 #define Q_CPU_ACT_a8_32 (&q_act_a8_32)
 #define Q_CPU_ACT_a8_256 (&q_act_a8_256)
 #define Q_CPU_ACT_a_bf16 (&q_act_a_bf16)
+#define Q_CPU_ACT_a8_row (&q_act_a8_row)
 
 #define PRODUCT(weight, activation, isa_, rows_, name_)  \
     void q_##name_(const q_mm *m);                       \

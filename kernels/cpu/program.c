@@ -76,13 +76,21 @@ static void run_product(const lane *l, const q_cpu_stage *t, int64_t begin, int6
     }
 }
 
+/* One vector of a copy. */
+static void copy_vector(const lane *l, const q_cpu_copy *c, const float *x, uint8_t *to) {
+    const q_cpu_copy_key *k = &c->key;
+    float *in_order = k->act ? (float *)l->e.scratch : (float *)(void *)to;
+    for (int32_t i = 0; k->order && i < k->k; i++) in_order[i] = x[k->order[i]];
+    if (k->act) c->quantize(k->order ? in_order : x, k->k, to);
+}
+
 static void run_copy(const lane *l, const q_cpu_stage *t, int64_t begin, int64_t end) {
     const q_cpu_copy *c = &l->p->copies[t->makes];
     const q_cpu_copy_key *k = &c->key;
     const float *slot = l->e.slots[t->from];
     for (int64_t col = begin; col < end; col++)
         for (int32_t h = 0; h < k->heads; h++)
-            c->quantize(slot + col * l->e.plan->slot_width[t->from] + k->offset + (int64_t)h * k->stride, k->k,
+            copy_vector(l, c, slot + col * l->e.plan->slot_width[t->from] + k->offset + (int64_t)h * k->stride,
                         l->copies[t->makes] + (uint64_t)col * c->column_bytes + (uint64_t)h * c->head_bytes);
 }
 

@@ -8,18 +8,24 @@
 
 #include "cpu.h"
 
-/* Which vectors of which slot are quantized, and how. */
+/* Which vectors of which slot are copied, and how: in another order, or quantized, or both. */
 typedef struct q_cpu_copy_key {
     int32_t slot, offset, k, heads, stride;
-    const q_act *act;
+    const q_act *act;     /* NULL = they stay float32 */
+    const int32_t *order; /* of the weight's columns (q_weight); NULL = as they lie */
 } q_cpu_copy_key;
 
-/* The quantized columns of a slot, shared by all products that read it in this format. */
+/* The copied columns of a slot, shared by all products that read it in this form. */
 typedef struct q_cpu_copy {
     q_cpu_copy_key key;
-    void (*quantize)(const float *x, int64_t n, void *dst);
+    void (*quantize)(const float *x, int64_t n, void *dst); /* with act */
     uint64_t head_bytes, column_bytes;
 } q_cpu_copy;
+
+/* Scratch of making one: a vector in its new order, on its way to being quantized. */
+static inline uint64_t q_cpu_copy_scratch(const q_cpu_copy *c) {
+    return c->key.act && c->key.order ? (uint64_t)c->key.k * sizeof(float) : 0;
+}
 
 /* A step of the plan, or the making of a quantized copy for it. */
 typedef struct q_cpu_stage {

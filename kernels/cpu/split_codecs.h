@@ -4,8 +4,15 @@
 #ifndef Q_SPLIT_CODECS_H
 #define Q_SPLIT_CODECS_H
 
+#include "../../libquant/formats/i4_g128.c"
+#include "../../libquant/formats/i4_g32.c"
+#include "../../libquant/formats/i4_g64.c"
+#include "../../libquant/formats/i4_row.c"
+#include "../../libquant/formats/i8_row.c"
 #include "../../libquant/formats/iq4_nl.c"
 #include "../../libquant/formats/iq4_xs.c"
+#include "../../libquant/formats/nf4.c"
+#include "../../libquant/formats/nf4_dq.c"
 #include "../../libquant/formats/q2_k.c"
 #include "../../libquant/formats/q3_k.c"
 #include "../../libquant/formats/q4_0.c"
@@ -19,8 +26,15 @@
 
 /* DO(format, argument) for each. */
 #define Q_SPLIT_CODECS(DO, argument) \
+    DO(i4_g128, argument) \
+    DO(i4_g32, argument) \
+    DO(i4_g64, argument) \
+    DO(i4_row, argument) \
+    DO(i8_row, argument) \
     DO(iq4_nl, argument) \
     DO(iq4_xs, argument) \
+    DO(nf4, argument) \
+    DO(nf4_dq, argument) \
     DO(q2_k, argument) \
     DO(q3_k, argument) \
     DO(q4_0, argument) \

@@ -45,6 +45,12 @@ static void a_bf16(const float *x, int64_t n, void *dst) {
     for (int64_t i = 0; i < n; i++) to[i] = q_ref_bf16(x[i]);
 }
 
+static void a8_row(const float *x, int64_t n, void *dst) {
+    int16_t *sum = (int16_t *)(void *)((uint8_t *)dst + sizeof(float));
+    quantize_block(x, (int)n, dst, sum, (int8_t *)(sum + n / 16));
+}
+
 const q_act q_act_a8_32 = {"a8_32", 32, (int32_t)sizeof(q_a8_32), a8_32, false};
 const q_act q_act_a8_256 = {"a8_256", 256, (int32_t)sizeof(q_a8_256), a8_256, false};
 const q_act q_act_a_bf16 = {"a_bf16", 32, 32 * (int32_t)sizeof(uint16_t), a_bf16, true};
+const q_act q_act_a8_row = {"a8_row", 0, 0, a8_row, false};

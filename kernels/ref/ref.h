@@ -148,7 +148,9 @@ float q_ref_bdot(const float *w, const uint16_t *x, int64_t k);
 typedef struct q_ref_mul {
     const q_act *act;
     const q_format *format;
+    const int32_t *order;
     int64_t k, seg; /* seg: weights per exact integer sum */
+    float *ordered; /* [k] a vector in the order of the weight's columns, on its way to being quantized */
     float *row;     /* [k] float32 row */
     int32_t *sq;    /* [k] sc * q */
     int32_t *mn;    /* [k / 16] */
@@ -157,9 +159,17 @@ typedef struct q_ref_mul {
 
 /* The activation format that a weight is multiplied in when the kernel asks for `act`. */
 const q_act *q_ref_mul_act(const q_act *act, const q_weight *w);
-/* Bytes of a vector of k values in `act`; at most Q_REF_ACT_MOST(k) whatever the format. */
-size_t q_ref_act_bytes(const q_act *act, int64_t k);
-#define Q_REF_ACT_MOST(k) (((k) / 32 + 1) * 64)
+/* Most bytes of a vector that was made ready for a weight, whatever the activation format. */
+static inline int64_t q_ref_vector_most(const q_weight *w) {
+    const int64_t blocks = (int64_t)(w->k / 32 + 1) * 64;
+    return w->order ? Q_MAX(blocks, (int64_t)w->k * (int64_t)sizeof(float)) : blocks;
+}
+/* Whether vectors are made ready before they are multiplied; how (x is as in its slot); and their bytes then. */
+static inline bool q_ref_mul_copies(const q_ref_mul *m) { return m->act || m->order; }
+void q_ref_mul_vector(const q_ref_mul *m, const float *x, void *to);
+static inline int64_t q_ref_mul_bytes(const q_ref_mul *m) {
+    return m->act ? q_act_bytes(m->act, m->k) : m->k * (int64_t)sizeof(float);
+}
 void q_ref_mul_open(q_ref_mul *m, const q_act *act, const q_weight *w, q_ref_carve *carve);
 void q_ref_mul_row(q_ref_mul *m, const uint8_t *row);
 float q_ref_mul_dot(const q_ref_mul *m, const void *x);

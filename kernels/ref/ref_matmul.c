@@ -19,22 +19,26 @@ float q_ref_bdot(const float *w, const uint16_t *x, int64_t k) {
 }
 
 const q_act *q_ref_mul_act(const q_act *act, const q_weight *w) {
-    return act && (act->floats || w->format->split) && w->k % act->weights == 0 ? act : NULL;
-}
-
-size_t q_ref_act_bytes(const q_act *act, int64_t k) {
-    return act ? (size_t)(k / act->weights) * (size_t)act->bytes : (size_t)k * sizeof(float);
+    return act && (act->floats || w->format->split) && q_act_fits(act, w->k) ? act : NULL;
 }
 
 void q_ref_mul_open(q_ref_mul *m, const q_act *act, const q_weight *w, q_ref_carve *carve) {
     m->act = act;
     m->format = w->format;
+    m->order = w->order;
     m->k = w->k;
-    m->seg = act ? Q_MIN(act->weights, w->format->weights) : 0;
+    m->seg = act ? Q_MIN(q_act_block(act, w->k), q_format_span(w->format, w->k)) : 0;
     m->row = q_ref_take(carve, w->k, sizeof(float));
     m->sq = q_ref_take(carve, w->k, sizeof(int32_t));
     m->mn = q_ref_take(carve, w->k / 16 + 1, sizeof(int32_t));
     m->d = q_ref_take(carve, w->k / Q_UNIT * 2 + 2, sizeof(float));
+    m->ordered = q_ref_take(carve, w->order ? w->k : 0, sizeof(float));
+}
+
+void q_ref_mul_vector(const q_ref_mul *m, const float *x, void *to) {
+    float *in_order = m->act ? m->ordered : to;
+    for (int64_t i = 0; m->order && i < m->k; i++) in_order[i] = x[m->order[i]];
+    if (m->act) m->act->quantize(m->order ? in_order : x, m->k, to);
 }
 
 void q_ref_mul_row(q_ref_mul *m, const uint8_t *row) {
@@ -60,13 +64,14 @@ void q_ref_mul_row(q_ref_mul *m, const uint8_t *row) {
 float q_ref_mul_dot(const q_ref_mul *m, const void *x) {
     if (!m->act) return q_ref_dot(m->row, x, m->k);
     if (m->act->floats) return q_ref_bdot(m->row, x, m->k);
+    const int64_t block = q_act_block(m->act, m->k), bytes = q_act_bytes(m->act, block);
     float acc = 0;
     for (int64_t i = 0; i < m->k; i += m->seg) { /* one exact integer sum per turn */
-        const int64_t within = i % m->act->weights;
-        const uint8_t *block = (const uint8_t *)x + i / m->act->weights * m->act->bytes;
-        const int16_t *sums = (const int16_t *)(const void *)(block + sizeof(float)), *sum = sums + within / 16;
-        const int8_t *q = (const int8_t *)(sums + m->act->weights / 16) + within;
-        const float *d = m->d + i / Q_UNIT * 2, da = *(const float *)(const void *)block;
+        const int64_t within = i % block;
+        const uint8_t *b = (const uint8_t *)x + i / block * bytes;
+        const int16_t *sums = (const int16_t *)(const void *)(b + sizeof(float)), *sum = sums + within / 16;
+        const int8_t *q = (const int8_t *)(sums + block / 16) + within;
+        const float *d = m->d + i / Q_UNIT * 2, da = *(const float *)(const void *)b;
         int32_t isum = 0, msum = 0;
         for (int64_t j = 0; j < m->seg; j++) isum += m->sq[i + j] * q[j];
         acc = fmaf(d[0] * da, (float)isum, acc);
@@ -80,7 +85,7 @@ float q_ref_mul_dot(const q_ref_mul *m, const void *x) {
 /* Where a step's scratch lies. */
 typedef struct matmul_scratch {
     q_ref_mul mul;
-    uint8_t *acts;  /* [n] vectors of the current head in the activation format */
+    uint8_t *acts;  /* [n] vectors of the current head, made ready */
     float *low;     /* [n][rank] A x of the current head */
     float *adapter; /* a row of A or B */
 } matmul_scratch;
@@ -88,7 +93,7 @@ typedef struct matmul_scratch {
 static void lay_out(matmul_scratch *m, const q_inst *s, const q_act *act, int64_t n, q_ref_carve *carve) {
     const int64_t rank = s->lora_a && s->lora_b ? s->lora_a->rows : 0;
     q_ref_mul_open(&m->mul, act, s->w, carve);
-    m->acts = q_ref_take(carve, n * Q_REF_ACT_MOST(s->w->k), 1);
+    m->acts = q_ref_take(carve, n * q_ref_vector_most(s->w), 1);
     m->low = q_ref_take(carve, n * rank, sizeof(float));
     m->adapter = q_ref_take(carve, rank ? Q_MAX(s->w->k, rank) : 0, sizeof(float));
 }
@@ -100,12 +105,11 @@ size_t q_ref_matmul_scratch(const q_inst *s, int32_t n) {
     return carve.used;
 }
 
-/* The vectors of head h of all n columns, ready for products: quantized, and through the adapter's A. */
+/* The vectors of head h of all n columns, ready for products: in order, quantized, and through the adapter's A. */
 static void prepare_head(matmul_scratch *m, const q_inst *s, const q_exec *e, int64_t n, int64_t h) {
-    const size_t bytes = q_ref_act_bytes(m->mul.act, m->mul.k);
-    if (m->mul.act)
+    if (q_ref_mul_copies(&m->mul))
         for (int64_t c = 0; c < n; c++)
-            m->mul.act->quantize(q_ref_at(e, &s->x, c, h), m->mul.k, m->acts + (size_t)c * bytes);
+            q_ref_mul_vector(&m->mul, q_ref_at(e, &s->x, c, h), m->acts + c * q_ref_mul_bytes(&m->mul));
     if (!s->lora_a || !s->lora_b) return;
     const int64_t rank = s->lora_a->rows;
     for (int64_t r = 0; r < rank; r++) {
@@ -116,8 +120,8 @@ static void prepare_head(matmul_scratch *m, const q_inst *s, const q_exec *e, in
 }
 
 static const void *vector(const matmul_scratch *m, const q_inst *s, const q_exec *e, int64_t c, int64_t h) {
-    if (!m->mul.act) return q_ref_at(e, &s->x, c, h);
-    return m->acts + (size_t)c * q_ref_act_bytes(m->mul.act, m->mul.k);
+    if (!q_ref_mul_copies(&m->mul)) return q_ref_at(e, &s->x, c, h);
+    return m->acts + c * q_ref_mul_bytes(&m->mul);
 }
 
 void q_ref_matmul(const q_inst *s, const q_exec *e, int64_t begin, int64_t end) {

@@ -113,10 +113,10 @@ typedef struct moe_scratch {
 static void lay_out(moe_scratch *m, const q_inst *s, const q_act *act, int64_t n, q_ref_carve *carve) {
     const int64_t pairs = n * s->n_used;
     q_ref_mul_open(&m->mul, q_ref_mul_act(act, s->w), s->w, carve);
-    m->acts = q_ref_take(carve, (s->op == Q_OP_MOE_DOWN ? pairs : n) * Q_REF_ACT_MOST(s->w->k), 1);
+    m->acts = q_ref_take(carve, (s->op == Q_OP_MOE_DOWN ? pairs : n) * q_ref_vector_most(s->w), 1);
     if (s->w2) {
         q_ref_mul_open(&m->mul2, q_ref_mul_act(act, s->w2), s->w2, carve);
-        m->acts2 = q_ref_take(carve, n * Q_REF_ACT_MOST(s->w2->k), 1);
+        m->acts2 = q_ref_take(carve, n * q_ref_vector_most(s->w2), 1);
     }
     m->first = q_ref_take(carve, s->w->matrices + 2, sizeof(int32_t));
     m->pair = q_ref_take(carve, pairs, sizeof(int32_t));
@@ -151,12 +151,12 @@ static void group(moe_scratch *m, const q_inst *s, const q_exec *e, int64_t n) {
         m->pair[first[expert(s, e, p / s->n_used, p % s->n_used) + 1]++] = (int32_t)p;
 }
 
-/* The vector of row p of acts: quantized there, or the float32 one in its slot. */
-static void quantize(const q_ref_mul *mul, const float *x, uint8_t *acts, int64_t p) {
-    if (mul->act) mul->act->quantize(x, mul->k, acts + (size_t)p * q_ref_act_bytes(mul->act, mul->k));
+/* The vector of row p of acts: made ready there, or the float32 one in its slot. */
+static void prepare(const q_ref_mul *mul, const float *x, uint8_t *acts, int64_t p) {
+    if (q_ref_mul_copies(mul)) q_ref_mul_vector(mul, x, acts + p * q_ref_mul_bytes(mul));
 }
 static const void *vector(const q_ref_mul *mul, const float *x, const uint8_t *acts, int64_t p) {
-    return mul->act ? (const void *)(acts + (size_t)p * q_ref_act_bytes(mul->act, mul->k)) : x;
+    return q_ref_mul_copies(mul) ? (const void *)(acts + p * q_ref_mul_bytes(mul)) : x;
 }
 
 static float product(const q_ref_mul *mul, const void *x, const q_weight *b, float bias) {
@@ -171,8 +171,8 @@ void q_ref_moe_glu(const q_inst *s, const q_exec *e, int64_t begin, int64_t end)
     lay_out(&m, s, e->act, n, &carve);
     group(&m, s, e, n);
     for (int64_t c = 0; c < n; c++) {
-        quantize(&m.mul, q_ref_at(e, &s->x, c, 0), m.acts, c);
-        if (s->w2) quantize(&m.mul2, q_ref_at(e, &s->x, c, 0), m.acts2, c);
+        prepare(&m.mul, q_ref_at(e, &s->x, c, 0), m.acts, c);
+        if (s->w2) prepare(&m.mul2, q_ref_at(e, &s->x, c, 0), m.acts2, c);
     }
     for (int64_t x = 0; x < s->w->matrices; x++) {
         if (m.first[x] == m.first[x + 1]) continue;
@@ -198,7 +198,7 @@ void q_ref_moe_down(const q_inst *s, const q_exec *e, int64_t begin, int64_t end
     q_ref_carve carve = {e->scratch, 0};
     lay_out(&m, s, e->act, n, &carve);
     group(&m, s, e, n);
-    for (int64_t p = 0; p < n * used; p++) quantize(&m.mul, q_ref_at(e, &s->x, p / used, p % used), m.acts, p);
+    for (int64_t p = 0; p < n * used; p++) prepare(&m.mul, q_ref_at(e, &s->x, p / used, p % used), m.acts, p);
     for (int64_t r = begin; r < end; r++) {
         for (int64_t x = 0; x < s->w->matrices; x++) {
             if (m.first[x] == m.first[x + 1]) continue;

@@ -39,6 +39,7 @@ const char *q_vk_supports(const q_device *dev, const q_inst *s) {
     if (!is_float32(vector_of(s))) return "a vector of weights that is not float32";
     if (is_long(s->w) || is_long(s->w2) || is_long(s->w3) || is_long(s->lora_a) || is_long(s->lora_b))
         return "rows of weights of more than 2 GiB";
+    if ((s->w && s->w->order) || (s->w2 && s->w2->order)) return "weights whose columns are permuted (act-order)";
     return q_vk_refuses(s);
 }
 

@@ -1,14 +1,10 @@
 /* nf4.c: 64 weights: float32 absmax, 32 bytes of nibbles into the 16 "normal float" levels, the first weight of each
  * pair in the high nibble; w = absmax * level. The levels and the nibble order are those of bitsandbytes files; the row
- * layout is our own (there absmax lies in a tensor of its own). Layer L2. */
-#include "../codec.h"
+ * layout is our own (there absmax lies in a tensor of its own). For 8-bit activations the levels are rounded to
+ * integers (nf4_levels.h says what that costs). Layer L2. */
+#include "nf4_levels.h"
 
 Q_FORMAT(nf4, 64, 36)
-
-Q_TABLE(float, nf4_table, 16) = {
-    -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635, -0.18477343022823334,
-    -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
-    0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0};
 
 Q_FN void nf4_decode(Q_SRC row, int block, int sub, Q_OUT(float, y, 32)) {
     int base = block * 36;
@@ -18,6 +14,22 @@ Q_FN void nf4_decode(Q_SRC row, int block, int sub, Q_OUT(float, y, 32)) {
         uint b = q_u8(row, base + 4 + 16 * sub + i);
         y[2 * i] = absmax[0] * nf4_table[b >> 4];
         y[2 * i + 1] = absmax[0] * nf4_table[b & 15u];
+    }
+}
+
+Q_FN void nf4_split(Q_SRC row, int block, int sub, Q_OUT(int, q, 32), Q_OUT(int, sc, 2), Q_OUT(int, mn, 2),
+                    Q_OUT(float, d, 2)) {
+    int base = block * 36;
+    d[0] = q_f32(row, base) * q_float(NF4_SCALE);
+    d[1] = 0.0;
+    for (int g = 0; g < 2; g++) {
+        sc[g] = 1;
+        mn[g] = 0;
+    }
+    for (int i = 0; i < 16; i++) {
+        uint b = q_u8(row, base + 4 + 16 * sub + i);
+        q[2 * i] = nf4_integers[b >> 4];
+        q[2 * i + 1] = nf4_integers[b & 15u];
     }
 }
 
@@ -38,5 +50,6 @@ static void emit(const q_grid *grid, const int32_t *codes, uint8_t *block) {
 }
 
 const q_format q_format_nf4 = {.name = "nf4", .weights = nf4_weights, .bytes = nf4_bytes, .fallback = "f16",
-                               .decode = nf4_decode, .fit = fit, .nearest = nearest, .emit = emit};
+                               .decode = nf4_decode, .split = nf4_split, .split_nmse = NF4_SPLIT_NMSE,
+                               .fit = fit, .nearest = nearest, .emit = emit};
 #endif

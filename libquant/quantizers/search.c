@@ -11,8 +11,7 @@
 
 #include "../quantizer.h"
 
-/* Row heads are q_encode_row's business, and the weighted path below writes blocks itself. */
-static bool accepts(const q_format *f) { return f->row_head == 0 && f->weights <= Q_MAX_BLOCK; }
+static bool accepts(const q_format *f) { return f->weights <= Q_MAX_BLOCK; }
 
 static double sum_squares(const float *x, int64_t n) {
     double s = 0;
@@ -25,6 +24,9 @@ static double sum_squares(const float *x, int64_t n) {
 static void encode_weighted(const q_format *f, const float *x, const float *im, int64_t k, uint8_t *row) {
     const bool super = f->weights == Q_MAX_BLOCK;
     const double row_sigma2 = super ? 0 : sum_squares(x, k) / (double)k;
+    const uint8_t *head = f->row_head ? row : NULL;
+    if (head) f->head(&(q_fit_in){x, im, true, NULL}, k, row); /* what a row shares is weighed by the inputs alone */
+    row += f->row_head;
     const int32_t roots = 8 * f->bytes / f->weights - 2; /* square roots round alike everywhere, pow does not */
     for (int64_t at = 0; at < k; at += f->weights, row += f->bytes) {
         float w[Q_MAX_BLOCK];
@@ -40,7 +42,7 @@ static void encode_weighted(const q_format *f, const float *x, const float *im, 
         }
         /* A block whose inputs were never seen (all weights 0) has no best fit: the format's default is a guess. */
         const bool usable = total > 0 && isfinite((float)total);
-        const q_fit_in in = {x + at, usable ? w : NULL, true};
+        const q_fit_in in = {x + at, usable ? w : NULL, true, head};
         q_grid grid;
         memset(&grid, 0, sizeof grid);
         f->fit(&in, &grid);

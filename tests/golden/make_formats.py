@@ -2,7 +2,7 @@
 """make_formats.py FOLDER > formats.txt: golden blocks of every format, decoded without our code.
 
 FOLDER holds GGUF files; of each tensor type in them a few blocks from different tensors are taken, and decoded by the
-Python package `gguf`. bf16 and nf4, which such files may lack, are made from their definitions with numpy. A line is:
+Python package `gguf`. bf16 and the formats that such files lack are made from their definitions with numpy. A line is:
 format, number of weights, the blocks in hexadecimal, 64-bit FNV-1a of the decoded little-endian float32 values.
 """
 import pathlib
@@ -57,6 +57,41 @@ def from_definitions():
         codes = rng.integers(0, 256, 32, dtype=np.uint8)
         both = np.stack([codes >> 4, codes & 15], axis=1).reshape(-1)
         line("nf4", absmax.tobytes() + codes.tobytes(), absmax[0] * LEVELS[both])
+    from_cards(rng)
+
+
+def dynamic_map():
+    """The signed 8-bit dynamic map: per decade, means of neighbouring points of linspace(0.1, 1), in float32."""
+    f = np.float32
+    values = [f(0), f(1)]
+    for i in range(7):
+        n = 2**i
+        step = (f(1) - f(0.1)) / f(n)
+        points = [f(0.1) + step * f(k) if k < (n + 1) // 2 else f(1) - step * f(n - k) for k in range(n + 1)]
+        for a, b in zip(points, points[1:]):
+            mean = f(10.0 ** (i - 6)) * ((a + b) / f(2))
+            values += [mean, -mean]
+    return np.array(sorted(values), dtype=np.float32)
+
+
+def from_cards(rng):
+    """Formats of model cards, in our own layout of rows."""
+    for _ in range(2):
+        scale = np.float32(rng.normal())
+        codes = rng.integers(-128, 128, 96, dtype=np.int8)
+        line("i8_row", scale.astype("<f4").tobytes() + codes.tobytes(), scale * codes.astype(np.float32))
+        head = np.array([rng.normal(), rng.normal()], dtype="<f4")
+        nested = np.array(rng.integers(0, 256, 4), dtype=np.uint8)
+        codes = rng.integers(0, 256, 128, dtype=np.uint8)
+        absmax = head[1] * dynamic_map()[nested] + head[0]
+        both = np.stack([codes >> 4, codes & 15], axis=1).reshape(4, 64)
+        line("nf4_dq", head.tobytes() + nested.tobytes() + codes.tobytes(), absmax[:, None] * LEVELS[both])
+    for name, group, zero in (("i4_g32", 32, 16), ("i4_g64", 64, 0), ("i4_g128", 128, 7), ("i4_row", 192, 8)):
+        scale = np.float16(rng.normal())
+        codes = rng.integers(0, 256, group // 2, dtype=np.uint8).reshape(-1, 16)
+        q = np.concatenate([codes & 15, codes >> 4], axis=1).astype(np.float32)
+        raw = scale.astype("<f2").tobytes() + bytes([zero, 0]) + codes.tobytes()
+        line(name, raw, np.float32(scale) * (q - np.float32(zero)))
 
 
 if __name__ == "__main__":
