@@ -161,6 +161,11 @@ typedef struct lq_model_options {
     uint32_t plan_only;     /* 1 = nothing is packed or written to `device`: for lq_model_plan; no session can be opened */
     uint32_t no_pack;       /* 1 = the processor reads weights as they lie in the file, shared with other processes that
                                map it: no time or memory for packing, slower kernels. The results are the same */
+    const char *load_as;    /* quantize while opening, NULL = nothing: a format ("nf4", "nf4_dq", "i8_row" or "int8",
+                               "i4_g128", "q4_k", ...) or a scheme ("q4_k_m"). The matrices of the layers that are stored
+                               in F32, F16 or BF16 are rounded to nearest, into memory of their own; the embedding, the
+                               output matrix, norms and biases stay as stored. LQ_E_ARG names a matrix that is already
+                               quantized. lq_model_plan counts the new bytes, with plan_only before anything is done */
 } lq_model_options;
 
 /* Open a model: a GGUF file (any shard of a split set), or a Hugging Face directory with config.json and safetensors.

@@ -11,6 +11,7 @@
 #include "bind.h"
 #include "recipe.h"
 #include "text.h"
+#include "threads.h"
 
 struct lq_ctx {
     q_alloc alloc;
@@ -58,6 +59,7 @@ struct lq_model {
     uint64_t packed_from;  /* bytes of the mapped file that it stands for, whose pages were given back */
     uint64_t owned_bytes;
     uint64_t locked;     /* bytes of weights that are locked in memory; with plan_only, that would be */
+    const q_format **as; /* [n_items] what a matrix is quantized to as the model opens, NULL = it is used as stored; NULL = all */
     q_place places[Q_PLACES]; /* [0] the context's processor, [1] the device that the options name */
     int32_t n_places;
     int32_t device_from;      /* layers from this one on, and the output, run on places[1]; 0 = the embedding too */
@@ -96,6 +98,15 @@ bool q_place_keeps(const lq_model *m, uint32_t i);
 bool q_place_reads(const lq_model *m, uint32_t i);
 lq_status q_place_write(lq_model *m, uint32_t i);
 lq_status q_place_finish(lq_model *m);
+/* lq_model_options.load_as (load_as.c): choose what is quantized, NULL = nothing; how many bytes an item then takes, 0 = it
+ * stays as it is stored; quantize a resolved weight (with plan_only only say so). */
+lq_status q_load_as_choose(lq_model *m, const char *name);
+uint64_t q_load_as_bytes(const lq_model *m, uint32_t i);
+lq_status q_load_as_weight(lq_model *m, q_pool *pool, uint32_t i);
+/* `each` item in order, with the pool that q_load_as_weight wants. */
+lq_status q_load_as_all(lq_model *m, lq_status (*each)(lq_model *m, q_pool *pool, uint32_t i, bool check), bool check);
+/* Bytes of an item's matrix as it is used. */
+uint64_t q_item_bytes(const lq_model *m, uint32_t i);
 /* Lay out anew what the processor's kernels read best so (pack.c). The weights are resolved. */
 lq_status q_pack_weights(lq_model *m);
 /* The place of a layer; -1 = what comes before the first, n_layers = what comes after the last. */

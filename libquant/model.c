@@ -163,9 +163,9 @@ static lq_status lock_weights(lq_model *m) {
     uint32_t mapped = 0;
     for (uint32_t i = 0; i < m->binding->n_items; i++) {
         const q_weight *w = &m->weights[i];
-        const uint64_t bytes = m->binding->items[i].src->bytes;
+        const uint64_t as = q_load_as_bytes(m, i), bytes = q_item_bytes(m, i);
         if (!q_place_reads(m, i)) continue;
-        if (m->owned[i]) {
+        if (m->owned[i] || as) {
             const bool vector = m->binding->arch->weights[m->binding->items[i].role].rows == 0;
             if (how->lock && !vector) m->locked += q_placed_bytes(how, bytes);
             continue;
@@ -184,6 +184,13 @@ static lq_status lock_weights(lq_model *m) {
     return LQ_OK;
 }
 
+static lq_status resolve_one(lq_model *m, q_pool *pool, uint32_t i, bool check) {
+    Q_TRY(resolve_weight(m, i));
+    if (check) Q_TRY(check_values(m, i));
+    Q_TRY(q_load_as_weight(m, pool, i));
+    return q_place_write(m, i);
+}
+
 static lq_status resolve_weights(lq_model *m, bool check, bool pack) {
     const uint32_t n = m->binding->n_items;
     m->weights = Q_NEW(m->alloc, q_weight, n);
@@ -192,16 +199,14 @@ static lq_status resolve_weights(lq_model *m, bool check, bool pack) {
     Q_TRY(q_place_blocks(m));
     uint64_t copies = 0, passing = 0; /* those for the device alone are there one at a time */
     for (uint32_t i = 0; i < n; i++) {
-        const uint64_t bytes = is_copied(m, i) ? m->binding->items[i].src->bytes : 0;
+        const uint64_t as = m->plan_only ? 0 : q_load_as_bytes(m, i), copy = is_copied(m, i) ? m->binding->items[i].src->bytes : 0;
+        const uint64_t bytes = as ? as : copy;
+        if (as) passing = Q_MAX(passing, as + copy);
         if (q_place_keeps(m, i)) copies += bytes;
         else passing = Q_MAX(passing, bytes);
     }
     Q_TRY(q_memory_check("copying the weights", copies + passing, 0));
-    for (uint32_t i = 0; i < n; i++) {
-        Q_TRY(resolve_weight(m, i));
-        if (check) Q_TRY(check_values(m, i));
-        Q_TRY(q_place_write(m, i));
-    }
+    Q_TRY(q_load_as_all(m, resolve_one, check));
     if (pack) Q_TRY(q_pack_weights(m));
     Q_TRY(lock_weights(m));
     return q_place_finish(m);
@@ -227,7 +232,7 @@ static uint64_t bytes_per_token(const lq_model *m) {
     for (uint32_t i = 0; i < b->n_items; i++) {
         const q_tensor *t = b->items[i].src;
         const bool table = strcmp(b->arch->weights[b->items[i].role].role, "token_embd") == 0;
-        n += table ? t->row_bytes : t->bytes;
+        n += table ? t->row_bytes : q_item_bytes(m, i);
     }
     /* A tied output matrix is the embedding table, read whole. */
     for (uint32_t r = 0; r < b->arch->n_weights; r++) {
@@ -249,6 +254,7 @@ static lq_status open_parts(lq_model *m, const char *path, const lq_model_option
         return q_fail(LQ_E_INCONSISTENT, "the tokenizer has %d tokens, the embedding only %g rows", tokens,
                       m->binding->hp.v[Q_HP_VOCAB]);
     Q_TRY(q_place_open(m, o));
+    Q_TRY(q_load_as_choose(m, o->load_as));
     Q_TRY(resolve_weights(m, o->check_tensors != 0, o->no_pack == 0));
     m->bytes_per_token = bytes_per_token(m);
     return copy_names(m);
@@ -278,6 +284,7 @@ void q_model_close(lq_model *m) {
     q_place_close(m);
     q_delete(m->alloc, m->weights);
     q_delete(m->alloc, m->owned);
+    q_delete(m->alloc, (void *)m->as);
     q_delete(m->alloc, m->packed);
     q_arena_free(&m->names);
     q_text_close(m->text);

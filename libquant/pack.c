@@ -63,7 +63,7 @@ static void measure(lq_model *m, uint64_t *bytes, int32_t *ops, uint32_t *n) {
         if (!bytes[i]) continue;
         ++*n;
         m->packed_bytes += bytes[i];
-        if (!m->owned[i]) m->packed_from += m->binding->items[i].src->bytes;
+        if (!m->owned[i] && !q_load_as_bytes(m, i)) m->packed_from += m->binding->items[i].src->bytes;
     }
     m->packed_data = m->packed_bytes;
     if (*n) m->packed_bytes = q_placed_bytes(&m->ctx->placing, m->packed_data); /* with a header before the block */

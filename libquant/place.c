@@ -104,7 +104,7 @@ static void mark(lq_model *m, int32_t from, uint8_t *marks) {
 static uint64_t weight_bytes(const lq_model *m, uint32_t i) {
     const q_bind_item *item = &m->binding->items[i];
     const bool vector = m->binding->arch->weights[item->role].rows == 0;
-    return vector ? item->src->shape[0] * sizeof(float) : item->src->bytes;
+    return vector ? item->src->shape[0] * sizeof(float) : q_item_bytes(m, i);
 }
 
 /* Blocks and the place of each weight in them, in the order of items. With `blocks` NULL only counted. */

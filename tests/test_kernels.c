@@ -55,6 +55,7 @@ static const struct { const char *format; int at[2]; } scales[] = {
     {"q8_0", {0, -1}}, {"q4_0", {0, -1}}, {"q4_k", {0, 2}}, {"q6_k", {208, -1}},
     {"q4_1", {0, 2}},  {"q5_0", {0, -1}}, {"q5_1", {0, 2}}, {"iq4_nl", {0, -1}}, {"iq4_xs", {0, -1}},
     {"q2_k", {80, 82}}, {"q3_k", {108, -1}}, {"q5_k", {0, 2}},
+    {"i4_g32", {0, -1}}, {"i4_g64", {0, -1}}, {"i4_g128", {0, -1}},
 };
 
 typedef enum { W_RANDOM, W_BYTES, W_ALL_80, W_ALL_7F, W_ALL_FF, W_ALL_00, W_TINY_SCALE, W_KINDS } w_kind;

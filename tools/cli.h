@@ -188,6 +188,7 @@ typedef struct cli_place {
     const char *device; /* "vulkan:0"; NULL = the processor */
     uint64_t layers;    /* how many of the last layers run there; CLI_ALL_LAYERS = nothing was said */
     uint32_t no_pack;
+    const char *load_as; /* quantize while opening; NULL = as stored */
 } cli_place;
 #define CLI_ALL_LAYERS UINT64_MAX
 #define CLI_PLACE {.device = NULL, .layers = CLI_ALL_LAYERS}
@@ -207,6 +208,15 @@ typedef struct cli_place {
      .help = "read weights as they lie in the mapped file, instead of copies in the order that\n"                      \
              "is fastest: less memory that other processes cannot share, slower; same results",                        \
      .also = "|no-repack|repack|pack|mmap|"}
+#define CLI_OPT_LOAD_AS(T)                                                                                             \
+    {.type = CLI_TEXT,                                                                                                 \
+     .name = "load-as",                                                                                                \
+     .value = "NAME",                                                                                                  \
+     .at = offsetof(T, place.load_as),                                                                                 \
+     .help = "quantize the matrices of the layers while the model opens: nf4, nf4_dq, int8,\n"                         \
+             "i4_g128, q4_k_m, any format or scheme; embedding, output and norms stay as stored",                      \
+     .also = "|load-in-4bit|load-in-8bit|quantize|bits|on-load|",                                                      \
+     .values = CLI_SCHEMES}
 #define CLI_OPT_GPU_LAYERS(T)                                                                                          \
     {.type = CLI_UINT,                                                                                                 \
      .name = "gpu-layers",                                                                                             \

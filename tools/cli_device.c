@@ -1,6 +1,6 @@
 /* cli_device.c: where a model runs: opening it on a device, the plan in words and in JSON, what crossed the border.
  *
- * Owns what --device and --gpu-layers mean: 0 layers is the processor alone, no such option is all of them.
+ * Owns what --device, --gpu-layers and --load-as mean: 0 layers is the processor alone, no such option is all of them.
  * Refuses layers without a device. No number here is the tool's own: all are of lq_model_plan and lq_session_stats. */
 #include "cli.h"
 
@@ -56,6 +56,7 @@ int cli_model(cli *c, lq_ctx *ctx, const char *path, const cli_place *place, con
         mo.gpu_layers = place->layers == CLI_ALL_LAYERS ? 0 : (uint32_t)place->layers;
     }
     if (place->no_pack) mo.no_pack = 1;
+    if (place->load_as) mo.load_as = place->load_as;
     const lq_status s = lq_model_open(ctx, path, &mo, model);
     if (s == LQ_OK) return 0;
     return cli_fail(c, s, mo.device ? device_hint(s, mo.device, hint, sizeof hint) : NULL);

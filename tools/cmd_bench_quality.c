@@ -18,7 +18,7 @@ enum { MAX_SCHEMES = 64, MAX_TEXTS = 16, SPEED_PREFILL = 256, SPEED_DECODE = 64,
 
 typedef struct args {
     cli_place place;
-    const char *model, *schemes, *importance, *keep, *activations;
+    const char *model, *schemes, *load_as, *importance, *keep, *activations;
     cli_list texts;
     uint64_t max_tokens, ctx, threads;
 } args;
@@ -42,6 +42,14 @@ static const cli_option options[] = {
      .at = offsetof(args, schemes),
      .help = "which schemes, with commas between them (default: all)",
      .also = "|scheme|types|bits|formats|",
+     .values = CLI_SCHEMES},
+    {.type = CLI_TEXT,
+     .name = "load-as",
+     .value = "A,B,..",
+     .at = offsetof(args, load_as),
+     .help = "also, or with no --schemes only, the FP16 file with its layers quantized to these\n"
+             "formats while it opens: nf4, nf4_dq, int8, i4_g128, ...",
+     .also = "|load-in-4bit|load-in-8bit|on-load|",
      .values = CLI_SCHEMES},
     CLI_OPT_IMPORTANCE(args),
     {.type = CLI_LIST,
@@ -88,7 +96,7 @@ static const cli_option options[] = {
 typedef struct entry {
     char name[32];
     char path[4200];
-    bool written, shown;
+    bool written, shown, loaded; /* loaded: the reference's file, quantized as it opens */
     double bits_per_weight;
     uint64_t bytes;
     lq_model *model;
@@ -178,7 +186,7 @@ static int choose_schemes(cli *c, bench *b) {
     const size_t known = lq_scheme_count();
     snprintf(b->entries[0].name, sizeof b->entries[0].name, REFERENCE);
     b->count = 1;
-    for (size_t i = 0; i < known && !list && b->count < MAX_SCHEMES; i++) {
+    for (size_t i = 0; i < known && !list && !b->a->load_as && b->count < MAX_SCHEMES; i++) {
         snprintf(b->entries[b->count++].name, sizeof b->entries[0].name, "%s", scheme_name(i));
     }
     while (list && *list) {
@@ -194,6 +202,12 @@ static int choose_schemes(cli *c, bench *b) {
         if (b->count == MAX_SCHEMES) return cli_usage(c, "--schemes: at most %d", MAX_SCHEMES - 1);
         snprintf(b->entries[b->count++].name, sizeof b->entries[0].name, "%s", word);
         list += n + (list[n] == ',');
+    }
+    for (const char *as = b->a->load_as; as && *as; as += strcspn(as, ","), as += *as == ',') {
+        if (b->count == MAX_SCHEMES) return cli_usage(c, "--load-as: at most %d with the schemes", MAX_SCHEMES - 1);
+        entry *e = &b->entries[b->count++];
+        snprintf(e->name, sizeof e->name, "%.*s", (int)strcspn(as, ","), as);
+        e->loaded = true;
     }
     if (b->count == 1) return cli_usage(c, "--schemes names none");
     for (size_t i = 1; i < b->count; i++) b->entries[i].shown = true;
@@ -228,7 +242,8 @@ static int on_step(void *user, uint64_t done, uint64_t total, const char *what) 
 /* The same scheme twice in the list, or f16 as reference and as candidate, is one file. */
 static entry *twin(const bench *b, size_t i) {
     for (size_t k = 0; k < i; k++) {
-        if (strcmp(b->entries[k].name, b->entries[i].name) == 0) return &b->entries[k];
+        if (b->entries[k].loaded == b->entries[i].loaded && strcmp(b->entries[k].name, b->entries[i].name) == 0)
+            return &b->entries[k];
     }
     return NULL;
 }
@@ -248,7 +263,8 @@ static int quantize_all(cli *c, bench *b) {
                                        .importance = b->a->importance};
         b->done = i;
         snprintf(b->what, sizeof b->what, "%s", e->name);
-        snprintf(e->path, sizeof e->path, "%s/%s.gguf", b->dir, e->name);
+        snprintf(e->path, sizeof e->path, "%s/%s.gguf", b->dir, e->loaded ? REFERENCE : e->name);
+        if (e->loaded) continue;
         if (same) {
             e->bits_per_weight = same->bits_per_weight;
             e->bytes = same->bytes;
@@ -274,14 +290,21 @@ static int by_size(const void *a, const void *b) {
 
 static int open_all(cli *c, bench *b) {
     /* All schemes are shown from the largest to the smallest; chosen ones in the order of the choice. */
-    if (!b->a->schemes) qsort(b->entries + 1, b->count - 1, sizeof *b->entries, by_size);
+    if (!b->a->schemes && !b->a->load_as) qsort(b->entries + 1, b->count - 1, sizeof *b->entries, by_size);
     for (size_t i = 0; i < b->count; i++) {
         entry *e = &b->entries[i];
         lq_model_info m = {.size = sizeof m};
         const lq_model_options mo = cli_model_options(b->a->activations);
-        int code = cli_model(c, b->ctx, e->path, &b->a->place, &mo, &e->model);
+        cli_place place = b->a->place;
+        lq_plan_info plan;
+        if (e->loaded) place.load_as = e->name;
+        int code = cli_model(c, b->ctx, e->path, &place, &mo, &e->model);
         if (code != 0) return code;
-        const lq_status s = lq_model_info_get(e->model, &m);
+        lq_status s = lq_model_info_get(e->model, &m);
+        if (s == LQ_OK && e->loaded && (s = cli_plan(e->model, NULL, true, &plan)) == LQ_OK) {
+            e->bytes = plan.weights;
+            e->bits_per_weight = m.parameters ? 8.0 * (double)plan.weights / (double)m.parameters : 0;
+        }
         if (s != LQ_OK) return cli_fail(c, s, NULL);
         if (i == 0) b->window = b->a->ctx ? (uint32_t)b->a->ctx : m.context < 512 ? m.context : 512;
         if (b->window > m.context) {

@@ -48,6 +48,7 @@ static const cli_option options[] = {
     CLI_OPT_DEVICE(args),
     CLI_OPT_GPU_LAYERS(args),
     CLI_OPT_NO_PACK(args),
+    CLI_OPT_LOAD_AS(args),
     CLI_OPT_ACTIVATIONS(args),
     CLI_OPT_THREADS(args),
     CLI_OPT_THREADS_PREFILL(args),
@@ -186,7 +187,9 @@ static int run(cli *c, const void *arguments) {
     if (code == 0) code = cli_open(c, a->threads, a->isa, &a->memory, &ctx);
     if (code != 0) return code;
     code = cli_model(c, ctx, a->model, &a->place, &mo, &models[0]);
-    if (code == 0 && a->against) code = cli_model(c, ctx, a->against, &a->place, &mo, &models[1]);
+    cli_place stored = a->place; /* the reference is used as it is stored */
+    stored.load_as = NULL;
+    if (code == 0 && a->against) code = cli_model(c, ctx, a->against, &stored, &mo, &models[1]);
     if (code == 0) code = evaluate(c, a, models);
     lq_model_close(models[0]);
     lq_model_close(models[1]);

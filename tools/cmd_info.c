@@ -32,6 +32,7 @@ static const cli_option options[] = {
     CLI_OPT_DEVICE(args),
     CLI_OPT_GPU_LAYERS(args),
     CLI_OPT_NO_PACK(args),
+    CLI_OPT_LOAD_AS(args),
     {.type = CLI_FLAG, .name = "tensors", .at = offsetof(args, tensors), .help = "list every tensor, in file order"},
     {.type = CLI_FLAG, .name = "meta", .at = offsetof(args, meta), .help = "list the metadata of the file",
      .also = "|metadata|keys|"},
@@ -326,6 +327,7 @@ static int run(cli *c, const void *arguments) {
     if ((a->devices + a->formats + a->schemes + (a->model != NULL)) != 1) {
         return cli_usage(c, "one of MODEL, --devices, --formats and --schemes is needed");
     }
+    if (!a->model && a->place.load_as) return cli_usage(c, "--load-as plans a MODEL");
     if (!a->model && (a->place.device || a->place.layers != CLI_ALL_LAYERS)) {
         return cli_usage(c, "--device and --gpu-layers plan a MODEL; --devices lists the devices");
     }

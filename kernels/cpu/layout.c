@@ -5,7 +5,7 @@ _Static_assert(sizeof(q_cpu_packed) <= Q_ALIGN,
                "the head of a packed weight is larger than what lies before its panels");
 
 uint64_t q_layout_panel_bytes(const q_cpu_layout *l, int64_t k) {
-    return (uint64_t)((k + l->weights - 1) / l->weights) * (uint64_t)l->bytes;
+    return (uint64_t)l->head + (uint64_t)((k + l->weights - 1) / l->weights) * (uint64_t)l->bytes;
 }
 
 uint64_t q_layout_bytes(const q_cpu_layout *l, const q_weight *w) {

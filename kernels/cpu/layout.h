@@ -15,6 +15,7 @@ typedef struct q_cpu_layout {
     const char *name;
     int32_t weights; /* of a row to a block: the format's block, or more */
     int32_t bytes;   /* of a block of a panel: a multiple of 64 */
+    int32_t head;    /* bytes ahead of a panel's first block: a multiple of 64 */
     /* Rows of `blocks` blocks of the format to a panel; where they do not fill the last block of the layout, the rest
      * of it is zero. Every byte is written. */
     void (*pack)(const uint8_t *const row[Q_PANEL], int64_t blocks, uint8_t *panel);

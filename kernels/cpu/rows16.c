@@ -43,19 +43,19 @@ static inline void pair(const uint8_t *const row[Q_PANEL], int64_t blocks, int b
 static void pack_q4_0(const uint8_t *const row[Q_PANEL], int64_t blocks, uint8_t *panel) {
     pair(row, blocks, 18, 4, panel);
 }
-const q_cpu_layout q_rows16_q4_0 = {"rows16_q4_0", 64, Q_ROWS16_Q4_0, pack_q4_0};
-const q_cpu_layout q_rows16_iq4_nl = {"rows16_iq4_nl", 64, Q_ROWS16_Q4_0, pack_q4_0};
+const q_cpu_layout q_rows16_q4_0 = {"rows16_q4_0", 64, Q_ROWS16_Q4_0, 0, pack_q4_0};
+const q_cpu_layout q_rows16_iq4_nl = {"rows16_iq4_nl", 64, Q_ROWS16_Q4_0, 0, pack_q4_0};
 
 static void pack_q8_0(const uint8_t *const row[Q_PANEL], int64_t blocks, uint8_t *panel) {
     pair(row, blocks, 34, 8, panel);
 }
-const q_cpu_layout q_rows16_q8_0 = {"rows16_q8_0", 64, Q_ROWS16_Q8_0, pack_q8_0};
+const q_cpu_layout q_rows16_q8_0 = {"rows16_q8_0", 64, Q_ROWS16_Q8_0, 0, pack_q8_0};
 
 static void pack_q4_1(const uint8_t *const row[Q_PANEL], int64_t blocks, uint8_t *panel) {
     for (int64_t i = 0; i < blocks; i++)
         panel = words(row, i * 20 + 4, 4, halves(row, i * 20 + 2, halves(row, i * 20, panel)));
 }
-const q_cpu_layout q_rows16_q4_1 = {"rows16_q4_1", 32, Q_ROWS16_Q4_1, pack_q4_1};
+const q_cpu_layout q_rows16_q4_1 = {"rows16_q4_1", 32, Q_ROWS16_Q4_1, 0, pack_q4_1};
 
 /* The fifth bits of 32 weights, bit i of a word that of weight i: bit g of byte j becomes that of weight 4g + j, which
  * a kernel finds in the byte that holds the weight's other bits. */
@@ -83,7 +83,7 @@ static void pack_q5_0(const uint8_t *const row[Q_PANEL], int64_t blocks, uint8_t
         }
     }
 }
-const q_cpu_layout q_rows16_q5_0 = {"rows16_q5_0", 64, Q_ROWS16_Q5_0, pack_q5_0};
+const q_cpu_layout q_rows16_q5_0 = {"rows16_q5_0", 64, Q_ROWS16_Q5_0, 0, pack_q5_0};
 
 static void pack_q5_1(const uint8_t *const row[Q_PANEL], int64_t blocks, uint8_t *panel) {
     for (int64_t i = 0; i < blocks; i++) {
@@ -91,7 +91,7 @@ static void pack_q5_1(const uint8_t *const row[Q_PANEL], int64_t blocks, uint8_t
         panel = words(row, i * 24 + 8, 4, fifth(row, i * 24 + 4, panel));
     }
 }
-const q_cpu_layout q_rows16_q5_1 = {"rows16_q5_1", 32, Q_ROWS16_Q5_1, pack_q5_1};
+const q_cpu_layout q_rows16_q5_1 = {"rows16_q5_1", 32, Q_ROWS16_Q5_1, 0, pack_q5_1};
 
 /* ----------------------------------------------------------------------------------------------- blocks of 256 */
 
@@ -123,12 +123,12 @@ static inline uint8_t *head_4k(const uint8_t *const row[Q_PANEL], int64_t at, ui
 static void pack_q4_k(const uint8_t *const row[Q_PANEL], int64_t blocks, uint8_t *panel) {
     for (int64_t i = 0; i < blocks; i++) panel = words(row, i * 144 + 16, 32, head_4k(row, i * 144, panel));
 }
-const q_cpu_layout q_rows16_q4_k = {"rows16_q4_k", 256, Q_ROWS16_Q4_K, pack_q4_k};
+const q_cpu_layout q_rows16_q4_k = {"rows16_q4_k", 256, Q_ROWS16_Q4_K, 0, pack_q4_k};
 
 static void pack_q5_k(const uint8_t *const row[Q_PANEL], int64_t blocks, uint8_t *panel) {
     for (int64_t i = 0; i < blocks; i++) panel = words(row, i * 176 + 16, 40, head_4k(row, i * 176, panel));
 }
-const q_cpu_layout q_rows16_q5_k = {"rows16_q5_k", 256, Q_ROWS16_Q5_K, pack_q5_k};
+const q_cpu_layout q_rows16_q5_k = {"rows16_q5_k", 256, Q_ROWS16_Q5_K, 0, pack_q5_k};
 
 /* n bytes of each row from byte `at` on, byte by byte: byte j of the sixteen rows, then byte j + 1. */
 static inline uint8_t *bytes(const uint8_t *const row[Q_PANEL], int64_t at, int n, uint8_t *to) {
@@ -144,7 +144,7 @@ static void pack_q6_k(const uint8_t *const row[Q_PANEL], int64_t blocks, uint8_t
         panel = words(row, i * 210, 48, panel);
     }
 }
-const q_cpu_layout q_rows16_q6_k = {"rows16_q6_k", 256, Q_ROWS16_Q6_K, pack_q6_k};
+const q_cpu_layout q_rows16_q6_k = {"rows16_q6_k", 256, Q_ROWS16_Q6_K, 0, pack_q6_k};
 
 static void pack_q2_k(const uint8_t *const row[Q_PANEL], int64_t blocks, uint8_t *panel) {
     for (int64_t i = 0; i < blocks; i++) {
@@ -152,7 +152,7 @@ static void pack_q2_k(const uint8_t *const row[Q_PANEL], int64_t blocks, uint8_t
         panel = words(row, i * 84 + 16, 16, bytes(row, i * 84, 16, panel));
     }
 }
-const q_cpu_layout q_rows16_q2_k = {"rows16_q2_k", 256, Q_ROWS16_Q2_K, pack_q2_k};
+const q_cpu_layout q_rows16_q2_k = {"rows16_q2_k", 256, Q_ROWS16_Q2_K, 0, pack_q2_k};
 
 /* Sixteen scales of 6 bits less 32: four bits of scale j in nibble j / 8 of byte j % 8, two in bits 2 (j / 4) of byte
  * 8 + j % 4 (q3_k.c). */
@@ -168,7 +168,7 @@ static void pack_q3_k(const uint8_t *const row[Q_PANEL], int64_t blocks, uint8_t
         panel = words(row, i * 110, 24, panel + 256);
     }
 }
-const q_cpu_layout q_rows16_q3_k = {"rows16_q3_k", 256, Q_ROWS16_Q3_K, pack_q3_k};
+const q_cpu_layout q_rows16_q3_k = {"rows16_q3_k", 256, Q_ROWS16_Q3_K, 0, pack_q3_k};
 
 /* Eight scales of 6 bits less 32: four bits in nibbles of four bytes, two in a word (iq4_xs.c). */
 static void pack_iq4_xs(const uint8_t *const row[Q_PANEL], int64_t blocks, uint8_t *panel) {
@@ -183,4 +183,4 @@ static void pack_iq4_xs(const uint8_t *const row[Q_PANEL], int64_t blocks, uint8
         panel = words(row, i * 136 + 8, 32, panel + 128);
     }
 }
-const q_cpu_layout q_rows16_iq4_xs = {"rows16_iq4_xs", 256, Q_ROWS16_IQ4_XS, pack_iq4_xs};
+const q_cpu_layout q_rows16_iq4_xs = {"rows16_iq4_xs", 256, Q_ROWS16_IQ4_XS, 0, pack_iq4_xs};

@@ -44,3 +44,8 @@ void q_act_a8_256__neon(const float *x, int64_t n, void *dst) {
     q_a8_256 *b = (q_a8_256 *)dst;
     for (int64_t i = 0; i < n; i += 256, b++) quantize(x + i, 256, &b->d, b->sum, b->q);
 }
+
+void q_act_a8_row__neon(const float *x, int64_t n, void *dst) {
+    int16_t *sum = (int16_t *)(void *)((uint8_t *)dst + sizeof(float));
+    quantize(x, (int)n, (float *)dst, sum, (int8_t *)(sum + n / 16));
+}

@@ -60,3 +60,8 @@ Q_AVX2 void q_act_a8_256__avx2(const float *x, int64_t n, void *dst) {
     q_a8_256 *b = (q_a8_256 *)dst;
     for (int64_t i = 0; i < n; i += 256, b++) block(x + i, 256, &b->d, b->sum, b->q);
 }
+
+Q_AVX2 void q_act_a8_row__avx2(const float *x, int64_t n, void *dst) {
+    int16_t *sum = (int16_t *)(void *)((uint8_t *)dst + sizeof(float));
+    block(x, (int)n, (float *)dst, sum, (int8_t *)(sum + n / 16));
+}

@@ -1,0 +1,132 @@
+/* matmul_cards_avx512vnni.c: products of packed weights (rows16_cards.c) in the formats of model cards with 8-bit
+ * activations. 4-bit groups and NF4 are records of rows16_avx512.h; INT8 per row with one scale per column has a loop of
+ * its own, in which the integers of a whole row are one sum. Layer L2. */
+#include "../rows16_cards.h"
+#include "rows16_avx512.h"
+
+/* ------------------------------------------------------------------------------------------------- 4-bit groups */
+
+enum { ZERO = 32 /* code = q + ZERO - z: unsigned for every z that a byte may hold in five bits */ };
+
+/* ZERO - z of sixteen rows, in all four bytes of each lane. */
+Q_VNNI_INLINE __m512i zeros_i4(const uint8_t *p) {
+    const __m512i each = _mm512_broadcast_i32x4(_mm_setr_epi8(0, 0, 0, 0, 4, 4, 4, 4, 8, 8, 8, 8, 12, 12, 12, 12));
+    return _mm512_sub_epi8(_mm512_set1_epi8(ZERO), _mm512_shuffle_epi8(q_p_bytes(p + 32), each));
+}
+Q_VNNI_INLINE __m512i nibbles_of(const uint8_t *p, int unit, int g) {
+    return q_p_nibbles(q_p_load(p + 64 + 256 * unit + 64 * (g & 3)), g / 4);
+}
+Q_VNNI_INLINE __m512i codes_i4(const uint8_t *p, int i, int u, int g) {
+    return _mm512_add_epi8(nibbles_of(p, i + u, g), zeros_i4(p));
+}
+Q_VNNI_INLINE __m512 d_halves(const uint8_t *p, int unit) { return q_p_halves(p + 0 * unit); }
+
+#define I4(name, units_, layout)                                                                                    \
+    static const q_p_format name = {.bytes = layout, .units = units_, .act = 1, .span = 1, .bias = ZERO,           \
+                                    .codes = codes_i4, .d = d_halves};                                             \
+    Q_P_PRODUCT(matmul_##name##_a8_32_rows16__avx512vnni, name)
+I4(i4_g32, 1, Q_ROWS16_I4_G32)
+I4(i4_g64, 2, Q_ROWS16_I4_G64)
+I4(i4_g128, 4, Q_ROWS16_I4_G128)
+I4(i4_row, 2, Q_ROWS16_I4_G64)
+
+/* ------------------------------------------------------------------------------------------------------------ NF4 */
+
+/* The integers of nf4_levels.h plus 128. */
+Q_VNNI_INLINE __m512i codes_nf4(const uint8_t *p, int i, int u, int g) {
+    const __m128i t = _mm_setr_epi8(4, 42, 63, 79, 93, 105, 117, (char)128, (char)138, (char)148, (char)159, (char)170,
+                                    (char)183, (char)198, (char)218, (char)252);
+    return _mm512_shuffle_epi8(_mm512_broadcast_i32x4(t), nibbles_of(p, i + u, g));
+}
+Q_VNNI_INLINE __m512 d_nf4(const uint8_t *p, int unit) {
+    return _mm512_mul_ps(_mm512_load_ps((const float *)(const void *)(p + 0 * unit)),
+                         _mm512_set1_ps(0.008064516129032258f));
+}
+static const q_p_format nf4 = {
+    .bytes = Q_ROWS16_NF4, .units = 2, .act = 1, .span = 1, .bias = 128, .codes = codes_nf4, .d = d_nf4};
+Q_P_PRODUCT(matmul_nf4_a8_32_rows16__avx512vnni, nf4)
+Q_P_PRODUCT(matmul_nf4_dq_a8_32_rows16__avx512vnni, nf4)
+
+/* ------------------------------------------------------------------------------------------------------------ INT8 */
+
+enum { I8_CHAINS = 4 /* sums of a lone column, so that none waits for the one before it */ };
+
+/* Minus 128 times the sum of a column's activations: what its sums begin with. */
+Q_VNNI_INLINE int32_t i8_begin(const uint8_t *x, int64_t k) {
+    const int16_t *sum = (const int16_t *)(const void *)(x + 4);
+    int32_t total = 0;
+    for (int64_t i = 0; i < k / 16; i++) total += sum[i];
+    return -128 * total;
+}
+
+/* P panels times C columns. */
+Q_VNNI_INLINE void i8_columns(int P, int C, const uint8_t *const *panels, const uint8_t *const *x, int64_t k, bool ahead,
+                              __m512 y[2][Q_P_COLUMNS]) {
+    const int64_t codes = 4 + k / 8;
+    const int chains = P * C == 1 ? I8_CHAINS : 1;
+    __m512i sum[2][Q_P_COLUMNS][I8_CHAINS];
+    Q_UNROLL for (int p = 0; p < P; p++) Q_UNROLL for (int c = 0; c < C; c++) {
+        sum[p][c][0] = _mm512_set1_epi32(i8_begin(x[c], k));
+        Q_UNROLL for (int j = 1; j < chains; j++) sum[p][c][j] = _mm512_setzero_si512();
+    }
+    for (int64_t i = 0; i < k; i += 32) {
+        Q_UNROLL for (int g = 0; g < 8; g++) {
+            __m512i v[2];
+            Q_UNROLL for (int p = 0; p < P; p++) {
+                const uint8_t *at = panels[p] + Q_ROWS16_I8_HEAD + 16 * i + 64 * g;
+                if (ahead) _mm_prefetch((const char *)(uintptr_t)at + Q_P_AHEAD, _MM_HINT_T0);
+                v[p] = _mm512_xor_si512(q_p_load(at), _mm512_set1_epi8((char)0x80));
+            }
+            Q_UNROLL for (int c = 0; c < C; c++) {
+                const __m512i a = q_z_spread(x[c] + codes + i + 4 * g);
+                Q_UNROLL for (int p = 0; p < P; p++) sum[p][c][g % chains] =
+                    _mm512_dpbusd_epi32(sum[p][c][g % chains], v[p], a);
+            }
+        }
+    }
+    Q_UNROLL for (int p = 0; p < P; p++) Q_UNROLL for (int c = 0; c < C; c++) {
+        Q_UNROLL for (int j = 1; j < chains; j++) sum[p][c][0] = _mm512_add_epi32(sum[p][c][0], sum[p][c][j]);
+        const __m512 d = _mm512_load_ps((const float *)(const void *)panels[p]);
+        const __m512 da = _mm512_set1_ps(q_bits_f32(q_load32(x[c])));
+        y[p][c] = _mm512_fmadd_ps(_mm512_mul_ps(d, da), _mm512_cvtepi32_ps(sum[p][c][0]), _mm512_setzero_ps());
+    }
+}
+
+Q_VNNI_INLINE void i8_some(int P, int C, const q_mm *m, const uint8_t *const *panels, int64_t r, int64_t c, bool ahead) {
+    const uint8_t *x[Q_P_COLUMNS];
+    __m512 y[2][Q_P_COLUMNS];
+    Q_UNROLL for (int j = 0; j < C; j++) x[j] = m->x + Q_MIN(c + j, m->n - 1) * m->x_stride;
+    i8_columns(P, C, panels, x, m->k, ahead, y);
+    Q_UNROLL for (int j = 0; j < C; j++) {
+        if (c + j >= m->n) break;
+        Q_UNROLL for (int p = 0; p < P; p++) q_p_put(m, r + p * Q_PANEL, c + j, y[p][j]);
+    }
+}
+
+uint64_t q_matmul_i8_row_a8_row_rows16__avx512vnni_scratch(int64_t k, int64_t n) {
+    Q_UNUSED(k);
+    Q_UNUSED(n);
+    return 0;
+}
+
+Q_VNNI void q_matmul_i8_row_a8_row_rows16__avx512vnni(const q_mm *m) {
+    const int64_t first = m->row / Q_PANEL, last = (m->row + m->rows + Q_PANEL - 1) / Q_PANEL;
+    const int64_t block = Q_MAX(Q_P_BLOCK / m->x_stride / Q_P_COLUMNS, (int64_t)1) * Q_P_COLUMNS;
+    for (int64_t i = first; m->n == 1 && i < last; i++) {
+        const uint8_t *const panel[2] = {m->w + (uint64_t)i * m->row_bytes, NULL};
+        i8_some(1, 1, m, panel, i * Q_PANEL - m->row, 0, true);
+    }
+    for (int64_t begin = 0; m->n > 1 && begin < m->n; begin += block) {
+        const int64_t end = Q_MIN(begin + block, m->n);
+        for (int64_t i = first; i < last; i += 2) {
+            const uint8_t *panels[2] = {m->w + (uint64_t)i * m->row_bytes, m->w + (uint64_t)(i + 1) * m->row_bytes};
+            const int64_t r = i * Q_PANEL - m->row;
+            if (i + 1 == last) panels[1] = panels[0]; /* nothing of it is stored */
+            for (int64_t c = begin, left; (left = end - c) > 0;) {
+                if (left <= 2) i8_some(2, 2, m, panels, r, c, c == 0), c += 2;
+                else if (left < 5) i8_some(2, 4, m, panels, r, c, c == 0), c += 4;
+                else i8_some(2, 6, m, panels, r, c, c == 0), c += 6;
+            }
+        }
+    }
+}
