@@ -1,5 +1,5 @@
 /* i4_g32.c: 4-bit codes in groups of 32, each with a scale and a zero point; i4_codec.h has the layout. Layer L2. */
-#include "i4_codec.h"
+#include "../i4_codec.h"
 
 Q_I4_CODEC(i4_g32, 32, 20, Q_I4_IN_BLOCK)
 

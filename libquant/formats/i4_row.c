@@ -1,5 +1,5 @@
 /* i4_row.c: 4-bit codes with one scale and one zero point for the whole row; i4_codec.h has the layout. Layer L2. */
-#include "i4_codec.h"
+#include "../i4_codec.h"
 
 Q_I4_CODEC(i4_row, 32, 16, Q_I4_IN_ROW)
 

@@ -2,7 +2,7 @@
  * pair in the high nibble; w = absmax * level. The levels and the nibble order are those of bitsandbytes files; the row
  * layout is our own (there absmax lies in a tensor of its own). For 8-bit activations the levels are rounded to
  * integers (nf4_levels.h says what that costs). Layer L2. */
-#include "nf4_levels.h"
+#include "../nf4_levels.h"
 
 Q_FORMAT(nf4, 64, 36)
 

@@ -5,7 +5,7 @@
  * There `nested` serves 256 groups (16384 weights) and the offset the whole tensor; here each block of 256 has a copy
  * of the one, each row of the other, and our own encoder gives each a value of its own, which costs nothing more. Needs
  * no table: the map's 256 values are computed. Layer L2. */
-#include "nf4_levels.h"
+#include "../nf4_levels.h"
 
 Q_FORMAT(nf4_dq, 256, 136)
 

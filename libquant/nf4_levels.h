@@ -1,5 +1,5 @@
 /* nf4_levels.h: the sixteen levels that nf4 and nf4_dq share: the quantiles of a normal distribution that bitsandbytes files
- * use, and the same rounded to integers for products with 8-bit activations. Layer L2.
+ * use, and the same rounded to integers for products with 8-bit activations. Layer L1.
  *
  * The integers are level * 124, rounded: of the scales 100 .. 127 the one whose rounding is least, each level counted as
  * often as it occurs in blocks of 64 normally distributed weights. It moves weights by 2.4e-5 of their mean square; NF4
@@ -7,7 +7,7 @@
 #ifndef Q_NF4_LEVELS_H
 #define Q_NF4_LEVELS_H
 
-#include "../codec.h"
+#include "codec.h"
 
 Q_TABLE(float, nf4_table, 16) = {
     -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635, -0.18477343022823334,
