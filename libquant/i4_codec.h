@@ -71,16 +71,16 @@ static inline void i4_codes(const int32_t *codes, int32_t weights, uint8_t *to) 
 }
 
 #define Q_I4_GROUPS(format)                                                                                \
-    static void fit(const q_fit_in *in, q_grid *grid) {                                                    \
+    static void format##_fit(const q_fit_in *in, q_grid *grid) {                                           \
         uint8_t head[4];                                                                                   \
         q_fit_zero(in, format##_weights, head);                                                            \
         i4_grid(head, grid);                                                                               \
     }                                                                                                      \
-    static int32_t nearest(const q_grid *grid, int32_t j, float x, float *value) {                         \
+    static int32_t format##_nearest(const q_grid *grid, int32_t j, float x, float *value) {                \
         Q_UNUSED(j);                                                                                       \
         return i4_nearest(grid, x, value);                                                                 \
     }                                                                                                      \
-    static void emit(const q_grid *grid, const int32_t *codes, uint8_t *block) {                           \
+    static void format##_emit(const q_grid *grid, const int32_t *codes, uint8_t *block) {                  \
         q_store16(block, q_f32_to_half(grid->d));                                                          \
         block[2] = (uint8_t)grid->mn[0];                                                                   \
         block[3] = 0;                                                                                      \
@@ -89,6 +89,6 @@ static inline void i4_codes(const int32_t *codes, int32_t weights, uint8_t *to) 
     const q_format q_format_##format = {                                                                   \
         .name = #format, .weights = format##_weights, .bytes = format##_bytes,                             \
         .fallback = format##_weights > 32 ? "i4_g32" : "f16", .decode = format##_decode,                   \
-        .split = format##_split, .fit = fit, .nearest = nearest, .emit = emit};
+        .split = format##_split, .fit = format##_fit, .nearest = format##_nearest, .emit = format##_emit};
 #endif
 #endif
