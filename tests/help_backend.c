@@ -180,13 +180,17 @@ void st_ready(st *t, bool groups) {
 
 /* ------------------------------------------------------------------------------------------------------- a device */
 
-void st_device_open(st_device *d, const q_backend *be, uint32_t index) {
+static lq_status open_rung(st_device *d, const q_backend *be, uint32_t index, const char *isa) {
     memset(d, 0, sizeof *d);
     d->be = be;
     d->index = index;
     d->alloc = st_counting(&d->count);
-    const q_device_options o = {.alloc = &d->alloc, .threads = 2};
-    const lq_status s = be->open(index, &o, &d->dev);
+    const q_device_options o = {.alloc = &d->alloc, .threads = 2, .isa = isa};
+    return be->open(index, &o, &d->dev);
+}
+
+void st_device_open(st_device *d, const q_backend *be, uint32_t index) {
+    const lq_status s = open_rung(d, be, index, NULL);
     ck_assert_msg(s == LQ_OK, "%s:%u does not open: %s", be->name, index, lq_error_detail());
 }
 
@@ -204,6 +208,20 @@ void st_each_device(void (*fn)(st_device *d, void *user), void *user) {
             fn(&d, user);
             st_device_close(&d);
         }
+}
+
+void st_each_rung(void (*fn)(st_device *d, void *user), void *user) {
+    static const char *const names[] = {
+#define ISA(name, ...) #name,
+#include "../kernels/cpu/isa.def"
+#undef ISA
+    };
+    for (size_t i = 1; i + 1 < Q_COUNT(names); i++) {
+        st_device d;
+        if (open_rung(&d, q_backends[0], 0, names[i]) != LQ_OK) continue;
+        fn(&d, user);
+        st_device_close(&d);
+    }
 }
 
 static const q_weight *moved(const st_program *p, const q_weight *w) {

@@ -100,6 +100,8 @@ void st_device_open(st_device *d, const q_backend *be, uint32_t index);
 void st_device_close(st_device *d);
 /* Run `fn` on every device of every backend; the devices are opened and closed here, and must leave nothing. */
 void st_each_device(void (*fn)(st_device *d, void *user), void *user);
+/* The processor once per instruction set that it has, but for the least, which is nearly kernels/ref itself, and the last. */
+void st_each_rung(void (*fn)(st_device *d, void *user), void *user);
 
 /* A plan compiled for a device. */
 typedef struct st_program {

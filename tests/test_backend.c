@@ -489,6 +489,7 @@ START_TEST(operation_keeps_its_bound) {
         for (int32_t i = 0; i < t.n_insts; i++) there |= t.insts[i].op == cases[_i].op;
         ck_assert_msg(there, "%s, variant %d: no step of it", q_ops[cases[_i].op].name, v);
         st_each_device(on_device, &t);
+        st_each_rung(on_device, &t);
         st_free(&t);
     }
 }

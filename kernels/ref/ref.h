@@ -174,6 +174,16 @@ void q_ref_mul_open(q_ref_mul *m, const q_act *act, const q_weight *w, q_ref_car
 void q_ref_mul_row(q_ref_mul *m, const uint8_t *row);
 float q_ref_mul_dot(const q_ref_mul *m, const void *x);
 
+/* ROUTE in two parts: logits of some columns, whose sums a kernel may have its own way of, and the choice for one column. */
+typedef struct q_ref_route_scratch {
+    float *row;           /* a row of w */
+    float *logits;        /* [columns][n_expert] */
+    float *value, *rank;  /* [n_expert]: what becomes the weight; what is compared, minus infinity = out */
+    uint8_t *taken;
+} q_ref_route_scratch;
+void q_ref_route_open(q_ref_route_scratch *t, const q_inst *s, int64_t n, q_ref_carve *carve);
+void q_ref_route_choose(const q_inst *s, q_ref_route_scratch *t, const float *logits, float *y);
+
 /* What each file of operations needs as scratch; q_ref_scratch asks the right one. */
 size_t q_ref_norm_scratch(const q_inst *s);
 size_t q_ref_matmul_scratch(const q_inst *s, int32_t n);

@@ -4,15 +4,7 @@
 
 /* ----------------------------------------------------------------------------------------------------------- ROUTE */
 
-/* Scores of one column: value (what becomes the weight) and rank (what is compared; minus infinity = out). */
-typedef struct route_scratch {
-    float *row;    /* a row of w */
-    float *logits; /* [columns][n_expert] */
-    float *value, *rank;
-    uint8_t *taken;
-} route_scratch;
-
-static void lay_out_route(route_scratch *t, const q_inst *s, int64_t n, q_ref_carve *carve) {
+void q_ref_route_open(q_ref_route_scratch *t, const q_inst *s, int64_t n, q_ref_carve *carve) {
     t->row = q_ref_take(carve, Q_MAX(s->w->k, s->n_groups), sizeof(float));
     t->logits = q_ref_take(carve, n * s->n_expert, sizeof(float));
     t->value = q_ref_take(carve, s->n_expert, sizeof(float));
@@ -38,7 +30,7 @@ static int64_t best(const float *rank, const uint8_t *taken, int64_t n) {
 }
 
 /* Put the experts of all but the best groups out of the running. */
-static void keep_groups(const q_inst *s, route_scratch *t) {
+static void keep_groups(const q_inst *s, q_ref_route_scratch *t) {
     const int64_t size = s->n_expert / s->n_groups;
     for (int64_t g = 0; g < s->n_groups; g++) t->taken[g] = 0;
     float *score = t->row; /* no longer needed, and at least n_groups long */
@@ -57,7 +49,7 @@ static void keep_groups(const q_inst *s, route_scratch *t) {
             for (int64_t i = g * size; i < (g + 1) * size; i++) t->rank[i] = -INFINITY;
 }
 
-static void choose(const q_inst *s, route_scratch *t, const float *logits, float *y) {
+void q_ref_route_choose(const q_inst *s, q_ref_route_scratch *t, const float *logits, float *y) {
     const int64_t n = s->n_expert, used = s->n_used;
     memcpy(t->value, logits, sizeof(float) * (size_t)n);
     if (s->kind == Q_ROUTE_SOFTMAX) softmax(t->value, n);
@@ -84,9 +76,9 @@ static void choose(const q_inst *s, route_scratch *t, const float *logits, float
 }
 
 void q_ref_route(const q_inst *s, const q_exec *e, int64_t begin, int64_t end) {
-    route_scratch t;
+    q_ref_route_scratch t;
     q_ref_carve carve = {e->scratch, 0};
-    lay_out_route(&t, s, end - begin, &carve);
+    q_ref_route_open(&t, s, end - begin, &carve);
     for (int64_t x = 0; x < s->n_expert; x++) {
         q_decode_row(s->w->format, q_ref_row(s->w, 0, x), s->w->k, t.row);
         const float b = q_ref_bias(s->b, 0, x);
@@ -97,7 +89,7 @@ void q_ref_route(const q_inst *s, const q_exec *e, int64_t begin, int64_t end) {
         }
     }
     for (int64_t c = begin; c < end; c++)
-        choose(s, &t, t.logits + (c - begin) * s->n_expert, q_ref_at(e, &s->y, c, 0));
+        q_ref_route_choose(s, &t, t.logits + (c - begin) * s->n_expert, q_ref_at(e, &s->y, c, 0));
 }
 
 /* --------------------------------------------------------------------------------------------------------- experts */
@@ -126,8 +118,8 @@ static void lay_out(moe_scratch *m, const q_inst *s, const q_act *act, int64_t n
 size_t q_ref_moe_scratch(const q_inst *s, int32_t n) {
     q_ref_carve carve = {NULL, 0};
     if (s->op == Q_OP_ROUTE) {
-        route_scratch t;
-        lay_out_route(&t, s, n, &carve);
+        q_ref_route_scratch t;
+        q_ref_route_open(&t, s, n, &carve);
     } else {
         moe_scratch m;
         lay_out(&m, s, NULL, n, &carve);
