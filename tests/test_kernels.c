@@ -209,6 +209,46 @@ START_TEST(products_equal_the_reference) {
 }
 END_TEST
 
+/* Products that kernels take in pieces of rows, weights and columns: the definition of some columns, from both sides of
+ * where a piece may end, is compared. */
+START_TEST(large_products_equal_the_reference) {
+    enum { ROWS = 133, K = 1280, N = 523, CHOSEN = 8 };
+    static const int chosen[CHOSEN] = {0, 5, 6, 511, 515, 516, 521, 522};
+    uint64_t seed = 5;
+    float *x = (float *)malloc(sizeof(float) * K * N), *some = (float *)malloc(sizeof(float) * K * CHOSEN);
+    float *y = (float *)malloc(sizeof(float) * ROWS * N), *want = (float *)malloc(sizeof(float) * ROWS * CHOSEN);
+    fill_x(X_RANDOM, x, (int64_t)K * N, &seed);
+    for (int i = 0; i < CHOSEN; i++) memcpy(some + i * K, x + chosen[i] * K, sizeof(float) * K);
+    for (uint32_t i = 0; i < q_cpu_kernel_count(); i++) {
+        const q_cpu_kernel *k = &q_cpu_kernels[i];
+        if (!k->mm || !k->act || !q_isa_present(k->isa)) continue;
+        const q_format *f = q_format_find(k->format);
+        const shape t = {ROWS, K, CHOSEN, W_RANDOM, X_RANDOM, true, false};
+        uint64_t row_bytes;
+        ck_assert(f && q_row_bytes(f, K, &row_bytes));
+        uint8_t *w = (uint8_t *)malloc((size_t)row_bytes * ROWS);
+        fill_weights(f, t.w, ROWS, K, row_bytes, w, &seed);
+        for (int j = 0; j < ROWS * N; j++) y[j] = (float)(j % ROWS);
+        for (int j = 0; j < ROWS * CHOSEN; j++) want[j] = (float)(j % ROWS);
+        ref_product(f, k->act, &t, w, row_bytes, some, NULL, want);
+
+        const int64_t column = K / k->act->weights * k->act->bytes;
+        uint8_t *acts = (uint8_t *)malloc((size_t)column * N);
+        for (int c = 0; c < N; c++) k->act->quantize(x + c * K, K, acts + c * column);
+        void *scratch = q_new(&q_alloc_libc, k->mm_scratch(K, N), 1);
+        const q_mm m = {.format = f, .w = w, .row_bytes = row_bytes, .rows = ROWS, .k = K, .x = acts, .x_stride = column,
+                        .n = N, .y = y, .y_stride = ROWS, .add = true, .scratch = scratch};
+        k->mm(&m);
+        for (int c = 0; c < CHOSEN; c++)
+            ck_assert_msg(memcmp(y + chosen[c] * ROWS, want + c * ROWS, sizeof(float) * ROWS) == 0, "%s: column %d",
+                          k->name, chosen[c]);
+        q_delete(&q_alloc_libc, scratch);
+        free(acts), free(w);
+    }
+    free(x), free(some), free(y), free(want);
+}
+END_TEST
+
 START_TEST(every_product_row_names_a_format) {
     for (uint32_t i = 0; i < q_cpu_kernel_count(); i++) {
         const q_cpu_kernel *k = &q_cpu_kernels[i];
@@ -511,6 +551,7 @@ static Suite *suite(void) {
     TCase *t = tcase_create("kernels");
     tcase_set_timeout(t, 120);
     tcase_add_test(t, products_equal_the_reference);
+    tcase_add_test(t, large_products_equal_the_reference);
     tcase_add_test(t, every_product_row_names_a_format);
     tcase_add_test(t, activations_equal_the_reference);
     tcase_add_test(t, steps_keep_their_bound);

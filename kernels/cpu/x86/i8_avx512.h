@@ -1,5 +1,5 @@
 /* i8_avx512.h: what the AVX-512 VNNI products with 8-bit activations share. A format says how it is laid out and how
- * its codes come out of it; the loops are here. Layer L2.
+ * its codes come out of it; the loops are here and, for more columns, in panel_avx512.h. Layer L2.
  *
  * Codes are unsigned bytes, weights plus a constant (`bias`), because vpdpbusd multiplies unsigned by signed bytes and
  * adds four products to a 32-bit sum exactly: nothing saturates. The bias is taken back by what a sum begins with. Two
@@ -9,9 +9,7 @@
  *                  and scales of sixteen rows are then turned, so that op.h's float multiply-adds are done with rows in
  *                  lanes. (Sixteen rows side by side would be sixteen short streams, which the hardware does not
  *                  foresee: bench/SPEED.md.)
- *   more columns   Sixteen rows are unpacked into a panel, in which a register holds four consecutive codes of each
- *                  row; two panels meet six columns at a time: one broadcast of four activations feeds 32 rows, and
- *                  nothing is added across. */
+ *   more columns   Rows are unpacked into panels (panel_avx512.h). */
 #ifndef Q_I8_AVX512_H
 #define Q_I8_AVX512_H
 
@@ -23,16 +21,10 @@
 
 enum {
     Q_Z_ROWS = 16,
-    Q_Z_COLUMNS = 6,
     Q_Z_PANEL_FROM = 5, /* columns from which unpacking pays */
     Q_Z_FEW = 4,        /* columns that a stream serves at a time */
     Q_Z_AHEAD = 8192    /* bytes ahead of the stream that are asked for: pages end a hardware prefetch */
 };
-
-/* Integer scales and minima of a unit: of its first and its last 16 weights. */
-typedef struct q_z_scales {
-    int16_t sc[2], mn[2];
-} q_z_scales;
 
 /* A block of 256 weights taken apart. */
 typedef struct q_z_block {
@@ -51,7 +43,9 @@ typedef struct q_z_format {
     /* Panel: unit `sub` of sixteen blocks. Quarter q of v[i] is the first, of v[4 + i] the last 16 codes of block
      * 4q + i. */
     void (*codes)(const uint8_t *const *p, int sub, __m512i v[8]);
-    q_z_scales (*scale)(const uint8_t *p, int sub); /* with scales > 0 */
+    /* With scales > 0: lane r of sc[i] = four signed bytes, integer scales 4i .. 4i + 3 of block r; mn: unsigned, the
+     * minima, where there are any. */
+    void (*scale)(const uint8_t *const *p, __m512i sc[4], __m512i mn[4]);
 
     /* Stream with act 1, where a segment is a unit: codes of segments s + 2i and s + 2i + 1 of a row, `last` in the
      * place of later ones; s is a multiple of 16. With scales, *scale = an int16 in the lower half of each lane. */
@@ -72,6 +66,10 @@ Q_VNNI_INLINE int64_t q_z_act_bytes(const q_z_format *f) { return 4 + 36 * f->ac
 Q_VNNI_INLINE __m128i q_z_load128(const void *p) { return _mm_loadu_si128((const __m128i *)p); }
 Q_VNNI_INLINE __m512i q_z_low4(__m512i v) { return _mm512_and_si512(v, _mm512_set1_epi8(15)); }
 Q_VNNI_INLINE __m512i q_z_high4(__m512i v) { return q_z_low4(_mm512_srli_epi16(v, 4)); }
+
+/* Four bytes to every lane. */
+Q_VNNI_INLINE __m512i q_z_spread(const uint8_t *p) { return _mm512_set1_epi32((int)q_load32(p)); }
+Q_VNNI_INLINE __m512 q_z_spread_f32(const uint8_t *p) { return _mm512_set1_ps(q_bits_f32(q_load32(p))); }
 
 /* 16 bytes at `at` of blocks i, 4 + i, 8 + i, 12 + i. */
 Q_VNNI_INLINE __m512i q_z_quad(const uint8_t *const *p, int i, int at) {
@@ -383,179 +381,5 @@ Q_VNNI_INLINE void q_z_few(const q_z_format *f, const q_mm *m) {
         if (c < m->n) q_z_tile(f, 1, m, r, c, t + c);
     }
 }
-
-/* ----------------------------------------------------------------------------------------------------------- panel */
-
-/* A unit of the panel: 8 registers of codes; then, of formats with integer scales, these as int32, and the minima as
- * pairs of int16. After the units of a block: d, dmin. */
-Q_VNNI_INLINE bool q_z_int_minima(const q_z_format *f) { return f->dmin >= 0 && f->scales > 0; }
-Q_VNNI_INLINE int64_t q_z_unit_bytes(const q_z_format *f) { return 512 + 64 * f->scales + 64 * q_z_int_minima(f); }
-Q_VNNI_INLINE int64_t q_z_block_bytes(const q_z_format *f) {
-    return f->units * q_z_unit_bytes(f) + 64 + 64 * (f->dmin >= 0);
-}
-Q_VNNI_INLINE int64_t q_z_panel_bytes(const q_z_format *f, int64_t k) {
-    return k / (32 * f->units) * q_z_block_bytes(f);
-}
-
-Q_VNNI_INLINE void q_z_store_halves(const uint8_t *const *p, int at, uint8_t *to) {
-    for (int r = 0; r < Q_Z_ROWS; r++) q_store32(to + 4 * r, q_f32_bits(q_half_to_f32(q_load16(p[r] + at))));
-}
-
-Q_VNNI_INLINE void q_z_unpack(const q_z_format *f, const uint8_t *const *row, int64_t blocks, uint8_t *panel) {
-    for (int64_t i = 0; i < blocks; i++) {
-        const uint8_t *p[Q_Z_ROWS];
-        for (int r = 0; r < Q_Z_ROWS; r++) p[r] = row[r] + i * f->bytes;
-        for (int sub = 0; sub < f->units; sub++, panel += q_z_unit_bytes(f)) {
-            __m512i v[8];
-            f->codes(p, sub, v);
-            q_transpose4(v);
-            q_transpose4(v + 4);
-            Q_UNROLL for (int j = 0; j < 8; j++) _mm512_store_si512(panel + 64 * j, v[j]);
-            for (int r = 0; f->scales && r < Q_Z_ROWS; r++) {
-                const q_z_scales s = f->scale(p[r], sub);
-                for (int g = 0; g < f->scales; g++) q_store32(panel + 512 + 64 * g + 4 * r, (uint32_t)(int32_t)s.sc[g]);
-                if (q_z_int_minima(f))
-                    q_store32(panel + 512 + 64 * f->scales + 4 * r,
-                              (uint16_t)s.mn[0] | (uint32_t)(uint16_t)s.mn[1] << 16);
-            }
-        }
-        q_z_store_halves(p, f->d, panel);
-        if (f->dmin >= 0) q_z_store_halves(p, f->dmin, panel + 64);
-        panel += 64 + 64 * (f->dmin >= 0);
-    }
-}
-
-Q_VNNI_INLINE __m512i q_z_spread(const uint8_t *p) { return _mm512_set1_epi32((int)q_load32(p)); }
-
-/* Sixteen times a unit's `from`-th to `to`-th four codes, of two panels and C columns, into sum. */
-Q_VNNI_INLINE void q_z_multiply(int C, const uint8_t *const *unit, const uint8_t *const *x, int64_t at, int from,
-                                int to, __m512i sum[2][Q_Z_COLUMNS]) {
-    Q_UNROLL for (int g = from; g < to; g++) {
-        const __m512i w0 = _mm512_load_si512(unit[0] + 64 * g), w1 = _mm512_load_si512(unit[1] + 64 * g);
-        Q_UNROLL for (int c = 0; c < C; c++) {
-            const __m512i a = q_z_spread(x[c] + at + 4 * g);
-            sum[0][c] = _mm512_dpbusd_epi32(sum[0][c], w0, a);
-            sum[1][c] = _mm512_dpbusd_epi32(sum[1][c], w1, a);
-        }
-    }
-}
-
-/* What sums begin with: minus the bias times the sums of activations, of the first 16, the last, or both. */
-Q_VNNI_INLINE void q_z_open(const q_z_format *f, int C, const uint8_t *const *x, int64_t sums, bool first, bool second,
-                            __m512i sum[2][Q_Z_COLUMNS]) {
-    const uint32_t less = (uint16_t)-f->bias;
-    const __m512i by = _mm512_set1_epi32((int)((first ? less : 0) | (second ? less << 16 : 0)));
-    Q_UNROLL for (int c = 0; c < C; c++) {
-        sum[0][c] = f->bias ? _mm512_madd_epi16(q_z_spread(x[c] + sums), by) : _mm512_setzero_si512();
-        sum[1][c] = sum[0][c];
-    }
-}
-
-/* Two panels, from front to back, times C columns. */
-Q_VNNI_INLINE void q_z_columns(const q_z_format *f, int C, const uint8_t *const *panels, const uint8_t *const *x,
-                               int64_t blocks, __m512 acc[2][Q_Z_COLUMNS]) {
-    const uint8_t *unit[2] = {panels[0], panels[1]};
-    const int64_t unit_bytes = q_z_unit_bytes(f);
-    Q_UNROLL for (int c = 0; c < C; c++) acc[0][c] = acc[1][c] = _mm512_setzero_ps();
-    int64_t act = 0; /* the block of activations */
-    for (int64_t i = 0; i < blocks; i++) {
-        const uint8_t *const ends[2] = {unit[0] + f->units * unit_bytes, unit[1] + f->units * unit_bytes};
-        for (int sub = 0; sub < f->units; sub += f->act, act += q_z_act_bytes(f)) {
-            __m512i total[2][Q_Z_COLUMNS];
-            if (f->scales) Q_UNROLL for (int c = 0; c < C; c++) total[0][c] = total[1][c] = _mm512_setzero_si512();
-            const uint8_t *const first[2] = {unit[0], unit[1]};
-            for (int u = 0; u < f->act; u++, unit[0] += unit_bytes, unit[1] += unit_bytes) {
-                const int64_t at = act + 4 + 4 * f->act + 32 * u, sums = act + 4 + 4 * u;
-                const int pieces = f->scales == 2 ? 2 : 1;
-                Q_UNROLL for (int g = 0; g < pieces; g++) {
-                    __m512i sum[2][Q_Z_COLUMNS];
-                    q_z_open(f, C, x, sums, g == 0, g == pieces - 1, sum);
-                    q_z_multiply(C, unit, x, at, g * 4, g * 4 + 8 / pieces, sum);
-                    Q_UNROLL for (int p = 0; p < 2; p++) {
-                        const __m512i sc =
-                            f->scales ? _mm512_load_si512(unit[p] + 512 + 64 * g) : _mm512_setzero_si512();
-                        Q_UNROLL for (int c = 0; c < C; c++) {
-                            if (f->scales) sum[p][c] = _mm512_add_epi32(total[p][c], _mm512_mullo_epi32(sum[p][c], sc));
-                            total[p][c] = sum[p][c];
-                        }
-                    }
-                }
-            }
-            Q_UNROLL for (int p = 0; p < 2; p++) {
-                const __m512 d = _mm512_load_ps(ends[p]);
-                Q_UNROLL for (int c = 0; c < C; c++) {
-                    const __m512 da = _mm512_set1_ps(q_bits_f32(q_load32(x[c] + act)));
-                    acc[p][c] = _mm512_fmadd_ps(_mm512_mul_ps(d, da), _mm512_cvtepi32_ps(total[p][c]), acc[p][c]);
-                }
-            }
-            if (f->dmin < 0) continue;
-            Q_UNROLL for (int c = 0; c < C; c++) total[0][c] = total[1][c] = _mm512_setzero_si512();
-            for (int u = 0; u < f->act; u++) {
-                __m512i mn[2];
-                Q_UNROLL for (int p = 0; p < 2; p++) {
-                    const uint8_t *at = first[p] + u * unit_bytes + 512 + 64 * f->scales;
-                    mn[p] = q_z_int_minima(f) ? _mm512_load_si512(at) : _mm512_set1_epi16(-1);
-                }
-                Q_UNROLL for (int c = 0; c < C; c++) {
-                    const __m512i s = q_z_spread(x[c] + act + 4 + 4 * u);
-                    total[0][c] = _mm512_dpwssd_epi32(total[0][c], mn[0], s);
-                    total[1][c] = _mm512_dpwssd_epi32(total[1][c], mn[1], s);
-                }
-            }
-            Q_UNROLL for (int p = 0; p < 2; p++) {
-                const __m512 d = _mm512_load_ps(ends[p] + 64);
-                Q_UNROLL for (int c = 0; c < C; c++) {
-                    const __m512 da = _mm512_set1_ps(q_bits_f32(q_load32(x[c] + act)));
-                    acc[p][c] = _mm512_fnmadd_ps(_mm512_mul_ps(d, da), _mm512_cvtepi32_ps(total[p][c]), acc[p][c]);
-                }
-            }
-        }
-        unit[0] = ends[0] + 64 + 64 * (f->dmin >= 0);
-        unit[1] = ends[1] + 64 + 64 * (f->dmin >= 0);
-    }
-}
-
-Q_VNNI_INLINE void q_z_put(const q_z_format *f, int C, const q_mm *m, const uint8_t *const *panels, int64_t r,
-                           int64_t c) {
-    const uint8_t *x[Q_Z_COLUMNS];
-    __m512 y[2][Q_Z_COLUMNS];
-    Q_UNROLL for (int j = 0; j < C; j++) x[j] = m->x + Q_MIN(c + j, m->n - 1) * m->x_stride;
-    q_z_columns(f, C, panels, x, m->k / (32 * f->units), y);
-    Q_UNROLL for (int j = 0; j < C; j++) {
-        if (c + j >= m->n) break;
-        q_put16(m, r, c + j, y[0][j]);
-        if (m->rows - r > Q_Z_ROWS) q_put16(m, r + Q_Z_ROWS, c + j, y[1][j]);
-    }
-}
-
-Q_VNNI_INLINE void q_z_many(const q_z_format *f, const q_mm *m) {
-    uint8_t *const space = (uint8_t *)m->scratch;
-    const uint8_t *const panels[2] = {space, space + q_z_panel_bytes(f, m->k)};
-    for (int64_t r = 0; r < m->rows; r += 2 * Q_Z_ROWS) {
-        for (int64_t p = 0; p < 2; p++) {
-            const uint8_t *row[Q_Z_ROWS]; /* rows that do not exist are the last one again */
-            for (int64_t i = 0; i < Q_Z_ROWS; i++)
-                row[i] = m->w + (uint64_t)Q_MIN(r + p * Q_Z_ROWS + i, m->rows - 1) * m->row_bytes;
-            q_z_unpack(f, row, m->k / (32 * f->units), space + p * q_z_panel_bytes(f, m->k));
-        }
-        int64_t c = 0;
-        for (; m->n - c > 2; c += Q_Z_COLUMNS) q_z_put(f, Q_Z_COLUMNS, m, panels, r, c);
-        for (; c < m->n; c += 2) q_z_put(f, 2, m, panels, r, c);
-    }
-}
-
-/* PRODUCT's two functions. A plan for n columns also runs with fewer. */
-#define Q_Z_PRODUCT(name, format)                                                                                      \
-    Q_VNNI uint64_t q_##name##_scratch(int64_t k, int64_t n) {                                                         \
-        const uint64_t few = q_z_stream_scratch(&format, k, Q_MIN(n, (int64_t)Q_Z_PANEL_FROM - 1));                    \
-        const uint64_t many = n < Q_Z_PANEL_FROM ? 0 : 2 * (uint64_t)q_z_panel_bytes(&format, k);                      \
-        return Q_MAX(few, many);                                                                                       \
-    }                                                                                                                  \
-    Q_VNNI void q_##name(const q_mm *m) {                                                                              \
-        if (m->n < Q_Z_PANEL_FROM)                                                                                     \
-            q_z_few(&format, m);                                                                                       \
-        else                                                                                                           \
-            q_z_many(&format, m);                                                                                      \
-    }
 
 #endif

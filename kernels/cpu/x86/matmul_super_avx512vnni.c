@@ -1,8 +1,8 @@
 /* matmul_super_avx512vnni.c: products of the formats in super-blocks of 256 with 8-bit activations. What a format
- * consists of is here, the loops are in i8_avx512.h. A lane holds four products of codes below 64 and activations: at
- * most 32004, so that scales can be applied by 16-bit multiply-adds (IQ4_XS's codes are bytes, and use 32). Layer L2.
- */
-#include "i8_avx512.h"
+ * consists of is here, the loops are in i8_avx512.h and panel_avx512.h. In a stream a lane holds four products of codes
+ * below 64 and activations: at most 32004, so that scales can be applied by 16-bit multiply-adds (IQ4_XS's codes are
+ * bytes, and use 32). Layer L2. */
+#include "panel_avx512.h"
 
 /* ---------------------------------------------------------------------------------------------------- what is shared
  */
@@ -43,10 +43,11 @@ Q_VNNI_INLINE __m128i scales6(const uint8_t *p) {
     return _mm_or_si128(_mm_and_si128(_mm_srlv_epi32(low, _mm_setr_epi32(0, 0, 0, 4)), mask),
                         _mm_and_si128(_mm_srli_epi32(top, 2), _mm_set1_epi8(0x30)));
 }
-Q_VNNI_INLINE q_z_scales scale6(const uint8_t *p, int sub) {
-    int8_t s[16];
-    _mm_storeu_si128((__m128i *)(void *)s, scales6(p));
-    return (q_z_scales){{s[sub], s[sub]}, {s[8 + sub], s[8 + sub]}};
+
+/* 16 bytes at `at` of sixteen blocks: lane r of v[i] = bytes 4i .. 4i + 3 of block r. */
+Q_VNNI_INLINE void turned(const uint8_t *const *p, int at, __m512i v[4]) {
+    Q_UNROLL for (int i = 0; i < 4; i++) v[i] = q_z_quad(p, i, at);
+    q_transpose4(v);
 }
 
 /* ------------------------------------------------------------------------------------------------------ Q4_K, Q5_K */
@@ -70,7 +71,15 @@ Q_VNNI_INLINE void codes_q4_k(const uint8_t *const *p, int sub, __m512i v[8]) {
         v[i] = sub & 1 ? q_z_high4(b) : q_z_low4(b);
     }
 }
-Q_VNNI_INLINE q_z_scales scale_q4_k(const uint8_t *p, int sub) { return scale6(p, sub); }
+Q_VNNI_INLINE void scale_q4_k(const uint8_t *const *p, __m512i sc[4], __m512i mn[4]) {
+    const __m512i six = _mm512_set1_epi8(0x3F), two = _mm512_set1_epi8(0x30);
+    __m512i v[4]; /* d and dmin, then the 12 bytes */
+    turned(p, 0, v);
+    sc[0] = _mm512_and_si512(v[1], six);
+    sc[1] = _mm512_or_si512(q_z_low4(v[3]), _mm512_and_si512(_mm512_srli_epi32(v[1], 2), two));
+    mn[0] = _mm512_and_si512(v[2], six);
+    mn[1] = _mm512_or_si512(q_z_high4(v[3]), _mm512_and_si512(_mm512_srli_epi32(v[2], 2), two));
+}
 Q_VNNI_INLINE void block_q4_k(const uint8_t *p, q_z_block *to) {
     const __m512i a = load512(p + 16), b = load512(p + 80);
     to->codes[0] = q_z_low4(a);
@@ -131,9 +140,13 @@ Q_VNNI_INLINE void codes_q2_k(const uint8_t *const *p, int sub, __m512i v[8]) {
     Q_UNROLL for (int i = 0; i < 8; i++)
         v[i] = low2(q_z_quad(p, i & 3, 16 + 32 * (sub / 4) + 16 * (i / 4)), 2 * (sub & 3));
 }
-Q_VNNI_INLINE q_z_scales scale_q2_k(const uint8_t *p, int sub) {
-    const uint8_t a = p[2 * sub], b = p[2 * sub + 1];
-    return (q_z_scales){{a & 15, b & 15}, {a >> 4, b >> 4}};
+Q_VNNI_INLINE void scale_q2_k(const uint8_t *const *p, __m512i sc[4], __m512i mn[4]) {
+    __m512i v[4];
+    turned(p, 0, v);
+    Q_UNROLL for (int i = 0; i < 4; i++) {
+        sc[i] = q_z_low4(v[i]);
+        mn[i] = q_z_high4(v[i]);
+    }
 }
 Q_VNNI_INLINE void block_q2_k(const uint8_t *p, q_z_block *to) {
     const __m512i v = load512(p + 16);
@@ -170,10 +183,19 @@ Q_VNNI_INLINE __m128i scales_q3_k(const uint8_t *p) {
     const __m128i high = _mm_srlv_epi32(_mm_set1_epi32((int)q_load32(p + 8)), _mm_setr_epi32(0, 2, 4, 6));
     return _mm_sub_epi8(_mm_or_si128(low, _mm_slli_epi16(_mm_and_si128(high, _mm_set1_epi8(3)), 4)), _mm_set1_epi8(32));
 }
-Q_VNNI_INLINE q_z_scales scale_q3_k(const uint8_t *p, int sub) {
-    int8_t s[16];
-    _mm_storeu_si128((__m128i *)(void *)s, scales_q3_k(p + 96));
-    return (q_z_scales){{s[2 * sub], s[2 * sub + 1]}, {0, 0}};
+Q_VNNI_INLINE void scale_q3_k(const uint8_t *const *p, __m512i sc[4], __m512i mn[4]) {
+    const __m512i two = _mm512_set1_epi8(0x30), middle = _mm512_set1_epi8(32);
+    __m512i v[4]; /* the last four bytes, moved to the front, hold the upper bits; d is behind them */
+    Q_UNUSED(mn);
+    turned(p, 94, v);
+    const __m512i a = _mm512_or_si512(_mm512_srli_epi32(v[0], 16), _mm512_slli_epi32(v[1], 16));
+    const __m512i b = _mm512_or_si512(_mm512_srli_epi32(v[1], 16), _mm512_slli_epi32(v[2], 16));
+    const __m512i h = _mm512_or_si512(_mm512_srli_epi32(v[2], 16), _mm512_slli_epi32(v[3], 16));
+    sc[0] = _mm512_or_si512(q_z_low4(a), _mm512_and_si512(_mm512_slli_epi32(h, 4), two));
+    sc[1] = _mm512_or_si512(q_z_low4(b), _mm512_and_si512(_mm512_slli_epi32(h, 2), two));
+    sc[2] = _mm512_or_si512(q_z_high4(a), _mm512_and_si512(h, two));
+    sc[3] = _mm512_or_si512(q_z_high4(b), _mm512_and_si512(_mm512_srli_epi32(h, 2), two));
+    Q_UNROLL for (int i = 0; i < 4; i++) sc[i] = _mm512_sub_epi8(sc[i], middle);
 }
 Q_VNNI_INLINE void block_q3_k(const uint8_t *p, q_z_block *to) {
     const __m512i v = load512(p + 32), h = twice256(p), s = four128(scales_q3_k(p + 96));
@@ -207,10 +229,25 @@ Q_VNNI_INLINE void codes_iq4_xs(const uint8_t *const *p, int sub, __m512i v[8]) 
         v[4 + i] = q_z_iq4(q_z_high4(b));
     }
 }
-Q_VNNI_INLINE q_z_scales scale_iq4_xs(const uint8_t *p, int sub) {
-    const int low = p[4 + sub / 2] >> (4 * (sub & 1)) & 15, high = q_load16(p + 2) >> (2 * sub) & 3;
-    const int16_t sc = (int16_t)((low | high << 4) - 32);
-    return (q_z_scales){{sc, sc}, {0, 0}};
+/* Nibbles, or pairs of bits, of the lowest 16 or 8 bits of each lane to its four bytes. */
+Q_VNNI_INLINE __m512i spread4(__m512i v) {
+    v = _mm512_and_si512(_mm512_or_si512(v, _mm512_slli_epi32(v, 8)), _mm512_set1_epi32(0x00FF00FF));
+    return q_z_low4(_mm512_or_si512(v, _mm512_slli_epi32(v, 4)));
+}
+Q_VNNI_INLINE __m512i spread2(__m512i v) {
+    v = _mm512_and_si512(_mm512_or_si512(v, _mm512_slli_epi32(v, 12)), _mm512_set1_epi32(0x000F000F));
+    return _mm512_and_si512(_mm512_or_si512(v, _mm512_slli_epi32(v, 6)), _mm512_set1_epi8(3));
+}
+Q_VNNI_INLINE void scale_iq4_xs(const uint8_t *const *p, __m512i sc[4], __m512i mn[4]) {
+    const __m512i middle = _mm512_set1_epi8(32);
+    __m512i v[4]; /* d and the upper bits, then the lower */
+    Q_UNUSED(mn);
+    turned(p, 0, v);
+    Q_UNROLL for (int i = 0; i < 2; i++) {
+        const __m512i low = _mm512_and_si512(_mm512_srli_epi32(v[1], 16 * (unsigned)i), _mm512_set1_epi32(0xFFFF));
+        const __m512i high = _mm512_and_si512(_mm512_srli_epi32(v[0], 16 + 8 * (unsigned)i), _mm512_set1_epi32(0xFF));
+        sc[i] = _mm512_sub_epi8(_mm512_or_si512(spread4(low), _mm512_slli_epi32(spread2(high), 4)), middle);
+    }
 }
 Q_VNNI_INLINE void block_iq4_xs(const uint8_t *p, q_z_block *to) {
     const __m512i a = load512(p + 8), b = load512(p + 72);
@@ -254,9 +291,9 @@ Q_VNNI_INLINE void codes_q6_k(const uint8_t *const *p, int sub, __m512i v[8]) {
         v[i] = _mm512_or_si512(unit & 2 ? q_z_high4(b) : q_z_low4(b), _mm512_slli_epi16(low2(h, 2 * unit), 4));
     }
 }
-Q_VNNI_INLINE q_z_scales scale_q6_k(const uint8_t *p, int sub) {
-    const int8_t *sc = (const int8_t *)p + 192 + 2 * sub;
-    return (q_z_scales){{sc[0], sc[1]}, {0, 0}};
+Q_VNNI_INLINE void scale_q6_k(const uint8_t *const *p, __m512i sc[4], __m512i mn[4]) {
+    Q_UNUSED(mn);
+    turned(p, 192, sc);
 }
 Q_VNNI_INLINE __m512i pair_q6_k(const uint8_t *row, int64_t s, int i, int64_t last, __m512i *scale) {
     const uint8_t *p = row + Q_MIN(s / 8 + i / 4, last / 8) * 210;

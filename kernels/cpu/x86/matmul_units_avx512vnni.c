@@ -1,6 +1,6 @@
 /* matmul_units_avx512vnni.c: products of the formats in blocks of 32 with 8-bit activations. What a format consists of
- * is here, the loops are in i8_avx512.h. Layer L2. */
-#include "i8_avx512.h"
+ * is here, the loops are in i8_avx512.h and panel_avx512.h. Layer L2. */
+#include "panel_avx512.h"
 
 Q_VNNI_INLINE __m256i load256(const void *p) { return _mm256_loadu_si256((const __m256i *)p); }
 
