@@ -236,9 +236,18 @@ START_TEST(large_products_equal_the_reference) {
         uint8_t *acts = (uint8_t *)malloc((size_t)column * N);
         for (int c = 0; c < N; c++) k->act->quantize(x + c * K, K, acts + c * column);
         void *scratch = q_new(&q_alloc_libc, k->mm_scratch(K, N), 1);
-        const q_mm m = {.format = f, .w = w, .row_bytes = row_bytes, .rows = ROWS, .k = K, .x = acts, .x_stride = column,
-                        .n = N, .y = y, .y_stride = ROWS, .add = true, .scratch = scratch};
+        q_mm m = {.format = f, .w = w, .row_bytes = row_bytes, .rows = ROWS, .k = K, .x = acts, .x_stride = column,
+                  .n = N, .y = y, .y_stride = ROWS, .add = true, .scratch = scratch};
+        uint8_t *packed = NULL;
+        size_t packed_bytes = 0;
+        if (k->layout) {
+            const q_weight weight = {.format = f, .data = w, .row_bytes = row_bytes, .rows = ROWS, .k = K, .matrices = 1};
+            packed = pack_fenced(k->layout, &weight, &packed_bytes);
+            m.w = packed + Q_ALIGN;
+            m.row_bytes = q_layout_panel_bytes(k->layout, K);
+        }
         k->mm(&m);
+        if (packed) free_fenced(packed, packed_bytes);
         for (int c = 0; c < CHOSEN; c++)
             ck_assert_msg(memcmp(y + chosen[c] * ROWS, want + c * ROWS, sizeof(float) * ROWS) == 0, "%s: column %d",
                           k->name, chosen[c]);
