@@ -232,7 +232,7 @@ START_TEST(large_products_equal_the_reference) {
         for (int j = 0; j < ROWS * CHOSEN; j++) want[j] = (float)(j % ROWS);
         ref_product(f, k->act, &t, w, row_bytes, some, NULL, want);
 
-        const int64_t column = K / k->act->weights * k->act->bytes;
+        const int64_t column = q_act_bytes(k->act, K);
         uint8_t *acts = (uint8_t *)malloc((size_t)column * N);
         for (int c = 0; c < N; c++) k->act->quantize(x + c * K, K, acts + c * column);
         void *scratch = q_new(&q_alloc_libc, k->mm_scratch(K, N), 1);
