@@ -7,7 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { EMBD = 4096, FF = 14336, HEADS = 32, KV_HEADS = 8, HEAD = 128, CONTEXT = 2048, SLOTS = 4 };
+enum { EMBD = 4096, FF = 14336, HEADS = 32, KV_HEADS = 8, HEAD = 128, SLOTS = 4 };
 
 typedef struct bed {
     const q_cpu_kernel *k;
@@ -18,7 +18,8 @@ typedef struct bed {
     q_kv_pool kv;
     q_seq_ref seq;
     const uint32_t *tables[1];
-    uint32_t pages[CONTEXT / Q_KV_TOKENS];
+    uint32_t *pages;
+    int32_t context;
     int32_t widths[SLOTS];
     float *slots[SLOTS];
     uint8_t *pool[1];
@@ -89,12 +90,13 @@ static const struct { q_op op; void (*lay)(bed *b, int32_t n); } cases[] = {
 /* Slots and pages for n columns at the end of the context. */
 static lq_status lay_memory(bed *b, int32_t n) {
     b->kv = (q_kv_pool){.layers = 1, .heads = KV_HEADS, .k_width = HEAD, .v_width = HEAD, .value_bytes = 2,
-                        .layer_bytes = 2ull * KV_HEADS * Q_KV_TOKENS * HEAD * 2, .pages = CONTEXT / Q_KV_TOKENS};
+                        .layer_bytes = 2ull * KV_HEADS * Q_KV_TOKENS * HEAD * 2, .pages = (uint32_t)((b->context - 1) / Q_KV_TOKENS + 1)};
     b->kv.page_bytes = b->kv.layer_bytes;
     b->pool[0] = (uint8_t *)q_new(&q_alloc_libc, b->kv.pages, b->kv.page_bytes);
     b->pos = Q_NEW(&q_alloc_libc, int32_t, n);
     b->which = Q_NEW(&q_alloc_libc, int32_t, n);
-    if (!b->pool[0] || !b->pos || !b->which) return LQ_E_NOMEM;
+    b->pages = Q_NEW(&q_alloc_libc, uint32_t, b->kv.pages);
+    if (!b->pool[0] || !b->pos || !b->which || !b->pages) return LQ_E_NOMEM;
     for (uint64_t i = 0; i < b->kv.pages * b->kv.page_bytes / 2; i++)
         q_store16(b->pool[0] + 2 * i, (uint16_t)(0x3000 + i % 997)); /* halves between 1/8 and 1/4 */
     for (int i = 1; i < SLOTS; i++) {
@@ -103,12 +105,12 @@ static lq_status lay_memory(bed *b, int32_t n) {
         bench_kernel_fill(b->slots[i], (int64_t)FF * n);
     }
     for (uint32_t i = 0; i < b->kv.pages; i++) b->pages[i] = b->kv.pages - 1 - i;
-    for (int32_t c = 0; c < n; c++) b->pos[c] = CONTEXT - n + c;
+    for (int32_t c = 0; c < n; c++) b->pos[c] = b->context - n + c;
     b->tables[0] = b->pages;
     b->seq.pages = b->tables;
     b->batch = (q_batch){.n = n, .pos = b->pos, .seq = b->which, .seqs = &b->seq, .n_seqs = 1};
     b->plan = (q_plan){.insts = &b->s, .n_insts = 1, .n_layers = 1, .slot_width = b->widths, .n_slots = SLOTS,
-                       .columns = n, .kv = &b->kv, .n_kv = 1, .context = CONTEXT};
+                       .columns = n, .kv = &b->kv, .n_kv = 1, .context = b->context};
     b->e = (q_exec){.plan = &b->plan, .batch = &b->batch, .slots = b->slots, .kv = b->pool};
     return LQ_OK;
 }
@@ -155,15 +157,18 @@ lq_status bench_kernel_step(const q_cpu_kernel *k, const bench_kernel_how *how, 
     if (!b) return LQ_E_NOMEM;
     b->k = k;
     b->calls = 1;
-    const bench_kernel_how capped = {how->depth, Q_MIN(how->columns, CONTEXT), how->passes, how->hot};
+    b->context = how->context;
+    const bench_kernel_how capped = {how->depth, Q_MIN(how->columns, how->context), how->context, how->passes, how->hot};
     const lq_status s = time_step(b, &capped, out);
     const double steps = b->units ? (double)(b->part * b->calls) / (double)b->units : 0; /* in a pass */
     out->ops = b->ops * steps;
     out->bytes = b->bytes * steps;
-    snprintf(out->shape, sizeof out->shape, "%d column%s%s", capped.columns, capped.columns == 1 ? "" : "s",
-             k->op == Q_OP_ATTN ? "; context 2048" : "");
+    const int at = snprintf(out->shape, sizeof out->shape, "%d column%s", capped.columns, capped.columns == 1 ? "" : "s");
+    if (k->op == Q_OP_ATTN)
+        snprintf(out->shape + at, sizeof out->shape - (size_t)at, "; context %d", capped.context);
     for (int i = 1; i < SLOTS; i++) q_delete(&q_alloc_libc, b->slots[i]);
     q_delete(&q_alloc_libc, b->pool[0]);
+    q_delete(&q_alloc_libc, b->pages);
     q_delete(&q_alloc_libc, b->pos);
     q_delete(&q_alloc_libc, b->which);
     q_delete(&q_alloc_libc, b->e.scratch);

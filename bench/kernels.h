@@ -16,6 +16,7 @@ void bench_kernels_close(bench_kernels *b);
 typedef struct bench_kernel_how {
     int64_t depth;    /* products: weights of a row; activation formats: values of a column */
     int32_t columns;
+    int32_t context;  /* attention: keys that the last column sees */
     uint32_t passes;
     bool hot;         /* products: weights that stay in the caches, instead of many that come from memory */
 } bench_kernel_how;

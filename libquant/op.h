@@ -59,11 +59,12 @@
  *             w = learned sinks: one more score per head without a value. Value width = y's width.
  *             With z and v (K and V views; no v: prefix of K): no pages, no causal mask, no window, all columns of the
  *             sequence, their positions in the place of those in pages.
- *             Order: keys in blocks of Q_KV_TOKENS at absolute positions, ascending. In a block: scores by dot, their
- *             maximum, exp of the difference, the sum of exps and the weighted values by fma in ascending key. Blocks
- *             merge in ascending order: with M = max(m, m'), l = fma(l', exp(m' - M), l * exp(m - M)), and so each
- *             value; a sink merges last, as a block of sum 1; then values times 1 / l.
- *                                                                                           unit: column * head
+ *             Order: keys in blocks of Q_ATTN_KEYS at absolute positions, ascending. In a block: scores by fma from 0
+ *             over the width, their maximum, exp of the difference; the exps are summed in 16 lanes, lane l those of
+ *             positions l, l+16, ... in ascending order, which are then added pairwise as those of dot; weighted values
+ *             by fma from 0 over the keys. Blocks merge in ascending order: with M = max(m, m'),
+ *             l = fma(l', exp(m' - M), l * exp(m - M)), and so each value; a sink merges last, as a block of sum 1;
+ *             then values times 1 / l.                                                      unit: column * head
  *   ROUTE     logits = w . x + b; chooses n_used of n_expert; y = n_used ids as floats, then n_used weights.
  *             SOFTMAX: softmax over all, then choose; SOFTMAX_TOP: softmax over the chosen; SIGMOID: sigmoid, chosen by
  *             value + b2. renorm: weights divided by their sum; then times scale. Ties: the lower id. Chosen in
@@ -125,7 +126,10 @@ typedef enum {
     Q_ROUTE_SOFTMAX = 0, Q_ROUTE_SOFTMAX_TOP, Q_ROUTE_SIGMOID
 } q_kind;
 
-enum { Q_KV_TOKENS = 32 }; /* tokens per page, and keys per block of attention */
+enum {
+    Q_KV_TOKENS = 32, /* tokens per page */
+    Q_ATTN_KEYS = 256 /* keys per block of attention; whole pages */
+};
 
 /* A format for activations inside a product: a kernel row names the one it wants, and compiling a plan inserts one
  * quantization per (slot, format), shared by all products that read the slot. */

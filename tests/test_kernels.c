@@ -298,7 +298,7 @@ END_TEST
 
 /* ---------------------------------------------------------------------------------------------------------- steps */
 
-enum { COLUMNS = 11, HEADS = 4, KV_HEADS = 2, CONTEXT = 160, PAGES = CONTEXT / Q_KV_TOKENS };
+enum { COLUMNS = 11, HEADS = 4, KV_HEADS = 2, CONTEXT = 640, PAGES = CONTEXT / Q_KV_TOKENS };
 
 /* A plan of one step over four slots: 1 = y, 2 = x, 3 = z, and pages that hold a sequence's past. Two sequences:
  * columns 0 .. 6 continue the first one, the others begin the second. */
@@ -422,26 +422,89 @@ static void check_kv_put(const q_cpu_kernel *k) {
     check_kv_put_in(k, 4);
 }
 
-static void check_attn(const q_cpu_kernel *k) {
-    static const int32_t pasts[] = {0, 1, 25, 31, 32, 60, 140};
-    static const int32_t windows[] = {0, 1, 5, 32, 70};
+/* A step over what bed_open() made, `heads` query heads wide. */
+static void attn_step(bed *b, int32_t heads, int32_t k, int32_t v) {
+    b->s.op = Q_OP_ATTN;
+    b->s.x = (q_view){2, 0, heads, k, k};
+    b->s.y = (q_view){1, 0, heads, v, v};
+    b->s.scale = 0.125f;
+}
+
+static void check_chunks(bed *b, const q_cpu_kernel *k) {
+    for (int64_t chunk = 1; chunk <= COLUMNS * b->s.x.heads; chunk = chunk < 4 ? chunk + 1 : chunk * 3 - 1)
+        check_step(b, k, chunk, 1e-10);
+}
+
+static void check_attn_pages(const q_cpu_kernel *k) {
+    static const int32_t pasts[] = {0, 1, 31, 60, 140, 249, 256, 620};
+    static const int32_t windows[] = {0, 1, 5, 70, 300, 0};
     for (size_t i = 0; i < Q_COUNT(pasts); i++)
         for (size_t j = 0; j < Q_COUNT(windows); j++) {
             bed b;
             float sinks[HEADS];
             bed_open(&b, HEADS * 64, pasts[i], i & 1 ? 2 : 4);
             const q_weight w = vector_of(sinks, HEADS, &b.seed);
-            b.s.op = Q_OP_ATTN;
-            b.s.x = b.s.y = (q_view){2, 0, HEADS, 64, 64};
-            b.s.y.slot = 1;
-            b.s.scale = 0.125f;
+            attn_step(&b, j == 1 ? KV_HEADS : HEADS, 64, j == 3 ? 48 : 64);
             b.s.window = windows[j];
             b.s.softcap = j == 2 ? 3.0f : 0;
             b.s.w = j == 3 ? &w : NULL;
-            for (int64_t chunk = 1; chunk <= 44; chunk = chunk < 4 ? chunk + 1 : chunk * 3 - 1)
-                check_step(&b, k, chunk, 1e-10);
+            if (j == 5) b.s.kind = Q_ATTN_ALIBI, b.pool.v_width = i & 2 ? 0 : 64; /* values: a prefix of the keys */
+            check_chunks(&b, k);
             bed_close(&b);
         }
+}
+
+/* Keys and values in columns of the batch, also at positions that are not consecutive. */
+static void check_attn_columns(const q_cpu_kernel *k) {
+    for (int variant = 0; variant < 8; variant++) {
+        bed b;
+        bed_open(&b, HEADS * 64, variant & 1 ? 250 : 3, 2);
+        attn_step(&b, HEADS, 64, 64);
+        b.s.z = (q_view){3, 0, KV_HEADS, 64, 64};
+        if (variant & 2) b.s.v = (q_view){3, KV_HEADS * 64, KV_HEADS, 64, 64};
+        if (variant & 2) b.s.kind = Q_ATTN_ALIBI;
+        if (variant & 4) b.pos[6] += 9;
+        check_chunks(&b, k);
+        bed_close(&b);
+    }
+}
+
+/* Queries give the same bits together and one by one, and nothing of a key that they may not see: the last key of the
+ * first sequence is no number. */
+static void check_attn_company(const q_cpu_kernel *k) {
+    for (int variant = 0; variant < 8; variant++) {
+        enum { LAST = 6, PAST = 252 };
+        bed b;
+        bed_open(&b, HEADS * 64, PAST, variant & 1 ? 2 : 4);
+        attn_step(&b, variant & 2 ? KV_HEADS : HEADS, 64, 64);
+        b.s.window = variant & 4 ? 3 : 0;
+        for (int i = 0; i < 64 * HEADS; i++) b.slots[3][LAST * b.widths[3] + i] = NAN;
+        const q_inst attn = b.s, put = {.op = Q_OP_KV_PUT, .kv_layer = 1, .x = {3, 0, KV_HEADS, 64, 64},
+                                        .z = {3, KV_HEADS * 64, KV_HEADS, 64, 64}};
+        const int64_t n = (int64_t)b.widths[1] * COLUMNS, units = COLUMNS * attn.x.heads;
+        q_exec e = {.plan = &b.plan, .batch = &b.batch, .slots = b.slots, .kv = b.kv};
+        q_ref_kv_put(&put, &e, 0, COLUMNS * KV_HEADS);
+        float *together = guarded(n);
+        e.scratch = q_new(&q_alloc_libc, (size_t)k->scratch(&attn, COLUMNS), 1);
+        k->fn(&attn, &e, 0, units);
+        memcpy(together, b.slots[1], (size_t)n * sizeof(float));
+        for (int64_t u = 0; u < units; u++) k->fn(&attn, &e, u, u + 1);
+        for (int64_t i = 0; i < n; i++) {
+            if (i / b.widths[1] == LAST) continue;
+            ck_assert_msg(q_f32_bits(together[i]) == q_f32_bits(b.slots[1][i]) && !isnan(together[i]),
+                          "%s, value %ld of column %ld: %g, alone %g", k->name, (long)(i % b.widths[1]),
+                          (long)(i / b.widths[1]), (double)together[i], (double)b.slots[1][i]);
+        }
+        q_delete(&q_alloc_libc, e.scratch);
+        free_guarded(together);
+        bed_close(&b);
+    }
+}
+
+static void check_attn(const q_cpu_kernel *k) {
+    check_attn_company(k);
+    check_attn_pages(k);
+    check_attn_columns(k);
 }
 
 START_TEST(steps_keep_their_bound) {

@@ -99,9 +99,9 @@ START_TEST(kv_pages) {
         attn_fx a;
         attn_init(&a, 4, latent);
         const uint8_t *page = a.t.pools[0] + 7 * a.pool.page_bytes; /* position 70 = row 6 of the third page */
-        const uint8_t *k = page + a.pool.layer_bytes + (1 * Q_KV_TOKENS + 6) * a.kw * 2;
+        const uint8_t *k = page + a.pool.layer_bytes + (1 * Q_KV_TOKENS * a.kw + 6) * 2;
         for (int i = 0; i < a.kw; i++)
-            ck_assert_uint_eq(q_load16(k + 2 * i), q_f32_to_half(a.k[70 * KV_HEADS * a.kw + a.kw + i]));
+            ck_assert_uint_eq(q_load16(k + 2 * Q_KV_TOKENS * i), q_f32_to_half(a.k[70 * KV_HEADS * a.kw + a.kw + i]));
         const uint8_t *v = page + a.pool.layer_bytes + KV_HEADS * Q_KV_TOKENS * a.kw * 2 + 6 * a.vw * 2;
         for (int i = 0; !latent && i < a.vw; i++)
             ck_assert_uint_eq(q_load16(v + 2 * i), q_f32_to_half(a.v[70 * KV_HEADS * a.vw + i]));

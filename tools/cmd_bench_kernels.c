@@ -11,11 +11,11 @@
 
 typedef struct args {
     const char *op, *format, *isa, *csv;
-    uint64_t threads, repeat, columns, depth;
+    uint64_t threads, repeat, columns, depth, context;
     uint32_t hot;
 } args;
 
-static const args defaults = {.threads = 1, .repeat = 15, .depth = 4096};
+static const args defaults = {.threads = 1, .repeat = 15, .depth = 4096, .context = 2048};
 
 static const cli_operand operands[] = {{0}};
 
@@ -56,6 +56,14 @@ static const cli_option options[] = {
      .max = 1048576,
      .help = "weights in a row (default 4096); has to fill the blocks of a format",
      .also = "|k|width|"},
+    {.type = CLI_UINT,
+     .name = "context",
+     .value = "N",
+     .at = offsetof(args, context),
+     .min = 1,
+     .max = 131072,
+     .help = "keys that attention's last column sees (default 2048); the columns are its last ones",
+     .also = "|keys|length|"},
     {.type = CLI_FLAG,
      .name = "hot",
      .at = offsetof(args, hot),
@@ -212,7 +220,7 @@ static int run_kernel(state *s, const q_cpu_kernel *k, const q_format *f) {
     const size_t n = s->a->columns || k->quantize ? 1 : CLI_COUNT(usual);
     for (size_t i = 0; i < n; i++) {
         const bench_kernel_how how = {(int64_t)s->a->depth, s->a->columns ? (int32_t)s->a->columns : usual[i],
-                                      (uint32_t)s->a->repeat, s->a->hot != 0};
+                                      (int32_t)s->a->context, (uint32_t)s->a->repeat, s->a->hot != 0};
         const int code = run_case(s, k, f, &how);
         if (code != 0) return code;
     }

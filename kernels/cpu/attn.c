@@ -1,31 +1,50 @@
-/* attn.c: the way of queries through pages: which ones go together, which keys each may see, how blocks merge. The
- * arithmetic on a block is its instruction set's (attn.h). Layer L2. */
+/* attn.c: the way of queries through keys and values: which queries go together, which keys each may see, how blocks
+ * merge. The arithmetic is its instruction set's (attn.h). What attention over columns finds out of order, positions
+ * with gaps, it hands to the reference. Layer L2. */
 #include "attn.h"
 
-enum { MOST_COLUMNS = 8, MOST_QUERIES = 64, MOST_LANES = 16 };
+enum {
+    MOST_QUERIES = 64,                 /* that go through a block together */
+    GROUP = 8,                         /* that go through a product together */
+    PAGES = Q_ATTN_KEYS / Q_KV_TOKENS  /* of a block */
+};
 
-bool q_attn_accepts(const q_attn_isa *isa, const q_inst *s) {
-    return s->kind == Q_ATTN_CAUSAL && !s->z.slot && s->x.width % 16 == 0 && s->y.width % isa->lanes == 0;
-}
+bool q_attn_accepts(const q_inst *s) { return s->x.width % 16 == 0 && s->y.width % 16 == 0; }
+
+int32_t q_attn_columns(int32_t queries_per_head) { return Q_MAX((int32_t)MOST_QUERIES / queries_per_head, 1); }
 
 /* One query head of one column. */
 typedef struct query {
-    const float *q;
-    float *y, *acc; /* acc: [width] weighted values so far */
-    float m, l;     /* largest score so far, sum of exp(score - m) */
-    int32_t head, first, pos; /* sees keys first .. pos */
+    float *y;
+    float m, l;               /* of the blocks so far: the largest score, the sum of exp(score - m) */
+    float slope;
+    int32_t head, pos;
+    int32_t first, last;      /* positions of the keys that it sees */
+    int32_t from, to;         /* those of them in the present block */
 } query;
 
 typedef struct tile {
-    float *k, *v; /* [Q_KV_TOKENS][k width], [Q_KV_TOKENS][v width]: a block of keys and values */
-    float *acc;   /* [MOST_QUERIES][v width] */
+    float *q;     /* [MOST_QUERIES][k width] */
+    float *score; /* [MOST_QUERIES][Q_ATTN_KEYS] */
+    float *part;  /* [MOST_QUERIES][v width]: weighted values of a block */
+    float *acc;   /* [MOST_QUERIES][v width]: of the blocks so far */
+    float *k, *v; /* a block of keys [page][k width][Q_KV_TOKENS] and values [Q_ATTN_KEYS][v width], widened */
+    float *pm, *pl, *fa, *fb; /* [MOST_QUERIES]: m and l of a block, factors of a merge */
     query *queries;
 } tile;
 
 static void lay_out(tile *t, const q_inst *s, q_ref_carve *carve) {
-    t->k = q_ref_take(carve, (int64_t)Q_KV_TOKENS * s->x.width, sizeof(float));
-    t->v = q_ref_take(carve, (int64_t)Q_KV_TOKENS * s->y.width, sizeof(float));
-    t->acc = q_ref_take(carve, (int64_t)MOST_QUERIES * s->y.width, sizeof(float));
+    const int64_t kw = s->x.width, vw = s->y.width;
+    t->q = q_ref_take(carve, MOST_QUERIES * kw, sizeof(float));
+    t->score = q_ref_take(carve, (int64_t)MOST_QUERIES * Q_ATTN_KEYS, sizeof(float));
+    t->part = q_ref_take(carve, MOST_QUERIES * vw, sizeof(float));
+    t->acc = q_ref_take(carve, MOST_QUERIES * vw, sizeof(float));
+    t->k = q_ref_take(carve, Q_ATTN_KEYS * kw, sizeof(float));
+    t->v = q_ref_take(carve, Q_ATTN_KEYS * vw, sizeof(float));
+    t->pm = q_ref_take(carve, MOST_QUERIES, sizeof(float));
+    t->pl = q_ref_take(carve, MOST_QUERIES, sizeof(float));
+    t->fa = q_ref_take(carve, MOST_QUERIES, sizeof(float));
+    t->fb = q_ref_take(carve, MOST_QUERIES, sizeof(float));
     t->queries = q_ref_take(carve, MOST_QUERIES, sizeof(query));
 }
 
@@ -33,92 +52,298 @@ uint64_t q_attn_scratch(const q_inst *s) {
     tile t;
     q_ref_carve carve = {NULL, 0};
     lay_out(&t, s, &carve);
-    return carve.used;
+    return Q_MAX((uint64_t)carve.used, (uint64_t)q_ref_attn_scratch(s));
 }
 
-/* Factors exp(a - top), exp(b - top) of a merge. */
-static void factors(const q_attn_isa *isa, float a, float b, float top, float *fa, float *fb) {
-    float e[MOST_LANES] = {a, b};
-    for (int i = 2; i < isa->lanes; i++) e[i] = top;
-    isa->exps(e, top, isa->lanes);
-    *fa = e[0];
-    *fb = e[1];
+/* ---------------------------------------------------------------------------------------------- keys and values */
+
+/* Where the keys and values of one KV head and sequence come from: pages, or columns [column, ...) of the batch, whose
+ * first one is at position base. */
+typedef struct source {
+    const q_attn_isa *isa;
+    const q_inst *s;
+    const q_exec *e;
+    const uint32_t *pages; /* NULL: columns */
+    int32_t kv, last;      /* last: no position that any query sees lies behind it */
+    int64_t column, base;
+    bool widened;          /* a block is brought into the tile first */
+} source;
+
+/* A block as products read it, and what they ask for meanwhile: its next page, or what the next block is made of. */
+typedef struct block {
+    const uint8_t *k[PAGES], *v[PAGES], *k_ahead[PAGES], *v_ahead[PAGES];
+    int64_t v_stride, value_bytes;
+    int64_t k_ahead_stride, v_ahead_stride, ahead_bytes;
+} block;
+
+static const q_kv_pool *pool_of(const source *o) { return &o->e->plan->kv[o->s->kv_group]; }
+
+static const uint8_t *k_of(const source *o, int64_t page) {
+    return q_kv_k(pool_of(o), o->e->kv[o->s->kv_group], o->pages[page], o->s->kv_layer, o->kv);
+}
+static const uint8_t *v_of(const source *o, int64_t page) {
+    return q_kv_v(pool_of(o), o->e->kv[o->s->kv_group], o->pages[page], o->s->kv_layer, o->kv);
 }
 
-/* Keys [from, to) of the block in t for one query. */
-static void take_block(const q_attn_isa *isa, const q_inst *s, const tile *t, query *q, int32_t from, int32_t to) {
-    float p[Q_KV_TOKENS], a, b, l = 0;
-    const float m = isa->scores(s, q->q, t->k, from, to, p), top = m > q->m ? m : q->m;
-    isa->exps(p, m, Q_KV_TOKENS);
-    for (int32_t j = from; j < to; j++) l += p[j];
-    factors(isa, q->m, m, top, &a, &b);
-    q->l = fmaf(l, b, q->l * a);
-    q->m = top;
-    isa->values(p, t->v, s->y.width, from, to, a, b, q->acc);
+/* Keys side by side [n][Q_KV_TOKENS] to rows [Q_KV_TOKENS][n], by squares that stay in registers or the cache. */
+static void turn(const float *from, int64_t n, float *to) {
+    for (int64_t i = 0; i < n; i += 16)
+        for (int64_t j = 0; j < Q_KV_TOKENS; j++)
+            for (int64_t l = i; l < i + 16; l++) to[j * n + l] = from[l * Q_KV_TOKENS + j];
 }
 
-static void widen(const q_attn_isa *isa, const uint8_t *from, int64_t n, int32_t value_bytes, float *to) {
-    if (value_bytes == 4) memcpy(to, from, sizeof(float) * (size_t)n);
-    else isa->widen(from, n, to);
+static void widen(const source *o, const uint8_t *from, int64_t n, float *to) {
+    if (pool_of(o)->value_bytes == 4) memcpy(to, from, sizeof(float) * (size_t)n);
+    else o->isa->widen(from, n, to);
 }
 
-/* The queries of t, all reading KV head kv of one sequence. */
-static void attend(const q_attn_isa *isa, const q_inst *s, const q_exec *e, const tile *t, int32_t n, int32_t kv,
-                   const uint32_t *pages) {
-    const q_kv_pool *pool = &e->plan->kv[s->kv_group];
-    const int32_t bytes = pool->value_bytes;
-    const int64_t k_row = pool->k_width * bytes, v_row = (pool->v_width ? pool->v_width : pool->k_width) * bytes;
-    int32_t first = t->queries[0].first, last = t->queries[0].pos;
+/* Page i of the block at `at` into the tile. */
+static void bring_page(const source *o, const tile *t, int64_t at, int64_t i) {
+    const q_kv_pool *pool = pool_of(o);
+    const int64_t kw = o->s->x.width, vw = o->s->y.width, page = at / Q_KV_TOKENS + i;
+    float *k = t->k + i * Q_KV_TOKENS * kw, *v = t->v + i * Q_KV_TOKENS * vw;
+    widen(o, k_of(o, page), Q_KV_TOKENS * kw, k);
+    if (pool->v_width == 0) { /* a prefix of the keys */
+        turn(k, kw, t->score);
+        for (int64_t j = 0; j < Q_KV_TOKENS; j++) memcpy(v + j * vw, t->score + j * kw, sizeof(float) * (size_t)vw);
+    } else if (pool->v_width == vw) {
+        widen(o, v_of(o, page), Q_KV_TOKENS * vw, v);
+    } else {
+        for (int64_t j = 0; j < Q_KV_TOKENS; j++)
+            widen(o, v_of(o, page) + j * pool->v_width * pool->value_bytes, vw, v + j * vw);
+    }
+}
+
+/* Keys and values of the columns at positions [lo, hi) of the block at `at` into the tile. */
+static void bring_columns(const source *o, const tile *t, int64_t at, int64_t lo, int64_t hi) {
+    const q_inst *s = o->s;
+    const q_view *values = s->v.slot ? &s->v : &s->z;
+    const int64_t kw = s->x.width, vw = s->y.width;
+    for (int64_t j = lo; j < hi; j++) {
+        const int64_t c = o->column + (at + j - o->base);
+        const float *from = q_ref_at(o->e, &s->z, c, o->kv);
+        float *k = t->k + j / Q_KV_TOKENS * Q_KV_TOKENS * kw + j % Q_KV_TOKENS;
+        for (int64_t i = 0; i < kw; i++) k[i * Q_KV_TOKENS] = from[i];
+        memcpy(t->v + j * vw, q_ref_at(o->e, values, c, o->kv), sizeof(float) * (size_t)vw);
+    }
+}
+
+static void bring_block(const source *o, const tile *t, int64_t at, int64_t lo, int64_t hi, block *b) {
+    const int64_t kw = o->s->x.width, vw = o->s->y.width, from = lo / Q_KV_TOKENS, to = (hi - 1) / Q_KV_TOKENS + 1;
+    const int64_t next = at / Q_KV_TOKENS + PAGES;
+    b->value_bytes = 4;
+    b->v_stride = vw * (int64_t)sizeof(float);
+    if (!o->pages) bring_columns(o, t, at, lo, hi);
+    for (int64_t i = from; i < to; i++) {
+        const bool more = o->pages && (next + i) * Q_KV_TOKENS <= o->last;
+        if (o->pages) bring_page(o, t, at, i);
+        b->k[i] = (const uint8_t *)(t->k + i * Q_KV_TOKENS * kw);
+        b->v[i] = (const uint8_t *)(t->v + i * Q_KV_TOKENS * vw);
+        b->k_ahead[i] = more ? k_of(o, next + i) : b->k[i];
+        b->v_ahead[i] = more ? v_of(o, next + i) : b->v[i];
+    }
+}
+
+/* Keys [lo, hi) of the block at `at`. */
+static void open_block(const source *o, const tile *t, int64_t at, int64_t lo, int64_t hi, block *b) {
+    const q_kv_pool *pool = pool_of(o);
+    const int64_t page = at / Q_KV_TOKENS, from = lo / Q_KV_TOKENS, to = (hi - 1) / Q_KV_TOKENS + 1;
+    b->ahead_bytes = o->pages ? pool->value_bytes : 4;
+    b->k_ahead_stride = Q_KV_TOKENS * b->ahead_bytes;
+    b->v_ahead_stride = o->pages ? pool->v_width * b->ahead_bytes : 0;
+    if (o->widened) {
+        bring_block(o, t, at, lo, hi, b);
+        return;
+    }
+    b->value_bytes = pool->value_bytes;
+    b->v_stride = b->v_ahead_stride;
+    for (int64_t i = from; i < to; i++) b->k[i] = k_of(o, page + i), b->v[i] = v_of(o, page + i);
+    for (int64_t i = from; i + 1 < to; i++) b->k_ahead[i] = b->k[i + 1], b->v_ahead[i] = b->v[i + 1];
+    b->k_ahead[to - 1] = b->v[from]; /* keys, then values, then the next block's keys */
+    b->v_ahead[to - 1] = at + to * Q_KV_TOKENS <= o->last ? k_of(o, page + to) : b->v[to - 1];
+}
+
+/* -------------------------------------------------------------------------------------------------------- blocks */
+
+/* The scores of queries [g, g + n) with page i. */
+static void score_page(const q_attn_isa *isa, const q_inst *s, const tile *t, const block *b, int32_t g, int32_t n,
+                       int64_t i) {
+    const q_attn_product p = {.a = t->q + (int64_t)g * s->x.width, .rows = n, .a_stride = s->x.width, .b = b->k + i,
+                              .per = s->x.width, .b_stride = Q_KV_TOKENS * b->value_bytes,
+                              .value_bytes = (int32_t)b->value_bytes, .ahead = (g == 0 ? b->k_ahead : b->k) + i,
+                              .ahead_stride = b->k_ahead_stride, .ahead_bytes = b->ahead_bytes, .from = 0, .to = s->x.width, .width = Q_KV_TOKENS,
+                              .c = t->score + (int64_t)g * Q_ATTN_KEYS + i * Q_KV_TOKENS, .c_stride = Q_ATTN_KEYS};
+    isa->product(&p);
+}
+
+/* Weighted values of keys [from, to), added to those of queries [g, g + n). */
+static void add_values(const q_attn_isa *isa, const q_inst *s, const tile *t, const block *b, int32_t g, int32_t n,
+                       int32_t from, int32_t to, bool more) {
+    const q_attn_product p = {.a = t->score + (int64_t)g * Q_ATTN_KEYS, .rows = n, .a_stride = Q_ATTN_KEYS, .b = b->v,
+                              .per = Q_KV_TOKENS, .b_stride = b->v_stride, .value_bytes = (int32_t)b->value_bytes,
+                              .ahead = g == 0 ? b->v_ahead : b->v, .ahead_stride = b->v_ahead_stride,
+                              .ahead_bytes = b->ahead_bytes, .more = more, .from = from, .to = to,
+                              .width = s->y.width, .c = t->part + (int64_t)g * s->y.width, .c_stride = s->y.width};
+    isa->product(&p);
+}
+
+/* Of queries [g, g + n): the keys that all see go together, and those before and behind by themselves. */
+static void values_of(const q_attn_isa *isa, const q_inst *s, const tile *t, const block *b, int32_t g, int32_t n) {
+    int32_t from = 0, to = Q_ATTN_KEYS;
+    for (int32_t i = g; i < g + n; i++) {
+        from = Q_MAX(from, t->queries[i].from);
+        to = Q_MIN(to, t->queries[i].to);
+    }
+    if (from >= to) {
+        for (int32_t i = g; i < g + n; i++)
+            if (t->queries[i].from < t->queries[i].to)
+                add_values(isa, s, t, b, i, 1, t->queries[i].from, t->queries[i].to, false);
+        return;
+    }
+    bool before = false;
+    for (int32_t i = g; i < g + n; i++) before = before || t->queries[i].from < from;
+    for (int32_t i = g; before && i < g + n; i++) add_values(isa, s, t, b, i, 1, t->queries[i].from, from, false);
+    add_values(isa, s, t, b, g, n, from, to, before);
+    for (int32_t i = g; i < g + n; i++)
+        if (t->queries[i].to > to) add_values(isa, s, t, b, i, 1, to, t->queries[i].to, true);
+}
+
+/* The block at `at` for n queries: their pm, pl and part, where they see any key of it. */
+static void take_block(const q_attn_isa *isa, const q_inst *s, const tile *t, const source *o, int32_t n, int64_t at) {
+    int32_t lo = Q_ATTN_KEYS, hi = 0;
+    for (int32_t i = 0; i < n; i++) {
+        query *q = &t->queries[i];
+        q->from = (int32_t)Q_MAX(q->first - at, (int64_t)0);
+        q->to = (int32_t)Q_MIN(q->last + 1 - at, (int64_t)Q_ATTN_KEYS);
+        if (q->from >= q->to) continue;
+        lo = Q_MIN(lo, q->from);
+        hi = Q_MAX(hi, q->to);
+    }
+    block b;
+    open_block(o, t, at, lo, hi, &b);
+    for (int64_t page = lo / Q_KV_TOKENS; page * Q_KV_TOKENS < hi; page++)
+        for (int32_t g = 0; g < n; g += GROUP) {
+            const int32_t rows = Q_MIN((int32_t)GROUP, n - g);
+            bool seen = false;
+            for (int32_t i = g; i < g + rows; i++)
+                seen = seen || (t->queries[i].from < (page + 1) * Q_KV_TOKENS && t->queries[i].to > page * Q_KV_TOKENS);
+            if (seen) score_page(isa, s, t, &b, g, rows, page);
+        }
+    for (int32_t i = 0; i < n; i++) {
+        const query *q = &t->queries[i];
+        if (q->from >= q->to) continue;
+        q_attn_row r = {.score = t->score + (int64_t)i * Q_ATTN_KEYS, .from = q->from, .to = q->to,
+                        .key = (int32_t)(at - q->pos), .scale = q_ref_or1(s->scale), .softcap = s->softcap,
+                        .slope = q->slope};
+        isa->softmax(&r);
+        t->pm[i] = r.m;
+        t->pl[i] = r.l;
+    }
+    for (int32_t g = 0; g < n; g += GROUP) values_of(isa, s, t, &b, g, Q_MIN((int32_t)GROUP, n - g));
+}
+
+/* Bring the block of n queries into what they have of the blocks before. */
+static void merge(const q_attn_isa *isa, const q_inst *s, const tile *t, int32_t n) {
+    const int64_t vw = s->y.width;
+    for (int32_t i = 0; i < n; i++) {
+        query *q = &t->queries[i];
+        t->fa[i] = t->fb[i] = 0;
+        if (q->from >= q->to) continue;
+        const float top = t->pm[i] > q->m ? t->pm[i] : q->m;
+        t->fa[i] = q->m - top;
+        t->fb[i] = t->pm[i] - top;
+        q->m = top;
+    }
+    isa->exps(t->fa, MOST_QUERIES);
+    isa->exps(t->fb, MOST_QUERIES);
+    for (int32_t i = 0; i < n; i++) {
+        query *q = &t->queries[i];
+        if (q->from >= q->to) continue;
+        q->l = fmaf(t->pl[i], t->fb[i], q->l * t->fa[i]);
+        isa->merge(t->acc + i * vw, t->part + i * vw, vw, t->fa[i], t->fb[i]);
+    }
+}
+
+static void finish(const q_attn_isa *isa, const q_inst *s, const tile *t, int32_t n) {
+    for (int32_t i = 0; i < n; i++) {
+        query *q = &t->queries[i];
+        const float *acc = t->acc + (int64_t)i * s->y.width;
+        float a = 1.0f;
+        if (s->w) { /* a learned sink: a block of sum 1 without values */
+            const float sink = q_ref_value(s->w, 0, q->head), top = sink > q->m ? sink : q->m;
+            float x[16] = {q->m - top, sink - top};
+            isa->exps(x, 16);
+            a = x[0];
+            q->l = fmaf(1.0f, x[1], q->l * a);
+        }
+        const float r = 1.0f / q->l;
+        for (int64_t d = 0; d < s->y.width; d++) q->y[d] = acc[d] * a * r;
+    }
+}
+
+/* ------------------------------------------------------------------------------------------------------- queries */
+
+/* The n queries of the tile, all of one KV head and sequence. */
+static void attend(const q_attn_isa *isa, const q_inst *s, const tile *t, source *o, int32_t n) {
+    int64_t first = t->queries[0].first, last = t->queries[0].last;
     for (int32_t i = 1; i < n; i++) {
-        first = Q_MIN(first, t->queries[i].first);
-        last = Q_MAX(last, t->queries[i].pos);
+        first = Q_MIN(first, (int64_t)t->queries[i].first);
+        last = Q_MAX(last, (int64_t)t->queries[i].last);
     }
-    for (int32_t at = first / Q_KV_TOKENS * Q_KV_TOKENS; at <= last; at += Q_KV_TOKENS) {
-        const uint32_t page = pages[at / Q_KV_TOKENS];
-        const uint8_t *k = q_kv_k(pool, e->kv[s->kv_group], page, s->kv_layer, kv);
-        const uint8_t *v = q_kv_v(pool, e->kv[s->kv_group], page, s->kv_layer, kv);
-        const int32_t lo = Q_MAX(first - at, 0), hi = Q_MIN(last + 1 - at, (int32_t)Q_KV_TOKENS);
-        for (int32_t j = lo; j < hi; j++) {
-            widen(isa, k + j * k_row, s->x.width, bytes, t->k + j * s->x.width);
-            widen(isa, v + j * v_row, s->y.width, bytes, t->v + j * s->y.width);
-        }
-        for (int32_t i = 0; i < n; i++) {
-            query *q = &t->queries[i];
-            const int32_t from = Q_MAX(q->first - at, 0), to = Q_MIN(q->pos + 1 - at, (int32_t)Q_KV_TOKENS);
-            if (from < to) take_block(isa, s, t, q, from, to);
-        }
+    o->last = (int32_t)last;
+    o->widened = !o->pages || pool_of(o)->v_width == 0 || (pool_of(o)->value_bytes == 2 && n > isa->direct);
+    memset(t->fa, 0, MOST_QUERIES * sizeof(float));
+    memset(t->fb, 0, MOST_QUERIES * sizeof(float));
+    memset(t->acc, 0, (size_t)(n * s->y.width) * sizeof(float));
+    for (int64_t at = first / Q_ATTN_KEYS * Q_ATTN_KEYS; at <= last; at += Q_ATTN_KEYS) {
+        take_block(isa, s, t, o, n, at);
+        merge(isa, s, t, n);
     }
+    finish(isa, s, t, n);
 }
 
-static void finish(const q_attn_isa *isa, const q_inst *s, query *q) {
-    float a = 1.0f;
-    if (s->w) { /* a learned sink: a block of sum 1 without values */
-        const float sink = q_ref_value(s->w, 0, q->head), top = sink > q->m ? sink : q->m;
-        float b;
-        factors(isa, q->m, sink, top, &a, &b);
-        q->l = fmaf(1.0f, b, q->l * a);
-    }
-    const float r = 1.0f / q->l;
-    for (int64_t d = 0; d < s->y.width; d++) q->y[d] = q->acc[d] * a * r;
+/* Query i of the tile: head h of column c, which sees positions [first, last], or by its own position what op.h says. */
+static void add_query(const source *o, const tile *t, int32_t i, int64_t c, int32_t h) {
+    const q_inst *s = o->s;
+    const int32_t pos = o->e->batch->pos[c];
+    query *q = &t->queries[i];
+    memcpy(t->q + (int64_t)i * s->x.width, q_ref_at(o->e, &s->x, c, h), sizeof(float) * (size_t)s->x.width);
+    *q = (query){.y = q_ref_at(o->e, &s->y, c, h), .m = -INFINITY, .head = h, .pos = pos, .first = (int32_t)o->base,
+                 .last = o->last, .slope = s->kind == Q_ATTN_ALIBI ? q_ref_alibi_slope(s, h) : 0};
+    if (!o->pages) return;
+    q->first = s->window > 0 && pos >= s->window ? pos - s->window + 1 : 0;
+    q->last = pos;
+}
+
+/* What the columns of column c's sequence bring; false: their positions have gaps. */
+static bool find_columns(source *o, int64_t c) {
+    const q_batch *b = o->e->batch;
+    int64_t from = c, to = c + 1;
+    while (from > 0 && b->seq[from - 1] == b->seq[c]) from--;
+    while (to < b->n && b->seq[to] == b->seq[c]) to++;
+    o->column = from;
+    o->base = b->pos[from];
+    o->last = b->pos[to - 1];
+    return o->last - o->base == to - 1 - from;
 }
 
 /* Heads [h0, h1), which share KV head kv, of columns [c0, c1), which share a sequence. */
-static void heads(const q_attn_isa *isa, const q_inst *s, const q_exec *e, tile *t, int64_t c0, int64_t c1, int32_t h0,
-                  int32_t h1, int32_t kv) {
+static void heads(const q_attn_isa *isa, const q_inst *s, const q_exec *e, const tile *t, int64_t c0, int64_t c1,
+                  int32_t h0, int32_t h1, int32_t kv) {
     const q_batch *b = e->batch;
-    const uint32_t *pages = b->seqs[b->seq[c0]].pages[s->kv_group];
+    source o = {.isa = isa, .s = s, .e = e, .kv = kv};
+    if (!s->z.slot) {
+        o.pages = b->seqs[b->seq[c0]].pages[s->kv_group];
+    } else if (!find_columns(&o, c0)) {
+        for (int64_t c = c0; c < c1; c++) q_ref_attn(s, e, c * s->x.heads + h0, c * s->x.heads + h1);
+        return;
+    }
     int32_t n = 0;
     for (int64_t c = c0; c < c1; c++) {
         for (int32_t h = h0; h < h1; h++) {
-            const int32_t pos = b->pos[c];
-            query *q = &t->queries[n];
-            *q = (query){.q = q_ref_at(e, &s->x, c, h), .y = q_ref_at(e, &s->y, c, h), .acc = t->acc + n * s->y.width,
-                         .m = -INFINITY, .l = 0, .head = h, .pos = pos,
-                         .first = s->window > 0 && pos >= s->window ? pos - s->window + 1 : 0};
-            memset(q->acc, 0, (size_t)s->y.width * sizeof(float));
+            add_query(&o, t, n, c, h);
             if (++n < MOST_QUERIES && (c + 1 < c1 || h + 1 < h1)) continue;
-            attend(isa, s, e, t, n, kv, pages);
-            for (int32_t i = 0; i < n; i++) finish(isa, s, &t->queries[i]);
+            attend(isa, s, t, &o, n);
             n = 0;
         }
     }
@@ -128,7 +353,8 @@ void q_attn_run(const q_attn_isa *isa, const q_inst *s, const q_exec *e, int64_t
     tile t;
     q_ref_carve carve = {e->scratch, 0};
     lay_out(&t, s, &carve);
-    const int32_t all = s->x.heads, share = all / e->plan->kv[s->kv_group].heads;
+    const int32_t all = s->x.heads, share = all / (s->z.slot ? s->z.heads : e->plan->kv[s->kv_group].heads);
+    const int64_t most = q_attn_columns(share);
     for (int64_t u = begin; u < end;) {
         const int64_t c = u / all;
         const int32_t h = (int32_t)(u % all);
@@ -139,7 +365,7 @@ void q_attn_run(const q_attn_isa *isa, const q_inst *s, const q_exec *e, int64_t
             continue;
         }
         int64_t c1 = c + 1;
-        while (c1 < end / all && c1 - c < MOST_COLUMNS && e->batch->seq[c1] == e->batch->seq[c]) c1++;
+        while (c1 < end / all && c1 - c < most && e->batch->seq[c1] == e->batch->seq[c]) c1++;
         for (int32_t kv = 0; kv * share < all; kv++) heads(isa, s, e, &t, c, c1, kv * share, (kv + 1) * share, kv);
         u = c1 * all;
     }

@@ -99,6 +99,9 @@ static inline float q_ref_glu1(const q_inst *s, float x, float z) {
     return a * q_ref_sigmoid(s->alpha * a) * (b + 1.0f);
 }
 
+/* The slope of ALiBi for query head h of an ATTN. */
+float q_ref_alibi_slope(const q_inst *s, int64_t h);
+
 /* The draw of SAMPLE: a uniform number in [0, 1) from (seed, position) alone. */
 double q_ref_uniform(uint64_t seed, uint64_t position);
 

@@ -2,39 +2,42 @@
  * column may see: nothing is checked here. Layer L2. */
 #include "ref.h"
 
-static void store(const float *x, int64_t n, int32_t value_bytes, uint8_t *to) {
-    if (value_bytes == 4) memcpy(to, x, sizeof(float) * (size_t)n);
-    else
-        for (int64_t i = 0; i < n; i++) q_store16(to + 2 * i, q_f32_to_half(x[i]));
+/* Value i of x goes to value i * step of `to`. */
+static void store(const float *x, int64_t n, int64_t step, int32_t value_bytes, uint8_t *to) {
+    for (int64_t i = 0; i < n; i++) {
+        if (value_bytes == 4) q_store32(to + 4 * i * step, q_f32_bits(x[i]));
+        else q_store16(to + 2 * i * step, q_f32_to_half(x[i]));
+    }
 }
 
 void q_ref_kv_put(const q_inst *s, const q_exec *e, int64_t begin, int64_t end) {
     const q_kv_pool *pool = &e->plan->kv[s->kv_group];
+    const int64_t bytes = pool->value_bytes;
     for (int64_t u = begin; u < end; u++) {
         const int64_t c = u / pool->heads, row = e->batch->pos[c] % Q_KV_TOKENS;
         const int32_t h = (int32_t)(u % pool->heads);
         const uint32_t page = e->batch->seqs[e->batch->seq[c]].pages[s->kv_group][e->batch->pos[c] / Q_KV_TOKENS];
         uint8_t *to = q_kv_k(pool, e->kv[s->kv_group], page, s->kv_layer, h);
-        store(q_ref_at(e, &s->x, c, h), pool->k_width, pool->value_bytes, to + row * pool->k_width * pool->value_bytes);
+        store(q_ref_at(e, &s->x, c, h), pool->k_width, Q_KV_TOKENS, pool->value_bytes, to + row * bytes);
         if (pool->v_width == 0) continue;
         to = q_kv_v(pool, e->kv[s->kv_group], page, s->kv_layer, h);
-        store(q_ref_at(e, &s->z, c, h), pool->v_width, pool->value_bytes, to + row * pool->v_width * pool->value_bytes);
+        store(q_ref_at(e, &s->z, c, h), pool->v_width, 1, pool->value_bytes, to + row * pool->v_width * bytes);
     }
 }
 
-/* The running softmax of one query head. */
+/* The running softmax of one query head, and the part of a block of keys. */
 typedef struct attn_state {
     float m, l;  /* largest score so far, sum of exp(score - m) */
     float *acc;  /* [width] weighted values */
-    float *part; /* [width] those of the current block */
-    float *k, *v; /* [Q_KV_TOKENS][k width], [Q_KV_TOKENS][width]: keys and values of a block as float32 */
+    float *part; /* [width] those of the block */
+    float *k, *v; /* [Q_ATTN_KEYS][k width], [Q_ATTN_KEYS][width]: its keys and values, by position in the block */
 } attn_state;
 
 static void lay_out(attn_state *t, const q_inst *s, q_ref_carve *carve) {
     t->acc = q_ref_take(carve, s->y.width, sizeof(float));
     t->part = q_ref_take(carve, s->y.width, sizeof(float));
-    t->k = q_ref_take(carve, (int64_t)Q_KV_TOKENS * s->x.width, sizeof(float));
-    t->v = q_ref_take(carve, (int64_t)Q_KV_TOKENS * s->y.width, sizeof(float));
+    t->k = q_ref_take(carve, (int64_t)Q_ATTN_KEYS * s->x.width, sizeof(float));
+    t->v = q_ref_take(carve, (int64_t)Q_ATTN_KEYS * s->y.width, sizeof(float));
 }
 
 size_t q_ref_attn_scratch(const q_inst *s) {
@@ -44,7 +47,7 @@ size_t q_ref_attn_scratch(const q_inst *s) {
     return carve.used;
 }
 
-static float slope(const q_inst *s, int64_t h) {
+float q_ref_alibi_slope(const q_inst *s, int64_t h) {
     int64_t n = 1;
     while (2 * n <= s->x.heads) n *= 2;
     const float a = s->alpha != 0 ? s->alpha : 8.0f;
@@ -60,47 +63,57 @@ static void merge(attn_state *t, float m, float l, const float *part, int64_t wi
     t->m = top;
 }
 
-/* Keys 0 .. n-1 of a block, already in t->k and t->v; the first has position key, the query position pos. */
-static void block(attn_state *t, const q_inst *s, const float *q, int64_t h, int64_t n, int64_t key, int64_t pos) {
-    float score[Q_KV_TOKENS] = {0}, m = -INFINITY, l = 0;
-    const float bias = s->kind == Q_ATTN_ALIBI ? slope(s, h) : 0;
-    for (int64_t j = 0; j < n; j++) {
-        score[j] = q_ref_softcap(q_ref_or1(s->scale) * q_ref_dot(q, t->k + j * s->x.width, s->x.width), s->softcap);
-        if (s->kind == Q_ATTN_ALIBI) score[j] -= bias * fabsf((float)(key + j - pos));
+/* The keys of a block in t->k and t->v that have a score; the block begins at position `at`, the query is at pos. */
+static void block(attn_state *t, const q_inst *s, const bool *in, const float *q, int64_t h, int64_t at, int64_t pos) {
+    float score[Q_ATTN_KEYS], lane[Q_REF_LANES] = {0}, m = -INFINITY;
+    const float bias = s->kind == Q_ATTN_ALIBI ? q_ref_alibi_slope(s, h) : 0;
+    for (int64_t j = 0; j < Q_ATTN_KEYS; j++) {
+        if (!in[j]) continue;
+        score[j] = 0;
+        for (int64_t i = 0; i < s->x.width; i++) score[j] = fmaf(q[i], t->k[j * s->x.width + i], score[j]);
+        score[j] = q_ref_softcap(q_ref_or1(s->scale) * score[j], s->softcap);
+        if (s->kind == Q_ATTN_ALIBI) score[j] -= bias * fabsf((float)(at + j - pos));
         if (score[j] > m) m = score[j];
     }
     for (int64_t i = 0; i < s->y.width; i++) t->part[i] = 0;
-    for (int64_t j = 0; j < n; j++) {
+    for (int64_t j = 0; j < Q_ATTN_KEYS; j++) {
+        if (!in[j]) continue;
         const float p = expf(score[j] - m);
-        l += p;
+        lane[j % Q_REF_LANES] += p;
         for (int64_t i = 0; i < s->y.width; i++) t->part[i] = fmaf(p, t->v[j * s->y.width + i], t->part[i]);
     }
-    merge(t, m, l, t->part, s->y.width);
+    merge(t, m, q_ref_fold(lane), t->part, s->y.width);
 }
 
-static void widen(const uint8_t *from, int64_t n, int32_t value_bytes, float *to) {
-    if (value_bytes == 4) memcpy(to, from, sizeof(float) * (size_t)n);
-    else
-        for (int64_t i = 0; i < n; i++) to[i] = q_half_to_f32(q_load16(from + 2 * i));
+/* n values, every `step`-th of those at `from`. */
+static void load(const uint8_t *from, int64_t n, int64_t step, int32_t value_bytes, float *to) {
+    for (int64_t i = 0; i < n; i++)
+        to[i] = value_bytes == 4 ? q_bits_f32(q_load32(from + 4 * i * step)) : q_half_to_f32(q_load16(from + 2 * i * step));
+}
+
+/* Keys and values of position p, as number j of the block. */
+static void load_key(attn_state *t, const q_inst *s, const q_exec *e, const uint32_t *pages, int64_t p, int32_t kv) {
+    const q_kv_pool *pool = &e->plan->kv[s->kv_group];
+    const uint32_t page = pages[p / Q_KV_TOKENS];
+    const int64_t row = p % Q_KV_TOKENS, j = p % Q_ATTN_KEYS, bytes = pool->value_bytes;
+    const uint8_t *k = q_kv_k(pool, e->kv[s->kv_group], page, s->kv_layer, kv) + row * bytes;
+    const uint8_t *v = q_kv_v(pool, e->kv[s->kv_group], page, s->kv_layer, kv);
+    load(k, s->x.width, Q_KV_TOKENS, pool->value_bytes, t->k + j * s->x.width);
+    if (pool->v_width == 0) load(k, s->y.width, Q_KV_TOKENS, pool->value_bytes, t->v + j * s->y.width);
+    else load(v + row * pool->v_width * bytes, s->y.width, 1, pool->value_bytes, t->v + j * s->y.width);
 }
 
 static void over_pages(attn_state *t, const q_inst *s, const q_exec *e, const float *q, int64_t c, int64_t h) {
-    const q_kv_pool *pool = &e->plan->kv[s->kv_group];
     const int64_t pos = e->batch->pos[c], first = s->window > 0 && pos >= s->window ? pos - s->window + 1 : 0;
-    const int32_t kv = (int32_t)(h / (s->x.heads / pool->heads)), vw = pool->v_width ? pool->v_width : pool->k_width;
+    const int32_t kv = (int32_t)(h / (s->x.heads / e->plan->kv[s->kv_group].heads));
     const uint32_t *pages = e->batch->seqs[e->batch->seq[c]].pages[s->kv_group];
-    for (int64_t at = first; at <= pos;) {
-        const int64_t row = at % Q_KV_TOKENS, n = Q_MIN(Q_KV_TOKENS - row, pos + 1 - at);
-        const uint32_t page = pages[at / Q_KV_TOKENS];
-        const int32_t bytes = pool->value_bytes;
-        const uint8_t *k = q_kv_k(pool, e->kv[s->kv_group], page, s->kv_layer, kv) + row * pool->k_width * bytes;
-        const uint8_t *v = q_kv_v(pool, e->kv[s->kv_group], page, s->kv_layer, kv) + row * vw * bytes;
-        for (int64_t j = 0; j < n; j++) {
-            widen(k + j * pool->k_width * bytes, s->x.width, bytes, t->k + j * s->x.width);
-            widen(v + j * vw * bytes, s->y.width, bytes, t->v + j * s->y.width);
+    for (int64_t at = first / Q_ATTN_KEYS * Q_ATTN_KEYS; at <= pos; at += Q_ATTN_KEYS) {
+        bool in[Q_ATTN_KEYS] = {false};
+        for (int64_t p = Q_MAX(at, first); p <= pos && p < at + Q_ATTN_KEYS; p++) {
+            load_key(t, s, e, pages, p, kv);
+            in[p - at] = true;
         }
-        block(t, s, q, h, n, at, pos);
-        at += n;
+        block(t, s, in, q, h, at, pos);
     }
 }
 
@@ -108,17 +121,18 @@ static void over_columns(attn_state *t, const q_inst *s, const q_exec *e, const 
     const q_batch *b = e->batch;
     const q_view *values = s->v.slot ? &s->v : &s->z;
     const int64_t kv = h / (s->x.heads / s->z.heads);
-    int64_t at = c;
-    while (at > 0 && b->seq[at - 1] == b->seq[c]) at--;
-    while (at < b->n && b->seq[at] == b->seq[c]) {
-        const int64_t key = b->pos[at];
-        int64_t n = 0;
-        for (; at < b->n && n < Q_KV_TOKENS && b->seq[at] == b->seq[c]; at++, n++) {
-            if (b->pos[at] / Q_KV_TOKENS != key / Q_KV_TOKENS) break;
-            memcpy(t->k + n * s->x.width, q_ref_at(e, &s->z, at, kv), sizeof(float) * (size_t)s->x.width);
-            memcpy(t->v + n * s->y.width, q_ref_at(e, values, at, kv), sizeof(float) * (size_t)s->y.width);
+    int64_t n = c;
+    while (n > 0 && b->seq[n - 1] == b->seq[c]) n--;
+    while (n < b->n && b->seq[n] == b->seq[c]) {
+        const int64_t at = b->pos[n] / Q_ATTN_KEYS * Q_ATTN_KEYS;
+        bool in[Q_ATTN_KEYS] = {false};
+        for (; n < b->n && b->seq[n] == b->seq[c] && b->pos[n] < at + Q_ATTN_KEYS; n++) {
+            const int64_t j = b->pos[n] - at;
+            memcpy(t->k + j * s->x.width, q_ref_at(e, &s->z, n, kv), sizeof(float) * (size_t)s->x.width);
+            memcpy(t->v + j * s->y.width, q_ref_at(e, values, n, kv), sizeof(float) * (size_t)s->y.width);
+            in[j] = true;
         }
-        block(t, s, q, h, n, key, b->pos[c]);
+        block(t, s, in, q, h, at, b->pos[c]);
     }
 }
 

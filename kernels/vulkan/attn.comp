@@ -1,7 +1,7 @@
 /* attn.comp: ATTN: a workgroup of 64 threads has one query head of one column.
  *
- * Keys come in blocks of up to 32. Two threads make a key's score; all take the weighted values, each every 64th one; blocks
- * merge in ascending order, as op.h says. ROLE: keys in pages, or in the columns of the batch. Widths up to 1024.
+ * Keys come in blocks of up to 32, shorter than op.h's. Two threads make a key's score; all take the weighted values, each
+ * every 64th one; blocks merge in ascending order. ROLE: keys in pages, or in the columns of the batch. Widths up to 1024.
  * Dispatch: x = heads of x, y = columns. Layer L2. */
 #version 460
 #extension GL_GOOGLE_include_directive : require
@@ -56,7 +56,7 @@ void main() {
         if (j < n) {
             const int from = paged ? key_at(kv, (at + j) % 32) : VIEW_AT(z, at + j, kv);
             [[dont_unroll]] for (int i = lane; i < kw; i += 2)
-                s = fma(query[i], paged ? kv_load(keys, from + i) : Floats(keys).f[from + i], s);
+                s = fma(query[i], paged ? kv_load(keys, from + i * KEY_STEP) : Floats(keys).f[from + i], s);
         }
         part[tid] = s;
         barrier();
@@ -80,7 +80,7 @@ void main() {
             [[dont_unroll]] for (int t = 0; t < n; t++) {
                 float x;
                 if (!paged) x = Floats(values).f[(prefix ? VIEW_AT(z, at + t, kv) : VIEW_AT(v, at + t, kv)) + i];
-                else if (st.kv_v_width == 0) x = kv_load(values, key_at(kv, (at + t) % 32) + i);
+                else if (st.kv_v_width == 0) x = kv_load(values, key_at(kv, (at + t) % 32) + i * KEY_STEP);
                 else x = kv_load(values, value_at(kv, (at + t) % 32) + i);
                 v = fma(score[t], x, v);
             }

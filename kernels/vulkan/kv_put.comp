@@ -20,7 +20,7 @@ void main() {
     const uvec2 page = page_of(param_int(pm.seq_at, c), pos);
     EACH_VALUE(t, n) {
         const int h = t / each, i = t % each, j = i - st.kv_k_width;
-        if (j < 0) kv_store(page, key_at(h, row) + i, SLOT(x)[VIEW_AT(x, c, h) + i]);
+        if (j < 0) kv_store(page, key_at(h, row) + i * KEY_STEP, SLOT(x)[VIEW_AT(x, c, h) + i]);
         else kv_store(values_of(page), value_at(h, row) + j, SLOT(z)[VIEW_AT(z, c, h) + j]);
     }
 }

@@ -1,4 +1,5 @@
-/* attn_neon.c: attention's arithmetic in NEON, four keys or values to a register; ../attn.c is the rest. Layer L2. */
+/* attn_neon.c: attention's arithmetic in NEON: up to eight rows by eight values in registers, weights of rows as lanes;
+ * four exponentials at a time; ../attn.c is the rest. Layer L2. */
 #include "neon.h"
 
 #include "../attn.h"
@@ -8,72 +9,135 @@ static void widen(const uint8_t *from, int64_t n, float *to) {
     for (int64_t i = 0; i < n; i += 4) vst1q_f32(to + i, q_widen4(from + 2 * i));
 }
 
-/* The products of four keys. */
-Q_NEON_INLINE float32x4_t four_keys(const float *q, const float *k, int64_t width) {
-    float32x4_t acc[4][4], left[4];
-    Q_UNROLL for (int j = 0; j < 16; j++) acc[j / 4][j % 4] = vdupq_n_f32(0);
-    for (int64_t i = 0; i < width; i += 16) {
-        Q_UNROLL for (int l = 0; l < 4; l++) {
-            const float32x4_t a = vld1q_f32(q + i + 4 * l);
-            Q_UNROLL for (int j = 0; j < 4; j++)
-                acc[j][l] = vfmaq_f32(acc[j][l], a, vld1q_f32(k + j * width + i + 4 * l));
-        }
-    }
-    Q_UNROLL for (int j = 0; j < 4; j++) left[j] = q_fold16(acc[j]);
-    return q_fold4(left);
+/* A row of b times one lane of each row of a. */
+#define LANE(l)                                                                                          \
+    do {                                                                                                 \
+        Q_UNROLL for (int v = 0; v < 2; v++) {                                                           \
+            const float32x4_t w = load4(half, b + (l) * b_stride + 4 * v * size);                        \
+            Q_UNROLL for (int i = 0; i < R; i++) acc[i][v] = vfmaq_laneq_f32(acc[i][v], w, x[i], (l));   \
+        }                                                                                                \
+    } while (0)
+
+Q_NEON_INLINE float32x4_t load4(bool half, const uint8_t *p) {
+    return half ? q_widen4(p) : vreinterpretq_f32_u8(vld1q_u8(p));
 }
 
-/* Lanes j .. j + 3 that lie in [from, to). */
-Q_NEON_INLINE uint32x4_t lanes_in(int32_t j, int32_t from, int32_t to) {
+/* R rows and eight values from `at` on. */
+Q_NEON_INLINE void tile(int R, bool half, const q_attn_product *p, int64_t row, int64_t at) {
+    const float *a = p->a + row * p->a_stride;
+    float *c = p->c + row * p->c_stride + at;
+    const int64_t a_stride = p->a_stride, b_stride = p->b_stride, size = half ? 2 : 4, ahead_stride = p->ahead_stride;
+    float32x4_t acc[8][2];
+    Q_UNROLL for (int i = 0; i < R; i++) {
+        Q_UNROLL for (int v = 0; v < 2; v++)
+            acc[i][v] = p->more ? vld1q_f32(c + i * p->c_stride + 4 * v) : vdupq_n_f32(0);
+    }
+    for (int64_t k = p->from; k < p->to;) {
+        const int64_t page = k / p->per, first = page * p->per, end = Q_MIN(p->to, first + p->per);
+        const uint8_t *b = p->b[page] + (k - first) * b_stride + at * size;
+        const uint8_t *ahead = p->ahead[page] + (k - first) * p->ahead_stride + at * p->ahead_bytes;
+        for (; k + 4 <= end; k += 4, b += 4 * b_stride, ahead += 4 * ahead_stride) {
+            float32x4_t x[8];
+            Q_UNROLL for (int l = 0; l < 4; l++) __builtin_prefetch(ahead + l * ahead_stride);
+            Q_UNROLL for (int i = 0; i < R; i++) x[i] = vld1q_f32(a + i * a_stride + k);
+            LANE(0);
+            LANE(1);
+            LANE(2);
+            LANE(3);
+        }
+        for (; k < end; k++, b += b_stride, ahead += ahead_stride) {
+            Q_UNROLL for (int v = 0; v < 2; v++) {
+                const float32x4_t w = load4(half, b + 4 * v * size);
+                Q_UNROLL for (int i = 0; i < R; i++) acc[i][v] = vfmaq_n_f32(acc[i][v], w, a[i * a_stride + k]);
+            }
+        }
+    }
+    Q_UNROLL for (int i = 0; i < R; i++) {
+        Q_UNROLL for (int v = 0; v < 2; v++) vst1q_f32(c + i * p->c_stride + 4 * v, acc[i][v]);
+    }
+}
+
+/* All values of R rows. */
+Q_NEON_INLINE void some_rows(int R, bool half, const q_attn_product *p, int64_t row) {
+    for (int64_t at = 0; at < p->width; at += 8) tile(R, half, p, row, at);
+}
+
+Q_NEON_INLINE void rows(bool half, const q_attn_product *p) {
+    int64_t row = 0;
+    for (; row + 8 <= p->rows; row += 8) some_rows(8, half, p, row);
+    for (; row + 4 <= p->rows; row += 4) some_rows(4, half, p, row);
+    if (p->rows - row >= 2) {
+        some_rows(2, half, p, row);
+        row += 2;
+    }
+    if (p->rows - row >= 1) some_rows(1, half, p, row);
+}
+
+static void product(const q_attn_product *p) {
+    if (p->value_bytes == 2) rows(true, p);
+    else rows(false, p);
+}
+
+/* tanh within 3 units of the last place: an odd polynomial up to 0.625, 1 - 2 / (e^2x + 1) beyond it. */
+Q_NEON_INLINE float32x4_t tanh4(float32x4_t x) {
+    const float32x4_t one = vdupq_n_f32(1.0f), a = vabsq_f32(x), z = vmulq_f32(x, x);
+    float32x4_t p = vdupq_n_f32(-0.006096714176f);
+    p = vfmaq_f32(vdupq_n_f32(0.02099717967f), p, z);
+    p = vfmaq_f32(vdupq_n_f32(-0.05385090783f), p, z);
+    p = vfmaq_f32(vdupq_n_f32(0.1333276927f), p, z);
+    p = vfmaq_f32(vdupq_n_f32(-0.3333332837f), p, z);
+    p = vfmaq_f32(a, vmulq_f32(p, z), a);
+    const float32x4_t e = vaddq_f32(q_exp4(vaddq_f32(a, a)), one);
+    const float32x4_t far = vsubq_f32(one, vdivq_f32(vdupq_n_f32(2.0f), e));
+    p = vbslq_f32(vcgtq_f32(a, vdupq_n_f32(0.625f)), far, p);
+    return vbslq_f32(vdupq_n_u32(0x80000000u), x, p);
+}
+
+/* The scores of keys j .. j + 3 of the row, minus infinity for those outside [from, to). */
+Q_NEON_INLINE float32x4_t scores(const q_attn_row *r, int32_t j) {
     static const int32_t count[4] = {0, 1, 2, 3};
     const int32x4_t i = vaddq_s32(vdupq_n_s32(j), vld1q_s32(count));
-    return vandq_u32(vcgeq_s32(i, vdupq_n_s32(from)), vcltq_s32(i, vdupq_n_s32(to)));
+    float32x4_t v = vmulq_n_f32(vld1q_f32(r->score + j), r->scale);
+    if (r->softcap != 0) {
+        const float32x4_t cap = vdupq_n_f32(r->softcap);
+        v = vmulq_f32(cap, tanh4(vdivq_f32(v, cap)));
+    }
+    if (r->slope != 0) {
+        const float32x4_t far = vcvtq_f32_s32(vabsq_s32(vaddq_s32(i, vdupq_n_s32(r->key))));
+        v = vsubq_f32(v, vmulq_n_f32(far, r->slope));
+    }
+    const uint32x4_t in = vandq_u32(vcgeq_s32(i, vdupq_n_s32(r->from)), vcltq_s32(i, vdupq_n_s32(r->to)));
+    return vbslq_f32(in, v, vdupq_n_f32(-INFINITY));
 }
 
-static float scores(const q_inst *s, const float *q, const float *k, int32_t from, int32_t to, float *score) {
-    const float32x4_t scale = vdupq_n_f32(q_ref_or1(s->scale)), none = vdupq_n_f32(-INFINITY);
-    float32x4_t top = none;
-    for (int32_t j = 0; j < Q_KV_TOKENS; j += 4) {
-        float32x4_t v = none;
-        if (j < to && j + 4 > from) {
-            v = vmulq_f32(scale, four_keys(q, k + j * s->x.width, s->x.width));
-            if (s->softcap != 0) {
-                float t[4];
-                vst1q_f32(t, v);
-                for (int i = 0; i < 4; i++) t[i] = q_ref_softcap(t[i], s->softcap);
-                v = vld1q_f32(t);
-            }
-            v = vbslq_f32(lanes_in(j, from, to), v, none);
-        }
+static void softmax(q_attn_row *r) {
+    const int32_t from = r->from / 16 * 16, to = (r->to + 15) / 16 * 16;
+    float32x4_t top = vdupq_n_f32(-INFINITY), sum[4];
+    for (int32_t j = from; j < to; j += 4) {
+        const float32x4_t v = scores(r, j);
         top = vmaxnmq_f32(top, v); /* a NaN is passed over here, and shows in the sums */
-        vst1q_f32(score + j, v);
+        vst1q_f32(r->score + j, v);
     }
-    return vmaxnmvq_f32(top);
-}
-
-static void exps(float *x, float base, int32_t n) {
-    for (int32_t i = 0; i < n; i += 4) vst1q_f32(x + i, q_exp4(vsubq_f32(vld1q_f32(x + i), vdupq_n_f32(base))));
-}
-
-/* V registers of values. */
-Q_NEON_INLINE void some_values(int V, const float *p, const float *v, int64_t width, int32_t from, int32_t to, float a,
-                               float b, float *acc) {
-    float32x4_t part[16];
-    Q_UNROLL for (int i = 0; i < V; i++) part[i] = vdupq_n_f32(0);
-    for (int32_t j = from; j < to; j++) {
-        const float32x4_t w = vdupq_n_f32(p[j]);
-        Q_UNROLL for (int i = 0; i < V; i++) part[i] = vfmaq_f32(part[i], w, vld1q_f32(v + j * width + 4 * i));
+    r->m = vmaxnmvq_f32(top);
+    Q_UNROLL for (int i = 0; i < 4; i++) sum[i] = vdupq_n_f32(0);
+    for (int32_t j = from; j < to; j += 16) {
+        Q_UNROLL for (int i = 0; i < 4; i++) {
+            const float32x4_t v = q_exp4(vsubq_f32(vld1q_f32(r->score + j + 4 * i), vdupq_n_f32(r->m)));
+            sum[i] = vaddq_f32(sum[i], v);
+            vst1q_f32(r->score + j + 4 * i, v);
+        }
     }
-    Q_UNROLL for (int i = 0; i < V; i++)
-        vst1q_f32(acc + 4 * i, vfmaq_n_f32(vmulq_n_f32(vld1q_f32(acc + 4 * i), a), part[i], b));
+    r->l = q_fold1(q_fold16(sum));
 }
 
-static void values(const float *p, const float *v, int64_t width, int32_t from, int32_t to, float a, float b,
-                   float *acc) {
-    int64_t d = 0;
-    for (; d + 64 <= width; d += 64) some_values(16, p, v + d, width, from, to, a, b, acc + d);
-    for (; d < width; d += 4) some_values(1, p, v + d, width, from, to, a, b, acc + d);
+static void exps(float *x, int64_t n) {
+    for (int64_t i = 0; i < n; i += 4) vst1q_f32(x + i, q_exp4(vld1q_f32(x + i)));
 }
 
-static const q_attn_isa isa = {4, widen, scores, exps, values};
+static void merge(float *acc, const float *part, int64_t n, float a, float b) {
+    for (int64_t i = 0; i < n; i += 4)
+        vst1q_f32(acc + i, vfmaq_n_f32(vmulq_n_f32(vld1q_f32(acc + i), a), vld1q_f32(part + i), b));
+}
+
+static const q_attn_isa isa = {4, 8, widen, product, softmax, exps, merge};
 Q_ATTN_STEP(attn_paged__neon, isa)

@@ -1,4 +1,5 @@
-/* attn_avx2.c: attention's arithmetic in AVX2, eight keys or values to a register; attn.c is the rest. Layer L2. */
+/* attn_avx2.c: attention's arithmetic in AVX2: up to three rows by 32 values in registers, eight exponentials at a time;
+ * ../attn.c is the rest. Layer L2. */
 #include "avx2.h"
 
 #include "../attn.h"
@@ -9,74 +10,119 @@ Q_AVX2 static void widen(const uint8_t *from, int64_t n, float *to) {
         _mm256_storeu_ps(to + i, _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(const void *)(from + 2 * i))));
 }
 
-/* Four keys: the 8 lanes left of each product. */
-Q_AVX2_INLINE void four_keys(const float *q, const float *k, int64_t width, __m256 *fold) {
-    __m256 lo[4], hi[4];
-    Q_UNROLL for (int j = 0; j < 4; j++) lo[j] = hi[j] = _mm256_setzero_ps();
-    for (int64_t i = 0; i < width; i += 16) {
-        const __m256 a = _mm256_loadu_ps(q + i), b = _mm256_loadu_ps(q + i + 8);
-        Q_UNROLL for (int j = 0; j < 4; j++) {
-            lo[j] = _mm256_fmadd_ps(a, _mm256_loadu_ps(k + j * width + i), lo[j]);
-            hi[j] = _mm256_fmadd_ps(b, _mm256_loadu_ps(k + j * width + i + 8), hi[j]);
+/* R rows and V registers of values from `at` on. */
+Q_AVX2_INLINE void tile(int R, int V, bool half, const q_attn_product *p, int64_t row, int64_t at) {
+    const float *a = p->a + row * p->a_stride;
+    float *c = p->c + row * p->c_stride + at;
+    const int64_t a_stride = p->a_stride, b_stride = p->b_stride, size = half ? 2 : 4, ahead_stride = p->ahead_stride;
+    __m256 acc[6][4];
+    Q_UNROLL for (int i = 0; i < R; i++) {
+        Q_UNROLL for (int v = 0; v < V; v++)
+            acc[i][v] = p->more ? _mm256_loadu_ps(c + i * p->c_stride + 8 * v) : _mm256_setzero_ps();
+    }
+    for (int64_t k = p->from; k < p->to;) {
+        const int64_t page = k / p->per, first = page * p->per, end = Q_MIN(p->to, first + p->per);
+        const uint8_t *b = p->b[page] + (k - first) * b_stride + at * size;
+        const uint8_t *ahead = p->ahead[page] + (k - first) * p->ahead_stride + at * p->ahead_bytes;
+        for (; k < end; k++, b += b_stride, ahead += ahead_stride) {
+            __m256 x[6];
+            _mm_prefetch((const char *)ahead, _MM_HINT_T0);
+            Q_UNROLL for (int i = 0; i < R; i++) x[i] = _mm256_broadcast_ss(a + i * a_stride + k);
+            Q_UNROLL for (int v = 0; v < V; v++) {
+                const uint8_t *from = b + 8 * v * size;
+                const __m256 w = half ? _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(const void *)from))
+                                      : _mm256_loadu_ps((const float *)(const void *)from);
+                Q_UNROLL for (int i = 0; i < R; i++) acc[i][v] = _mm256_fmadd_ps(x[i], w, acc[i][v]);
+            }
         }
     }
-    Q_UNROLL for (int j = 0; j < 4; j++) fold[j] = _mm256_add_ps(lo[j], hi[j]);
+    Q_UNROLL for (int i = 0; i < R; i++) {
+        Q_UNROLL for (int v = 0; v < V; v++) _mm256_storeu_ps(c + i * p->c_stride + 8 * v, acc[i][v]);
+    }
 }
 
-Q_AVX2 static float scores(const q_inst *s, const float *q, const float *k, int32_t from, int32_t to, float *score) {
-    const __m256 scale = _mm256_set1_ps(q_ref_or1(s->scale)), none = _mm256_set1_ps(-INFINITY);
-    __m256 top = none;
-    for (int32_t j = 0; j < Q_KV_TOKENS; j += 8) {
-        __m256 v = none;
-        if (j < to && j + 8 > from) {
-            __m256 f[8];
-            four_keys(q, k + j * s->x.width, s->x.width, f);
-            four_keys(q, k + (j + 4) * s->x.width, s->x.width, f + 4);
-            v = _mm256_mul_ps(scale, q_fold8(f));
-            if (s->softcap != 0) {
-                float t[8];
-                _mm256_storeu_ps(t, v);
-                for (int i = 0; i < 8; i++) t[i] = q_ref_softcap(t[i], s->softcap);
-                v = _mm256_loadu_ps(t);
-            }
-            const __m256i in = _mm256_andnot_si256(q_mask8(from - j), q_mask8(to - j));
-            v = _mm256_blendv_ps(none, v, _mm256_castsi256_ps(in));
-        }
+/* All values of R rows. */
+Q_AVX2_INLINE void some_rows(int R, bool half, const q_attn_product *p, int64_t row) {
+    int64_t at = 0;
+    for (; at + 32 <= p->width; at += 32) tile(R, 4, half, p, row, at);
+    if (at < p->width) tile(R, 2, half, p, row, at);
+}
+
+Q_AVX2_INLINE void rows(bool half, const q_attn_product *p) {
+    int64_t row = 0;
+    for (; row + 3 <= p->rows; row += 3) some_rows(3, half, p, row);
+    if (p->rows - row == 2) some_rows(2, half, p, row);
+    if (p->rows - row == 1) some_rows(1, half, p, row);
+}
+
+Q_AVX2 static void product(const q_attn_product *p) {
+    if (p->value_bytes == 2) rows(true, p);
+    else rows(false, p);
+}
+
+/* tanh within 3 units of the last place: an odd polynomial up to 0.625, 1 - 2 / (e^2x + 1) beyond it. */
+Q_AVX2_INLINE __m256 tanh8(__m256 x) {
+    const __m256 one = _mm256_set1_ps(1.0f), sign = _mm256_set1_ps(-0.0f), a = _mm256_andnot_ps(sign, x);
+    const __m256 z = _mm256_mul_ps(x, x);
+    __m256 p = _mm256_set1_ps(-0.006096714176f);
+    p = _mm256_fmadd_ps(p, z, _mm256_set1_ps(0.02099717967f));
+    p = _mm256_fmadd_ps(p, z, _mm256_set1_ps(-0.05385090783f));
+    p = _mm256_fmadd_ps(p, z, _mm256_set1_ps(0.1333276927f));
+    p = _mm256_fmadd_ps(p, z, _mm256_set1_ps(-0.3333332837f));
+    p = _mm256_fmadd_ps(_mm256_mul_ps(p, z), a, a);
+    const __m256 e = _mm256_add_ps(q_exp8(_mm256_add_ps(a, a)), one);
+    const __m256 far = _mm256_sub_ps(one, _mm256_div_ps(_mm256_set1_ps(2.0f), e));
+    p = _mm256_blendv_ps(p, far, _mm256_cmp_ps(a, _mm256_set1_ps(0.625f), _CMP_GT_OQ));
+    return _mm256_or_ps(p, _mm256_and_ps(x, sign));
+}
+
+/* The scores of keys j .. j + 7 of the row, minus infinity for those outside [from, to). */
+Q_AVX2_INLINE __m256 scores(const q_attn_row *r, int32_t j) {
+    __m256 v = _mm256_mul_ps(_mm256_set1_ps(r->scale), _mm256_load_ps(r->score + j));
+    if (r->softcap != 0) {
+        const __m256 cap = _mm256_set1_ps(r->softcap);
+        v = _mm256_mul_ps(cap, tanh8(_mm256_div_ps(v, cap)));
+    }
+    if (r->slope != 0) {
+        const __m256i i = _mm256_add_epi32(_mm256_set1_epi32(r->key + j), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+        const __m256 far = _mm256_cvtepi32_ps(_mm256_abs_epi32(i));
+        v = _mm256_sub_ps(v, _mm256_mul_ps(_mm256_set1_ps(r->slope), far));
+    }
+    const __m256i in = _mm256_andnot_si256(q_mask8(r->from - j), q_mask8(r->to - j));
+    return _mm256_blendv_ps(_mm256_set1_ps(-INFINITY), v, _mm256_castsi256_ps(in));
+}
+
+Q_AVX2 static void softmax(q_attn_row *r) {
+    const int32_t from = r->from / 16 * 16, to = (r->to + 15) / 16 * 16;
+    __m256 top = _mm256_set1_ps(-INFINITY), sum[2] = {_mm256_setzero_ps(), _mm256_setzero_ps()};
+    for (int32_t j = from; j < to; j += 8) {
+        const __m256 v = scores(r, j);
         top = _mm256_max_ps(v, top); /* a NaN is passed over here, and shows in the sums */
-        _mm256_storeu_ps(score + j, v);
+        _mm256_store_ps(r->score + j, v);
     }
     __m128 m = _mm_max_ps(_mm256_castps256_ps128(top), _mm256_extractf128_ps(top, 1));
     m = _mm_max_ps(m, _mm_movehl_ps(m, m));
-    return _mm_cvtss_f32(_mm_max_ss(m, _mm_shuffle_ps(m, m, 1)));
-}
-
-Q_AVX2 static void exps(float *x, float base, int32_t n) {
-    for (int32_t i = 0; i < n; i += 8)
-        _mm256_storeu_ps(x + i, q_exp8(_mm256_sub_ps(_mm256_loadu_ps(x + i), _mm256_set1_ps(base))));
-}
-
-/* V registers of values. */
-Q_AVX2_INLINE void some_values(int V, const float *p, const float *v, int64_t width, int32_t from, int32_t to, float a,
-                               float b, float *acc) {
-    __m256 part[8];
-    Q_UNROLL for (int i = 0; i < V; i++) part[i] = _mm256_setzero_ps();
-    for (int32_t j = from; j < to; j++) {
-        const __m256 w = _mm256_set1_ps(p[j]);
-        Q_UNROLL for (int i = 0; i < V; i++)
-            part[i] = _mm256_fmadd_ps(w, _mm256_loadu_ps(v + j * width + 8 * i), part[i]);
+    r->m = _mm_cvtss_f32(_mm_max_ss(m, _mm_shuffle_ps(m, m, 1)));
+    for (int32_t j = from; j < to; j += 16) {
+        Q_UNROLL for (int i = 0; i < 2; i++) {
+            const __m256 v = q_exp8(_mm256_sub_ps(_mm256_load_ps(r->score + j + 8 * i), _mm256_set1_ps(r->m)));
+            sum[i] = _mm256_add_ps(sum[i], v);
+            _mm256_store_ps(r->score + j + 8 * i, v);
+        }
     }
-    Q_UNROLL for (int i = 0; i < V; i++) {
-        const __m256 old = _mm256_mul_ps(_mm256_loadu_ps(acc + 8 * i), _mm256_set1_ps(a));
-        _mm256_storeu_ps(acc + 8 * i, _mm256_fmadd_ps(part[i], _mm256_set1_ps(b), old));
+    r->l = q_fold1(_mm256_add_ps(sum[0], sum[1]));
+}
+
+Q_AVX2 static void exps(float *x, int64_t n) {
+    for (int64_t i = 0; i < n; i += 8) _mm256_storeu_ps(x + i, q_exp8(_mm256_loadu_ps(x + i)));
+}
+
+Q_AVX2 static void merge(float *acc, const float *part, int64_t n, float a, float b) {
+    for (int64_t i = 0; i < n; i += 8) {
+        const __m256 old = _mm256_mul_ps(_mm256_loadu_ps(acc + i), _mm256_set1_ps(a));
+        _mm256_storeu_ps(acc + i, _mm256_fmadd_ps(_mm256_loadu_ps(part + i), _mm256_set1_ps(b), old));
     }
 }
 
-Q_AVX2 static void values(const float *p, const float *v, int64_t width, int32_t from, int32_t to, float a, float b,
-                          float *acc) {
-    int64_t d = 0;
-    for (; d + 64 <= width; d += 64) some_values(8, p, v + d, width, from, to, a, b, acc + d);
-    for (; d < width; d += 8) some_values(1, p, v + d, width, from, to, a, b, acc + d);
-}
-
-static const q_attn_isa isa = {8, widen, scores, exps, values};
+static const q_attn_isa isa = {8, 8, widen, product, softmax, exps, merge};
 Q_ATTN_STEP(attn_paged__avx2, isa)

@@ -1,5 +1,5 @@
-/* attn_avx512.c: attention's arithmetic in AVX-512: a register is the 16 lanes of a product, or sixteen scores, or
- * sixteen values; ../attn.c is the rest. Layer L2. */
+/* attn_avx512.c: attention's arithmetic in AVX-512: up to eight rows by 32 values in registers, sixteen exponentials at
+ * a time; ../attn.c is the rest. Layer L2. */
 #include "avx512.h"
 
 #include "../attn.h"
@@ -10,66 +10,126 @@ Q_AVX512 static void widen(const uint8_t *from, int64_t n, float *to) {
         _mm512_storeu_ps(to + i, _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(const void *)(from + 2 * i))));
 }
 
-/* The products of sixteen keys. */
-Q_AVX512_INLINE __m512 sixteen_keys(const float *q, const float *k, int64_t width) {
-    __m512 acc[16];
-    Q_UNROLL for (int j = 0; j < 16; j++) acc[j] = _mm512_setzero_ps();
-    for (int64_t i = 0; i < width; i += 16) {
-        const __m512 a = _mm512_loadu_ps(q + i);
-        Q_UNROLL for (int j = 0; j < 16; j++) acc[j] = _mm512_fmadd_ps(a, _mm512_loadu_ps(k + j * width + i), acc[j]);
+/* R rows and V registers of values from `at` on. */
+Q_AVX512_INLINE void tile(int R, int V, bool half, const q_attn_product *p, int64_t row, int64_t at) {
+    const float *a = p->a + row * p->a_stride;
+    float *c = p->c + row * p->c_stride + at;
+    const int64_t a_stride = p->a_stride, b_stride = p->b_stride, size = half ? 2 : 4;
+    const int64_t ahead_stride = p->ahead_stride, ahead_bytes = p->ahead_bytes;
+    __m512 acc[8][4];
+    Q_UNROLL for (int i = 0; i < R; i++) {
+        Q_UNROLL for (int v = 0; v < V; v++)
+            acc[i][v] = p->more ? _mm512_loadu_ps(c + i * p->c_stride + 16 * v) : _mm512_setzero_ps();
     }
-    return q_fold16(acc);
-}
-
-Q_AVX512 static float scores(const q_inst *s, const float *q, const float *k, int32_t from, int32_t to, float *score) {
-    const __m512 scale = _mm512_set1_ps(q_ref_or1(s->scale)), none = _mm512_set1_ps(-INFINITY);
-    __m512 top = none;
-    for (int32_t j = 0; j < Q_KV_TOKENS; j += 16) {
-        __m512 v = none;
-        if (j < to && j + 16 > from) {
-            v = _mm512_mul_ps(scale, sixteen_keys(q, k + j * s->x.width, s->x.width));
-            if (s->softcap != 0) {
-                float t[16];
-                _mm512_storeu_ps(t, v);
-                for (int i = 0; i < 16; i++) t[i] = q_ref_softcap(t[i], s->softcap);
-                v = _mm512_loadu_ps(t);
+    for (int64_t k = p->from; k < p->to;) {
+        const int64_t page = k / p->per, first = page * p->per, end = Q_MIN(p->to, first + p->per);
+        const uint8_t *b = p->b[page] + (k - first) * b_stride + at * size;
+        const uint8_t *ahead = p->ahead[page] + (k - first) * p->ahead_stride + at * ahead_bytes;
+        for (; k < end; k++, b += b_stride, ahead += ahead_stride) {
+            __m512 w[4];
+            Q_UNROLL for (int v = 0; v < V; v += 2) _mm_prefetch((const char *)ahead + 16 * v * ahead_bytes, _MM_HINT_T0);
+            Q_UNROLL for (int v = 0; v < V; v++) {
+                const uint8_t *from = b + 16 * v * size;
+                w[v] = half ? _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(const void *)from))
+                            : _mm512_loadu_ps(from);
             }
-            v = _mm512_mask_mov_ps(none, (__mmask16)(q_mask16(to - j) & ~q_mask16(from - j)), v);
+            Q_UNROLL for (int i = 0; i < R; i++) {
+                const __m512 x = _mm512_set1_ps(a[i * a_stride + k]);
+                Q_UNROLL for (int v = 0; v < V; v++) acc[i][v] = _mm512_fmadd_ps(x, w[v], acc[i][v]);
+            }
         }
+    }
+    Q_UNROLL for (int i = 0; i < R; i++) {
+        Q_UNROLL for (int v = 0; v < V; v++) _mm512_storeu_ps(c + i * p->c_stride + 16 * v, acc[i][v]);
+    }
+}
+
+/* All values of R rows. */
+Q_AVX512_INLINE void some_rows(int R, bool half, const q_attn_product *p, int64_t row) {
+    int64_t at = 0;
+    if (R <= 4)
+        for (; at + 64 <= p->width; at += 64) tile(R, 4, half, p, row, at);
+    for (; at + 32 <= p->width; at += 32) tile(R, 2, half, p, row, at);
+    if (at < p->width) tile(R, 1, half, p, row, at);
+}
+
+Q_AVX512_INLINE void rows(bool half, const q_attn_product *p) {
+    int64_t row = 0;
+    for (; row + 8 <= p->rows; row += 8) some_rows(8, half, p, row);
+    switch (p->rows - row) {
+    case 7: some_rows(7, half, p, row); break;
+    case 6: some_rows(6, half, p, row); break;
+    case 5: some_rows(5, half, p, row); break;
+    case 4: some_rows(4, half, p, row); break;
+    case 3: some_rows(3, half, p, row); break;
+    case 2: some_rows(2, half, p, row); break;
+    case 1: some_rows(1, half, p, row); break;
+    default: break;
+    }
+}
+
+Q_AVX512 static void product(const q_attn_product *p) {
+    if (p->value_bytes == 2) rows(true, p);
+    else rows(false, p);
+}
+
+/* tanh within 3 units of the last place: an odd polynomial up to 0.625, 1 - 2 / (e^2x + 1) beyond it. */
+Q_AVX512_INLINE __m512 tanh16(__m512 x) {
+    const __m512 one = _mm512_set1_ps(1.0f), a = _mm512_abs_ps(x), z = _mm512_mul_ps(x, x);
+    __m512 p = _mm512_set1_ps(-0.006096714176f);
+    p = _mm512_fmadd_ps(p, z, _mm512_set1_ps(0.02099717967f));
+    p = _mm512_fmadd_ps(p, z, _mm512_set1_ps(-0.05385090783f));
+    p = _mm512_fmadd_ps(p, z, _mm512_set1_ps(0.1333276927f));
+    p = _mm512_fmadd_ps(p, z, _mm512_set1_ps(-0.3333332837f));
+    p = _mm512_fmadd_ps(_mm512_mul_ps(p, z), a, a);
+    const __m512 e = _mm512_add_ps(q_exp16(_mm512_add_ps(a, a)), one);
+    const __m512 far = _mm512_sub_ps(one, _mm512_div_ps(_mm512_set1_ps(2.0f), e));
+    p = _mm512_mask_mov_ps(p, _mm512_cmp_ps_mask(a, _mm512_set1_ps(0.625f), _CMP_GT_OQ), far);
+    return _mm512_or_ps(p, _mm512_and_ps(x, _mm512_set1_ps(-0.0f)));
+}
+
+/* The scores of keys j .. j + 15 of the row, minus infinity for those outside [from, to). */
+Q_AVX512_INLINE __m512 scores(const q_attn_row *r, int32_t j) {
+    __m512 v = _mm512_mul_ps(_mm512_set1_ps(r->scale), _mm512_load_ps(r->score + j));
+    if (r->softcap != 0) {
+        const __m512 cap = _mm512_set1_ps(r->softcap);
+        v = _mm512_mul_ps(cap, tanh16(_mm512_div_ps(v, cap)));
+    }
+    if (r->slope != 0) {
+        const __m512i i = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+        const __m512 far = _mm512_abs_ps(_mm512_cvtepi32_ps(_mm512_add_epi32(_mm512_set1_epi32(r->key + j), i)));
+        v = _mm512_sub_ps(v, _mm512_mul_ps(_mm512_set1_ps(r->slope), far));
+    }
+    return _mm512_mask_mov_ps(_mm512_set1_ps(-INFINITY), (__mmask16)(q_mask16(r->to - j) & ~q_mask16(r->from - j)), v);
+}
+
+Q_AVX512 static void softmax(q_attn_row *r) {
+    const int32_t from = r->from / 16 * 16;
+    __m512 top = _mm512_set1_ps(-INFINITY), sum = _mm512_setzero_ps();
+    for (int32_t j = from; j < r->to; j += 16) {
+        const __m512 v = scores(r, j);
         top = _mm512_max_ps(v, top); /* a NaN is passed over here, and shows in the sums */
-        _mm512_storeu_ps(score + j, v);
+        _mm512_store_ps(r->score + j, v);
     }
-    return _mm512_reduce_max_ps(top);
+    r->m = _mm512_reduce_max_ps(top);
+    for (int32_t j = from; j < r->to; j += 16) {
+        const __m512 v = q_exp16(_mm512_sub_ps(_mm512_load_ps(r->score + j), _mm512_set1_ps(r->m)));
+        sum = _mm512_add_ps(sum, v);
+        _mm512_store_ps(r->score + j, v);
+    }
+    r->l = q_fold1_512(sum);
 }
 
-Q_AVX512 static void exps(float *x, float base, int32_t n) {
-    for (int32_t i = 0; i < n; i += 16)
-        _mm512_storeu_ps(x + i, q_exp16(_mm512_sub_ps(_mm512_loadu_ps(x + i), _mm512_set1_ps(base))));
+Q_AVX512 static void exps(float *x, int64_t n) {
+    for (int64_t i = 0; i < n; i += 16) _mm512_storeu_ps(x + i, q_exp16(_mm512_loadu_ps(x + i)));
 }
 
-/* V registers of values. */
-Q_AVX512_INLINE void some_values(int V, const float *p, const float *v, int64_t width, int32_t from, int32_t to,
-                                 float a, float b, float *acc) {
-    __m512 part[8];
-    Q_UNROLL for (int i = 0; i < V; i++) part[i] = _mm512_setzero_ps();
-    for (int32_t j = from; j < to; j++) {
-        const __m512 w = _mm512_set1_ps(p[j]);
-        Q_UNROLL for (int i = 0; i < V; i++)
-            part[i] = _mm512_fmadd_ps(w, _mm512_loadu_ps(v + j * width + 16 * i), part[i]);
-    }
-    Q_UNROLL for (int i = 0; i < V; i++) {
-        const __m512 old = _mm512_mul_ps(_mm512_loadu_ps(acc + 16 * i), _mm512_set1_ps(a));
-        _mm512_storeu_ps(acc + 16 * i, _mm512_fmadd_ps(part[i], _mm512_set1_ps(b), old));
+Q_AVX512 static void merge(float *acc, const float *part, int64_t n, float a, float b) {
+    for (int64_t i = 0; i < n; i += 16) {
+        const __m512 old = _mm512_mul_ps(_mm512_loadu_ps(acc + i), _mm512_set1_ps(a));
+        _mm512_storeu_ps(acc + i, _mm512_fmadd_ps(_mm512_loadu_ps(part + i), _mm512_set1_ps(b), old));
     }
 }
 
-Q_AVX512 static void values(const float *p, const float *v, int64_t width, int32_t from, int32_t to, float a, float b,
-                            float *acc) {
-    int64_t d = 0;
-    for (; d + 128 <= width; d += 128) some_values(8, p, v + d, width, from, to, a, b, acc + d);
-    for (; d + 64 <= width; d += 64) some_values(4, p, v + d, width, from, to, a, b, acc + d);
-    for (; d < width; d += 16) some_values(1, p, v + d, width, from, to, a, b, acc + d);
-}
-
-static const q_attn_isa isa = {16, widen, scores, exps, values};
+static const q_attn_isa isa = {16, 8, widen, product, softmax, exps, merge};
 Q_ATTN_STEP(attn_paged__avx512, isa)

@@ -51,11 +51,7 @@ Q_AVX512_INLINE __m512 q_exp16(__m512 x) {
     y = _mm512_fmadd_ps(y, r, _mm512_set1_ps(0.5f));
     y = _mm512_fmadd_ps(y, r, _mm512_set1_ps(1.0f));
     y = _mm512_fmadd_ps(y, r, _mm512_set1_ps(1.0f));
-    const __m512i i = _mm512_cvtps_epi32(n), half = _mm512_srai_epi32(i, 1), rest = _mm512_sub_epi32(i, half);
-    const __m512i one = _mm512_set1_epi32(127);
-    const __m512 a = _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_add_epi32(half, one), 23));
-    const __m512 b = _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_add_epi32(rest, one), 23));
-    return _mm512_mul_ps(_mm512_mul_ps(y, a), b);
+    return _mm512_scalef_ps(y, n); /* times 2^n, rounded once */
 }
 
 /* Four by four 32-bit values within each quarter: lane q of v[j] becomes element j of what lane q of v[0 .. 3] held. */

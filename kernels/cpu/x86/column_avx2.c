@@ -12,16 +12,27 @@ uint64_t q_kv_put_paged__avx2_scratch(const q_inst *s, int32_t columns) {
     return 0;
 }
 
-Q_AVX2_INLINE void narrow(const float *x, int32_t n, int32_t value_bytes, uint8_t *to) {
-    if (value_bytes == 4) {
+/* Value i of x goes to value i * step of `to`; step is 1 or Q_KV_TOKENS. */
+Q_AVX2_INLINE void put_values(const float *x, int32_t n, int64_t step, int32_t value_bytes, uint8_t *to) {
+    int32_t i = 0;
+    if (value_bytes == 4 && step == 1) {
         memcpy(to, x, sizeof(float) * (size_t)n);
         return;
     }
-    int32_t i = 0;
-    for (; i + 8 <= n; i += 8)
-        _mm_storeu_si128((__m128i *)(void *)(to + 2 * i),
-                         _mm256_cvtps_ph(_mm256_loadu_ps(x + i), _MM_FROUND_TO_NEAREST_INT));
-    for (; i < n; i++) q_store16(to + 2 * i, q_f32_to_half(x[i]));
+    for (; value_bytes == 2 && i + 8 <= n; i += 8) {
+        const __m128i v = _mm256_cvtps_ph(_mm256_loadu_ps(x + i), _MM_FROUND_TO_NEAREST_INT);
+        uint16_t half[8];
+        if (step == 1) {
+            _mm_storeu_si128((__m128i *)(void *)(to + 2 * i), v);
+            continue;
+        }
+        _mm_storeu_si128((__m128i *)(void *)half, v);
+        for (int j = 0; j < 8; j++) q_store16(to + 2 * (i + j) * step, half[j]);
+    }
+    for (; i < n; i++) {
+        if (value_bytes == 4) q_store32(to + 4 * i * step, q_f32_bits(x[i]));
+        else q_store16(to + 2 * i * step, q_f32_to_half(x[i]));
+    }
 }
 
 Q_AVX2 void q_kv_put_paged__avx2(const q_inst *s, const q_exec *e, int64_t begin, int64_t end) {
@@ -32,10 +43,10 @@ Q_AVX2 void q_kv_put_paged__avx2(const q_inst *s, const q_exec *e, int64_t begin
         const int64_t c = u / pool->heads;
         const int32_t h = (int32_t)(u % pool->heads), pos = e->batch->pos[c], row = pos % Q_KV_TOKENS;
         const uint32_t page = e->batch->seqs[e->batch->seq[c]].pages[s->kv_group][pos / Q_KV_TOKENS];
-        narrow(q_ref_at(e, &s->x, c, h), pool->k_width, bytes,
-               q_kv_k(pool, base, page, s->kv_layer, h) + (int64_t)row * pool->k_width * bytes);
+        put_values(q_ref_at(e, &s->x, c, h), pool->k_width, Q_KV_TOKENS, bytes,
+                   q_kv_k(pool, base, page, s->kv_layer, h) + row * bytes);
         if (pool->v_width)
-            narrow(q_ref_at(e, &s->z, c, h), pool->v_width, bytes,
-                   q_kv_v(pool, base, page, s->kv_layer, h) + (int64_t)row * pool->v_width * bytes);
+            put_values(q_ref_at(e, &s->z, c, h), pool->v_width, 1, bytes,
+                       q_kv_v(pool, base, page, s->kv_layer, h) + (int64_t)row * pool->v_width * bytes);
     }
 }
