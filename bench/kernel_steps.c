@@ -7,7 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { EMBD = 4096, FF = 14336, HEADS = 32, KV_HEADS = 8, HEAD = 128, SLOTS = 4 };
+enum { EMBD = 4096, FF = 14336, HEADS = 32, KV_HEADS = 8, HEAD = 128, EXPERTS = 8, TAPS = 4, SLOTS = 6 };
 
 typedef struct bed {
     const q_cpu_kernel *k;
@@ -23,7 +23,8 @@ typedef struct bed {
     int32_t widths[SLOTS];
     float *slots[SLOTS];
     uint8_t *pool[1];
-    float vector[EMBD];
+    float *state; /* of CONV and SCAN */
+    float vector[EMBD * TAPS];
     q_weight weight;
     int32_t *pos, *which;
     int64_t units;       /* of the whole step */
@@ -41,7 +42,7 @@ static void vector_weight(bed *b, int32_t n) {
     b->s.w = &b->weight;
 }
 
-/* What each operation works on; y is slot 1, x slot 2, z slot 3. */
+/* What each operation works on; y is slot 1, x slot 2, z slot 3, v slot 4, u slot 5. */
 static void lay_norm(bed *b, int32_t n) {
     b->s.y = view(1, 1, EMBD), b->s.x = view(2, 1, EMBD);
     b->s.eps = 1e-5f;
@@ -71,6 +72,41 @@ static void lay_column(bed *b, int32_t n) { /* SCALE, COPY */
     b->s.scale = 0.5f;
     b->bytes = 8.0 * EMBD * n;
 }
+static void lay_embed(bed *b, int32_t n) { /* a row of floats, the same for all columns */
+    b->s.y = view(1, 1, EMBD);
+    vector_weight(b, EMBD);
+    b->batch.ids = b->which;
+    b->bytes = 8.0 * EMBD * n;
+}
+static void lay_route(bed *b, int32_t n) { /* one row of weights stands for all experts */
+    b->s.y = view(1, 1, 4), b->s.x = view(2, 1, EMBD);
+    b->s.n_expert = EXPERTS, b->s.n_used = 2;
+    vector_weight(b, EMBD);
+    b->weight.rows = EXPERTS;
+    b->weight.row_bytes = 0;
+    b->ops = 2.0 * EXPERTS * EMBD * n;
+    b->bytes = 4.0 * EMBD * n;
+}
+static void lay_conv(bed *b, int32_t n) {
+    b->s.y = view(1, 1, EMBD), b->s.x = view(2, 1, EMBD);
+    b->s.kind = Q_ACT_SILU;
+    b->s.taps = TAPS;
+    vector_weight(b, EMBD * TAPS);
+    b->weight.rows = EMBD, b->weight.k = TAPS, b->weight.row_bytes = TAPS * sizeof(float);
+    b->e.state_floats = (uint64_t)EMBD * (TAPS - 1);
+    b->ops = 2.0 * TAPS * EMBD * n;
+    b->bytes = 8.0 * EMBD * n;
+}
+static void lay_scan(bed *b, int32_t n) {
+    b->s.y = view(1, HEADS, HEAD), b->s.x = view(2, HEADS, HEAD), b->s.z = view(3, HEADS, HEAD);
+    b->s.v = view(4, HEADS, HEAD), b->s.u = view(5, 1, 2 * HEADS);
+    b->s.scale = 0.08838835f;
+    vector_weight(b, HEADS);
+    b->s.b = b->s.w;
+    b->e.state_floats = (uint64_t)HEADS * HEAD * HEAD;
+    b->ops = 7.0 * HEADS * HEAD * HEAD * n;
+    b->bytes = 4.0 * (4 * EMBD + 2 * HEADS) * n;
+}
 static void lay_kv_put(bed *b, int32_t n) {
     b->s.x = view(2, KV_HEADS, HEAD), b->s.z = view(3, KV_HEADS, HEAD);
     b->bytes = 2.0 * (4 + 2) * KV_HEADS * HEAD * n;
@@ -85,6 +121,7 @@ static void lay_attn(bed *b, int32_t n) {
 static const struct { q_op op; void (*lay)(bed *b, int32_t n); } cases[] = {
     {Q_OP_NORM, lay_norm}, {Q_OP_HEADNORM, lay_headnorm}, {Q_OP_GLU, lay_glu}, {Q_OP_ROPE, lay_rope},
     {Q_OP_SCALE, lay_column}, {Q_OP_COPY, lay_column}, {Q_OP_KV_PUT, lay_kv_put}, {Q_OP_ATTN, lay_attn},
+    {Q_OP_EMBED, lay_embed}, {Q_OP_ROUTE, lay_route}, {Q_OP_CONV, lay_conv}, {Q_OP_SCAN, lay_scan},
 };
 
 /* Slots and pages for n columns at the end of the context. */
@@ -140,12 +177,16 @@ static lq_status time_step(bed *b, const bench_kernel_how *how, bench_kernel_tim
     Q_TRY(lay_memory(b, how->columns));
     b->s.op = (uint8_t)b->k->op;
     cases[i].lay(b, how->columns);
-    const q_view *views[] = {&b->s.y, &b->s.x, &b->s.z}; /* columns as far apart as in a model's slots: it matters to caches */
+    const q_view *views[] = {&b->s.y, &b->s.x, &b->s.z, &b->s.v, &b->s.u}; /* columns as far apart as in a model's slots: it matters to caches */
     for (size_t v = 0; v < Q_COUNT(views); v++) b->widths[views[v]->slot] = views[v]->heads * views[v]->width;
     if (b->k->accepts && !b->k->accepts(&b->s))
         return q_fail(LQ_E_UNSUPPORTED, "%s refuses the step of bench/kernel_steps.c", b->k->name);
+    b->e.state = Q_NEW(&q_alloc_libc, float, b->e.state_floats + 1);
+    if (!b->e.state) return LQ_E_NOMEM;
+    b->state = b->e.state;
     b->units = q_op_units(&b->s, how->columns, 0);
-    b->part = b->units / how->columns; /* of a column */
+    const q_op_unit unit = q_ops[b->k->op].unit; /* a channel's or a head's unit is all columns */
+    b->part = unit == Q_UNIT_HEAD ? 1 : unit == Q_UNIT_CHANNEL ? 64 : b->units / how->columns;
     b->e.scratch_bytes = (size_t)b->k->scratch(&b->s, how->columns);
     b->e.scratch = q_new(&q_alloc_libc, b->e.scratch_bytes + 1, 1);
     if (!b->e.scratch) return LQ_E_NOMEM;
@@ -168,6 +209,7 @@ lq_status bench_kernel_step(const q_cpu_kernel *k, const bench_kernel_how *how, 
         snprintf(out->shape + at, sizeof out->shape - (size_t)at, "; context %d", capped.context);
     for (int i = 1; i < SLOTS; i++) q_delete(&q_alloc_libc, b->slots[i]);
     q_delete(&q_alloc_libc, b->pool[0]);
+    q_delete(&q_alloc_libc, b->state);
     q_delete(&q_alloc_libc, b->pages);
     q_delete(&q_alloc_libc, b->pos);
     q_delete(&q_alloc_libc, b->which);

@@ -83,7 +83,7 @@ compare "kernels: of read" "$(json rows.0.best_bytes_per_s) / $(json roofs.1.byt
 for i in 1 2 3; do exits 0 "kernels: around" bk --op matmul --format f32 --isa scalar --columns 1 -r 100; done
 exits 2 "kernels: format" bk --format q4_9; says "kernels: format" "nearest is q4_"
 exits 2 "kernels: isa" bk --isa sse9; says "kernels: isa" "no such instruction set"
-exits 2 "kernels: none" bk --op conv; says "kernels: none" "no kernel"
+exits 2 "kernels: none" bk --op moe_glu; says "kernels: none" "no kernel"
 exits 2 "kernels: depth" bk --format q4_k --depth 288 --columns 1; says "kernels: depth" "288 weights"
 interrupts INT 0.5 "$LQ" bench kernels
 

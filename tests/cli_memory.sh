@@ -11,11 +11,15 @@ fi
 "$LQ" quantize "$POCKET" q4.gguf -s q4_k_m 2>/dev/null
 head -c 20000 "$TEXT/prose.txt" >text
 
+# Below this the system cannot lay out the program itself: it is killed before its first instruction.
+least=1000
+until (ulimit -v $least && exec "$LQ" --version >/dev/null 2>&1 </dev/null) || [ $least -gt 300000 ]; do least=$((least + 500)); done
+
 figures='needs [0-9][0-9]* bytes.*[0-9][0-9]* bytes.*available'
 # grows WHAT SENTENCE CMD...: below what the command needs it ends with 5 and a sentence on memory; one of them is SENTENCE.
 grows() {
     what=$1 sentence=$2; shift 2
-    kib=3000 refusals=0 named=0 wrong=
+    kib=$least refusals=0 named=0 wrong=
     while [ $kib -lt 300000 ]; do
         (ulimit -v $kib && exec "$@" >"$out" 2>"$err" </dev/null); rc=$?
         case $rc in

@@ -127,6 +127,7 @@ static void pocket_in(const char *scheme, char *path, size_t n) {
 
 START_TEST(schemes_give_the_bits_of_the_file) {
     char path[4096];
+    if (t_emulated()) T_SKIP("an emulator does not evaluate %s in every packed layout", schemes[_i]);
     pocket_in(schemes[_i], path, sizeof path);
     for (size_t r = 0; r < Q_COUNT(rungs); r++)
         if (has_rung(rungs[r])) check_same_bits(path, rungs[r]);

@@ -210,7 +210,7 @@ static q_program *lay_out_tables(const q_plan *plan, const q_segment *segment, u
     p->insts = insts;
     p->few_widths = widths;
     p->own_slots = own_slots;
-    for (uint64_t t = 0; few && t < threads; t++) {
+    for (uint64_t t = 0; own && few && t < threads; t++) {
         own[t].slots = thread_slots + t * 2 * slots;
         own[t].copies = thread_copies + t * n;
     }
