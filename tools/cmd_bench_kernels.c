@@ -1,12 +1,14 @@
 /* cmd_bench_kernels.c: `lq bench kernels`: each CPU kernel by itself, beside what its instructions and the memory allow.
  *
- * Walks the table of kernels; bench/kernels.c and bench/kernel_steps.c time one. Roofs are measured when first needed. */
+ * Walks the table of kernels; bench/kernels.c and bench/kernel_steps.c time one. Roofs, and what OpenBLAS does with the same
+ * shape (bench/openblas.c), are measured when first needed. */
 #include "bench_speed.h"
 
 #include <string.h>
 #include <strings.h>
 
 #include "../bench/kernels.h"
+#include "../bench/openblas.h"
 #include "../bench/peak.h"
 
 typedef struct args {
@@ -91,7 +93,10 @@ static const cli_option options[] = {
     BENCH_OPT_CSV(args),
     {.type = CLI_END}};
 
-enum { MOST_ROOFS = 64 };
+enum {
+    MOST_ROOFS = 64,
+    BLAS_COLUMNS = 24 /* with fewer a product is bound by reading, and float32 is twice the bytes of float16 */
+};
 
 typedef struct roof {
     const bench_peak *peak; /* NULL: reading */
@@ -110,6 +115,10 @@ typedef struct state {
     roof roofs[MOST_ROOFS];
     uint32_t n_roofs, done, total, left_out;
     bool begun;
+    bench_openblas blas;
+    enum { BLAS_NOT_YET, BLAS_OPEN, BLAS_MISSING } blas_is;
+    double blas_best; /* operations per second with `blas_columns` */
+    int32_t blas_columns;
 } state;
 
 /* ---- roofs */
@@ -130,22 +139,28 @@ static double roof_of(state *s, const bench_peak *peak, uint32_t threads) {
 
 static json_t *fraction(double part, double of) { return of > 0 && part > 0 ? json_real(part / of) : json_null(); }
 
-static json_t *row_json(const q_cpu_kernel *k, const char *format, const bench_kernel_time *t, uint32_t threads,
-                        double peak, double read) {
+/* What a row is beside; 0 = nothing to compare with. Operations, bytes and operations per second. */
+typedef struct beside {
+    double peak, read, blas;
+} beside;
+
+static json_t *row_json(const char *kernel, const char *format, const char *isa, const bench_kernel_time *t,
+                        uint32_t threads, const beside *of) {
     json_t *o = json_object();
     const double best = bench_rate_max(&t->passes), median = bench_rate_median(&t->passes);
-    cli_set_text(o, "kernel", k->name);
+    cli_set_text(o, "kernel", kernel);
     cli_set(o, "format", format ? json_string(format) : json_null());
-    cli_set_text(o, "isa", q_isa_names[k->isa]);
+    cli_set_text(o, "isa", isa);
     cli_set_text(o, "shape", t->shape);
     cli_set_int(o, "threads", threads);
     cli_set_int(o, "runs", t->passes.n);
     cli_set_real(o, "ops_per_s", median * t->ops);
     cli_set_real(o, "best_ops_per_s", best * t->ops);
-    cli_set(o, "peak_fraction", fraction(best * t->ops, peak));
+    cli_set(o, "peak_fraction", fraction(best * t->ops, of->peak));
     cli_set_real(o, "bytes_per_s", median * t->bytes);
     cli_set_real(o, "best_bytes_per_s", best * t->bytes);
-    cli_set(o, "read_fraction", fraction(best * t->bytes, read));
+    cli_set(o, "read_fraction", fraction(best * t->bytes, of->read));
+    cli_set(o, "openblas_ratio", fraction(best * t->ops, of->blas));
     return o;
 }
 
@@ -154,18 +169,20 @@ static void print_share(double part, double of) {
     else printf(" %7s", "");
 }
 
-static void print_row(state *s, const char *what, const bench_kernel_time *t, double peak, double read) {
+static void print_row(state *s, const char *what, const bench_kernel_time *t, const beside *of) {
     const double best = bench_rate_max(&t->passes), median = bench_rate_median(&t->passes);
     if (!s->begun) {
-        printf("%-38s %-26s %9s %9s %7s %9s %7s\n", "kernel", "", "GOP/s", "best", "of peak", "GB/s", "of read");
+        printf("%-38s %-26s %9s %9s %7s %9s %7s %8s\n", "kernel", "", "GOP/s", "best", "of peak", "GB/s", "of read",
+               "OpenBLAS");
     }
     s->begun = true;
     printf("%-38s %-26s", what, t->shape);
     if (t->ops > 0) printf(" %9.2f %9.2f", median * t->ops * 1e-9, best * t->ops * 1e-9);
     else printf(" %9s %9s", "", "");
-    print_share(best * t->ops, peak);
+    print_share(best * t->ops, of->peak);
     printf(" %9.2f", best * t->bytes * 1e-9);
-    print_share(best * t->bytes, read);
+    print_share(best * t->bytes, of->read);
+    if (of->blas > 0) printf(" x %6.2f", best * t->ops / of->blas);
     putchar('\n');
     fflush(stdout);
 }
@@ -173,19 +190,69 @@ static void print_row(state *s, const char *what, const bench_kernel_time *t, do
 /* What its multiply-adds take. */
 static const char *kind_of(const q_cpu_kernel *k) { return !k->act ? "fp32" : k->act->floats ? "bf16" : "int8"; }
 
-/* `format` NULL: a kernel without weights. */
-static void show(state *s, const q_cpu_kernel *k, const char *format, const bench_kernel_time *t, uint32_t threads) {
-    char what[128], name[256];
-    const bool any = format && strcmp(k->format, "any") == 0;
-    const bench_peak *p = t->ops > 0 ? bench_peak_for(kind_of(k), k->isa) : NULL;
-    const double peak = p ? roof_of(s, p, threads) : 0, read = k->mm ? roof_of(s, NULL, threads) : 0;
-    snprintf(what, sizeof what, "%s%s%s", k->name, any ? " on " : "", any ? format : "");
+/* A line, an object, a line of the CSV file. `format` NULL: a kernel without weights. */
+static void show_row(state *s, const char *kernel, const char *what, const char *format, const char *isa,
+                     const bench_kernel_time *t, uint32_t threads, const beside *of) {
+    char name[256];
     snprintf(name, sizeof name, "%s; %s", what, t->shape);
     bench_rate unit = t->passes;
     for (uint32_t i = 0; i < unit.n; i++) unit.sample[i] *= t->ops > 0 ? t->ops : t->bytes;
-    bench_csv_add(s->csv, "kernels", name, q_isa_names[k->isa], threads, t->ops > 0 ? "GOP/s" : "GB/s", 1e9, &unit);
-    if (s->rows) (void)json_array_append_new(s->rows, row_json(k, format, t, threads, peak, read));
-    else print_row(s, what, t, peak, read);
+    bench_csv_add(s->csv, "kernels", name, isa, threads, t->ops > 0 ? "GOP/s" : "GB/s", 1e9, &unit);
+    if (s->rows) (void)json_array_append_new(s->rows, row_json(kernel, format, isa, t, threads, of));
+    else print_row(s, what, t, of);
+}
+
+/* The last peak in float32 that the machine has, or that --isa leaves. */
+static const bench_peak *float_peak(const state *s) {
+    for (int i = Q_ISA_COUNT; i-- > 0;) {
+        const bench_peak *p = q_isa_present((q_isa)i) && (!s->a->isa || strcmp(s->a->isa, q_isa_names[i]) == 0)
+                                  ? bench_peak_for("fp32", (q_isa)i) : NULL;
+        if (p) return p;
+    }
+    return NULL;
+}
+
+/* What OpenBLAS does with this shape in float32, measured and shown once; 0 = nothing. One that took the machine for
+ * another has a row that says so, and nothing is compared with it. */
+static double blas_of(state *s, const bench_kernel_how *how) {
+    q_isas isas;
+    char what[128];
+    bench_kernel_time t = {0};
+    if (s->blas_is == BLAS_NOT_YET) {
+        const bool ok = q_isa_choose(s->a->isa, &isas) == LQ_OK &&
+                        bench_openblas_open(&s->blas, isas, (uint32_t)s->a->threads) == LQ_OK;
+        s->blas_is = ok ? BLAS_OPEN : BLAS_MISSING;
+        if (!ok) cli_warn("%s", lq_error_detail());
+    }
+    if (s->blas_is == BLAS_MISSING) return 0;
+    if (s->blas_columns == how->columns) return s->blas_best;
+    if (bench_openblas_product(&s->blas, how, s->device.memory, &t) != LQ_OK) return 0;
+    const bool wrong = bench_openblas_is_wrong(&s->blas);
+    const bench_peak *p = float_peak(s);
+    const beside of = {p ? roof_of(s, p, (uint32_t)s->a->threads) : 0, roof_of(s, NULL, (uint32_t)s->a->threads), 0};
+    snprintf(what, sizeof what, wrong ? "openblas_sgemm as %.20s, not %s" : "openblas_sgemm as %.20s", s->blas.core,
+             s->blas.wanted);
+    show_row(s, "openblas_sgemm", what, "f32", s->blas.core, &t, (uint32_t)s->a->threads, &of);
+    if (wrong) cli_warn("OpenBLAS runs its kernels for %s; this machine's are %s (OPENBLAS_CORETYPE): no comparison",
+                        s->blas.core, s->blas.wanted);
+    s->blas_columns = how->columns;
+    s->blas_best = wrong ? 0 : bench_rate_max(&t.passes) * t.ops;
+    return s->blas_best;
+}
+
+static bool beside_blas(const q_cpu_kernel *k, const q_format *f, const bench_kernel_how *how) {
+    return k->mm && f->weights == 1 && (!k->act || k->act->floats) && how->columns >= BLAS_COLUMNS && !how->hot;
+}
+
+static void show(state *s, const q_cpu_kernel *k, const q_format *f, const bench_kernel_how *how,
+                 const bench_kernel_time *t, uint32_t threads) {
+    char what[128];
+    const bool any = f && strcmp(k->format, "any") == 0;
+    const bench_peak *p = t->ops > 0 ? bench_peak_for(kind_of(k), k->isa) : NULL;
+    const beside of = {p ? roof_of(s, p, threads) : 0, k->mm ? roof_of(s, NULL, threads) : 0,
+                       beside_blas(k, f, how) ? blas_of(s, how) : 0};
+    snprintf(what, sizeof what, "%s%s%s", k->name, any ? " on " : "", any ? f->name : "");
+    show_row(s, k->name, what, f ? f->name : NULL, q_isa_names[k->isa], t, threads, &of);
 }
 
 /* ---- the table of kernels */
@@ -210,7 +277,7 @@ static int run_case(state *s, const q_cpu_kernel *k, const q_format *f, const be
         return 0;
     }
     if (status != LQ_OK) return cli_fail(s->c, status, NULL);
-    show(s, k, f ? f->name : NULL, &t, k->mm ? (uint32_t)s->a->threads : 1);
+    show(s, k, f, how, &t, k->mm ? (uint32_t)s->a->threads : 1);
     return cli_interrupted() ? cli_error(s->c, LQ_E_CANCELLED, "interrupted") : 0;
 }
 
@@ -300,6 +367,12 @@ static int report(state *s) {
     cli_set(o, "rows", json_incref(s->rows));
     cli_set(o, "roofs", roofs);
     cli_set_int(o, "left_out", s->left_out);
+    json_t *blas = s->blas_is == BLAS_OPEN ? json_object() : json_null();
+    if (s->blas_is == BLAS_OPEN) {
+        cli_set_text(blas, "core", s->blas.core);
+        cli_set(blas, "wanted", s->blas.wanted ? json_string(s->blas.wanted) : json_null());
+    }
+    cli_set(o, "openblas", blas);
     return cli_json_print(s->c, o, CLI_OK);
 }
 
@@ -317,6 +390,7 @@ static int run(cli *c, const void *arguments) {
     code = bench_csv_open(c, a->csv, &s.device, &s.csv);
     if (code == 0) code = bench_csv_close(c, s.csv, a->csv, measure(&s));
     if (code == 0 && c->json) code = report(&s);
+    bench_openblas_close(&s.blas);
     json_decref(s.rows);
     return code;
 }
@@ -329,7 +403,9 @@ const cli_command cli_command_bench_kernels = {
              "few sequences or guesses, a prompt. A multiply-add is two operations.\n\n"
              "of peak   the best pass, beside the best pass of nothing but multiply-adds with the instructions of the\n"
              "          kernel's set (bytes for kernels on 8-bit activations): what a prompt is bound by\n"
-             "of read   bytes of weights, beside reading memory with as many threads: what decoding is bound by\n\n"
+             "of read   bytes of weights, beside reading memory with as many threads: what decoding is bound by\n"
+             "OpenBLAS  for prompts with weights in floats: how many times as fast as its product of float32 matrices\n"
+             "          of the same depth and columns, which has a row of its own; where the library is installed\n\n"
              "GB/s of kernels without weights are the values that they read and write. On a machine that others use\n"
              "too, best figures come near to the machine and medians do not.\n",
     .operands = operands,
