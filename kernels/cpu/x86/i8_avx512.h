@@ -33,12 +33,20 @@ typedef struct q_z_block {
     __m256i minima;   /* of 16 weights each, as int16 */
 } q_z_block;
 
+/* What the loops over panels have to know of a format. */
+typedef struct q_z_shape {
+    int units;   /* of 32 weights to a block, which shares d */
+    int act;     /* units per block of activations: 1, 8 as `units`; 0: a row is one block, and so is a row of weights */
+    int bias;    /* a code is a weight plus this */
+    int scales;  /* integer scales per unit: 0, 1 or 2; with 0, minima are sums of activations */
+    bool minima; /* are there any? */
+    int exact;   /* units whose scaled sums add up to less than 2^24, so that floats have them exactly; 0 = none */
+} q_z_shape;
+
 typedef struct q_z_format {
-    int bytes, units; /* of a block: bytes, and units of 32 weights */
-    int act;          /* units per block of activations: 1 or 8 */
-    int d, dmin;      /* bytes of the halves in a block; dmin -1 = no minima */
-    int bias;         /* a code is a weight plus this */
-    int scales;       /* integer scales per unit: 0, 1 or 2; with 0, minima are sums of activations */
+    q_z_shape s;
+    int bytes;   /* of a block */
+    int d, dmin; /* bytes of the halves in it */
 
     /* Panel: unit `sub` of sixteen blocks. Quarter q of v[i] is the first, of v[4 + i] the last 16 codes of block
      * 4q + i. */
@@ -59,7 +67,7 @@ typedef struct q_z_format {
     bool wide;
 } q_z_format;
 
-Q_VNNI_INLINE int64_t q_z_act_bytes(const q_z_format *f) { return 4 + 36 * f->act; }
+Q_VNNI_INLINE int64_t q_z_act_bytes(const q_z_format *f) { return 4 + 36 * f->s.act; }
 
 /* ------------------------------------------------------------------------------------------- taking bytes apart */
 
@@ -147,8 +155,8 @@ typedef struct q_z_stream {
 Q_VNNI_INLINE int64_t q_z_stream_values(const q_z_stream *t) { return Q_Z_ROWS * t->pitch + 16; }
 
 Q_VNNI_INLINE void q_z_lay_out(const q_z_format *f, int64_t k, q_z_stream *t, q_ref_carve *carve) {
-    const bool few = f->act == 1, minima = f->dmin >= 0;
-    t->segments = k / (32 * f->act);
+    const bool few = f->s.act == 1, minima = f->s.minima;
+    t->segments = k / (32 * f->s.act);
     t->pitch = few ? (int64_t)q_round_up((uint64_t)t->segments, 16) : t->segments;
     const int64_t all = q_z_stream_values(t);
     t->two = q_ref_take(carve, few ? t->pitch / 2 : 0, sizeof(q_z_two));
@@ -166,18 +174,18 @@ Q_VNNI_INLINE void q_z_clear(const q_z_format *f, const q_z_stream *t) {
     const size_t bytes = (size_t)q_z_stream_values(t) * 4;
     memset(t->sum, 0, bytes);
     memset(t->scale, 0, bytes);
-    if (f->dmin >= 0) memset(t->least_scale, 0, bytes);
-    if (f->dmin >= 0 && f->act > 1) memset(t->least, 0, bytes);
+    if (f->s.minima) memset(t->least_scale, 0, bytes);
+    if (f->s.minima && f->s.act > 1) memset(t->least, 0, bytes);
 }
 
 /* What lanes of four products begin with, so that the bias is gone in the end. */
 Q_VNNI_INLINE __m512i q_z_begin(const q_z_format *f, __m512i codes) {
     const __m512i zero = _mm512_setzero_si512();
-    return f->bias ? _mm512_sub_epi32(zero, _mm512_dpbusd_epi32(zero, _mm512_set1_epi8((char)f->bias), codes)) : zero;
+    return f->s.bias ? _mm512_sub_epi32(zero, _mm512_dpbusd_epi32(zero, _mm512_set1_epi8((char)f->s.bias), codes)) : zero;
 }
 
 Q_VNNI_INLINE void q_z_prepare(const q_z_format *f, const uint8_t *x, const q_z_stream *t) {
-    if (f->act == 1) {
+    if (f->s.act == 1) {
         for (int64_t s = 0; s < t->pitch; s += 2) {
             __m256i half[2] = {_mm256_setzero_si256(), _mm256_setzero_si256()};
             for (int64_t j = 0; j < 2; j++) {
@@ -185,7 +193,7 @@ Q_VNNI_INLINE void q_z_prepare(const q_z_format *f, const uint8_t *x, const q_z_
                 const bool in = s + j < t->segments;
                 if (in) half[j] = _mm256_loadu_si256((const __m256i *)(const void *)b->q);
                 t->da[s + j] = in ? b->d : 0;
-                if (f->dmin >= 0) t->owed[s + j] = in ? (float)-(b->sum[0] + b->sum[1]) : 0;
+                if (f->s.minima) t->owed[s + j] = in ? (float)-(b->sum[0] + b->sum[1]) : 0;
             }
             const __m512i codes = _mm512_inserti64x4(_mm512_castsi256_si512(half[0]), half[1], 1);
             t->two[s / 2] = (q_z_two){codes, q_z_begin(f, codes)};
@@ -204,10 +212,10 @@ Q_VNNI_INLINE void q_z_prepare(const q_z_format *f, const uint8_t *x, const q_z_
 
 /* The half at byte `at` of sixteen segments of a row, as floats. */
 Q_VNNI_INLINE __m512 q_z_row_halves(const q_z_format *f, const uint8_t *row, int64_t s, int64_t last, int at) {
-    if (f->units > 1) { /* two blocks */
-        const int64_t b = s / f->units;
+    if (f->s.units > 1) { /* two blocks */
+        const int64_t b = s / f->s.units;
         const float lo = q_half_to_f32(q_load16(row + b * f->bytes + at));
-        const float hi = q_half_to_f32(q_load16(row + Q_MIN(b + 1, last / f->units) * f->bytes + at));
+        const float hi = q_half_to_f32(q_load16(row + Q_MIN(b + 1, last / f->s.units) * f->bytes + at));
         return _mm512_mask_blend_ps(0xFF00, _mm512_set1_ps(lo), _mm512_set1_ps(hi));
     }
 #define HALF(i) (short)q_load16(row + Q_MIN(s + i, last) * f->bytes + at)
@@ -226,8 +234,8 @@ Q_VNNI_INLINE void q_z_sixteen(const q_z_format *f, int C, const uint8_t *row, i
         const __m512i codes = f->pair(row, s, i, last, &scale);
         Q_UNROLL for (int c = 0; c < C; c++) {
             const q_z_two *x = &t[c].two[s / 2 + i];
-            v[c][i] = _mm512_dpbusd_epi32(f->bias ? x->begin : _mm512_setzero_si512(), codes, x->codes);
-            if (f->scales) v[c][i] = _mm512_madd_epi16(v[c][i], scale);
+            v[c][i] = _mm512_dpbusd_epi32(f->s.bias ? x->begin : _mm512_setzero_si512(), codes, x->codes);
+            if (f->s.scales) v[c][i] = _mm512_madd_epi16(v[c][i], scale);
         }
     }
     const __m512 d = q_z_row_halves(f, row, s, last, f->d);
@@ -235,7 +243,7 @@ Q_VNNI_INLINE void q_z_sixteen(const q_z_format *f, int C, const uint8_t *row, i
         _mm512_storeu_si512(t[c].sum + to, q_z_across8(v[c]));
         _mm512_storeu_ps(t[c].scale + to, _mm512_mul_ps(d, _mm512_loadu_ps(t[c].da + s)));
     }
-    if (f->dmin < 0) return;
+    if (!f->s.minima) return;
     const __m512 dmin = q_z_row_halves(f, row, s, last, f->dmin);
     Q_UNROLL for (int c = 0; c < C; c++)
         _mm512_storeu_ps(t[c].least_scale + to, _mm512_mul_ps(dmin, _mm512_loadu_ps(t[c].da + s)));
@@ -245,8 +253,8 @@ Q_VNNI_INLINE void q_z_sixteen(const q_z_format *f, int C, const uint8_t *row, i
 Q_VNNI_INLINE void q_z_row(const q_z_format *f, int C, const uint8_t *row, int64_t r, const q_z_stream *t) {
     int64_t s = 0;
     for (; s + 16 <= t->segments; s += 16) {
-        const uintptr_t ahead = (uintptr_t)row + (uintptr_t)(s / f->units * f->bytes) + Q_Z_AHEAD;
-        for (int i = 0; i < 16 * f->bytes / f->units; i += 64) _mm_prefetch((const char *)ahead + i, _MM_HINT_T0);
+        const uintptr_t ahead = (uintptr_t)row + (uintptr_t)(s / f->s.units * f->bytes) + Q_Z_AHEAD;
+        for (int i = 0; i < 16 * f->bytes / f->s.units; i += 64) _mm_prefetch((const char *)ahead + i, _MM_HINT_T0);
         q_z_sixteen(f, C, row, s, INT64_MAX, r * t->pitch + s, t);
     }
     if (s < t->segments) q_z_sixteen(f, C, row, s, t->segments - 1, r * t->pitch + s, t);
@@ -266,7 +274,7 @@ Q_VNNI_INLINE __m512i q_z_scaled(const q_z_format *f, const q_z_block *b, const 
         return _mm512_add_epi32(s[0], s[1]);
     }
     Q_UNROLL for (int j = 0; j < 4; j++)
-        s[j] = _mm512_dpbusd_epi32(f->bias ? x->begin[j] : zero, b->codes[j], x->codes[j]);
+        s[j] = _mm512_dpbusd_epi32(f->s.bias ? x->begin[j] : zero, b->codes[j], x->codes[j]);
     __m512i total = _mm512_madd_epi16(s[0], b->scale[0]);
     Q_UNROLL for (int j = 1; j < 4; j++) total = _mm512_dpwssd_epi32(total, s[j], b->scale[j]);
     return total;
@@ -294,10 +302,10 @@ Q_VNNI_INLINE void q_z_rows(const q_z_format *f, int C, const uint8_t *w, uint64
             Q_UNROLL for (int c = 0; c < C; c++) {
                 const q_z_eight *x = &t[c].eight[s];
                 b.v[c][i] = q_z_scaled(f, &block, x);
-                if (f->dmin >= 0) b.least[c][i] = _mm256_madd_epi16(block.minima, x->sums);
+                if (f->s.minima) b.least[c][i] = _mm256_madd_epi16(block.minima, x->sums);
                 b.da[c][i] = x->da;
             }
-            b.d[i] = f->dmin >= 0 ? q_load32(p + f->d) : q_load16(p + f->d);
+            b.d[i] = f->s.minima ? q_load32(p + f->d) : q_load16(p + f->d);
             p += f->bytes;
             if (++s == segments) {
                 s = 0;
@@ -312,7 +320,7 @@ Q_VNNI_INLINE void q_z_rows(const q_z_format *f, int C, const uint8_t *w, uint64
             const __m512 da = _mm512_loadu_ps(b.da[c]);
             _mm512_storeu_si512(t[c].sum + at, q_z_across16(b.v[c]));
             _mm512_storeu_ps(t[c].scale + at, _mm512_mul_ps(scale, da));
-            if (f->dmin < 0) continue;
+            if (!f->s.minima) continue;
             __m512i least[8];
             Q_UNROLL for (int i = 0; i < 8; i++)
                 least[i] = _mm512_inserti64x4(_mm512_castsi256_si512(b.least[c][2 * i]), b.least[c][2 * i + 1], 1);
@@ -336,12 +344,12 @@ Q_VNNI_INLINE __m512 q_z_finish(const q_z_format *f, const q_z_stream *t) {
         __m512i sum[16], scale[16], least[16], least_scale[16];
         q_z_turn(t->sum + s, t->pitch, sum);
         q_z_turn(t->scale + s, t->pitch, scale);
-        if (f->dmin >= 0) q_z_turn(t->least_scale + s, t->pitch, least_scale);
-        if (f->dmin >= 0 && f->act > 1) q_z_turn(t->least + s, t->pitch, least);
+        if (f->s.minima) q_z_turn(t->least_scale + s, t->pitch, least_scale);
+        if (f->s.minima && f->s.act > 1) q_z_turn(t->least + s, t->pitch, least);
         for (int64_t j = 0; j < n; j++) {
             acc = _mm512_fmadd_ps(_mm512_castsi512_ps(scale[j]), _mm512_cvtepi32_ps(sum[j]), acc);
-            if (f->dmin < 0) continue;
-            const __m512 owed = f->act > 1 ? _mm512_cvtepi32_ps(least[j]) : _mm512_set1_ps(t->owed[s + j]);
+            if (!f->s.minima) continue;
+            const __m512 owed = f->s.act > 1 ? _mm512_cvtepi32_ps(least[j]) : _mm512_set1_ps(t->owed[s + j]);
             acc = _mm512_fnmadd_ps(_mm512_castsi512_ps(least_scale[j]), owed, acc);
         }
     }
@@ -360,7 +368,7 @@ Q_VNNI_INLINE void q_z_tile(const q_z_format *f, int C, const q_mm *m, int64_t r
     const int64_t rows = Q_MIN(m->rows - r, (int64_t)Q_Z_ROWS);
     const uint8_t *w = m->w + (uint64_t)r * m->row_bytes;
     for (int j = 0; rows < Q_Z_ROWS && j < C; j++) q_z_clear(f, &t[j]);
-    if (f->act > 1)
+    if (f->s.act > 1)
         q_z_rows(f, C, w, m->row_bytes, rows, t);
     else
         for (int64_t i = 0; i < rows; i++) q_z_row(f, C, w + (uint64_t)i * m->row_bytes, i, t);

@@ -1,6 +1,6 @@
 /* matmul_cards_avx512vnni.c: products of packed weights (rows16_cards.c) in the formats of model cards with 8-bit
  * activations. 4-bit groups and NF4 are records of rows16_avx512.h; INT8 per row with one scale per column has a loop of
- * its own, in which the integers of a whole row are one sum. Layer L2. */
+ * its own for a few columns, in which the integers of a whole row are one sum, and panels like theirs for more. Layer L2. */
 #include "../rows16_cards.h"
 #include "rows16_avx512.h"
 
@@ -22,8 +22,8 @@ Q_VNNI_INLINE __m512i codes_i4(const uint8_t *p, int i, int u, int g) {
 Q_VNNI_INLINE __m512 d_halves(const uint8_t *p, int unit) { return q_p_halves(p + 0 * unit); }
 
 #define I4(name, units_, layout)                                                                                    \
-    static const q_p_format name = {.bytes = layout, .units = units_, .act = 1, .span = 1, .bias = ZERO,           \
-                                    .codes = codes_i4, .d = d_halves};                                             \
+    static const q_p_format name = {.bytes = layout, .units = units_, .span = 1,                                   \
+                                    .s = {.units = 1, .act = 1, .bias = ZERO}, .codes = codes_i4, .d = d_halves};  \
     Q_P_PRODUCT(matmul_##name##_a8_32_rows16__avx512vnni, name)
 I4(i4_g32, 1, Q_ROWS16_I4_G32)
 I4(i4_g64, 2, Q_ROWS16_I4_G64)
@@ -42,8 +42,12 @@ Q_VNNI_INLINE __m512 d_nf4(const uint8_t *p, int unit) {
     return _mm512_mul_ps(_mm512_load_ps((const float *)(const void *)(p + 0 * unit)),
                          _mm512_set1_ps(0.008064516129032258f));
 }
-static const q_p_format nf4 = {
-    .bytes = Q_ROWS16_NF4, .units = 2, .act = 1, .span = 1, .bias = 128, .codes = codes_nf4, .d = d_nf4};
+static const q_p_format nf4 = {.bytes = Q_ROWS16_NF4,
+                               .units = 2,
+                               .span = 1,
+                               .s = {.units = 1, .act = 1, .bias = 128},
+                               .codes = codes_nf4,
+                               .d = d_nf4};
 Q_P_PRODUCT(matmul_nf4_a8_32_rows16__avx512vnni, nf4)
 Q_P_PRODUCT(matmul_nf4_dq_a8_32_rows16__avx512vnni, nf4)
 
@@ -99,34 +103,47 @@ Q_VNNI_INLINE void i8_some(int P, int C, const q_mm *m, const uint8_t *const *pa
     i8_columns(P, C, panels, x, m->k, ahead, y);
     Q_UNROLL for (int j = 0; j < C; j++) {
         if (c + j >= m->n) break;
-        Q_UNROLL for (int p = 0; p < P; p++) q_p_put(m, r + p * Q_PANEL, c + j, y[p][j]);
+        Q_UNROLL for (int p = 0; p < P; p++) q_z_put16(m, r + p * Q_PANEL, c + j, y[p][j]);
     }
 }
 
-uint64_t q_matmul_i8_row_a8_row_rows16__avx512vnni_scratch(int64_t k, int64_t n) {
+/* One column: one stream. A few: two panels side by side. */
+Q_VNNI_INLINE void i8_few(const q_mm *m) {
+    const int64_t first = m->row / Q_PANEL, last = (m->row + m->rows + Q_PANEL - 1) / Q_PANEL;
+    for (int64_t i = first; i < last; i += m->n == 1 ? 1 : 2) {
+        const uint8_t *panels[2] = {m->w + (uint64_t)i * m->row_bytes, m->w + (uint64_t)(i + 1) * m->row_bytes};
+        const int64_t r = i * Q_PANEL - m->row;
+        if (i + 1 == last) panels[1] = panels[0]; /* nothing of it is stored */
+        if (m->n == 1) i8_some(1, 1, m, panels, r, 0, true);
+        for (int64_t c = 0, left; m->n > 1 && (left = m->n - c) > 0;) {
+            if (left <= 2) i8_some(2, 2, m, panels, r, c, c == 0), c += 2;
+            else if (left < 5) i8_some(2, 4, m, panels, r, c, c == 0), c += 4;
+            else i8_some(2, 6, m, panels, r, c, c == 0), c += 6;
+        }
+    }
+}
+
+static const q_z_shape i8 = {.units = Q_Z_UNITS, .act = 0, .bias = 128};
+
+/* Codes of a chunk, and the rows' scales after where those of a whole chunk end. */
+Q_VNNI_INLINE void i8_unpack(const void *format, const q_mm *m, const q_z_piece *t, const uint8_t *at) {
+    Q_UNUSED(format);
+    for (int64_t p = 0; p < 2; p++, at += q_p_second(m, t->r)) {
+        const uint8_t *head = at - t->from / 32 * Q_ROWS16_I8_ROW - Q_ROWS16_I8_HEAD;
+        for (int64_t i = 0; i < t->weights / 4; i++)
+            _mm512_store_si512(t->panel[p] + 64 * i,
+                               _mm512_xor_si512(q_p_load(at + 64 * i), _mm512_set1_epi8((char)0x80)));
+        _mm512_store_si512(t->panel[p] + q_z_d_at(&i8), q_p_load(head));
+    }
+}
+
+Q_VNNI uint64_t q_matmul_i8_row_a8_row_rows16__avx512vnni_scratch(int64_t k, int64_t n) {
     Q_UNUSED(k);
-    Q_UNUSED(n);
-    return 0;
+    return n < Q_P_PANEL_FROM ? 0 : q_z_many_scratch(&i8, n);
 }
 
 Q_VNNI void q_matmul_i8_row_a8_row_rows16__avx512vnni(const q_mm *m) {
-    const int64_t first = m->row / Q_PANEL, last = (m->row + m->rows + Q_PANEL - 1) / Q_PANEL;
-    const int64_t block = Q_MAX(Q_P_BLOCK / m->x_stride / Q_P_COLUMNS, (int64_t)1) * Q_P_COLUMNS;
-    for (int64_t i = first; m->n == 1 && i < last; i++) {
-        const uint8_t *const panel[2] = {m->w + (uint64_t)i * m->row_bytes, NULL};
-        i8_some(1, 1, m, panel, i * Q_PANEL - m->row, 0, true);
-    }
-    for (int64_t begin = 0; m->n > 1 && begin < m->n; begin += block) {
-        const int64_t end = Q_MIN(begin + block, m->n);
-        for (int64_t i = first; i < last; i += 2) {
-            const uint8_t *panels[2] = {m->w + (uint64_t)i * m->row_bytes, m->w + (uint64_t)(i + 1) * m->row_bytes};
-            const int64_t r = i * Q_PANEL - m->row;
-            if (i + 1 == last) panels[1] = panels[0]; /* nothing of it is stored */
-            for (int64_t c = begin, left; (left = end - c) > 0;) {
-                if (left <= 2) i8_some(2, 2, m, panels, r, c, c == 0), c += 2;
-                else if (left < 5) i8_some(2, 4, m, panels, r, c, c == 0), c += 4;
-                else i8_some(2, 6, m, panels, r, c, c == 0), c += 6;
-            }
-        }
-    }
+    const q_z_source s = q_p_source(m, Q_ROWS16_I8_HEAD, Q_ROWS16_I8_ROW, 32);
+    if (m->n < Q_P_PANEL_FROM) i8_few(m);
+    else q_z_many(&i8, NULL, i8_unpack, &s, m);
 }

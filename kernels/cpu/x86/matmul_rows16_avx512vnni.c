@@ -11,11 +11,8 @@ Q_VNNI_INLINE __m512i codes_q4_0(const uint8_t *p, int i, int u, int g) {
 }
 static const q_p_format q4_0 = {.bytes = Q_ROWS16_Q4_0,
                                 .units = 2,
-                                .head = 64,
-                                .panel_from = 128,
-                                .act = 1,
                                 .span = 1,
-                                .bias = 8,
+                                .s = {.units = 1, .act = 1, .bias = 8},
                                 .codes = codes_q4_0,
                                 .d = d_pair};
 Q_P_PRODUCT(matmul_q4_0_a8_32_rows16__avx512vnni, q4_0)
@@ -23,17 +20,19 @@ Q_P_PRODUCT(matmul_q4_0_a8_32_rows16__avx512vnni, q4_0)
 Q_VNNI_INLINE __m512i codes_q8_0(const uint8_t *p, int i, int u, int g) {
     return _mm512_xor_si512(q_p_load(p + 64 + 512 * (i + u) + 64 * g), _mm512_set1_epi8((char)0x80));
 }
-static const q_p_format q8_0 = {
-    .bytes = Q_ROWS16_Q8_0, .units = 2, .head = 64, .act = 1, .span = 1, .bias = 128, .codes = codes_q8_0, .d = d_pair};
+static const q_p_format q8_0 = {.bytes = Q_ROWS16_Q8_0,
+                                .units = 2,
+                                .span = 1,
+                                .s = {.units = 1, .act = 1, .bias = 128},
+                                .codes = codes_q8_0,
+                                .d = d_pair};
 Q_P_PRODUCT(matmul_q8_0_a8_32_rows16__avx512vnni, q8_0)
 
 Q_VNNI_INLINE __m512i codes_iq4_nl(const uint8_t *p, int i, int u, int g) { return q_z_iq4(codes_q4_0(p, i, u, g)); }
 static const q_p_format iq4_nl = {.bytes = Q_ROWS16_Q4_0,
                                   .units = 2,
-                                  .head = 64,
-                                  .act = 1,
                                   .span = 1,
-                                  .bias = 128,
+                                  .s = {.units = 1, .act = 1, .bias = 128},
                                   .codes = codes_iq4_nl,
                                   .d = d_pair};
 Q_P_PRODUCT(matmul_iq4_nl_a8_32_rows16__avx512vnni, iq4_nl)
@@ -50,11 +49,8 @@ Q_VNNI_INLINE __m512i codes_q5_0(const uint8_t *p, int i, int u, int g) {
 }
 static const q_p_format q5_0 = {.bytes = Q_ROWS16_Q5_0,
                                 .units = 2,
-                                .head = 64,
-                                .panel_from = 128,
-                                .act = 1,
                                 .span = 1,
-                                .bias = 16,
+                                .s = {.units = 1, .act = 1, .bias = 16},
                                 .codes = codes_q5_0,
                                 .d = d_pair};
 Q_P_PRODUCT(matmul_q5_0_a8_32_rows16__avx512vnni, q5_0)
@@ -67,11 +63,8 @@ Q_VNNI_INLINE __m512i codes_q4_1(const uint8_t *p, int i, int u, int g) {
 }
 static const q_p_format q4_1 = {.bytes = Q_ROWS16_Q4_1,
                                 .units = 1,
-                                .head = 64,
-                                .panel_from = 128,
-                                .act = 1,
                                 .span = 1,
-                                .minima = 1,
+                                .s = {.units = 1, .act = 1, .minima = true},
                                 .codes = codes_q4_1,
                                 .d = d_first,
                                 .dmin = d_second};
@@ -82,11 +75,8 @@ Q_VNNI_INLINE __m512i codes_q5_1(const uint8_t *p, int i, int u, int g) {
 }
 static const q_p_format q5_1 = {.bytes = Q_ROWS16_Q5_1,
                                 .units = 1,
-                                .head = 64,
-                                .panel_from = 128,
-                                .act = 1,
                                 .span = 1,
-                                .minima = 1,
+                                .s = {.units = 1, .act = 1, .minima = true},
                                 .codes = codes_q5_1,
                                 .d = d_first,
                                 .dmin = d_second};
@@ -105,12 +95,8 @@ Q_VNNI_INLINE __m512i pair_4k(const uint8_t *p, int unit) {
 }
 static const q_p_format q4_k = {.bytes = Q_ROWS16_Q4_K,
                                 .units = 8,
-                                .head = 320,
-                                .panel_from = 96,
-                                .act = 8,
                                 .span = 2,
-                                .scales = 1,
-                                .minima = 3,
+                                .s = {.units = 8, .act = 8, .scales = 1, .minima = true, .exact = 4},
                                 .codes = codes_q4_k,
                                 .scale = scale_4k,
                                 .pair = pair_4k,
@@ -123,12 +109,8 @@ Q_VNNI_INLINE __m512i codes_q5_k(const uint8_t *p, int i, int u, int g) {
 }
 static const q_p_format q5_k = {.bytes = Q_ROWS16_Q5_K,
                                 .units = 8,
-                                .head = 320,
-                                .panel_from = 48,
-                                .act = 8,
                                 .span = 2,
-                                .scales = 1,
-                                .minima = 3,
+                                .s = {.units = 8, .act = 8, .scales = 1, .minima = true},
                                 .codes = codes_q5_k,
                                 .scale = scale_4k,
                                 .pair = pair_4k,
@@ -154,12 +136,8 @@ Q_VNNI_INLINE __m512i pair_q2_k(const uint8_t *p, int unit) {
 }
 static const q_p_format q2_k = {.bytes = Q_ROWS16_Q2_K,
                                 .units = 8,
-                                .head = 320,
-                                .panel_from = 32,
-                                .act = 8,
                                 .span = 4,
-                                .scales = 2,
-                                .minima = 2,
+                                .s = {.units = 8, .act = 8, .scales = 2, .minima = true, .exact = 8},
                                 .codes = codes_q2_k,
                                 .scale = scale_q2_k,
                                 .pair = pair_q2_k,
@@ -180,12 +158,8 @@ Q_VNNI_INLINE __m512i codes_q3_k(const uint8_t *p, int i, int u, int g) {
 }
 static const q_p_format q3_k = {.bytes = Q_ROWS16_Q3_K,
                                 .units = 8,
-                                .head = 320,
-                                .panel_from = 32,
-                                .act = 8,
                                 .span = 4,
-                                .bias = 4,
-                                .scales = 2,
+                                .s = {.units = 8, .act = 8, .bias = 4, .scales = 2, .exact = 8},
                                 .codes = codes_q3_k,
                                 .scale = scale_signed,
                                 .d = d_float};
@@ -200,12 +174,8 @@ Q_VNNI_INLINE __m512i codes_q6_k(const uint8_t *p, int i, int u, int g) {
 }
 static const q_p_format q6_k = {.bytes = Q_ROWS16_Q6_K,
                                 .units = 8,
-                                .head = 320,
-                                .panel_from = 48,
-                                .act = 1,
                                 .span = 4,
-                                .bias = 32,
-                                .scales = 2,
+                                .s = {.units = 1, .act = 1, .bias = 32, .scales = 2, .exact = 1},
                                 .codes = codes_q6_k,
                                 .scale = scale_signed,
                                 .d = d_float};
@@ -219,11 +189,8 @@ Q_VNNI_INLINE __m512i scale_iq4_xs(const uint8_t *p, int unit, int half) {
 }
 static const q_p_format iq4_xs = {.bytes = Q_ROWS16_IQ4_XS,
                                   .units = 8,
-                                  .head = 192,
-                                  .act = 8,
                                   .span = 1,
-                                  .bias = 128,
-                                  .scales = 1,
+                                  .s = {.units = 8, .act = 8, .bias = 128, .scales = 1},
                                   .codes = codes_iq4_xs,
                                   .scale = scale_iq4_xs,
                                   .d = d_float};

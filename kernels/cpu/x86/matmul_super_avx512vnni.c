@@ -88,12 +88,10 @@ Q_VNNI_INLINE void block_q4_k(const uint8_t *p, q_z_block *to) {
     to->codes[3] = q_z_high4(b);
     place_4k(p, to);
 }
-static const q_z_format q4_k = {.bytes = 144,
-                                .units = 8,
-                                .act = 8,
+static const q_z_format q4_k = {.s = {.units = 8, .act = 8, .scales = 1, .minima = true, .exact = 4},
+                                .bytes = 144,
                                 .d = 0,
                                 .dmin = 2,
-                                .scales = 1,
                                 .codes = codes_q4_k,
                                 .scale = scale_q4_k,
                                 .block = block_q4_k,
@@ -115,12 +113,10 @@ Q_VNNI_INLINE void block_q5_k(const uint8_t *p, q_z_block *to) {
     to->codes[3] = with_bit(q_z_high4(b), h, halves(32, 128), 16);
     place_4k(p, to);
 }
-static const q_z_format q5_k = {.bytes = 176,
-                                .units = 8,
-                                .act = 8,
+static const q_z_format q5_k = {.s = {.units = 8, .act = 8, .scales = 1, .minima = true},
+                                .bytes = 176,
                                 .d = 0,
                                 .dmin = 2,
-                                .scales = 1,
                                 .codes = codes_q5_k,
                                 .scale = scale_q4_k,
                                 .block = block_q5_k,
@@ -158,12 +154,10 @@ Q_VNNI_INLINE void block_q2_k(const uint8_t *p, q_z_block *to) {
     }
     to->minima = _mm256_cvtepu8_epi16(_mm_and_si128(_mm_srli_epi16(b, 4), nibble));
 }
-static const q_z_format q2_k = {.bytes = 84,
-                                .units = 8,
-                                .act = 8,
+static const q_z_format q2_k = {.s = {.units = 8, .act = 8, .scales = 2, .minima = true, .exact = 8},
+                                .bytes = 84,
                                 .d = 80,
                                 .dmin = 82,
-                                .scales = 2,
                                 .codes = codes_q2_k,
                                 .scale = scale_q2_k,
                                 .block = block_q2_k,
@@ -204,13 +198,9 @@ Q_VNNI_INLINE void block_q3_k(const uint8_t *p, q_z_block *to) {
         to->scale[j] = place_signed(s, 2 * j, 2 * j + 1, 2 * j + 8, 2 * j + 9);
     }
 }
-static const q_z_format q3_k = {.bytes = 110,
-                                .units = 8,
-                                .act = 8,
+static const q_z_format q3_k = {.s = {.units = 8, .act = 8, .bias = 4, .scales = 2, .exact = 8},
+                                .bytes = 110,
                                 .d = 108,
-                                .dmin = -1,
-                                .bias = 4,
-                                .scales = 2,
                                 .codes = codes_q3_k,
                                 .scale = scale_q3_k,
                                 .block = block_q3_k,
@@ -265,13 +255,9 @@ Q_VNNI_INLINE void block_iq4_xs(const uint8_t *p, q_z_block *to) {
     to->scale[0] = _mm512_permutexvar_epi32(quarters(0, 1, 2, 3), sc);
     to->scale[1] = _mm512_permutexvar_epi32(quarters(4, 5, 6, 7), sc);
 }
-static const q_z_format iq4_xs = {.bytes = 136,
-                                  .units = 8,
-                                  .act = 8,
+static const q_z_format iq4_xs = {.s = {.units = 8, .act = 8, .bias = 128, .scales = 1},
+                                  .bytes = 136,
                                   .d = 0,
-                                  .dmin = -1,
-                                  .bias = 128,
-                                  .scales = 1,
                                   .codes = codes_iq4_xs,
                                   .scale = scale_iq4_xs,
                                   .block = block_iq4_xs,
@@ -304,13 +290,9 @@ Q_VNNI_INLINE __m512i pair_q6_k(const uint8_t *row, int64_t s, int i, int64_t la
     if (i & 1) return _mm512_or_si512(q_z_high4(b), _mm512_and_si512(_mm512_srlv_epi64(h, right), two));
     return _mm512_or_si512(q_z_low4(b), _mm512_and_si512(_mm512_sllv_epi64(h, left), two));
 }
-static const q_z_format q6_k = {.bytes = 210,
-                                .units = 8,
-                                .act = 1,
+static const q_z_format q6_k = {.s = {.units = 8, .act = 1, .bias = 32, .scales = 2, .exact = 1},
+                                .bytes = 210,
                                 .d = 208,
-                                .dmin = -1,
-                                .bias = 32,
-                                .scales = 2,
                                 .codes = codes_q6_k,
                                 .scale = scale_q6_k,
                                 .pair = pair_q6_k};

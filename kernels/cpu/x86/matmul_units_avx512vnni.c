@@ -52,8 +52,11 @@ Q_VNNI_INLINE __m512i pair_q8_0(const uint8_t *row, int64_t s, int i, int64_t la
     return from_signed(
         _mm512_inserti64x4(_mm512_castsi256_si512(load256(BLOCK(34, 0) + 2)), load256(BLOCK(34, 1) + 2), 1));
 }
-static const q_z_format q8_0 = {
-    .bytes = 34, .units = 1, .act = 1, .d = 0, .dmin = -1, .bias = 128, .codes = codes_q8_0, .pair = pair_q8_0};
+static const q_z_format q8_0 = {.s = {.units = 1, .act = 1, .bias = 128},
+                                .bytes = 34,
+                                .d = 0,
+                                .codes = codes_q8_0,
+                                .pair = pair_q8_0};
 Q_Z_PRODUCT(matmul_q8_0_a8_32_32x6__avx512vnni, q8_0)
 
 /* ------------------------------------------------------------------------------------------------------ Q4_0, Q4_1 */
@@ -66,8 +69,11 @@ Q_VNNI_INLINE __m512i pair_q4_0(const uint8_t *row, int64_t s, int i, int64_t la
     Q_UNUSED(scale);
     return nibbles2(BLOCK(18, 0) + 2, BLOCK(18, 1) + 2);
 }
-static const q_z_format q4_0 = {
-    .bytes = 18, .units = 1, .act = 1, .d = 0, .dmin = -1, .bias = 8, .codes = codes_q4_0, .pair = pair_q4_0};
+static const q_z_format q4_0 = {.s = {.units = 1, .act = 1, .bias = 8},
+                                .bytes = 18,
+                                .d = 0,
+                                .codes = codes_q4_0,
+                                .pair = pair_q4_0};
 Q_Z_PRODUCT(matmul_q4_0_a8_32_32x6__avx512vnni, q4_0)
 
 Q_VNNI_INLINE void codes_q4_1(const uint8_t *const *p, int sub, __m512i v[8]) {
@@ -78,8 +84,12 @@ Q_VNNI_INLINE __m512i pair_q4_1(const uint8_t *row, int64_t s, int i, int64_t la
     Q_UNUSED(scale);
     return nibbles2(BLOCK(20, 0) + 4, BLOCK(20, 1) + 4);
 }
-static const q_z_format q4_1 = {
-    .bytes = 20, .units = 1, .act = 1, .d = 0, .dmin = 2, .codes = codes_q4_1, .pair = pair_q4_1};
+static const q_z_format q4_1 = {.s = {.units = 1, .act = 1, .minima = true},
+                                .bytes = 20,
+                                .d = 0,
+                                .dmin = 2,
+                                .codes = codes_q4_1,
+                                .pair = pair_q4_1};
 Q_Z_PRODUCT(matmul_q4_1_a8_32_32x6__avx512vnni, q4_1)
 
 /* ------------------------------------------------------------------------------------------------------ Q5_0, Q5_1 */
@@ -96,8 +106,11 @@ Q_VNNI_INLINE __m512i pair_q5_0(const uint8_t *row, int64_t s, int i, int64_t la
     const uint8_t *a = BLOCK(22, 0), *b = BLOCK(22, 1);
     return fifth(nibbles2(a + 6, b + 6), bits2(a + 2, b + 2));
 }
-static const q_z_format q5_0 = {
-    .bytes = 22, .units = 1, .act = 1, .d = 0, .dmin = -1, .bias = 16, .codes = codes_q5_0, .pair = pair_q5_0};
+static const q_z_format q5_0 = {.s = {.units = 1, .act = 1, .bias = 16},
+                                .bytes = 22,
+                                .d = 0,
+                                .codes = codes_q5_0,
+                                .pair = pair_q5_0};
 Q_Z_PRODUCT(matmul_q5_0_a8_32_32x6__avx512vnni, q5_0)
 
 Q_VNNI_INLINE void codes_q5_1(const uint8_t *const *p, int sub, __m512i v[8]) {
@@ -110,8 +123,12 @@ Q_VNNI_INLINE __m512i pair_q5_1(const uint8_t *row, int64_t s, int i, int64_t la
     const uint8_t *a = BLOCK(24, 0), *b = BLOCK(24, 1);
     return fifth(nibbles2(a + 8, b + 8), bits2(a + 4, b + 4));
 }
-static const q_z_format q5_1 = {
-    .bytes = 24, .units = 1, .act = 1, .d = 0, .dmin = 2, .codes = codes_q5_1, .pair = pair_q5_1};
+static const q_z_format q5_1 = {.s = {.units = 1, .act = 1, .minima = true},
+                                .bytes = 24,
+                                .d = 0,
+                                .dmin = 2,
+                                .codes = codes_q5_1,
+                                .pair = pair_q5_1};
 Q_Z_PRODUCT(matmul_q5_1_a8_32_32x6__avx512vnni, q5_1)
 
 /* ---------------------------------------------------------------------------------------------------------- IQ4_NL */
@@ -125,6 +142,9 @@ Q_VNNI_INLINE __m512i pair_iq4_nl(const uint8_t *row, int64_t s, int i, int64_t 
     Q_UNUSED(scale);
     return q_z_iq4(nibbles2(BLOCK(18, 0) + 2, BLOCK(18, 1) + 2));
 }
-static const q_z_format iq4_nl = {
-    .bytes = 18, .units = 1, .act = 1, .d = 0, .dmin = -1, .bias = 128, .codes = codes_iq4_nl, .pair = pair_iq4_nl};
+static const q_z_format iq4_nl = {.s = {.units = 1, .act = 1, .bias = 128},
+                                  .bytes = 18,
+                                  .d = 0,
+                                  .codes = codes_iq4_nl,
+                                  .pair = pair_iq4_nl};
 Q_Z_PRODUCT(matmul_iq4_nl_a8_32_32x6__avx512vnni, iq4_nl)

@@ -3,35 +3,32 @@
  *
  * Sixteen rows are in the sixteen lanes: a register of codes holds four consecutive ones of each row, one broadcast of
  * four activations feeds it, and nothing is ever added across lanes. Weights are read as one stream, for more columns
- * two panels side by side, so that a broadcast feeds 32 rows and the panels stay in the caches for all columns. Codes
- * are unsigned bytes, weights plus `bias`, as i8_avx512.h explains. */
+ * two panels side by side, so that a broadcast feeds 32 rows. From Q_P_PANEL_FROM columns on codes are unpacked first, to
+ * the panels of panel_avx512.h, chunk by chunk: taking them apart for each six columns would take the time of products.
+ * Codes are unsigned bytes, weights plus a bias, as i8_avx512.h explains. */
 #ifndef Q_ROWS16_AVX512_H
 #define Q_ROWS16_AVX512_H
 
 #include "../rows16.h"
-#include "i8_avx512.h"
+#include "panel_avx512.h"
 
 enum {
-    Q_P_COLUMNS = 6,      /* at a time: 2 x 6 sums and 2 x 6 totals are 24 of 32 registers */
-    Q_P_AHEAD = 8192,     /* bytes ahead of a panel that are asked for */
-    Q_P_BLOCK = 384 << 10 /* bytes of columns at a time */
+    Q_P_COLUMNS = 6,     /* at a time: 2 x 6 sums and 2 x 6 totals are 24 of 32 registers */
+    Q_P_AHEAD = 8192,    /* bytes ahead of a panel that are asked for */
+    Q_P_PANEL_FROM = 24  /* columns from which unpacking pays */
 };
 
 typedef struct q_p_format {
     int bytes, units; /* of a block of the layout: bytes, and units of 32 weights */
-    int head;         /* bytes ahead of the codes and their bits: all that scale, pair, d and dmin look at */
-    int panel_from;   /* columns from which codes are unpacked first; 0 = never */
-    int act;          /* units per block of activations: 1, or 8 as `units` */
     int span;         /* units whose codes share bytes, so that loops go by that many; 1 where `units` is 2 */
-    int bias;         /* a code is a weight plus this */
-    int scales;       /* integer scales per unit: 0, 1 or 2 */
-    int minima; /* 0; 1: of sums of activations alone; else times integers, as pairs of int16: 2 of a unit, 3 of two */
+    q_z_shape s;      /* of the panel it is unpacked to: blocks of as many units as the activations' */
 
     /* Codes 4g .. 4g + 3 of unit `span` * i + u, u < span, of the block at p. What depends on u is a constant. */
     __m512i (*codes)(const uint8_t *p, int i, int u, int g);
     /* The integer scale of a unit's first (half 0) or last 16 weights, with scales 1 of all. */
     __m512i (*scale)(const uint8_t *p, int unit, int half);
-    /* Minima 2: of the unit's first and last 16 weights; 3: of units 2 * unit and 2 * unit + 1. */
+    /* Integer minima as pairs of int16, with two scales to a unit: of its first and last 16 weights; with one: of units
+     * 2 * unit and 2 * unit + 1. */
     __m512i (*pair)(const uint8_t *p, int unit);
     __m512 (*d)(const uint8_t *p, int unit); /* of the block of activations that begins at the unit */
     __m512 (*dmin)(const uint8_t *p, int unit);
@@ -53,45 +50,22 @@ Q_VNNI_INLINE __m512i q_p_signed(const uint8_t *p) {
 /* The low (of even `which`) or high nibbles. */
 Q_VNNI_INLINE __m512i q_p_nibbles(__m512i v, int which) { return which & 1 ? q_z_high4(v) : q_z_low4(v); }
 
-/* ------------------------------------------------------------------------------------------------- unpacked codes */
-
-/* Many columns take codes apart many times. From some number on, two panels are unpacked first, to blocks of a head as
- * it is and of codes as bytes, which stay in the second cache (`wide`). */
-Q_VNNI_INLINE int q_p_block(const q_p_format *f, bool wide) { return wide ? f->head + 512 * f->units : f->bytes; }
-
-Q_VNNI_INLINE __m512i q_p_codes(const q_p_format *f, bool wide, const uint8_t *p, int i, int u, int g) {
-    return wide ? q_p_load(p + f->head + 512 * i + 64 * g) : f->codes(p, i, u, g);
-}
-
-Q_VNNI_INLINE void q_p_unpack(const q_p_format *f, const uint8_t *p, int64_t k, uint8_t *to) {
-    for (int64_t b = 0; b < k / 32; b += f->units, p += f->bytes, to += q_p_block(f, true)) {
-        memcpy(to, p, (size_t)f->head);
-        for (int i = 0; i < f->units / f->span; i++)
-            Q_UNROLL for (int u = 0; u < f->span; u++) Q_UNROLL for (int g = 0; g < 8; g++)
-                _mm512_store_si512(to + f->head + 512 * (f->span * i + u) + 64 * g, f->codes(p, i, u, g));
-    }
-}
-
-Q_VNNI_INLINE uint64_t q_p_wide_bytes(const q_p_format *f, int64_t k) {
-    return (uint64_t)((k / 32 + f->units - 1) / f->units) * (uint64_t)q_p_block(f, true);
-}
-
 /* ------------------------------------------------------------------------------------------------------- columns */
 
 /* What sums of a unit begin with: minus the bias times the sums of activations, of the first 16, the last, or both. */
 Q_VNNI_INLINE __m512i q_p_open(const q_p_format *f, const uint8_t *sums, bool first, bool second) {
-    const uint32_t less = (uint16_t)-f->bias;
-    if (!f->bias) return _mm512_setzero_si512();
+    const uint32_t less = (uint16_t)-f->s.bias;
+    if (!f->s.bias) return _mm512_setzero_si512();
     return _mm512_madd_epi16(q_z_spread(sums),
                              _mm512_set1_epi32((int)((first ? less : 0) | (second ? less << 16 : 0))));
 }
 
 /* Unit `span` * i + u of P panels times C columns, its scales applied, to total (added, where there are scales). `at`:
  * the block of activations, `in`: the unit in it. */
-Q_VNNI_INLINE void q_p_unit(const q_p_format *f, bool wide, int P, int C, const uint8_t *const *w, int i, int u,
+Q_VNNI_INLINE void q_p_unit(const q_p_format *f, int P, int C, const uint8_t *const *w, int i, int u,
                             const uint8_t *const *x, int64_t at, int in, __m512i total[2][Q_P_COLUMNS]) {
-    const int64_t sums = at + 4 + 4 * in, q = at + 4 + 4 * f->act + 32 * in;
-    const int pieces = f->scales == 2 ? 2 : 1, unit = wide ? i : f->span * i + u;
+    const int64_t sums = at + 4 + 4 * in, q = at + 4 + 4 * f->s.act + 32 * in;
+    const int pieces = f->s.scales == 2 ? 2 : 1, unit = f->span * i + u;
     Q_UNROLL for (int h = 0; h < pieces; h++) {
         __m512i sum[2][Q_P_COLUMNS];
         Q_UNROLL for (int c = 0; c < C; c++) {
@@ -100,16 +74,16 @@ Q_VNNI_INLINE void q_p_unit(const q_p_format *f, bool wide, int P, int C, const 
         }
         Q_UNROLL for (int g = h * 4; g < h * 4 + 8 / pieces; g++) {
             __m512i v[2];
-            Q_UNROLL for (int p = 0; p < P; p++) v[p] = q_p_codes(f, wide, w[p], i, u, g);
+            Q_UNROLL for (int p = 0; p < P; p++) v[p] = f->codes(w[p], i, u, g);
             Q_UNROLL for (int c = 0; c < C; c++) {
                 const __m512i a = q_z_spread(x[c] + q + 4 * g);
                 Q_UNROLL for (int p = 0; p < P; p++) sum[p][c] = _mm512_dpbusd_epi32(sum[p][c], v[p], a);
             }
         }
         Q_UNROLL for (int p = 0; p < P; p++) {
-            const __m512i sc = f->scales ? f->scale(w[p], unit, h) : _mm512_setzero_si512();
+            const __m512i sc = f->s.scales ? f->scale(w[p], unit, h) : _mm512_setzero_si512();
             Q_UNROLL for (int c = 0; c < C; c++) total[p][c] =
-                f->scales ? _mm512_add_epi32(total[p][c], _mm512_mullo_epi32(sum[p][c], sc)) : sum[p][c];
+                f->s.scales ? _mm512_add_epi32(total[p][c], _mm512_mullo_epi32(sum[p][c], sc)) : sum[p][c];
         }
     }
 }
@@ -119,7 +93,7 @@ Q_VNNI_INLINE void q_p_least(const q_p_format *f, int P, int C, const uint8_t *c
                              const uint8_t *const *x, int64_t at, __m512 acc[2][Q_P_COLUMNS]) {
     __m512i total[2][Q_P_COLUMNS];
     Q_UNROLL for (int p = 0; p < P; p++) Q_UNROLL for (int c = 0; c < C; c++) total[p][c] = _mm512_setzero_si512();
-    if (f->minima == 3) Q_UNROLL for (int j = 0; j < 4; j++) {
+    if (f->s.scales == 1) Q_UNROLL for (int j = 0; j < 4; j++) {
             __m512i mn[2];
             Q_UNROLL for (int p = 0; p < P; p++) mn[p] = f->pair(w[p], j);
             Q_UNROLL for (int c = 0; c < C; c++) {
@@ -130,9 +104,9 @@ Q_VNNI_INLINE void q_p_least(const q_p_format *f, int P, int C, const uint8_t *c
                 Q_UNROLL for (int p = 0; p < P; p++) total[p][c] = _mm512_dpwssd_epi32(total[p][c], mn[p], two);
             }
         }
-    for (int u = 0; f->minima < 3 && u < f->act; u++) {
+    for (int u = 0; f->s.scales != 1 && u < f->s.act; u++) {
         __m512i mn[2];
-        Q_UNROLL for (int p = 0; p < P; p++) mn[p] = f->minima == 2 ? f->pair(w[p], unit + u) : _mm512_set1_epi16(-1);
+        Q_UNROLL for (int p = 0; p < P; p++) mn[p] = f->s.scales ? f->pair(w[p], unit + u) : _mm512_set1_epi16(-1);
         Q_UNROLL for (int c = 0; c < C; c++) {
             const __m512i s = q_z_spread(x[c] + at + 4 + 4 * u);
             Q_UNROLL for (int p = 0; p < P; p++) total[p][c] = _mm512_dpwssd_epi32(total[p][c], mn[p], s);
@@ -156,16 +130,15 @@ Q_VNNI_INLINE void q_p_ask(const q_p_format *f, int P, const uint8_t *const *w, 
 
 /* A block of activations: unit `span` * i + u of the block at w (unpacked: unit i), or, with act 8, all units from
  * there on. */
-Q_VNNI_INLINE void q_p_act(const q_p_format *f, bool wide, int P, int C, const uint8_t *const *w, int i, int u,
+Q_VNNI_INLINE void q_p_act(const q_p_format *f, int P, int C, const uint8_t *const *w, int i, int u,
                            const uint8_t *const *x, int64_t at, bool ahead, __m512 acc[2][Q_P_COLUMNS]) {
     __m512i total[2][Q_P_COLUMNS];
     Q_UNROLL for (int p = 0; p < P; p++) Q_UNROLL for (int c = 0; c < C; c++) total[p][c] = _mm512_setzero_si512();
-    const int unit = wide ? i : f->span * i + u;
-    if (f->act == 1) q_p_unit(f, wide, P, C, w, i, u, x, at, 0, total);
-    for (int j = 0; wide && f->act > 1 && j < f->act; j++) q_p_unit(f, true, P, C, w, j, 0, x, at, j, total);
-    for (int j = 0; !wide && f->act > 1 && j < f->act / f->span; j++) {
+    const int unit = f->span * i + u;
+    if (f->s.act == 1) q_p_unit(f, P, C, w, i, u, x, at, 0, total);
+    for (int j = 0; f->s.act > 1 && j < f->s.act / f->span; j++) {
         if (ahead) q_p_ask(f, P, w, j);
-        Q_UNROLL for (int v = 0; v < f->span; v++) q_p_unit(f, false, P, C, w, j, v, x, at, f->span * j + v, total);
+        Q_UNROLL for (int v = 0; v < f->span; v++) q_p_unit(f, P, C, w, j, v, x, at, f->span * j + v, total);
     }
     Q_UNROLL for (int p = 0; p < P; p++) {
         const __m512 d = f->d(w[p], unit);
@@ -174,75 +147,55 @@ Q_VNNI_INLINE void q_p_act(const q_p_format *f, bool wide, int P, int C, const u
             acc[p][c] = _mm512_fmadd_ps(_mm512_mul_ps(d, da), _mm512_cvtepi32_ps(total[p][c]), acc[p][c]);
         }
     }
-    if (f->minima) q_p_least(f, P, C, w, unit, x, at, acc);
+    if (f->s.minima) q_p_least(f, P, C, w, unit, x, at, acc);
 }
 
 /* P panels from front to back times C columns. */
-Q_VNNI_INLINE void q_p_columns(const q_p_format *f, bool wide, int P, int C, const uint8_t *const *panels,
+Q_VNNI_INLINE void q_p_columns(const q_p_format *f, int P, int C, const uint8_t *const *panels,
                                const uint8_t *const *x, int64_t k, bool ahead, __m512 acc[2][Q_P_COLUMNS]) {
-    const int64_t units = k / 32, act_bytes = 4 + 36 * f->act;
+    const int64_t units = k / 32, act_bytes = 4 + 36 * f->s.act;
     const uint8_t *w[2] = {panels[0], panels[1]};
     Q_UNROLL for (int p = 0; p < P; p++) Q_UNROLL for (int c = 0; c < C; c++) acc[p][c] = _mm512_setzero_ps();
     int64_t at = 0;
     for (int64_t b = 0; b < units; b += f->units) {
-        if (f->act > 1) q_p_act(f, wide, P, C, w, 0, 0, x, at, ahead, acc), at += act_bytes;
-        for (int i = 0; wide && f->act == 1 && i < f->units; i++, at += act_bytes) {
+        if (f->s.act > 1) q_p_act(f, P, C, w, 0, 0, x, at, ahead, acc), at += act_bytes;
+        for (int i = 0; f->s.act == 1 && i < f->units / f->span; i++) {
             if (f->units == 2 && b + i >= units) break; /* a last block that is not full */
-            q_p_act(f, true, P, C, w, i, 0, x, at, false, acc);
-        }
-        for (int i = 0; !wide && f->act == 1 && i < f->units / f->span; i++) {
-            if (f->units == 2 && b + i >= units) break;
             if (ahead) q_p_ask(f, P, w, i);
-            Q_UNROLL for (int u = 0; u < f->span; u++, at += act_bytes)
-                q_p_act(f, false, P, C, w, i, u, x, at, ahead, acc);
+            Q_UNROLL for (int u = 0; u < f->span; u++, at += act_bytes) q_p_act(f, P, C, w, i, u, x, at, ahead, acc);
         }
-        Q_UNROLL for (int p = 0; p < P; p++) w[p] += q_p_block(f, wide);
+        Q_UNROLL for (int p = 0; p < P; p++) w[p] += f->bytes;
     }
 }
 
 /* -------------------------------------------------------------------------------------------------------- products */
 
-/* Hand in row r .. r + 15 of column c; r may begin before the first row that is wanted. */
-Q_VNNI_INLINE void q_p_put(const q_mm *m, int64_t r, int64_t c, __m512 v) {
-    const __mmask16 in = (__mmask16)(q_mask16(m->rows - r) & ~q_mask16(-r));
-    float *y = m->y + c * m->y_stride + r;
-    if (m->bias) v = _mm512_add_ps(v, _mm512_maskz_loadu_ps(in, m->bias + r));
-    if (m->add) v = _mm512_add_ps(_mm512_maskz_loadu_ps(in, y), v);
-    _mm512_mask_storeu_ps(y, in, v);
-}
-
-Q_VNNI_INLINE void q_p_some(const q_p_format *f, bool wide, int P, int C, const q_mm *m, const uint8_t *const *panels,
+Q_VNNI_INLINE void q_p_some(const q_p_format *f, int P, int C, const q_mm *m, const uint8_t *const *panels,
                             int64_t r, int64_t c, bool ahead) {
     const uint8_t *x[Q_P_COLUMNS];
     __m512 y[2][Q_P_COLUMNS];
     Q_UNROLL for (int j = 0; j < C; j++) x[j] = m->x + Q_MIN(c + j, m->n - 1) * m->x_stride;
-    q_p_columns(f, wide, P, C, panels, x, m->k, ahead, y);
+    q_p_columns(f, P, C, panels, x, m->k, ahead, y);
     Q_UNROLL for (int j = 0; j < C; j++) {
         if (c + j >= m->n) break;
-        Q_UNROLL for (int p = 0; p < P; p++) q_p_put(m, r + p * Q_PANEL, c + j, y[p][j]);
+        Q_UNROLL for (int p = 0; p < P; p++) q_z_put16(m, r + p * Q_PANEL, c + j, y[p][j]);
     }
 }
 
-/* Columns c .. end - 1 of all rows. */
-Q_VNNI_INLINE void q_p_some_columns(const q_p_format *f, bool wide, const q_mm *m, int64_t begin, int64_t end) {
+/* A few columns of all rows. */
+Q_VNNI_INLINE void q_p_few(const q_p_format *f, const q_mm *m) {
     const int64_t first = m->row / Q_PANEL, last = (m->row + m->rows + Q_PANEL - 1) / Q_PANEL;
     for (int64_t i = first; i < last; i += 2) {
         const uint8_t *panels[2] = {m->w + (uint64_t)i * m->row_bytes, m->w + (uint64_t)(i + 1) * m->row_bytes};
         const int64_t r = i * Q_PANEL - m->row;
         if (i + 1 == last) panels[1] = panels[0]; /* nothing of it is stored */
-        for (int p = 0; wide && p < 2; p++) {
-            uint8_t *to = (uint8_t *)m->scratch + (uint64_t)p * q_p_wide_bytes(f, m->k);
-            q_p_unpack(f, panels[p], m->k, to);
-            panels[p] = to;
-        }
-        for (int64_t c = begin, left; (left = end - c) > 0;) {
-            const bool ahead = !wide && c == 0;
+        for (int64_t c = 0, left; (left = m->n - c) > 0;) {
             if (left <= 2)
-                q_p_some(f, wide, 2, 2, m, panels, r, c, ahead), c += 2;
+                q_p_some(f, 2, 2, m, panels, r, c, c == 0), c += 2;
             else if (left < 5 || left == 7 || left == 8)
-                q_p_some(f, wide, 2, 4, m, panels, r, c, ahead), c += 4;
+                q_p_some(f, 2, 4, m, panels, r, c, c == 0), c += 4;
             else
-                q_p_some(f, wide, 2, 6, m, panels, r, c, ahead), c += 6;
+                q_p_some(f, 2, 6, m, panels, r, c, c == 0), c += 6;
         }
     }
 }
@@ -251,27 +204,76 @@ Q_VNNI_INLINE void q_p_some_columns(const q_p_format *f, bool wide, const q_mm *
 Q_VNNI_INLINE void q_p_one(const q_p_format *f, const q_mm *m) {
     for (int64_t i = m->row / Q_PANEL; i * Q_PANEL < m->row + m->rows; i++) {
         const uint8_t *const panel[2] = {m->w + (uint64_t)i * m->row_bytes, NULL};
-        q_p_some(f, false, 1, 1, m, panel, i * Q_PANEL - m->row, 0, true);
+        q_p_some(f, 1, 1, m, panel, i * Q_PANEL - m->row, 0, true);
     }
 }
 
-/* Columns in blocks that stay in the second cache while all rows pass by. */
-Q_VNNI_INLINE void q_p_product(const q_p_format *f, const q_mm *m) {
-    const int64_t block = Q_MAX(Q_P_BLOCK / m->x_stride / Q_P_COLUMNS, (int64_t)1) * Q_P_COLUMNS;
-    if (m->n == 1) {
-        q_p_one(f, m);
-    } else if (f->panel_from && m->n >= f->panel_from) {
-        for (int64_t c = 0; c < m->n; c += block) q_p_some_columns(f, true, m, c, Q_MIN(c + block, m->n));
-    } else {
-        for (int64_t c = 0; c < m->n; c += block) q_p_some_columns(f, false, m, c, Q_MIN(c + block, m->n));
+/* -------------------------------------------------------------------------------------------------- many columns */
+
+/* Where packed rows lie for panel_avx512.h, `head` bytes into each panel. */
+Q_VNNI_INLINE q_z_source q_p_source(const q_mm *m, int64_t head, int64_t bytes, int64_t weights) {
+    return (q_z_source){.at = m->w + (uint64_t)(m->row / Q_PANEL) * m->row_bytes + head, .first = -(m->row % Q_PANEL),
+                        .rows = Q_PANEL, .pitch = (int64_t)m->row_bytes, .bytes = bytes, .weights = weights};
+}
+/* Is there a second panel of a pair from row r on? Where there is none the first one serves, and is not stored. */
+Q_VNNI_INLINE int64_t q_p_second(const q_mm *m, int64_t r) { return m->rows - r > Q_PANEL ? (int64_t)m->row_bytes : 0; }
+
+/* A unit: codes, scales. */
+Q_VNNI_INLINE void q_p_unpack_unit(const q_p_format *f, const uint8_t *p, int i, int u, uint8_t *to) {
+    Q_UNROLL for (int g = 0; g < 8; g++) _mm512_store_si512(to + 64 * g, f->codes(p, i, u, g));
+    Q_UNROLL for (int h = 0; h < f->s.scales; h++)
+        q_z_store_scale(&f->s, to + 512 + 64 * h, f->scale(p, f->span * i + u, h));
+}
+/* What a block of the panel has after its units. */
+Q_VNNI_INLINE void q_p_unpack_rest(const q_p_format *f, const uint8_t *p, int unit, uint8_t *to) {
+    const int pairs = q_z_int_minima(&f->s) ? f->s.units * f->s.scales / 2 : 0;
+    Q_UNROLL for (int j = 0; j < pairs; j++)
+        _mm512_store_si512(to + q_z_minima_at(&f->s) + 64 * j, f->pair(p, j));
+    _mm512_store_ps(to + q_z_d_at(&f->s), f->d(p, unit));
+    if (f->s.minima) _mm512_store_ps(to + q_z_d_at(&f->s) + 64, f->dmin(p, unit));
+}
+
+Q_VNNI_INLINE void q_p_unpack_panel(const q_p_format *f, const uint8_t *p, int64_t units, uint8_t *to) {
+    for (int64_t b = 0; b < units; b += f->units, p += f->bytes) {
+        for (int i = 0; i < f->units / f->span; i++) {
+            if (f->units == 2 && b + i >= units) break; /* a last block that is not full */
+            Q_UNROLL for (int u = 0; u < f->span; u++) {
+                const int unit = f->span * i + u;
+                q_p_unpack_unit(f, p, i, u, to + (f->s.units > 1 ? unit * q_z_unit_bytes(&f->s) : 0));
+                if (f->s.units > 1) continue;
+                q_p_unpack_rest(f, p, unit, to);
+                to += q_z_block_bytes(&f->s);
+            }
+        }
+        if (f->s.units == 1) continue;
+        q_p_unpack_rest(f, p, 0, to);
+        to += q_z_block_bytes(&f->s);
     }
 }
 
-/* PACKED's two functions. */
+Q_VNNI_INLINE void q_p_unpack(const void *format, const q_mm *m, const q_z_piece *t, const uint8_t *at) {
+    for (int64_t p = 0; p < 2; p++)
+        q_p_unpack_panel((const q_p_format *)format, at + p * q_p_second(m, t->r), t->weights / 32, t->panel[p]);
+}
+
+Q_VNNI_INLINE void q_p_many(const q_p_format *f, const q_mm *m) {
+    const q_z_source s = q_p_source(m, 0, f->bytes, 32 * f->units);
+    q_z_many(&f->s, f, q_p_unpack, &s, m);
+}
+
+/* PACKED's two functions. A plan for n columns also runs with fewer. */
 #define Q_P_PRODUCT(name, format)                                                                                      \
     Q_VNNI uint64_t q_##name##_scratch(int64_t k, int64_t n) {                                                         \
-        return format.panel_from && n >= format.panel_from ? 2 * q_p_wide_bytes(&format, k) : 0;                       \
+        Q_UNUSED(k);                                                                                                   \
+        return n < Q_P_PANEL_FROM ? 0 : q_z_many_scratch(&format.s, n);                                                \
     }                                                                                                                  \
-    Q_VNNI void q_##name(const q_mm *m) { q_p_product(&format, m); }
+    Q_VNNI void q_##name(const q_mm *m) {                                                                              \
+        if (m->n == 1)                                                                                                 \
+            q_p_one(&format, m);                                                                                       \
+        else if (m->n < Q_P_PANEL_FROM)                                                                                \
+            q_p_few(&format, m);                                                                                       \
+        else                                                                                                           \
+            q_p_many(&format, m);                                                                                      \
+    }
 
 #endif
