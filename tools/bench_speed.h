@@ -30,7 +30,7 @@ typedef struct bench_speed {
 enum { BENCH_MODELS = 2 };
 int bench_speed_run(cli *c, lq_model *const *models, size_t n, const bench_speed_options *o, bench_speed *out);
 
-/* Bytes per second of a streaming read with `threads` threads over 256 MiB, less where `memory` is short; the best of many
+/* Bytes per second of a streaming read with `threads` threads over 512 MiB, less where `memory` is short; the best of many
  * passes. 0 = it could not be measured. *buffer = bytes used. bench/roof.c. */
 double bench_roof(uint32_t threads, uint64_t memory, uint64_t *buffer);
 /* How large a buffer to read where that much memory is free. */

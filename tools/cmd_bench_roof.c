@@ -31,7 +31,7 @@ static const cli_option options[] = {
      .at = offsetof(args, buffer),
      .min = 1,
      .max = 1048576,
-     .help = "mebibytes to read (default 256, or a quarter of the free memory): more than the caches hold",
+     .help = "mebibytes to read (default 512, or a quarter of the free memory): more than the caches hold",
      .also = "|size|memory|"},
     BENCH_OPT_CSV(args),
     {.type = CLI_END}};
