@@ -32,6 +32,23 @@ static inline uint8_t *fenced(size_t n) {
     ck_assert_int_eq(mprotect(p + bytes, page, PROT_NONE), 0);
     return p + bytes - n;
 }
+/* The same right behind such a page. */
+static inline uint8_t *fenced_below(size_t n) {
+    const size_t page = (size_t)sysconf(_SC_PAGESIZE), bytes = (n + page - 1) / page * page;
+    uint8_t *p = (uint8_t *)mmap(NULL, bytes + page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    ck_assert_ptr_ne(p, MAP_FAILED);
+    ck_assert_int_eq(mprotect(p, page, PROT_NONE), 0);
+    return p + page;
+}
+static inline void free_fenced_below(uint8_t *p, size_t n) {
+    const size_t page = (size_t)sysconf(_SC_PAGESIZE), bytes = (n + page - 1) / page * page;
+    munmap(p - page, bytes + page);
+}
+/* From here on a write is a crash too: n bytes of either kind. */
+static inline void read_only(uint8_t *p, size_t n) {
+    const uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE), from = (uintptr_t)p / page * page;
+    ck_assert_int_eq(mprotect((void *)from, (uintptr_t)p + n - from, PROT_READ), 0);
+}
 static inline void free_fenced(uint8_t *p, size_t n) {
     const size_t page = (size_t)sysconf(_SC_PAGESIZE), bytes = (n + page - 1) / page * page;
     munmap(p + n - bytes, bytes + page);

@@ -1,101 +1,12 @@
 /* test_kernels.c: every row of kernels/cpu/kernels.def that this machine can run, against kernels/ref with the same
- * activation format: random, adversarial and ragged inputs, unaligned weights, and guards around every output.
+ * activation format: random, adversarial and ragged inputs, unaligned weights, and guards around every output. What goes
+ * further with products is in test_products.c.
  *
  * Products and activation formats keep the order of summation that op.h states, so their bits must be equal; other
  * steps have op.h's bound. */
-#include "help_kernel.h"
+#include "help_product.h"
 
 /* ------------------------------------------------------------------------------------------------------- products */
-
-/* Where the halves and bytes that scale a block lie, for patterns that would otherwise decode to infinities. */
-static const struct { const char *format; int at[2]; } scales[] = {
-    {"q8_0", {0, -1}}, {"q4_0", {0, -1}}, {"q4_k", {0, 2}}, {"q6_k", {208, -1}},
-    {"q4_1", {0, 2}},  {"q5_0", {0, -1}}, {"q5_1", {0, 2}}, {"iq4_nl", {0, -1}}, {"iq4_xs", {0, -1}},
-    {"q2_k", {80, 82}}, {"q3_k", {108, -1}}, {"q5_k", {0, 2}},
-    {"i4_g32", {0, -1}}, {"i4_g64", {0, -1}}, {"i4_g128", {0, -1}},
-};
-
-typedef enum { W_RANDOM, W_BYTES, W_ALL_80, W_ALL_7F, W_ALL_FF, W_ALL_00, W_TINY_SCALE, W_KINDS } w_kind;
-
-/* `rows` rows of k weights in a format. Patterns of bytes need a format of `scales`; others get random weights. */
-static void fill_weights(const q_format *f, w_kind kind, int64_t rows, int64_t k, uint64_t row_bytes, uint8_t *w,
-                         uint64_t *seed) {
-    int at[2] = {-1, -1};
-    for (size_t i = 0; i < Q_COUNT(scales); i++)
-        if (strcmp(scales[i].format, f->name) == 0) memcpy(at, scales[i].at, sizeof at);
-    static const uint8_t bytes[W_KINDS] = {[W_ALL_80] = 0x80, [W_ALL_7F] = 0x7F, [W_ALL_FF] = 0xFF};
-    float *row = (float *)malloc((size_t)k * sizeof(float));
-    for (int64_t r = 0; r < rows; r++) {
-        uint8_t *to = w + (uint64_t)r * row_bytes;
-        if (kind == W_RANDOM || at[0] < 0) {
-            for (int64_t i = 0; i < k; i++) row[i] = t_normal(seed) * (r % 3 == 2 ? 1e-3f : 1.0f);
-            q_encode_row(f, row, NULL, false, k, to);
-            continue;
-        }
-        for (uint64_t i = 0; i < row_bytes; i++)
-            to[i] = kind == W_BYTES || kind == W_TINY_SCALE ? (uint8_t)t_rand(seed) : bytes[kind];
-        for (int64_t b = 0; b < k / f->weights; b++)
-            for (int j = 0; j < 2 && at[j] >= 0; j++)
-                q_store16(to + b * f->bytes + at[j], kind == W_TINY_SCALE ? (uint16_t)(t_rand(seed) & 0x83FF)
-                                                                          : q_f32_to_half(t_normal(seed)));
-    }
-    free(row);
-}
-
-typedef enum { X_RANDOM, X_ZERO, X_HUGE, X_TINY, X_EXTREME, X_KINDS } x_kind;
-
-static void fill_x(x_kind kind, float *x, int64_t n, uint64_t *seed) {
-    for (int64_t i = 0; i < n; i++) {
-        switch (kind) {
-        case X_ZERO: x[i] = 0; break;
-        case X_HUGE: x[i] = t_normal(seed) * 1e30f; break;
-        case X_TINY: x[i] = t_normal(seed) * 1e-38f; break;
-        case X_EXTREME: x[i] = (t_rand(seed) & 3) ? 1.0f : -1.0f; break; /* all codes +-127 */
-        default: x[i] = t_normal(seed) * (i % 37 == 5 ? 20.0f : 1.0f); break;
-        }
-    }
-}
-
-typedef struct shape {
-    int64_t rows, k, n;
-    w_kind w;
-    x_kind x;
-    bool add, bias;
-} shape;
-
-/* What the definition says, into y [n][rows] (which holds what `add` adds to). */
-static void ref_product(const q_format *f, const q_act *act, const shape *t, const uint8_t *w, uint64_t row_bytes,
-                        const float *x, const float *bias, float *y) {
-    const q_weight weight = {.format = f, .data = w, .row_bytes = row_bytes, .rows = (int32_t)t->rows,
-                             .k = (int32_t)t->k, .matrices = 1, .name = "w"};
-    const q_weight b = {.format = q_format_find("f32"), .data = (const uint8_t *)bias, .rows = 1, .k = (int32_t)t->rows,
-                        .row_bytes = (uint64_t)t->rows * 4, .matrices = 1, .name = "b"};
-    const int32_t widths[3] = {0, (int32_t)t->k, (int32_t)t->rows};
-    float *slots[3] = {NULL, (float *)x, y};
-    const q_inst s = {.op = Q_OP_MATMUL, .add = t->add, .w = &weight, .b = t->bias ? &b : NULL,
-                      .x = {1, 0, 1, (int32_t)t->k, (int32_t)t->k}, .y = {2, 0, 1, (int32_t)t->rows, (int32_t)t->rows}};
-    const q_plan plan = {.insts = &s, .n_insts = 1, .slot_width = widths, .n_slots = 3, .columns = (int32_t)t->n};
-    const q_batch batch = {.n = (int32_t)t->n};
-    const size_t bytes = q_ref_scratch(&s, (int32_t)t->n);
-    void *scratch = q_new(&q_alloc_libc, bytes, 1);
-    const q_exec e = {.plan = &plan, .batch = &batch, .slots = slots, .act = act, .scratch = scratch,
-                      .scratch_bytes = bytes};
-    q_ref_matmul(&s, &e, 0, t->rows);
-    q_delete(&q_alloc_libc, scratch);
-}
-
-/* The layout of a packed kernel, made in pieces of whole panels, in front of a page that may not be touched. */
-static uint8_t *pack_fenced(const q_cpu_layout *l, const q_weight *w, size_t *bytes) {
-    *bytes = (size_t)q_layout_bytes(l, w);
-    uint8_t *to = fenced(*bytes);
-    ck_assert_int_eq((intptr_t)to % Q_ALIGN, 0);
-    memset(to, 0xA5, *bytes);
-    for (int64_t r = 0, step; r < q_layout_rows(w); r += step) {
-        step = Q_PANEL * (1 + r / Q_PANEL % 2);
-        q_layout_pack(l, w, r, Q_MIN(r + step, q_layout_rows(w)), to);
-    }
-    return to;
-}
 
 static void check_product(const q_cpu_kernel *k, const q_format *f, const shape *t, uint64_t *seed) {
     const int64_t stride = t->rows + 5, x_floats = t->k * t->n;
