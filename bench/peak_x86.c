@@ -1,4 +1,4 @@
-/* peak_x86.c: multiply-adds in AVX2, AVX-VNNI and AVX-512 registers. See peak.h.
+/* peak_x86.c: multiply-adds in AVX2, AVX-VNNI and AVX-512 registers and AMX tiles. See peak.h.
  *
  * Each function sets its own target. The empty asm on a factor makes each product a new one: without it a compiler
  * computes `x * y` once for all sums and the loop only adds. */
@@ -90,6 +90,20 @@ TARGET("avx512f,avx512bw,avx512vnni") static void int8_avx512vnni(uint64_t turns
 #undef ZERO
 #undef STEP
 
+/* Four tiles of sums: two tiles of A times two of B, as kernels have them. */
+#define TILES(STEP) STEP(0, 4, 6) STEP(1, 5, 6) STEP(2, 4, 7) STEP(3, 5, 7)
+#define TILE_STEP(sums, a, b) __asm__ volatile("tdpbssd %%tmm" #b ", %%tmm" #a ", %%tmm" #sums : : : "memory");
+#define TILE_ZERO(sums, a, b) __asm__ volatile("tilezero %%tmm" #sums "\n\ttilezero %%tmm" #a "\n\ttilezero %%tmm" #b : : : "memory");
+static bool has_amx(void) { return q_isa_present(Q_ISA_amx); } /* which asks the system for it */
+TARGET("sse2") static void int8_amx(uint64_t turns) {
+    struct { uint8_t palette, start, reserved[14]; uint16_t bytes[16]; uint8_t rows[16]; } shapes = {.palette = 1};
+    for (int i = 0; i < 8; i++) shapes.bytes[i] = 64, shapes.rows[i] = 16;
+    __asm__ volatile("ldtilecfg %0" : : "m"(shapes) : "memory");
+    TILES(TILE_ZERO)
+    for (; turns; turns--) { TILES(TILE_STEP) }
+    __asm__ volatile("tilerelease" : : : "memory");
+}
+
 #define SUMS(per_vector) (2 * BENCH_SUMS * (per_vector))
 const bench_peak bench_peaks_x86[] = {
     {"fp32", "avx2", "vfmadd ymm", has_avx2, SUMS(8), fp32_avx2},
@@ -98,6 +112,7 @@ const bench_peak bench_peaks_x86[] = {
     {"fp32", "avx512", "vfmadd zmm", has_avx512, SUMS(16), fp32_avx512},
     {"int8", "avx512", "vpmaddubsw, vpmaddwd, vpaddd zmm", has_avx512, SUMS(64), int8_avx512},
     {"int8", "avx512vnni", "vpdpbusd zmm", has_avx512vnni, SUMS(64), int8_avx512vnni},
+    {"int8", "amx", "tdpbssd tmm", has_amx, 2 * 4 * 16 * 16 * 64, int8_amx},
     {"bf16", "avx512bf16", "vdpbf16ps zmm", has_avx512bf16, SUMS(32), bf16_avx512},
     {0},
 };

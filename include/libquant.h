@@ -91,7 +91,10 @@ typedef struct lq_allocator {
 typedef struct lq_options {
     uint32_t size;
     uint32_t threads;              /* default for models and sessions; 0 = what affinity and cgroup quota allow */
-    /* Instruction sets used: "avx2" is that one and what it stands on, "a+b" those of both. NULL = all present. */
+    /* Instruction sets used: "avx2" is that one and what it stands on, "a+b" those of both. NULL = all present. On
+     * processors with AMX, NULL and "amx" ask Linux to let this process use tile registers (arch_prctl): this holds for
+     * all its threads, for good, and makes signal frames up to 8 KiB larger on threads that have used tiles. Where a
+     * thread's alternate signal stack is too small for that Linux refuses, and "amx" is not among those present. */
     const char *isa;
     const lq_allocator *allocator; /* copied; NULL = the C library's */
     /* Called with each message; may come from any thread. NULL = silent. */

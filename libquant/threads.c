@@ -16,6 +16,7 @@
 #include <stdatomic.h>
 #include <stdio.h>
 #include <sys/auxv.h>
+#include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -258,6 +259,15 @@ void q_mutex_lock(q_mutex *m) { pthread_mutex_lock(of_system(m)); }
 void q_mutex_unlock(q_mutex *m) { pthread_mutex_unlock(of_system(m)); }
 
 uint64_t q_hardware_bits(void) { return getauxval(AT_HWCAP); }
+
+bool q_permit_tiles(void) {
+#if defined(__x86_64__) && defined(SYS_arch_prctl)
+    enum { REQUEST = 0x1023 /* ARCH_REQ_XCOMP_PERM, since Linux 5.16 */, TILE_DATA = 18 };
+    return syscall(SYS_arch_prctl, REQUEST, TILE_DATA) == 0;
+#else
+    return false;
+#endif
+}
 
 double q_clock(void) {
     struct timespec t;

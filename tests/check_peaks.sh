@@ -35,6 +35,7 @@ case $(objdump -f "$B/obj/bench/peak.o" 2>/dev/null) in
     has peak_x86 fp32_avx512 12 'vfmadd[0-9]*ps .*%zmm'
     has peak_x86 int8_avx512 12 'vpmaddubsw .*%zmm' 'vpmaddwd .*%zmm' 'vpaddd .*%zmm'
     has peak_x86 int8_avx512vnni 12 'vpdpbusd .*%zmm'
+    has peak_x86 int8_amx 4 tdpbssd
     has peak_x86 bf16_avx512 12 'vdpbf16ps .*%zmm'
     ;;
 *aarch64*)

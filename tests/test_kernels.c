@@ -104,6 +104,114 @@ static void check_product_row(const q_cpu_kernel *k, const q_format *f) {
         }
 }
 
+#if defined(__x86_64__)
+/* The AMX kernels once more, with tiles made of memory: the functions q_emulated_x of a line x. */
+#define Q_AMX_EMULATED
+#include "../kernels/cpu/x86/matmul_rows16_amx.c"
+
+enum { AMX = Q_ISA_amx, EMULATES_AMX = Q_ISA_avx512vnni };
+static bool emulated(const q_cpu_kernel *k, q_cpu_kernel *to) {
+    static const struct {
+        const char *name;
+        void (*mm)(const q_mm *m);
+        uint64_t (*mm_scratch)(int64_t k, int64_t n);
+    } kernels[] = {
+#define AMX_ROW_amx(name_) {#name_, q_emulated_##name_, q_emulated_##name_##_scratch},
+#define AMX_ROW_avx2(name_)
+#define AMX_ROW_avxvnni(name_)
+#define AMX_ROW_avx512vnni(name_)
+#define PRODUCT(...)
+#define STEP(...)
+#define ACTIVATION(...)
+#define PACKED(weight, activation, isa_, rows_, layout_, name_) AMX_ROW_##isa_(name_)
+#include "../kernels/cpu/kernels.def"
+#undef PACKED
+#undef PRODUCT
+#undef STEP
+#undef ACTIVATION
+    };
+    for (size_t i = 0; i < Q_COUNT(kernels); i++) {
+        if (strcmp(kernels[i].name, k->name) != 0) continue;
+        *to = *k;
+        to->mm = kernels[i].mm;
+        to->mm_scratch = kernels[i].mm_scratch;
+        return true;
+    }
+    return false;
+}
+
+/* So many columns that tiles are used: ragged ones, rows that begin within a panel, rows of weights of several chunks, a
+ * last step that is not full; and the largest codes and scales, which are next to what fits a signed byte. */
+static void check_tiles(const q_cpu_kernel *k) {
+    const q_format *f = q_format_find(k->format);
+    const int64_t unit = Q_MAX(f->weights, k->act->weights);
+    uint64_t seed = 7;
+    static const w_kind kinds[] = {W_BYTES, W_ALL_80, W_ALL_7F, W_ALL_FF, W_TINY_SCALE};
+    for (size_t i = 0; i < Q_COUNT(kinds); i++)
+        for (int x = 0; x < X_KINDS; x++) {
+            const shape t = {17, 2 * unit, 129, kinds[i], (x_kind)x, i & 1, x & 1};
+            check_product(k, f, &t, &seed);
+        }
+    const shape ragged[] = {{1, unit, 128, W_RANDOM, X_RANDOM, true, false},
+                            {37, Q_MAX(1312 / unit, 5) * unit, 145, W_RANDOM, X_RANDOM, true, true},
+                            {3, unit, 8, W_RANDOM, X_RANDOM, false, false},
+                            {34, 3 * unit, 48, W_RANDOM, X_RANDOM, false, true},
+                            {9, unit, 529, W_RANDOM, X_RANDOM, false, false}};
+    for (size_t i = 0; i < Q_COUNT(ragged); i++) check_product(k, f, &ragged[i], &seed);
+}
+
+START_TEST(tiles_equal_the_reference) {
+    int lines = 0;
+    for (uint32_t i = 0; i < q_cpu_kernel_count(); i++) {
+        const q_cpu_kernel *k = &q_cpu_kernels[i];
+        q_cpu_kernel memory;
+        if (!k->mm || k->isa != (q_isa)AMX) continue;
+        ck_assert_msg(emulated(k, &memory), "%s has no emulation", k->name);
+        if (q_isa_present((q_isa)AMX)) check_tiles(k);
+        if (q_isa_present((q_isa)EMULATES_AMX)) check_tiles(&memory);
+        lines++;
+    }
+    ck_assert_int_ge(lines, 1);
+    if (!q_isa_present((q_isa)EMULATES_AMX)) T_SKIP("tiles: no AVX-512 VNNI, which what is around them needs");
+}
+END_TEST
+
+/* What is said of tiles in C is what the instructions do. */
+START_TEST(tiles_in_memory_are_tiles) {
+    if (!q_isa_present((q_isa)AMX)) T_SKIP("tiles: no AMX to compare with");
+    uint64_t seed = 11;
+    for (int depth = 4; depth <= 64; depth += 4)
+        for (int round = 0; round < 20; round++) {
+            enum { PITCH = 80 };
+            uint8_t in[3][Q_T_ROWS * PITCH], out[2][Q_T_ROWS * PITCH];
+            for (size_t i = 0; i < Q_COUNT(in); i++)
+                for (size_t j = 0; j < sizeof in[i]; j++) in[i][j] = round ? (uint8_t)t_rand(&seed) : 0x80;
+            memset(out, 0xA5, sizeof out);
+            const q_t_config shapes = q_t_shapes(depth);
+            Q_AMX_BEGIN(&shapes);
+            Q_AMX_ZERO(1);
+            if (round & 1) Q_AMX_LOAD(1, in[2], PITCH);
+            Q_AMX_LOAD(4, in[0], PITCH);
+            Q_AMX_LOAD(6, in[1], PITCH);
+            Q_AMX_MULTIPLY(1, 4, 6);
+            Q_AMX_MULTIPLY(1, 4, 6);
+            Q_AMX_STORE(1, out[0], PITCH);
+            Q_AMX_END();
+            Q_T_BEGIN(&shapes);
+            Q_T_ZERO(1);
+            if (round & 1) Q_T_LOAD(1, in[2], PITCH);
+            Q_T_LOAD(4, in[0], PITCH);
+            Q_T_LOAD(6, in[1], PITCH);
+            Q_T_MULTIPLY(1, 4, 6);
+            Q_T_MULTIPLY(1, 4, 6);
+            Q_T_STORE(1, out[1], PITCH);
+            Q_T_END();
+            ck_assert_msg(memcmp(out[0], out[1], sizeof out[0]) == 0, "rows of %d bytes, round %d", depth, round);
+        }
+}
+END_TEST
+#endif
+
 START_TEST(products_equal_the_reference) {
     int done = 0;
     for (uint32_t i = 0; i < q_cpu_kernel_count(); i++) {
@@ -540,6 +648,10 @@ static Suite *suite(void) {
     tcase_add_test(t, steps_keep_their_bound);
 #if defined(__x86_64__) || defined(__aarch64__)
     tcase_add_test(t, exponential_is_within_one_unit);
+#endif
+#if defined(__x86_64__)
+    tcase_add_test(t, tiles_equal_the_reference);
+    tcase_add_test(t, tiles_in_memory_are_tiles);
 #endif
     tcase_add_test(t, instruction_sets_are_chosen_by_name);
     tcase_add_test(t, instruction_sets_include_others);

@@ -1,5 +1,5 @@
 /* detect.c: which instruction sets this processor and operating system offer, as the bundles of isa.def. Asks the
- * processor (CPUID, XGETBV) or the system each time: no state. Layer L2. */
+ * processor (CPUID, XGETBV) or the system each time: no state here. Layer L2. */
 #include "cpu.h"
 
 #include <stdio.h>
@@ -25,7 +25,8 @@ const q_isas q_isa_with[Q_ISA_COUNT] = {
 static bool adds_scalar(void) { return true; }
 
 #if defined(__x86_64__)
-/* The register state that the operating system saves: bit 1 SSE, 2 AVX, 5 to 7 AVX-512. Only after CPUID says so. */
+/* The register state that the operating system saves: bit 1 SSE, 2 AVX, 5 to 7 AVX-512, 17 and 18 tiles. Only after CPUID
+ * says so. */
 static uint32_t saved_state(void) {
     uint32_t low, high;
     __asm__ __volatile__("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
@@ -73,6 +74,23 @@ static bool adds_avx512bf16(void) {
     const unsigned bf16 = 1u << 5;
     return leaf7_more(bf16);
 }
+
+/* Tiles of the shape that kernels are made for (palette 1: eight of 16 rows of 64 bytes), multiplied by bytes; then that the
+ * system lets this process use them: it is asked last, and only where all else is there (q_permit_tiles says what that
+ * changes). */
+static bool adds_amx(void) {
+    enum { TILE_STATE = 0x60000, TILES = 8, ROWS = 16, BYTES = 64 };
+    const unsigned tile = 1u << 24, int8 = 1u << 25;
+    unsigned a, b, c, d;
+    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || (d & (tile | int8)) != (tile | int8)) return false;
+    if ((saved_state() & TILE_STATE) != TILE_STATE) return false;
+    if (!__get_cpuid_count(0x1D, 0, &a, &b, &c, &d) || a < 1) return false; /* palettes */
+    if (!__get_cpuid_count(0x1D, 1, &a, &b, &c, &d) || a >> 16 < ROWS * BYTES || (b & 0xFFFF) < BYTES ||
+        b >> 16 < TILES || (c & 0xFFFF) < ROWS)
+        return false;
+    if (!__get_cpuid_count(0x1E, 0, &a, &b, &c, &d) || (b & 0xFF) < ROWS || (b >> 8 & 0xFFFF) < BYTES) return false;
+    return q_permit_tiles();
+}
 #endif
 
 #if defined(__aarch64__)
@@ -84,7 +102,8 @@ static bool adds_neon_dotprod(void) {
 }
 #endif
 
-static q_isas present(void) {
+/* Those of `wanted`, which has with each rung all that it includes, that are there. What nobody wants is not asked for. */
+static q_isas present(q_isas wanted) {
     static bool (*const adds[Q_ISA_COUNT])(void) = {
 #define ISA(name, includes) adds_##name,
 #include "isa.def"
@@ -93,12 +112,12 @@ static q_isas present(void) {
     q_isas here = 0;
     for (int i = 0; i < Q_ISA_COUNT; i++) {
         const q_isas includes = q_isa_with[i] & ~(q_isas)(1u << i);
-        if ((here & includes) == includes && adds[i]()) here |= 1u << i;
+        if (q_isa_in(wanted, (q_isa)i) && (here & includes) == includes && adds[i]()) here |= 1u << i;
     }
     return here;
 }
 
-bool q_isa_present(q_isa isa) { return isa < Q_ISA_COUNT && q_isa_in(present(), isa); }
+bool q_isa_present(q_isa isa) { return isa < Q_ISA_COUNT && q_isa_in(present(q_isa_with[isa]), isa); }
 
 /* Every name that there is, for a message. */
 static void list_names(char *text, size_t n) {
@@ -108,7 +127,6 @@ static void list_names(char *text, size_t n) {
 }
 
 lq_status q_isa_choose(const char *names, q_isas *out) {
-    const q_isas here = present();
     q_isas chosen = 0;
     for (const char *at = names; at; at = strchr(at, '+'), at = at ? at + 1 : NULL) {
         const size_t length = strcspn(at, "+");
@@ -120,11 +138,11 @@ lq_status q_isa_choose(const char *names, q_isas *out) {
             list_names(all, sizeof all);
             return q_fail(LQ_E_ARG, "no instruction set \"%.*s\" in this build, which has %s", shown, at, all);
         }
-        if (!q_isa_in(here, (q_isa)i))
+        if (!q_isa_present((q_isa)i))
             return q_fail(LQ_E_UNSUPPORTED, "this processor or operating system does not offer \"%s\"", q_isa_names[i]);
         chosen |= q_isa_with[i];
     }
-    *out = names ? chosen : here;
+    *out = names ? chosen : present(UINT32_MAX);
     return LQ_OK;
 }
 

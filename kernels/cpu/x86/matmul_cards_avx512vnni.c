@@ -1,55 +1,14 @@
 /* matmul_cards_avx512vnni.c: products of packed weights (rows16_cards.c) in the formats of model cards with 8-bit
- * activations. 4-bit groups and NF4 are records of rows16_avx512.h; INT8 per row with one scale per column has a loop of
+ * activations. 4-bit groups and NF4 are records of rows16_formats_avx512.h; INT8 per row with one scale per column has a loop of
  * its own for a few columns, in which the integers of a whole row are one sum, and panels like theirs for more. Layer L2. */
-#include "../rows16_cards.h"
-#include "rows16_avx512.h"
+#include "rows16_formats_avx512.h"
 
-/* ------------------------------------------------------------------------------------------------- 4-bit groups */
-
-enum { ZERO = 32 /* code = q + ZERO - z: unsigned for every z that a byte may hold in five bits */ };
-
-/* ZERO - z of sixteen rows, in all four bytes of each lane. */
-Q_VNNI_INLINE __m512i zeros_i4(const uint8_t *p) {
-    const __m512i each = _mm512_broadcast_i32x4(_mm_setr_epi8(0, 0, 0, 0, 4, 4, 4, 4, 8, 8, 8, 8, 12, 12, 12, 12));
-    return _mm512_sub_epi8(_mm512_set1_epi8(ZERO), _mm512_shuffle_epi8(q_p_bytes(p + 32), each));
-}
-Q_VNNI_INLINE __m512i nibbles_of(const uint8_t *p, int unit, int g) {
-    return q_p_nibbles(q_p_load(p + 64 + 256 * unit + 64 * (g & 3)), g / 4);
-}
-Q_VNNI_INLINE __m512i codes_i4(const uint8_t *p, int i, int u, int g) {
-    return _mm512_add_epi8(nibbles_of(p, i + u, g), zeros_i4(p));
-}
-Q_VNNI_INLINE __m512 d_halves(const uint8_t *p, int unit) { return q_p_halves(p + 0 * unit); }
-
-#define I4(name, units_, layout)                                                                                    \
-    static const q_p_format name = {.bytes = layout, .units = units_, .span = 1,                                   \
-                                    .s = {.units = 1, .act = 1, .bias = ZERO}, .codes = codes_i4, .d = d_halves};  \
-    Q_P_PRODUCT(matmul_##name##_a8_32_rows16__avx512vnni, name)
-I4(i4_g32, 1, Q_ROWS16_I4_G32)
-I4(i4_g64, 2, Q_ROWS16_I4_G64)
-I4(i4_g128, 4, Q_ROWS16_I4_G128)
-I4(i4_row, 2, Q_ROWS16_I4_G64)
-
-/* ------------------------------------------------------------------------------------------------------------ NF4 */
-
-/* The integers of nf4_levels.h plus 128. */
-Q_VNNI_INLINE __m512i codes_nf4(const uint8_t *p, int i, int u, int g) {
-    const __m128i t = _mm_setr_epi8(4, 42, 63, 79, 93, 105, 117, (char)128, (char)138, (char)148, (char)159, (char)170,
-                                    (char)183, (char)198, (char)218, (char)252);
-    return _mm512_shuffle_epi8(_mm512_broadcast_i32x4(t), nibbles_of(p, i + u, g));
-}
-Q_VNNI_INLINE __m512 d_nf4(const uint8_t *p, int unit) {
-    return _mm512_mul_ps(_mm512_load_ps((const float *)(const void *)(p + 0 * unit)),
-                         _mm512_set1_ps(0.008064516129032258f));
-}
-static const q_p_format nf4 = {.bytes = Q_ROWS16_NF4,
-                               .units = 2,
-                               .span = 1,
-                               .s = {.units = 1, .act = 1, .bias = 128},
-                               .codes = codes_nf4,
-                               .d = d_nf4};
-Q_P_PRODUCT(matmul_nf4_a8_32_rows16__avx512vnni, nf4)
-Q_P_PRODUCT(matmul_nf4_dq_a8_32_rows16__avx512vnni, nf4)
+Q_P_PRODUCT(matmul_i4_g32_a8_32_rows16__avx512vnni, q_p_i4_g32)
+Q_P_PRODUCT(matmul_i4_g64_a8_32_rows16__avx512vnni, q_p_i4_g64)
+Q_P_PRODUCT(matmul_i4_g128_a8_32_rows16__avx512vnni, q_p_i4_g128)
+Q_P_PRODUCT(matmul_i4_row_a8_32_rows16__avx512vnni, q_p_i4_row)
+Q_P_PRODUCT(matmul_nf4_a8_32_rows16__avx512vnni, q_p_nf4)
+Q_P_PRODUCT(matmul_nf4_dq_a8_32_rows16__avx512vnni, q_p_nf4)
 
 /* ------------------------------------------------------------------------------------------------------------ INT8 */
 
