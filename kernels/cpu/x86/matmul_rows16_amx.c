@@ -1,50 +1,49 @@
 /* matmul_rows16_amx.c: products of packed weights with 8-bit activations by AMX tiles. The formats are records of
  * rows16_formats_avx512.h; what is said here is in how many planes their codes times scales fit, and from how many columns
- * on tiles are faster than the AVX-512 VNNI kernel of the same layout (measured: bench/SPEED.md). INT8 per row with one
+ * on tiles are faster than the AVX-512 VNNI kernel of the same layout (measured: bench/SPEED.md). Q6_K, with two planes for
+ * each 32 weights, is not. INT8 per row with one
  * scale per column has a loop of its own, in which tiles hold the sums of a whole row. Layer L2. */
 #include "panel_amx.h"
 
 Q_T_PRODUCT(matmul_q8_0_a8_32_rows16__amx, matmul_q8_0_a8_32_rows16__avx512vnni,
-            {.p = &q_p_q8_0, .planes = 1, .from = 24})
+            {.p = &q_p_q8_0, .planes = 1, .from = 64})
 Q_T_PRODUCT(matmul_q4_0_a8_32_rows16__amx, matmul_q4_0_a8_32_rows16__avx512vnni,
-            {.p = &q_p_q4_0, .planes = 1, .from = 24})
+            {.p = &q_p_q4_0, .planes = 1, .from = 64})
 Q_T_PRODUCT(matmul_q4_1_a8_32_rows16__amx, matmul_q4_1_a8_32_rows16__avx512vnni,
-            {.p = &q_p_q4_1, .planes = 1, .from = 32})
+            {.p = &q_p_q4_1, .planes = 1, .from = 64})
 Q_T_PRODUCT(matmul_q5_0_a8_32_rows16__amx, matmul_q5_0_a8_32_rows16__avx512vnni,
-            {.p = &q_p_q5_0, .planes = 1, .from = 24})
+            {.p = &q_p_q5_0, .planes = 1, .from = 64})
 Q_T_PRODUCT(matmul_q5_1_a8_32_rows16__amx, matmul_q5_1_a8_32_rows16__avx512vnni,
-            {.p = &q_p_q5_1, .planes = 1, .from = 32})
+            {.p = &q_p_q5_1, .planes = 1, .from = 64})
 Q_T_PRODUCT(matmul_iq4_nl_a8_32_rows16__amx, matmul_iq4_nl_a8_32_rows16__avx512vnni,
-            {.p = &q_p_iq4_nl, .planes = 1, .from = 24})
-Q_T_PRODUCT(matmul_q6_k_a8_32_rows16__amx, matmul_q6_k_a8_32_rows16__avx512vnni,
-            {.p = &q_p_q6_k, .planes = 2, .from = 128})
+            {.p = &q_p_iq4_nl, .planes = 1, .from = 64})
 Q_T_PRODUCT(matmul_q4_k_a8_256_rows16__amx, matmul_q4_k_a8_256_rows16__avx512vnni,
-            {.p = &q_p_q4_k, .planes = 2, .from = 40})
+            {.p = &q_p_q4_k, .planes = 2, .from = 64})
 Q_T_PRODUCT(matmul_q5_k_a8_256_rows16__amx, matmul_q5_k_a8_256_rows16__avx512vnni,
-            {.p = &q_p_q5_k, .planes = 2, .from = 40})
+            {.p = &q_p_q5_k, .planes = 2, .from = 64})
 Q_T_PRODUCT(matmul_q2_k_a8_256_rows16__amx, matmul_q2_k_a8_256_rows16__avx512vnni,
-            {.p = &q_p_q2_k, .planes = 1, .from = 24})
+            {.p = &q_p_q2_k, .planes = 1, .from = 48})
 Q_T_PRODUCT(matmul_q3_k_a8_256_rows16__amx, matmul_q3_k_a8_256_rows16__avx512vnni,
-            {.p = &q_p_q3_k, .planes = 1, .negated = true, .from = 24})
+            {.p = &q_p_q3_k, .planes = 1, .negated = true, .from = 32})
 Q_T_PRODUCT(matmul_iq4_xs_a8_256_rows16__amx, matmul_iq4_xs_a8_256_rows16__avx512vnni,
-            {.p = &q_p_iq4_xs, .planes = 2, .from = 40})
+            {.p = &q_p_iq4_xs, .planes = 2, .from = 96})
 Q_T_PRODUCT(matmul_i4_g32_a8_32_rows16__amx, matmul_i4_g32_a8_32_rows16__avx512vnni,
-            {.p = &q_p_i4_g32, .planes = 1, .from = 24})
+            {.p = &q_p_i4_g32, .planes = 1, .from = 64})
 Q_T_PRODUCT(matmul_i4_g64_a8_32_rows16__amx, matmul_i4_g64_a8_32_rows16__avx512vnni,
-            {.p = &q_p_i4_g64, .planes = 1, .from = 24})
+            {.p = &q_p_i4_g64, .planes = 1, .from = 64})
 Q_T_PRODUCT(matmul_i4_g128_a8_32_rows16__amx, matmul_i4_g128_a8_32_rows16__avx512vnni,
-            {.p = &q_p_i4_g128, .planes = 1, .from = 24})
+            {.p = &q_p_i4_g128, .planes = 1, .from = 64})
 Q_T_PRODUCT(matmul_i4_row_a8_32_rows16__amx, matmul_i4_row_a8_32_rows16__avx512vnni,
-            {.p = &q_p_i4_row, .planes = 1, .from = 24})
+            {.p = &q_p_i4_row, .planes = 1, .from = 64})
 Q_T_PRODUCT(matmul_nf4_a8_32_rows16__amx, matmul_nf4_a8_32_rows16__avx512vnni,
-            {.p = &q_p_nf4, .planes = 1, .from = 24})
+            {.p = &q_p_nf4, .planes = 1, .from = 64})
 Q_T_PRODUCT(matmul_nf4_dq_a8_32_rows16__amx, matmul_nf4_dq_a8_32_rows16__avx512vnni,
-            {.p = &q_p_nf4, .planes = 1, .from = 24})
+            {.p = &q_p_nf4, .planes = 1, .from = 64})
 
 /* ------------------------------------------------------------------------------------------------------------ INT8 */
 
 enum {
-    I8_FROM = 8,     /* columns from which tiles are used */
+    I8_FROM = 16,    /* columns from which tiles are used */
     I8_CHUNK = 1024, /* weights of a row at a time: two panels stay in the first cache */
     I8_BAND = 8      /* pairs of panels that a chunk of the columns meets before the next */
 };

@@ -30,7 +30,7 @@ enum {
 
 typedef struct q_t_format {
     const q_p_format *p;
-    int planes;   /* 1, or 2: 128 * high + low */
+    int planes;   /* 1, or, of activations in blocks of 256, 2: 128 * high + low */
     bool negated; /* one plane of codes times scales of which the largest, 128, is a byte as -128 alone */
     int from;     /* columns from which tiles are faster */
 } q_t_format;
@@ -41,7 +41,9 @@ typedef struct q_t_format {
  * then the high one; d; dmin where there are minima; pairs of integer minima where there are any. */
 Q_VNNI_INLINE int64_t q_t_weights(const q_t_format *f) { return 32 * f->p->s.act; }
 Q_VNNI_INLINE int64_t q_t_d_at(const q_t_format *f) { return f->planes * 16 * q_t_weights(f); }
-Q_VNNI_INLINE int q_t_pairs(const q_t_format *f) { return !f->p->s.minima ? 0 : f->p->s.scales == 1 ? 4 : f->p->s.scales == 2 ? 8 : 0; }
+Q_VNNI_INLINE int q_t_pairs(const q_t_format *f) {
+    return f->p->s.minima ? 4 * f->p->s.scales : 0;
+}
 Q_VNNI_INLINE int64_t q_t_piece_bytes(const q_t_format *f) {
     return q_t_d_at(f) + 64 + (f->p->s.minima ? 64 : 0) + 64 * q_t_pairs(f);
 }
@@ -154,17 +156,12 @@ Q_VNNI_INLINE __m512 q_t_integers(const q_t_format *f, const uint8_t *sums) {
 }
 
 /* The products of a piece of 32 weights, to `sums`. */
-Q_VNNI_INLINE void q_t_piece32(const q_t_format *f, const uint8_t *w, const uint8_t *x, uint8_t *sums) {
+Q_VNNI_INLINE void q_t_piece32(const uint8_t *w, const uint8_t *x, uint8_t *sums) {
     Q_T_LOAD(4, x, 32);
     Q_T_LOAD(6, w, 64);
     Q_T_ZERO(0);
     Q_T_MULTIPLY(0, 4, 6);
     Q_T_STORE(0, sums, 64);
-    if (f->planes == 1) return;
-    Q_T_LOAD(7, w + 512, 64);
-    Q_T_ZERO(1);
-    Q_T_MULTIPLY(1, 4, 7);
-    Q_T_STORE(1, sums + Q_T_TILE, 64);
 }
 
 /* Sixteen columns, activations in blocks of 32; adds to `to`, [column][row]. */
@@ -172,12 +169,12 @@ Q_VNNI_INLINE void q_t_columns32(const q_t_format *f, const uint8_t *w, const ui
                                  uint8_t *sums, float *to) {
     __m512 acc[16];
     Q_UNROLL for (int c = 0; c < 16; c++) acc[c] = first ? _mm512_setzero_ps() : _mm512_load_ps(to + 16 * c);
-    q_t_piece32(f, w, x, sums);
+    q_t_piece32(w, x, sums);
     for (int64_t i = 0; i < pieces; i++) {
-        const uint8_t *from = sums + (i & 1) * 2 * Q_T_TILE, *head = w + q_t_d_at(f), *by = x + q_t_da_at(f);
+        const uint8_t *from = sums + (i & 1) * Q_T_TILE, *head = w + q_t_d_at(f), *by = x + q_t_da_at(f);
         w += q_t_piece_bytes(f);
         x += q_t_columns_bytes(f);
-        if (i + 1 < pieces) q_t_piece32(f, w, x, sums + (~i & 1) * 2 * Q_T_TILE);
+        if (i + 1 < pieces) q_t_piece32(w, x, sums + (~i & 1) * Q_T_TILE);
         const __m512 d = _mm512_load_ps((const float *)(const void *)head);
         Q_UNROLL for (int c = 0; c < 16; c++)
             acc[c] = _mm512_fmadd_ps(_mm512_mul_ps(d, q_z_spread_f32(by + 4 * c)), q_t_integers(f, from + 64 * c), acc[c]);
