@@ -258,7 +258,7 @@ void q_mutex_close(q_mutex *m) { pthread_mutex_destroy(of_system(m)); }
 void q_mutex_lock(q_mutex *m) { pthread_mutex_lock(of_system(m)); }
 void q_mutex_unlock(q_mutex *m) { pthread_mutex_unlock(of_system(m)); }
 
-uint64_t q_hardware_bits(void) { return getauxval(AT_HWCAP); }
+uint64_t q_hardware_bits(int word) { return getauxval(word ? AT_HWCAP2 : AT_HWCAP); }
 
 bool q_permit_tiles(void) {
 #if defined(__x86_64__) && defined(SYS_arch_prctl)

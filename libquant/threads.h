@@ -48,8 +48,9 @@ void q_mutex_close(q_mutex *m);
 void q_mutex_lock(q_mutex *m);
 void q_mutex_unlock(q_mutex *m);
 
-/* What the system says this processor offers, as bits of its own numbering (Linux: AT_HWCAP); 0 = it does not say. */
-uint64_t q_hardware_bits(void);
+/* What the system says this processor offers, as bits of its own numbering, in two words (Linux: AT_HWCAP, AT_HWCAP2);
+ * 0 = it does not say. */
+uint64_t q_hardware_bits(int word);
 
 /* Ask the system to let this process use tile registers (AMX, x86), which it gives to no process unasked: true when it
  * does. What it grants holds for all threads of the process, those there and those created later, and for children until

@@ -242,7 +242,7 @@ typedef struct cli_place {
      .help = "instruction sets to use, such as scalar or avx2: NAME and what it stands on; several are\n"               \
              "joined by +, as `lq info --devices` has this machine's (default: all of them)",                     \
      .also = "|cpu|arch|simd|",                                                                                        \
-     .values = "scalar avx2 avxvnni avx512 avx512vnni avx512bf16 amx neon neon_dotprod"}
+     .values = "scalar avx2 avxvnni avx512 avx512vnni avx512bf16 amx neon neon_dotprod neon_i8mm"}
 
 /* The commands in the order of the help text; NULL past the end. */
 const cli_command *cli_command_at(size_t i);

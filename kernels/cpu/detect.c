@@ -98,7 +98,12 @@ static bool adds_neon(void) { return true; }
 
 static bool adds_neon_dotprod(void) {
     enum { ASIMDDP = 1 << 20 };
-    return (q_hardware_bits() & ASIMDDP) != 0;
+    return (q_hardware_bits(0) & ASIMDDP) != 0;
+}
+
+static bool adds_neon_i8mm(void) {
+    enum { I8MM = 1 << 13 };
+    return (q_hardware_bits(1) & I8MM) != 0;
 }
 #endif
 
