@@ -1,5 +1,6 @@
 /* test_phases.c: how the CPU backend shares out the steps of a layer, for the layer shapes that model families have: the
- * same bits whether threads share a step or each does it for itself, and how many barriers a layer then has. */
+ * same bits whether threads share a step or each does it for itself, and how many barriers a layer then has. Then
+ * attention over several blocks of keys, which threads share out by blocks: the same bits as one thread has. */
 #include "harness.h"
 
 #include "../kernels/cpu/cpu.h"
@@ -7,7 +8,7 @@
 extern const q_backend q_backend_cpu;
 
 enum { DIM = 64, HEADS = 4, KV = 2, HEAD = 16, FF = 96, VOCAB = 50, LAYERS = 2, CONTEXT = 64, TOKENS = 40, EXPERTS = 4, USED = 2 };
-enum { Q_ALL = HEADS * HEAD, KV_ALL = KV * HEAD };
+enum { Q_ALL = HEADS * HEAD, KV_ALL = HEADS * HEAD }; /* room for as many KV heads as there are heads */
 enum { S_X = 1, S_H, S_QKV, S_K, S_V, S_Y, S_G, S_U, S_R, S_O, SLOTS };
 enum {
     QK_NORM = 1,   /* norms of the heads of queries and keys */
@@ -16,13 +17,21 @@ enum {
     EXPERT = 8,    /* a router and experts */
     IN_PLACE = 16, /* attention overwrites its queries */
     FUSED = 32,    /* queries, keys and values are parts of one slot */
-    PARTIAL = 64   /* a later step reads more than the norm wrote */
+    PARTIAL = 64,  /* a later step reads more than the norm wrote */
+    /* Of attention over several blocks: */
+    ONE_KV = 128,   /* all query heads read one KV head */
+    OWN_KV = 256,   /* each has its own */
+    WINDOW = 512,   /* a query sees the last SEEN positions */
+    ALIBI = 1024,
+    CAPPED = 2048,
+    SINKS = 4096
 };
+enum { SEEN = 300, LONG = 1100, PROMPT = 1001 }; /* the fifth block begins behind the prompt */
 
 typedef struct model {
     q_inst insts[64];
     q_weight weights[64];
-    int32_t n_insts, n_weights, widths[SLOTS];
+    int32_t n_insts, n_weights, widths[SLOTS], kv;
     float freqs[HEAD / 2];
     q_kv_pool pool;
     q_segment segment;
@@ -70,8 +79,8 @@ static void rope(model *m, int32_t layer, q_view v) {
 static void add_attention(model *m, int32_t l, int shape) {
     const bool fused = shape & FUSED;
     const q_view h = part(S_H, 0, 1, DIM), x = part(S_X, 0, 1, DIM), q = part(S_QKV, 0, HEADS, HEAD);
-    const q_view k = fused ? part(S_QKV, Q_ALL, KV, HEAD) : part(S_K, 0, KV, HEAD);
-    const q_view v = fused ? part(S_QKV, Q_ALL + KV_ALL, KV, HEAD) : part(S_V, 0, KV, HEAD);
+    const q_view k = fused ? part(S_QKV, Q_ALL, m->kv, HEAD) : part(S_K, 0, m->kv, HEAD);
+    const q_view v = fused ? part(S_QKV, Q_ALL + KV_ALL, m->kv, HEAD) : part(S_V, 0, m->kv, HEAD);
     const q_view y = shape & IN_PLACE ? q : part(S_Y, 0, HEADS, HEAD);
     norm(m, l, h, x, 0);
     product(m, l, q, h, "q8_0", 1, 0);
@@ -84,6 +93,10 @@ static void add_attention(model *m, int32_t l, int shape) {
     s->z = v, s->kv_layer = l;
     s = step(m, Q_OP_ATTN, l, y, q);
     s->scale = 0.25f, s->kv_layer = l;
+    if (shape & WINDOW) s->window = SEEN;
+    if (shape & ALIBI) s->kind = Q_ATTN_ALIBI;
+    if (shape & CAPPED) s->softcap = 2.0f;
+    if (shape & SINKS) s->w = matrix(m, "f32", 1, HEADS, 1);
     product(m, l, shape & POST_NORM ? part(S_O, 0, 1, DIM) : x, part(y.slot, 0, 1, Q_ALL), "q8_0", 0, !(shape & POST_NORM));
     if (shape & POST_NORM) norm(m, l, x, part(S_O, 0, 1, DIM), 1);
 }
@@ -112,9 +125,12 @@ static void add_feed_forward(model *m, int32_t l, int shape) {
     if (shape & POST_NORM) norm(m, l, x, part(S_O, 0, 1, DIM), 1);
 }
 
-static void model_open(model *m, int shape) {
+#define PAGES(context) (((context) + Q_KV_TOKENS - 1) / Q_KV_TOKENS)
+
+static void model_open(model *m, int shape, int32_t context, int32_t tokens) {
     memset(m, 0, sizeof *m);
     m->seed = 11;
+    m->kv = shape & ONE_KV ? 1 : shape & OWN_KV ? HEADS : KV;
     const int32_t widths[SLOTS] = {0, DIM, DIM, Q_ALL + 2 * KV_ALL, KV_ALL, KV_ALL, Q_ALL, FF * USED, FF, 2 * USED, DIM};
     memcpy(m->widths, widths, sizeof widths);
     for (int i = 0; i < HEAD / 2; i++) m->freqs[i] = 1.0f / (float)(1 + i * i);
@@ -127,33 +143,35 @@ static void model_open(model *m, int shape) {
     m->insts[m->n_insts - 1].out = 1;
     q_inst *s = step(m, Q_OP_HEAD, LAYERS, (q_view){0}, part(S_O, 0, 1, DIM));
     s->w = matrix(m, "q8_0", VOCAB, DIM, 1), s->out = 1;
-    const uint64_t layer_bytes = 2ull * KV * Q_KV_TOKENS * HEAD * 2;
-    m->pool = (q_kv_pool){.layers = LAYERS, .heads = KV, .k_width = HEAD, .v_width = HEAD, .value_bytes = 2,
-                          .pages = CONTEXT / Q_KV_TOKENS, .layer_bytes = layer_bytes, .page_bytes = LAYERS * layer_bytes};
+    const uint64_t layer_bytes = 2ull * (uint64_t)m->kv * Q_KV_TOKENS * HEAD * 2;
+    m->pool = (q_kv_pool){.layers = LAYERS, .heads = m->kv, .k_width = HEAD, .v_width = HEAD, .value_bytes = 2,
+                          .pages = (uint32_t)PAGES(context), .layer_bytes = layer_bytes, .page_bytes = LAYERS * layer_bytes};
     m->segment.last = m->n_insts;
     m->plan = (q_plan){.insts = m->insts, .n_insts = m->n_insts, .n_layers = LAYERS, .slot_width = m->widths, .n_slots = SLOTS,
-                       .columns = TOKENS, .outs = TOKENS, .vocab = VOCAB, .kv = &m->pool, .n_kv = 1, .segments = &m->segment,
-                       .n_segments = 1, .seqs = 1, .context = CONTEXT};
+                       .columns = tokens, .outs = tokens, .vocab = VOCAB, .kv = &m->pool, .n_kv = 1, .segments = &m->segment,
+                       .n_segments = 1, .seqs = 1, .context = context};
 }
 static void model_close(model *m) {
     for (int32_t i = 0; i < m->n_weights; i++) free((void *)(uintptr_t)m->weights[i].data);
 }
 
-/* Logits of all tokens in passes of `columns`; the barriers of the last one. */
-static uint64_t evaluate(const model *m, uint32_t threads, int32_t columns, float *logits) {
+/* Logits of all tokens, `prompt` of them in a first pass, then passes of `columns`; the barriers of the last one. */
+static uint64_t evaluate(const model *m, uint32_t threads, int32_t tokens, int32_t prompt, int32_t columns, float *logits) {
+    static int32_t ids[LONG], pos[LONG], seq[LONG], out[LONG];
     const q_device_options o = {.threads = threads};
-    const uint32_t pages[] = {1, 0}, *const tables[] = {pages};
+    uint32_t pages[PAGES(LONG)];
+    const uint32_t *const tables[] = {pages};
     const q_seq_ref ref = {.pages = tables};
     q_device *dev;
     q_buffer kv;
     q_program *p;
     uint64_t before = 0;
+    for (uint32_t i = 0; i < m->pool.pages; i++) pages[i] = m->pool.pages - 1 - i;
     ck_assert_int_eq(q_backend_cpu.open(0, &o, &dev), LQ_OK);
     ck_assert_int_eq(q_backend_cpu.alloc(dev, m->pool.page_bytes * m->pool.pages, &kv), LQ_OK);
     ck_assert_int_eq(q_backend_cpu.compile(dev, &m->plan, 0, &kv, NULL, threads, &p), LQ_OK);
-    for (int32_t at = 0; at < TOKENS; at += columns) {
-        int32_t ids[TOKENS], pos[TOKENS], seq[TOKENS] = {0}, out[TOKENS];
-        const int32_t n = Q_MIN(columns, TOKENS - at);
+    for (int32_t at = 0, n; at < tokens; at += n) {
+        n = Q_MIN(at < prompt ? prompt : columns, tokens - at);
         for (int32_t i = 0; i < n; i++) ids[i] = (at + i) * 7 % VOCAB, pos[i] = at + i, out[i] = i;
         const q_batch b = {.n = n, .ids = ids, .pos = pos, .seq = seq, .seqs = &ref, .n_seqs = 1, .n_out = n, .out = out,
                            .logits = logits + at * VOCAB};
@@ -185,14 +203,14 @@ START_TEST(few_columns_have_the_bits_of_many_and_fewer_barriers) {
     static float want[TOKENS * VOCAB], got[TOKENS * VOCAB];
     for (size_t i = 0; i < Q_COUNT(shapes); i++) {
         model m;
-        model_open(&m, shapes[i].shape);
-        evaluate(&m, 1, TOKENS, want);
+        model_open(&m, shapes[i].shape, CONTEXT, TOKENS);
+        evaluate(&m, 1, TOKENS, TOKENS, TOKENS, want);
         static const uint32_t counts[] = {1, 2, 3, 8, 16}; /* more threads share more columns' steps */
         for (size_t t = 0; t < Q_COUNT(counts); t++)
             for (int32_t columns = 1; columns <= 5; columns++) {
                 const uint32_t threads = counts[t];
                 memset(got, 0, sizeof got);
-                const uint64_t barriers = evaluate(&m, threads, columns, got);
+                const uint64_t barriers = evaluate(&m, threads, TOKENS, 0, columns, got);
                 ck_assert_msg(memcmp(want, got, sizeof want) == 0, "shape %d, %u threads, %d columns: other bits",
                               shapes[i].shape, threads, columns);
                 if (threads > 1 && columns == 1)
@@ -204,11 +222,34 @@ START_TEST(few_columns_have_the_bits_of_many_and_fewer_barriers) {
 }
 END_TEST
 
+/* Decoding behind a prompt of several blocks, one to four columns at a time into the fifth block: who takes which block
+ * of keys, and who finishes last, changes no bit. */
+START_TEST(blocks_of_keys_have_the_bits_of_one_thread) {
+    static const int of[] = {0, ONE_KV, OWN_KV, WINDOW, WINDOW | ONE_KV | SINKS, ALIBI | CAPPED, ALIBI | WINDOW | OWN_KV, SINKS};
+    static float want[LONG * VOCAB], got[LONG * VOCAB];
+    enum { TOTAL = PROMPT + 40 };
+    model m;
+    model_open(&m, of[_i], LONG, PROMPT);
+    evaluate(&m, 1, TOTAL, PROMPT, 1, want);
+    evaluate(&m, 1, TOTAL, 64, 7, got); /* one thread, in other passes */
+    ck_assert_msg(memcmp(want, got, TOTAL * VOCAB * sizeof *want) == 0, "shape %d, other passes: other bits", of[_i]);
+    for (uint32_t threads = 2; threads <= 16; threads += threads < 8 ? 1 : 8) {
+        const int32_t columns = threads == 16 ? 4 : threads == 8 ? 2 : 1;
+        memset(got, 0, sizeof got);
+        const uint64_t barriers = evaluate(&m, threads, TOTAL, PROMPT, columns, got);
+        ck_assert_msg(memcmp(want, got, TOTAL * VOCAB * sizeof *want) == 0, "shape %d, %u threads: other bits", of[_i], threads);
+        ck_assert_uint_eq(barriers, 11); /* five in a layer, as in short contexts */
+    }
+    model_close(&m);
+}
+END_TEST
+
 static Suite *suite(void) {
     Suite *s = suite_create("phases");
     TCase *t = tcase_create("phases");
     tcase_set_timeout(t, 120);
     tcase_add_test(t, few_columns_have_the_bits_of_many_and_fewer_barriers);
+    tcase_add_loop_test(t, blocks_of_keys_have_the_bits_of_one_thread, 0, 8);
     suite_add_tcase(s, t);
     return s;
 }

@@ -1,6 +1,6 @@
 /* attn.c: the way of queries through keys and values: which queries go together, which keys each may see, how blocks
- * merge. The arithmetic is its instruction set's (attn.h). What attention over columns finds out of order, positions
- * with gaps, it hands to the reference. Layer L2. */
+ * merge, and how the blocks of few columns are shared out to threads. The arithmetic is its instruction set's (attn.h).
+ * What attention over columns finds out of order, positions with gaps, it hands to the reference. Layer L2. */
 #include "attn.h"
 
 enum {
@@ -208,18 +208,26 @@ static void values_of(const q_attn_isa *isa, const q_inst *s, const tile *t, con
         if (t->queries[i].to > to) add_values(isa, s, t, b, i, 1, to, t->queries[i].to, true);
 }
 
-/* The block at `at` for n queries: their pm, pl and part, where they see any key of it. */
-static void take_block(const q_attn_isa *isa, const q_inst *s, const tile *t, const source *o, int32_t n, int64_t at) {
-    int32_t lo = Q_ATTN_KEYS, hi = 0;
+/* Which keys of the block at `at` each of n queries sees, and [*lo, *hi) those that any sees; false: none. */
+static bool look_at(const tile *t, int32_t n, int64_t at, int32_t *lo, int32_t *hi) {
+    *lo = Q_ATTN_KEYS;
+    *hi = 0;
     for (int32_t i = 0; i < n; i++) {
         query *q = &t->queries[i];
         q->from = (int32_t)Q_MAX(q->first - at, (int64_t)0);
         q->to = (int32_t)Q_MIN(q->last + 1 - at, (int64_t)Q_ATTN_KEYS);
         if (q->from >= q->to) continue;
-        lo = Q_MIN(lo, q->from);
-        hi = Q_MAX(hi, q->to);
+        *lo = Q_MIN(*lo, q->from);
+        *hi = Q_MAX(*hi, q->to);
     }
+    return *lo < *hi;
+}
+
+/* The block at `at` for n queries: their pm, pl and part, where they see any key of it. */
+static void take_block(const q_attn_isa *isa, const q_inst *s, const tile *t, const source *o, int32_t n, int64_t at) {
+    int32_t lo, hi;
     block b;
+    if (!look_at(t, n, at, &lo, &hi)) return;
     open_block(o, t, at, lo, hi, &b);
     for (int64_t page = lo / Q_KV_TOKENS; page * Q_KV_TOKENS < hi; page++)
         for (int32_t g = 0; g < n; g += GROUP) {
@@ -283,23 +291,39 @@ static void finish(const q_attn_isa *isa, const q_inst *s, const tile *t, int32_
 
 /* ------------------------------------------------------------------------------------------------------- queries */
 
-/* The n queries of the tile, all of one KV head and sequence. */
-static void attend(const q_attn_isa *isa, const q_inst *s, const tile *t, source *o, int32_t n) {
-    int64_t first = t->queries[0].first, last = t->queries[0].last;
+/* What the n queries of the tile, all of one KV head and sequence, read from: positions [*first, o->last]. */
+static void aim(const q_attn_isa *isa, const tile *t, source *o, int32_t n, int64_t *first) {
+    int64_t from = t->queries[0].first, last = t->queries[0].last;
     for (int32_t i = 1; i < n; i++) {
-        first = Q_MIN(first, (int64_t)t->queries[i].first);
+        from = Q_MIN(from, (int64_t)t->queries[i].first);
         last = Q_MAX(last, (int64_t)t->queries[i].last);
     }
+    *first = from;
     o->last = (int32_t)last;
     o->widened = !o->pages || pool_of(o)->v_width == 0 || (pool_of(o)->value_bytes == 2 && n > isa->direct);
+}
+
+/* Nothing seen yet. */
+static void start(const q_inst *s, const tile *t, int32_t n) {
     memset(t->fa, 0, MOST_QUERIES * sizeof(float));
     memset(t->fb, 0, MOST_QUERIES * sizeof(float));
     memset(t->acc, 0, (size_t)(n * s->y.width) * sizeof(float));
-    for (int64_t at = first / Q_ATTN_KEYS * Q_ATTN_KEYS; at <= last; at += Q_ATTN_KEYS) {
+}
+
+static void attend(const q_attn_isa *isa, const q_inst *s, const tile *t, source *o, int32_t n) {
+    int64_t first;
+    aim(isa, t, o, n, &first);
+    start(s, t, n);
+    for (int64_t at = first / Q_ATTN_KEYS * Q_ATTN_KEYS; at <= o->last; at += Q_ATTN_KEYS) {
         take_block(isa, s, t, o, n, at);
         merge(isa, s, t, n);
     }
     finish(isa, s, t, n);
+}
+
+/* The first position that a query at `pos` sees. */
+static int32_t first_seen(const q_inst *s, int32_t pos) {
+    return s->window > 0 && pos >= s->window ? pos - s->window + 1 : 0;
 }
 
 /* Query i of the tile: head h of column c, which sees positions [first, last], or by its own position what op.h says. */
@@ -311,7 +335,7 @@ static void add_query(const source *o, const tile *t, int32_t i, int64_t c, int3
     *q = (query){.y = q_ref_at(o->e, &s->y, c, h), .m = -INFINITY, .head = h, .pos = pos, .first = (int32_t)o->base,
                  .last = o->last, .slope = s->kind == Q_ATTN_ALIBI ? q_ref_alibi_slope(s, h) : 0};
     if (!o->pages) return;
-    q->first = s->window > 0 && pos >= s->window ? pos - s->window + 1 : 0;
+    q->first = first_seen(s, pos);
     q->last = pos;
 }
 
@@ -349,11 +373,15 @@ static void heads(const q_attn_isa *isa, const q_inst *s, const q_exec *e, const
     }
 }
 
+static int32_t kv_heads_of(const q_inst *s, const q_exec *e) {
+    return s->z.slot ? s->z.heads : e->plan->kv[s->kv_group].heads;
+}
+
 void q_attn_run(const q_attn_isa *isa, const q_inst *s, const q_exec *e, int64_t begin, int64_t end) {
     tile t;
     q_ref_carve carve = {e->scratch, 0};
     lay_out(&t, s, &carve);
-    const int32_t all = s->x.heads, share = all / (s->z.slot ? s->z.heads : e->plan->kv[s->kv_group].heads);
+    const int32_t all = s->x.heads, share = all / kv_heads_of(s, e);
     const int64_t most = q_attn_columns(share);
     for (int64_t u = begin; u < end;) {
         const int64_t c = u / all;
@@ -368,5 +396,159 @@ void q_attn_run(const q_attn_isa *isa, const q_inst *s, const q_exec *e, int64_t
         while (c1 < end / all && c1 - c < most && e->batch->seq[c1] == e->batch->seq[c]) c1++;
         for (int32_t kv = 0; kv * share < all; kv++) heads(isa, s, e, &t, c, c1, kv * share, (kv + 1) * share, kv);
         u = c1 * all;
+    }
+}
+
+void q_attn_head(const q_attn_isa *isa, const q_inst *s, const q_exec *e, int64_t begin, int64_t end, int32_t kv) {
+    tile t;
+    q_ref_carve carve = {e->scratch, 0};
+    lay_out(&t, s, &carve);
+    const int32_t share = s->x.heads / kv_heads_of(s, e);
+    for (int64_t c = begin, c1; c < end; c = c1) {
+        for (c1 = c + 1; c1 < end && e->batch->seq[c1] == e->batch->seq[c];) c1++;
+        heads(isa, s, e, &t, c, c1, kv * share, (kv + 1) * share, kv);
+    }
+}
+
+/* ------------------------------------------------------------------------------------------- shared out by blocks */
+
+/* Columns [c0, c1) of one sequence. For each KV head every block that one of them sees is a unit of work, from block
+ * number `at` on. What a unit finds, of all queries of the KV head, is a record: the weighted values [rows][v width],
+ * then the largest scores and the sums of weights [rows] each. Records lie KV head after KV head. */
+typedef struct run {
+    int64_t c0, c1, at, rows;
+    int32_t blocks; /* 1: there are no records, whoever takes the unit finishes it */
+    int64_t record; /* floats */
+    int64_t parts, done; /* where its records begin, and its counts of units done, DONE_STEP apart (q_attn_split) */
+} run;
+
+enum { DONE_STEP = 16 }; /* a cache line */
+
+static int64_t record_floats(const q_inst *s, int64_t rows) {
+    return (int64_t)q_round_up((uint64_t)rows * (uint64_t)(s->y.width + 2), 16);
+}
+
+/* Most blocks that so many columns in a row see. */
+static int64_t most_blocks(const q_inst *s, const q_plan *plan, int64_t columns) {
+    const int64_t all = ((int64_t)plan->context + Q_ATTN_KEYS - 1) / Q_ATTN_KEYS;
+    if (s->window <= 0) return all;
+    return Q_MIN(all, (s->window + columns - 1 + Q_ATTN_KEYS - 2) / Q_ATTN_KEYS + 1);
+}
+
+bool q_attn_splits(const q_inst *s) { return !s->z.slot; }
+
+uint64_t q_attn_split_floats(const q_inst *s, const q_plan *plan, int32_t columns) {
+    const int32_t kv = plan->kv[s->kv_group].heads;
+    return (uint64_t)columns * (uint64_t)kv * (uint64_t)(most_blocks(s, plan, columns) * record_floats(s, s->x.heads / kv));
+}
+
+uint64_t q_attn_split_counts(const q_inst *s, const q_plan *plan, int32_t columns) {
+    return (uint64_t)columns * (uint64_t)plan->kv[s->kv_group].heads * DONE_STEP;
+}
+
+/* The columns from r->c1 on that share a sequence; parts and done move on by what the run before takes. */
+static bool next_run(const q_inst *s, const q_exec *e, run *r) {
+    const q_batch *b = e->batch;
+    const int64_t kv = kv_heads_of(s, e);
+    if (r->c1 == b->n) return false;
+    if (r->c1) r->parts += kv * r->blocks * r->record, r->done += kv * DONE_STEP;
+    r->c0 = r->c1++;
+    while (r->c1 < b->n && b->seq[r->c1] == b->seq[r->c0]) r->c1++;
+    r->at = first_seen(s, b->pos[r->c0]) / Q_ATTN_KEYS;
+    r->rows = (r->c1 - r->c0) * (s->x.heads / kv);
+    r->record = record_floats(s, r->rows);
+    const int64_t blocks = b->pos[r->c1 - 1] / Q_ATTN_KEYS - r->at + 1;
+    r->blocks = blocks <= most_blocks(s, e->plan, r->c1 - r->c0) ? (int32_t)blocks : 1; /* more: positions have gaps */
+    return true;
+}
+
+int64_t q_attn_split_units(const q_inst *s, const q_exec *e) {
+    int64_t units = 0;
+    for (run r = {0}; next_run(s, e, &r);) units += kv_heads_of(s, e) * r.blocks;
+    return units;
+}
+
+/* Rows [row, row + n) of the run's queries into the tile. */
+static void load_rows(const source *o, const tile *t, const run *r, int64_t row, int32_t n) {
+    const int64_t share = r->rows / (r->c1 - r->c0);
+    for (int32_t i = 0; i < n; i++)
+        add_query(o, t, i, r->c0 + (row + i) / share, (int32_t)(o->kv * share + (row + i) % share));
+}
+
+/* The tile's part, pm and pl become rows from `row` on of the record of the run's block i. */
+static void to_record(const q_inst *s, tile *t, const q_attn_split *w, const run *r, int32_t kv, int64_t i, int64_t row) {
+    float *record = w->parts + r->parts + ((int64_t)kv * r->blocks + i) * r->record;
+    t->part = record + row * s->y.width;
+    t->pm = record + r->rows * s->y.width + row;
+    t->pl = t->pm + r->rows;
+}
+
+/* Blocks [begin, end) of the run for all its queries of a KV head, into their records. */
+static void take_blocks(const q_attn_isa *isa, const q_inst *s, tile *t, source *o, const q_attn_split *w,
+                        const run *r, int64_t begin, int64_t end) {
+    for (int64_t row = 0, first; row < r->rows; row += MOST_QUERIES) {
+        const int32_t n = (int32_t)Q_MIN(r->rows - row, (int64_t)MOST_QUERIES);
+        load_rows(o, t, r, row, n);
+        aim(isa, t, o, n, &first);
+        o->last = (int32_t)Q_MIN((int64_t)o->last, (r->at + end) * Q_ATTN_KEYS - 1); /* the next block is another's */
+        for (int64_t i = begin; i < end; i++) {
+            to_record(s, t, w, r, o->kv, i, row);
+            take_block(isa, s, t, o, n, (r->at + i) * Q_ATTN_KEYS);
+        }
+    }
+}
+
+/* All records of a KV head, in ascending order as op.h says, into its queries' results. */
+static void merge_records(const q_attn_isa *isa, const q_inst *s, tile *t, const source *o, const q_attn_split *w,
+                          const run *r) {
+    for (int64_t row = 0; row < r->rows; row += MOST_QUERIES) {
+        const int32_t n = (int32_t)Q_MIN(r->rows - row, (int64_t)MOST_QUERIES);
+        load_rows(o, t, r, row, n);
+        start(s, t, n);
+        for (int64_t i = 0; i < r->blocks; i++) {
+            int32_t lo, hi;
+            if (!look_at(t, n, (r->at + i) * Q_ATTN_KEYS, &lo, &hi)) continue;
+            to_record(s, t, w, r, o->kv, i, row);
+            merge(isa, s, t, n);
+        }
+        finish(isa, s, t, n);
+    }
+}
+
+/* Units [begin, end) of a KV head. Who stores a key is who reads its block. */
+static void run_blocks(const q_attn_isa *isa, const q_inst *s, const q_exec *e, const q_attn_split *w, const run *r,
+                       int32_t kv, int64_t begin, int64_t end) {
+    tile t;
+    q_ref_carve carve = {e->scratch, 0};
+    lay_out(&t, s, &carve);
+    const int64_t kv_heads = kv_heads_of(s, e), share = s->x.heads / kv_heads;
+    for (int64_t c = r->c0; w->put && c < r->c1; c++) {
+        const int64_t i = e->batch->pos[c] / Q_ATTN_KEYS - r->at;
+        if (r->blocks == 1 || (i >= begin && i < end))
+            w->store(w->put, e, c * kv_heads + kv, c * kv_heads + kv + 1);
+    }
+    if (r->blocks == 1) {
+        heads(isa, s, e, &t, r->c0, r->c1, (int32_t)(kv * share), (int32_t)((kv + 1) * share), kv);
+        return;
+    }
+    source o = {.isa = isa, .s = s, .e = e, .kv = kv, .pages = e->batch->seqs[e->batch->seq[r->c0]].pages[s->kv_group]};
+    take_blocks(isa, s, &t, &o, w, r, begin, end);
+    uint32_t *done = w->done + r->done + (int64_t)kv * DONE_STEP;
+    if (__atomic_add_fetch(done, (uint32_t)(end - begin), __ATOMIC_ACQ_REL) < (uint32_t)r->blocks) return;
+    __atomic_store_n(done, 0, __ATOMIC_RELAXED); /* for the next layer, behind a barrier */
+    merge_records(isa, s, &t, &o, w, r);
+}
+
+void q_attn_split_run(const q_attn_isa *isa, const q_inst *s, const q_exec *e, const q_attn_split *w, int64_t begin,
+                      int64_t end) {
+    const int64_t kv_heads = kv_heads_of(s, e);
+    int64_t base = 0;
+    for (run r = {0}; base < end && next_run(s, e, &r); base += kv_heads * r.blocks) {
+        const int64_t stop = Q_MIN(end - base, kv_heads * r.blocks);
+        for (int64_t u = Q_MAX(begin - base, (int64_t)0), next; u < stop; u = next) {
+            const int64_t kv = u / r.blocks;
+            next = Q_MIN(stop, (kv + 1) * r.blocks);
+            run_blocks(isa, s, e, w, &r, (int32_t)kv, u - kv * r.blocks, next - kv * r.blocks);
+        }
     }
 }

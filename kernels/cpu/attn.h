@@ -39,7 +39,7 @@ typedef struct q_attn_row {
     float m, l;        /* out: the largest score, the sum of the weights */
 } q_attn_row;
 
-typedef struct q_attn_isa {
+struct q_attn_isa {
     int32_t lanes;  /* floats in a register: 4, 8 or 16 */
     int32_t direct; /* up to so many queries take halves as they are; more have them widened first */
     void (*widen)(const uint8_t *from, int64_t n, float *to); /* n halves, a multiple of 16 */
@@ -47,23 +47,42 @@ typedef struct q_attn_isa {
     void (*softmax)(q_attn_row *r);
     void (*exps)(float *x, int64_t n); /* x[i] = exp(x[i]); n is a multiple of 16 */
     void (*merge)(float *acc, const float *part, int64_t n, float a, float b); /* acc = acc * a + part * b */
-} q_attn_isa;
+};
 
 bool q_attn_accepts(const q_inst *s);
 uint64_t q_attn_scratch(const q_inst *s);
 void q_attn_run(const q_attn_isa *isa, const q_inst *s, const q_exec *e, int64_t begin, int64_t end);
 /* Columns that are best attended to together, where there are enough. */
 int32_t q_attn_columns(int32_t queries_per_head);
+/* The query heads that read KV head kv, of columns [begin, end). */
+void q_attn_head(const q_attn_isa *isa, const q_inst *s, const q_exec *e, int64_t begin, int64_t end, int32_t kv);
 
-/* STEP's three functions. */
-#define Q_ATTN_STEP(name, isa)                                                                       \
+/* Attention over pages for few columns, in units of a KV head and a block of keys. Units run in any order and on any
+ * thread, each once, before the next step that is run so; whoever finishes a KV head merges its blocks in ascending order. */
+typedef struct q_attn_split {
+    float *parts;      /* q_attn_split_floats of them, 64-aligned */
+    uint32_t *done;    /* q_attn_split_counts of them, zero */
+    const q_inst *put; /* KV_PUT of the same layer, whose keys and values are stored by who reads them; NULL = all are there */
+    q_op_fn store;     /* its function */
+} q_attn_split;
+bool q_attn_splits(const q_inst *s);
+/* What at most so many columns take. */
+uint64_t q_attn_split_floats(const q_inst *s, const q_plan *plan, int32_t columns);
+uint64_t q_attn_split_counts(const q_inst *s, const q_plan *plan, int32_t columns);
+int64_t q_attn_split_units(const q_inst *s, const q_exec *e);
+void q_attn_split_run(const q_attn_isa *isa, const q_inst *s, const q_exec *e, const q_attn_split *w, int64_t begin,
+                      int64_t end);
+
+/* What a line ATTENTION of kernels.def promises; the rest are the members of q_attn_isa. */
+#define Q_ATTENTION(name, ...)                                                                       \
+    const q_attn_isa q_##name##_isa = {__VA_ARGS__};                                                 \
     bool q_##name##_accepts(const q_inst *s) { return q_attn_accepts(s); }                           \
     uint64_t q_##name##_scratch(const q_inst *s, int32_t columns) {                                  \
         Q_UNUSED(columns);                                                                           \
         return q_attn_scratch(s);                                                                    \
     }                                                                                                \
     void q_##name(const q_inst *s, const q_exec *e, int64_t begin, int64_t end) {                    \
-        q_attn_run(&isa, s, e, begin, end);                                                          \
+        q_attn_run(&q_##name##_isa, s, e, begin, end);                                               \
     }
 
 #endif

@@ -4,6 +4,7 @@
  * products read in 8 bits), and lays everything a run needs out in one block: the same function lays out with no base
  * to measure, so that what was promised is what is allocated. Refuses nothing that op.h describes: a step without a
  * kernel of its own runs the reference. Layer L2. */
+#include "attn.h"
 #include "program.h"
 
 #include <stdio.h>
@@ -28,12 +29,16 @@ const q_cpu_kernel q_cpu_kernels[] = {
 #define STEP(op_, isa_, name_)                                                                        \
     {.name = #name_, .op = Q_OP_##op_, .format = "any", .isa = Q_ISA_##isa_, .fn = q_##name_,         \
      .scratch = q_##name_##_scratch, .accepts = q_##name_##_accepts},
+#define ATTENTION(isa_, name_)                                                                        \
+    {.name = #name_, .op = Q_OP_ATTN, .format = "any", .isa = Q_ISA_##isa_, .fn = q_##name_,          \
+     .scratch = q_##name_##_scratch, .accepts = q_##name_##_accepts, .attn = &q_##name_##_isa},
 #define ACTIVATION(activation, isa_, name_)                                                            \
     {.name = #name_, .op = Q_OP_COUNT, .act = Q_CPU_ACT_##activation, .isa = Q_ISA_##isa_, .quantize = q_##name_},
 #include "kernels.def"
 #undef PACKED
 #undef PRODUCT
 #undef STEP
+#undef ATTENTION
 #undef ACTIVATION
 };
 uint32_t q_cpu_kernel_count(void) { return (uint32_t)Q_COUNT(q_cpu_kernels); }
@@ -239,6 +244,20 @@ static void lay_out_thread(q_program *p, q_cpu_thread *t, carve *c) {
     for (int32_t i = 0; i < p->n_copies; i++) t->copies[i] = take(c, (uint64_t)p->few, p->copies[i].column_bytes);
 }
 
+/* What attention by blocks shares; phases use it in turn. */
+static void lay_out_attention(q_program *p, carve *c) {
+    const q_cpu_way *w = &p->ways[Q_CPU_FEW];
+    uint64_t floats = 0, counts = 0;
+    for (int32_t i = 0; p->few && i < w->n_phases; i++) {
+        if (w->phases[i].kind != Q_CPU_BLOCKS) continue;
+        const q_inst *s = w->stages[w->phases[i].to - 1].inst;
+        floats = Q_MAX(floats, q_attn_split_floats(s, p->plan, p->few));
+        counts = Q_MAX(counts, q_attn_split_counts(s, p->plan, p->few));
+    }
+    p->attn_parts = take(c, floats, sizeof *p->attn_parts);
+    p->attn_done = take(c, counts, sizeof *p->attn_done);
+}
+
 /* Slots, copies and scratch. The tables of p are complete. */
 static void lay_out_data(q_program *p, carve *c) {
     const q_plan *plan = p->plan;
@@ -255,6 +274,7 @@ static void lay_out_data(q_program *p, carve *c) {
         p->scratch_bytes = Q_MAX(p->scratch_bytes, bytes);
     }
     p->scratch_bytes = q_round_up(p->scratch_bytes, Q_ALIGN);
+    lay_out_attention(p, c);
     for (uint32_t i = 0; i < p->threads; i++) lay_out_thread(p, &p->own[i], c);
 }
 

@@ -60,6 +60,8 @@ typedef struct q_mm {
     void *scratch;        /* Q_ALIGN-aligned, as many bytes as the row's `scratch` says */
 } q_mm;
 
+typedef struct q_attn_isa q_attn_isa; /* attn.h */
+
 /* A line of kernels.def. Products have `mm`, other operations `fn`, activation formats `quantize`. */
 typedef struct q_cpu_kernel {
     const char *name;     /* op_weight_act[_tile]__isa */
@@ -75,6 +77,7 @@ typedef struct q_cpu_kernel {
     uint64_t (*scratch)(const q_inst *s, int32_t columns);
     bool (*accepts)(const q_inst *s); /* NULL = any step of its operation */
     void (*quantize)(const float *x, int64_t n, void *dst);
+    const q_attn_isa *attn; /* attention's own way of sharing out its work; NULL = by units, as any step */
 } q_cpu_kernel;
 
 extern const q_cpu_kernel q_cpu_kernels[];
@@ -97,11 +100,15 @@ uint32_t q_cpu_kernel_count(void);
     void q_##name_(const q_inst *s, const q_exec *e, int64_t begin, int64_t end);   \
     uint64_t q_##name_##_scratch(const q_inst *s, int32_t columns);                 \
     bool q_##name_##_accepts(const q_inst *s);
+#define ATTENTION(isa_, name_)              \
+    extern const q_attn_isa q_##name_##_isa; \
+    STEP(ATTN, isa_, name_)
 #define ACTIVATION(activation, isa_, name_) void q_##name_(const float *x, int64_t n, void *dst);
 #include "kernels.def"
 #undef PACKED
 #undef PRODUCT
 #undef STEP
+#undef ATTENTION
 #undef ACTIVATION
 
 #endif

@@ -8,7 +8,8 @@
  * are always each thread's own. What does not fit (a residual, pages) stays shared and keeps its barriers.
  * What threads do for themselves comes first in a phase, and reads nothing that the rest of the phase writes: where it
  * would, the phase is cut in two. KV_PUT and the ATTN behind it need no barrier in between when a thread stores the keys
- * of a KV head and then runs the queries that read it. Layer L2. */
+ * of a block, or of a KV head, and then runs the queries that read it. Layer L2. */
+#include "attn.h"
 #include "program.h"
 
 bool q_cpu_is_out(const q_inst *s) { return s->out || s->op == Q_OP_HEAD || s->op == Q_OP_SAMPLE; }
@@ -93,7 +94,8 @@ void q_cpu_phases_many(q_program *p) {
     w->n_phases = 0;
     for (int32_t from = 0, to; from < w->n_stages; from = to) {
         to = run_end(w->stages, from, w->n_stages);
-        add_phase(w, from, from, to, w->stages[from].columns ? Q_CPU_CHAIN : Q_CPU_GROUP);
+        const bool attends = to - from == 1 && w->stages[from].kernel && w->stages[from].kernel->attn;
+        add_phase(w, from, from, to, w->stages[from].columns ? Q_CPU_CHAIN : attends ? Q_CPU_TILES : Q_CPU_GROUP);
     }
 }
 
@@ -203,6 +205,8 @@ static bool puts_then_attends(const q_program *p, const q_cpu_way *w, const chai
            a->kv_layer == k->kv_layer && !disturbed(p, w->stages, c->a, c->b, c->b, c->b + 1);
 }
 
+static bool by_blocks(const q_cpu_stage *t) { return t->kernel && t->kernel->attn && q_attn_splits(t->inst); }
+
 void q_cpu_phases_few(q_program *p) {
     const q_cpu_way *many = &p->ways[Q_CPU_MANY];
     q_cpu_way *w = &p->ways[Q_CPU_FEW];
@@ -225,7 +229,8 @@ void q_cpu_phases_few(q_program *p) {
         int32_t own = c.a;
         to = c.b;
         if (puts_then_attends(p, w, &c)) {
-            add_phase(w, own, c.first, ++to, Q_CPU_HEADS);
+            add_phase(w, own, c.first, to + 1, by_blocks(&w->stages[to]) ? Q_CPU_BLOCKS : Q_CPU_HEADS);
+            to++;
             continue;
         }
         for (int32_t i = c.first, end; i <= c.last; i = end) {
@@ -234,6 +239,7 @@ void q_cpu_phases_few(q_program *p) {
             own = end;
         }
         if (to < w->n_stages) to = run_end(w->stages, to, w->n_stages);
-        if (own < to) add_phases(p, w, own, c.b, to, Q_CPU_GROUP);
+        const bool alone = to - c.b == 1 && by_blocks(&w->stages[c.b]);
+        if (own < to) add_phases(p, w, own, c.b, to, alone ? Q_CPU_BLOCKS : Q_CPU_GROUP);
     }
 }

@@ -1,9 +1,10 @@
 /* program.c: runs a compiled plan: one pool run per batch, in which all threads walk the phases together.
  *
  * A phase (phases.c) begins with what each thread does for itself, then its units are claimed: columns of a chain of
- * stages, units of the steps of a group, KV heads. What a unit computes never depends on who claims it, nor on how many
+ * stages, units of the steps of a group, blocks of attention. What a unit computes never depends on who claims it, nor on how many
  * compute it, which is why the same bits come out for any number of threads.
  * Allocates nothing, takes no lock but the pool's barrier. Layer L2. */
+#include "attn.h"
 #include "program.h"
 
 #include <fenv.h>
@@ -130,23 +131,15 @@ static int32_t kv_heads_of(const q_plan *plan, const q_inst *attn) {
     return attn->z.slot ? attn->z.heads : plan->kv[attn->kv_group].heads;
 }
 
-/* Units that a claim takes: a multiple of the tiles of products; whole columns of attention, which share what they
- * read, unless there are too few, and then the query heads of a KV head. */
+/* Units that a claim takes: a multiple of the tiles of products. */
 static int64_t chunk_of(const lane *l, const q_cpu_phase *f) {
-    const int64_t threads = q_pool_running(l->p->pool);
     int64_t total = 0, tile = 1;
     for (int32_t i = f->from; i < f->to; i++) {
         const q_cpu_stage *t = &l->stages[i];
-        const q_inst *s = t->inst;
-        const int64_t columns = columns_of(l->e.batch, s);
         total += units_of(l, i);
         if (t->kernel && t->kernel->mm) tile = Q_MAX(tile, (int64_t)t->kernel->rows);
-        if (s->op != Q_OP_ATTN) continue;
-        if (columns >= threads * 16) tile = (int64_t)s->x.heads * 8;
-        else if (columns >= threads * 4) tile = s->x.heads;
-        else tile = Q_MAX(s->x.heads / Q_MAX(kv_heads_of(l->e.plan, s), 1), 1);
     }
-    const int64_t chunk = Q_MAX(div_up(total, threads * CHUNKS), (int64_t)1);
+    const int64_t chunk = Q_MAX(div_up(total, (int64_t)q_pool_running(l->p->pool) * CHUNKS), (int64_t)1);
     return div_up(chunk, tile) * tile;
 }
 
@@ -178,6 +171,31 @@ static void run_heads(const lane *l, const q_cpu_phase *f) {
     }
 }
 
+/* ATTN by blocks of keys, whose newest are stored by who reads them. */
+static void run_blocks(const lane *l, const q_cpu_phase *f) {
+    const q_cpu_stage *attn = &l->stages[f->to - 1], *put = f->to - f->from == 2 ? &l->stages[f->from] : NULL;
+    const q_attn_split w = {.parts = l->p->attn_parts, .done = l->p->attn_done, .put = put ? put->inst : NULL,
+                            .store = put ? put->fn : NULL};
+    const int64_t total = q_attn_split_units(attn->inst, &l->e);
+    const int64_t chunk = Q_MAX(total / ((int64_t)q_pool_running(l->p->pool) * CHUNKS), (int64_t)1);
+    for (int64_t b, end; q_pool_claim(l->p->pool, total, chunk, &b, &end);)
+        q_attn_split_run(attn->kernel->attn, attn->inst, &l->e, &w, b, end);
+}
+
+/* ATTN of many columns. One KV head after the other, so that its keys stay in the caches while columns pass; of causal
+ * attention the last columns, which see most, come first, so that what is left at the end is short. */
+static void run_tiles(const lane *l, const q_cpu_phase *f) {
+    const q_cpu_stage *t = &l->stages[f->from];
+    const q_inst *s = t->inst;
+    const int64_t n = l->e.batch->n, kv = kv_heads_of(l->e.plan, s), threads = q_pool_running(l->p->pool);
+    const int64_t most = q_attn_columns((int32_t)(s->x.heads / kv));
+    const int64_t columns = threads > 1 ? Q_MIN(div_up(n * kv, threads * CHUNKS), most) : most, tiles = div_up(n, columns);
+    for (int64_t u, end; q_pool_claim(l->p->pool, tiles * kv, 1, &u, &end);) {
+        const int64_t c = (tiles - 1 - u % tiles) * columns;
+        q_attn_head(t->kernel->attn, s, &l->e, c, Q_MIN(c + columns, n), (int32_t)(u / tiles));
+    }
+}
+
 static void run_phase(const lane *l, const q_cpu_phase *f) {
     run_own(l, f);
     if (f->from == f->to) return;
@@ -185,6 +203,8 @@ static void run_phase(const lane *l, const q_cpu_phase *f) {
     case Q_CPU_CHAIN: run_chain(l, f); break;
     case Q_CPU_GROUP: run_group(l, f); break;
     case Q_CPU_HEADS: run_heads(l, f); break;
+    case Q_CPU_BLOCKS: run_blocks(l, f); break;
+    case Q_CPU_TILES: run_tiles(l, f); break;
     }
 }
 

@@ -44,7 +44,9 @@ typedef struct q_cpu_stage {
 typedef enum {
     Q_CPU_CHAIN, /* threads take columns through all its stages */
     Q_CPU_GROUP, /* the units of its stages, which are independent, as one range */
-    Q_CPU_HEADS  /* KV_PUT and the ATTN that reads it: a unit is all that reads one KV head */
+    Q_CPU_HEADS, /* KV_PUT, and the ATTN that reads it: a unit is all that reads one KV head */
+    Q_CPU_BLOCKS, /* ATTN, perhaps behind its KV_PUT: a unit is a block of keys of a KV head */
+    Q_CPU_TILES  /* ATTN: a unit is some columns of what reads one KV head */
 } q_cpu_kind;
 
 /* What lies between two barriers. */
@@ -93,6 +95,8 @@ struct q_program {
     uint64_t state_floats;
     q_cpu_thread *own;    /* [threads] */
     uint64_t scratch_bytes; /* of one thread */
+    float *attn_parts;    /* of Q_CPU_BLOCKS (attn.h) */
+    uint32_t *attn_done;
     /* The run in progress. */
     const q_batch *batch;
     const q_cpu_way *way;

@@ -139,5 +139,4 @@ static void merge(float *acc, const float *part, int64_t n, float a, float b) {
         vst1q_f32(acc + i, vfmaq_n_f32(vmulq_n_f32(vld1q_f32(acc + i), a), vld1q_f32(part + i), b));
 }
 
-static const q_attn_isa isa = {4, 8, widen, product, softmax, exps, merge};
-Q_ATTN_STEP(attn_paged__neon, isa)
+Q_ATTENTION(attn_paged__neon, 4, 8, widen, product, softmax, exps, merge)

@@ -124,5 +124,4 @@ Q_AVX2 static void merge(float *acc, const float *part, int64_t n, float a, floa
     }
 }
 
-static const q_attn_isa isa = {8, 8, widen, product, softmax, exps, merge};
-Q_ATTN_STEP(attn_paged__avx2, isa)
+Q_ATTENTION(attn_paged__avx2, 8, 8, widen, product, softmax, exps, merge)

@@ -131,5 +131,4 @@ Q_AVX512 static void merge(float *acc, const float *part, int64_t n, float a, fl
     }
 }
 
-static const q_attn_isa isa = {16, 8, widen, product, softmax, exps, merge};
-Q_ATTN_STEP(attn_paged__avx512, isa)
+Q_ATTENTION(attn_paged__avx512, 16, 8, widen, product, softmax, exps, merge)
