@@ -4,6 +4,8 @@
  * thread over all its units. An operation without a case here is refused by name. */
 #include "kernels.h"
 
+#include "../kernels/cpu/attn.h"
+
 #include <stdlib.h>
 #include <string.h>
 
@@ -129,7 +131,8 @@ static lq_status lay_memory(bed *b, int32_t n) {
     b->kv = (q_kv_pool){.layers = 1, .heads = KV_HEADS, .k_width = HEAD, .v_width = HEAD, .value_bytes = 2,
                         .layer_bytes = 2ull * KV_HEADS * Q_KV_TOKENS * HEAD * 2, .pages = (uint32_t)((b->context - 1) / Q_KV_TOKENS + 1)};
     b->kv.page_bytes = b->kv.layer_bytes;
-    b->pool[0] = (uint8_t *)q_new(&q_alloc_libc, b->kv.pages, b->kv.page_bytes);
+    const q_placing placing = {.huge = q_memory_has_huge("")}; /* as a session's pages lie */
+    b->pool[0] = (uint8_t *)q_new_placed(&q_alloc_libc, &placing, b->kv.pages * b->kv.page_bytes, false);
     b->pos = Q_NEW(&q_alloc_libc, int32_t, n);
     b->which = Q_NEW(&q_alloc_libc, int32_t, n);
     b->pages = Q_NEW(&q_alloc_libc, uint32_t, b->kv.pages);
@@ -152,10 +155,22 @@ static lq_status lay_memory(bed *b, int32_t n) {
     return LQ_OK;
 }
 
-/* A step of many columns takes long: a call is a part of it, whole columns of attention, as the backend's chunks are. */
+/* All of an attention, since its columns see different numbers of keys, in the order of the backend's claims. */
+static void attend(const bed *b) {
+    const int64_t n = b->batch.n, most = q_attn_columns(HEADS / KV_HEADS);
+    for (int32_t kv = 0; kv < KV_HEADS; kv++)
+        for (int64_t c = (n - 1) / most * most; c >= 0; c -= most)
+            q_attn_head(b->k->attn, &b->s, &b->e, c, c + most < n ? c + most : n, kv);
+}
+
+/* A step of many columns takes long: a call is a part of it. */
 static void step_pass(void *arg) {
     bed *b = (bed *)arg;
     for (int64_t i = 0; i < b->calls; i++) {
+        if (b->k->attn) {
+            attend(b);
+            continue;
+        }
         if (b->at + b->part > b->units) b->at = 0;
         b->k->fn(&b->s, &b->e, b->at, b->at + b->part);
         b->at += b->part;
@@ -186,7 +201,7 @@ static lq_status time_step(bed *b, const bench_kernel_how *how, bench_kernel_tim
     b->state = b->e.state;
     b->units = q_op_units(&b->s, how->columns, 0);
     const q_op_unit unit = q_ops[b->k->op].unit; /* a channel's or a head's unit is all columns */
-    b->part = unit == Q_UNIT_HEAD ? 1 : unit == Q_UNIT_CHANNEL ? 64 : b->units / how->columns;
+    b->part = unit == Q_UNIT_HEAD ? 1 : unit == Q_UNIT_CHANNEL ? 64 : b->k->attn ? b->units : b->units / how->columns;
     b->e.scratch_bytes = (size_t)b->k->scratch(&b->s, how->columns);
     b->e.scratch = q_new(&q_alloc_libc, b->e.scratch_bytes + 1, 1);
     if (!b->e.scratch) return LQ_E_NOMEM;
