@@ -136,6 +136,7 @@ static bool product_grow(void *arg) {
 
 /* The vectors that the kernel reads, in its activation format; NULL = no memory. */
 static uint8_t *make_activations(const q_act *act, int64_t depth, int64_t columns, int64_t *stride) {
+    if (act && columns < act->from) act = NULL;
     *stride = act ? q_act_bytes(act, depth) : depth * (int64_t)sizeof(float);
     float *x = Q_NEW(&q_alloc_libc, float, depth);
     uint8_t *out = (uint8_t *)q_new_raw(&q_alloc_libc, (uint64_t)columns, (uint64_t)*stride);

@@ -139,15 +139,18 @@ typedef struct q_act {
     /* n is a multiple of `weights`; or the row, with one block to it. */
     void (*quantize)(const float *x, int64_t n, void *dst);
     bool floats; /* values of their own, for bdot; not codes under a scale */
+    bool lanes;  /* the float32 values themselves, in another order, for dot */
+    int32_t from; /* a batch of fewer columns is read as it lies, by the same kernel */
 } q_act;
 enum { Q_ACT_ROW_MOST = 1 << 17 /* longest row that is one block */ };
 
 /* Values in a block, whether a row of k consists of blocks, and its bytes then (a multiple of 4). */
 static inline int64_t q_act_block(const q_act *a, int64_t k) { return a->weights ? a->weights : k; }
 static inline bool q_act_fits(const q_act *a, int64_t k) {
-    return a->weights ? k % a->weights == 0 : k % 32 == 0 && k <= Q_ACT_ROW_MOST;
+    return a->lanes || (a->weights ? k % a->weights == 0 : k % 32 == 0 && k <= Q_ACT_ROW_MOST);
 }
 static inline int64_t q_act_bytes(const q_act *a, int64_t k) {
+    if (a->lanes) return ((k + 15) / 16 | 1) * 64;
     return a->weights ? k / a->weights * a->bytes : 4 + k / 16 * 2 + k;
 }
 
@@ -170,7 +173,10 @@ typedef struct q_a8_256 {
  * infinities and NaN stay (a NaN becomes quiet). Its block is 32 values and nothing else. */
 /* 8 bits again, with one scale for the whole row, for formats with one per row (INT8 per channel and per token): d, then k / 16 sums,
  * then k codes. */
-extern const q_act q_act_a8_32, q_act_a8_256, q_act_a8_row, q_act_a_bf16; /* kernels/ref/act.c */
+/* Not rounded at all: the values of lane 0 of dot (0, 16, 32, ...), then those of lane 1, ...: value i lies at
+ * i % 16 * ceil(k / 16) + i / 16. The row takes an odd number of lines of 64 bytes, so that a kernel that reads many
+ * columns at once does not find them all in the same sets of its cache; what is left of it is zero. */
+extern const q_act q_act_a8_32, q_act_a8_256, q_act_a8_row, q_act_a_bf16, q_act_lanes; /* kernels/ref/act.c */
 
 /* A resolved weight: rows of `k` values. Experts are consecutive matrices. Owned by the model. */
 typedef struct q_weight {

@@ -24,10 +24,11 @@ static void check_product(const q_cpu_kernel *k, const q_format *f, const shape 
             want[c * t->rows + r] = y[c * stride + r] = t->add ? t_normal(seed) : 7.0f;
     ref_product(f, k->act, t, w, row_bytes, x, bias, want);
 
-    const int64_t x_bytes = k->act ? q_act_bytes(k->act, t->k) : t->k * (int64_t)sizeof(float);
+    const q_act *act = k->act && t->n >= k->act->from ? k->act : NULL; /* what x comes in */
+    const int64_t x_bytes = act ? q_act_bytes(act, t->k) : t->k * (int64_t)sizeof(float);
     uint8_t *acts = fenced((size_t)(x_bytes * t->n));
     for (int64_t c = 0; c < t->n; c++) {
-        if (k->act) k->act->quantize(x + c * t->k, t->k, acts + c * x_bytes);
+        if (act) act->quantize(x + c * t->k, t->k, acts + c * x_bytes);
         else memcpy(acts + c * x_bytes, x + c * t->k, (size_t)x_bytes);
     }
     const size_t scratch_floats = (size_t)k->mm_scratch(t->k, t->n) / sizeof(float);

@@ -78,8 +78,7 @@ static uint8_t *packed_for(const q_cpu_kernel *k, const product *p, size_t *byte
 
 /* What a kernel reads n columns as. */
 static const q_act *read_as(const q_cpu_kernel *k, int64_t n) {
-    Q_UNUSED(n);
-    return k->act;
+    return k->act && n >= k->act->from ? k->act : NULL;
 }
 
 /* All columns of a product as activations, in front of a fence: n of them are the last n. */

@@ -188,7 +188,9 @@ static void print_row(state *s, const char *what, const bench_kernel_time *t, co
 }
 
 /* What its multiply-adds take. */
-static const char *kind_of(const q_cpu_kernel *k) { return !k->act ? "fp32" : k->act->floats ? "bf16" : "int8"; }
+static const char *kind_of(const q_cpu_kernel *k) { 
+    return !k->act || k->act->lanes ? "fp32" : k->act->floats ? "bf16" : "int8";
+}
 
 /* A line, an object, a line of the CSV file. `format` NULL: a kernel without weights. */
 static void show_row(state *s, const char *kernel, const char *what, const char *format, const char *isa,

@@ -62,7 +62,7 @@ static bool fits(const q_cpu_kernel *k, const q_inst *s, q_isas isas, bool f32_a
     if (!is_product(s)) return false;
     if (strcmp(k->format, "any") != 0 && strcmp(k->format, s->w->format->name) != 0) return false;
     if (k->layout && k->layout != q_layout_of(s->w)) return false;
-    return !k->act || (!f32_activations && q_act_fits(k->act, s->w->k));
+    return !k->act || ((!f32_activations || k->act->lanes) && q_act_fits(k->act, s->w->k));
 }
 
 static const q_cpu_kernel *choose(const q_inst *s, q_isas isas, bool f32_activations) {

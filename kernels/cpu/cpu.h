@@ -89,6 +89,7 @@ uint32_t q_cpu_kernel_count(void);
 #define Q_CPU_ACT_a8_256 (&q_act_a8_256)
 #define Q_CPU_ACT_a_bf16 (&q_act_a_bf16)
 #define Q_CPU_ACT_a8_row (&q_act_a8_row)
+#define Q_CPU_ACT_lanes (&q_act_lanes)
 
 #define PRODUCT(weight, activation, isa_, rows_, name_)  \
     void q_##name_(const q_mm *m);                       \

@@ -38,18 +38,24 @@ static void finish_head(const q_inst *s, const q_mm *m) {
         }
 }
 
+/* Is a copy made in its activation format for so many columns? And is it made at all? Otherwise they are read as they
+ * lie. */
+static bool is_converted(const q_cpu_copy *c, int64_t columns) { return c->key.act && columns >= c->key.act->from; }
+static bool is_made(const q_cpu_copy *c, int64_t columns) { return c->key.order || is_converted(c, columns); }
+
 /* Rows [begin, end) of a product step, head by head. */
 static void run_product(const lane *l, const q_cpu_stage *t, int64_t begin, int64_t end) {
     const q_exec *e = &l->e;
     const q_inst *s = t->inst;
     const bool head = s->op == Q_OP_HEAD;
-    const q_cpu_copy *copy = t->reads >= 0 ? &l->p->copies[t->reads] : NULL;
+    const int64_t n = columns_of(e->batch, s);
+    const q_cpu_copy *copy = t->reads >= 0 && is_made(&l->p->copies[t->reads], n) ? &l->p->copies[t->reads] : NULL;
     const bool packed = t->kernel->layout != NULL;
     q_mm m = {.format = s->w->format,
               .row_bytes = packed ? q_layout_panel_bytes(t->kernel->layout, s->w->k) : s->w->row_bytes,
-              .k = s->w->k, .n = columns_of(e->batch, s),
+              .k = s->w->k, .n = n,
               .add = !head && s->add, .scratch = e->scratch};
-    if (m.n == 0) return;
+    if (n == 0) return;
     float *bias = NULL;
     if (s->b) {
         bias = (float *)e->scratch;
@@ -78,20 +84,22 @@ static void run_product(const lane *l, const q_cpu_stage *t, int64_t begin, int6
 }
 
 /* One vector of a copy. */
-static void copy_vector(const lane *l, const q_cpu_copy *c, const float *x, uint8_t *to) {
+static void copy_vector(const lane *l, const q_cpu_copy *c, bool convert, const float *x, uint8_t *to) {
     const q_cpu_copy_key *k = &c->key;
-    float *in_order = k->act ? (float *)l->e.scratch : (float *)(void *)to;
+    float *in_order = convert ? (float *)l->e.scratch : (float *)(void *)to;
     for (int32_t i = 0; k->order && i < k->k; i++) in_order[i] = x[k->order[i]];
-    if (k->act) c->quantize(k->order ? in_order : x, k->k, to);
+    if (convert) c->quantize(k->order ? in_order : x, k->k, to);
 }
 
 static void run_copy(const lane *l, const q_cpu_stage *t, int64_t begin, int64_t end) {
     const q_cpu_copy *c = &l->p->copies[t->makes];
     const q_cpu_copy_key *k = &c->key;
     const float *slot = l->e.slots[t->from];
+    const int64_t n = columns_of(l->e.batch, t->inst);
+    if (!is_made(c, n)) return;
     for (int64_t col = begin; col < end; col++)
         for (int32_t h = 0; h < k->heads; h++)
-            copy_vector(l, c, slot + col * l->e.plan->slot_width[t->from] + k->offset + (int64_t)h * k->stride,
+            copy_vector(l, c, is_converted(c, n), slot + col * l->e.plan->slot_width[t->from] + k->offset + (int64_t)h * k->stride,
                         l->copies[t->makes] + (uint64_t)col * c->column_bytes + (uint64_t)h * c->head_bytes);
 }
 

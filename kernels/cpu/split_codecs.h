@@ -46,6 +46,13 @@
     DO(q6_k, argument) \
     DO(q8_0, argument)
 
+/* name_unit(): weights 32 u .. 32 u + 31 of a row of the format `name` as floats; `unit` is of a file's own choice. */
+#define Q_SPLIT_UNIT(name, unit, target)                                             \
+    target static void name##_##unit(const uint8_t *row, int64_t u, float *to) {     \
+        enum { UNITS = name##_weights / Q_UNIT };                                    \
+        name##_decode(row, (int)(u / UNITS), (int)(u % UNITS), to);                  \
+    }
+
 /* name_widen(): a row of the format `name` to floats. */
 #define Q_SPLIT_WIDEN(name, target)                                                                \
     target static void name##_widen(const q_format *f, const uint8_t *row, int64_t k, float *to) { \

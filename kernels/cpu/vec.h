@@ -12,6 +12,7 @@
  *   v_above(a, b, yes, no)                    a > b ? yes : no
  *   v_exp                                     within one unit of the last place (avx2.h)
  *   v_swap                                    neighbours 2i and 2i + 1 change places
+ *   v_transpose(v)                            lane i of v[j] and lane j of v[i] change places, V_N vectors
  *   v_fold(lanes)                             16 lanes added as op.h says
  *   v_turn(x, &r)                             x = n pi / 2 + r, |r| <= pi / 4: n mod 4; the remainder is taken in doubles,
  *                                             with 106 bits of pi, and is right to float precision for |x| < 2^40

@@ -50,7 +50,15 @@ static void a8_row(const float *x, int64_t n, void *dst) {
     quantize_block(x, (int)n, dst, sum, (int8_t *)(sum + n / 16));
 }
 
-const q_act q_act_a8_32 = {"a8_32", 32, (int32_t)sizeof(q_a8_32), a8_32, false};
-const q_act q_act_a8_256 = {"a8_256", 256, (int32_t)sizeof(q_a8_256), a8_256, false};
-const q_act q_act_a_bf16 = {"a_bf16", 32, 32 * (int32_t)sizeof(uint16_t), a_bf16, true};
-const q_act q_act_a8_row = {"a8_row", 0, 0, a8_row, false};
+static void lanes(const float *x, int64_t n, void *dst) {
+    float *to = dst;
+    const int64_t steps = (n + 15) / 16;
+    memset(dst, 0, (size_t)q_act_bytes(&q_act_lanes, n));
+    for (int64_t i = 0; i < n; i++) to[i % 16 * steps + i / 16] = x[i];
+}
+
+const q_act q_act_a8_32 = {"a8_32", 32, (int32_t)sizeof(q_a8_32), a8_32, false, false, 0};
+const q_act q_act_a8_256 = {"a8_256", 256, (int32_t)sizeof(q_a8_256), a8_256, false, false, 0};
+const q_act q_act_a_bf16 = {"a_bf16", 32, 32 * (int32_t)sizeof(uint16_t), a_bf16, true, false, 0};
+const q_act q_act_a8_row = {"a8_row", 0, 0, a8_row, false, false, 0};
+const q_act q_act_lanes = {"lanes", 0, 0, lanes, false, true, 16};

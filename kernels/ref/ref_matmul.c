@@ -19,7 +19,7 @@ float q_ref_bdot(const float *w, const uint16_t *x, int64_t k) {
 }
 
 const q_act *q_ref_mul_act(const q_act *act, const q_weight *w) {
-    return act && (act->floats || w->format->split) && q_act_fits(act, w->k) ? act : NULL;
+    return act && !act->lanes && (act->floats || w->format->split) && q_act_fits(act, w->k) ? act : NULL;
 }
 
 void q_ref_mul_open(q_ref_mul *m, const q_act *act, const q_weight *w, q_ref_carve *carve) {

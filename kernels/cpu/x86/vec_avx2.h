@@ -34,6 +34,23 @@ V_IN v_f v_above(v_f a, v_f b, v_f yes, v_f no) {
 V_IN v_f v_exp(v_f x) { return q_exp8(x); }
 V_IN v_f v_swap(v_f x) { return _mm256_permute_ps(x, 0xB1); }
 
+V_IN void v_transpose(v_f v[V_N]) {
+    __m256 a[8], b[8];
+    Q_UNROLL for (int i = 0; i < 8; i += 2) {
+        a[i] = _mm256_unpacklo_ps(v[i], v[i + 1]);
+        a[i + 1] = _mm256_unpackhi_ps(v[i], v[i + 1]);
+    }
+    Q_UNROLL for (int i = 0; i < 8; i += 4) /* b[i + q]: values q and q + 4 of four rows */
+        Q_UNROLL for (int h = 0; h < 2; h++) {
+            b[i + 2 * h] = _mm256_shuffle_ps(a[i + h], a[i + h + 2], 0x44);
+            b[i + 2 * h + 1] = _mm256_shuffle_ps(a[i + h], a[i + h + 2], 0xEE);
+        }
+    Q_UNROLL for (int q = 0; q < 4; q++) {
+        v[q] = _mm256_permute2f128_ps(b[q], b[q + 4], 0x20);
+        v[q + 4] = _mm256_permute2f128_ps(b[q], b[q + 4], 0x31);
+    }
+}
+
 V_IN float v_fold(const v_f lane[V_PARTS]) { return q_fold1(_mm256_add_ps(lane[0], lane[1])); }
 
 /* Half of v_turn, in doubles. */

@@ -34,6 +34,13 @@ V_IN v_f v_above(v_f a, v_f b, v_f yes, v_f no) {
 V_IN v_f v_exp(v_f x) { return q_exp16(x); }
 V_IN v_f v_swap(v_f x) { return _mm512_permute_ps(x, 0xB1); }
 
+V_IN void v_transpose(v_f v[V_N]) {
+    __m512i t[V_N];
+    Q_UNROLL for (int i = 0; i < V_N; i++) t[i] = _mm512_castps_si512(v[i]);
+    q_transpose16(t);
+    Q_UNROLL for (int i = 0; i < V_N; i++) v[i] = _mm512_castsi512_ps(t[i]);
+}
+
 V_IN float v_fold(const v_f lane[V_PARTS]) { return q_fold1_512(lane[0]); }
 
 /* Half of v_turn, in doubles. */
