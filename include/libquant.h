@@ -297,7 +297,7 @@ typedef struct lq_plan_info {
     uint64_t weights;       /* bytes of weights, mapped from the file unless no_mmap */
     uint64_t kv;            /* bytes of the KV cache */
     uint64_t activations;   /* bytes of activations, logits and scratch */
-    uint64_t total;
+    uint64_t total;         /* the most that opening and running add to resident memory (libquant/README.md: what counts) */
     /* Of the model's device, in its own memory; 0 and "" without one. The fields above are of the processor's memory. */
     char device[64];            /* "vulkan:0" */
     uint32_t layers;            /* of the model */

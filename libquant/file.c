@@ -125,9 +125,9 @@ uint64_t q_file_size(const q_file *f) { return f->size; }
 const uint8_t *q_file_data(const q_file *f) { return (const uint8_t *)f->map; }
 
 void q_file_give_back(const uint8_t *p, uint64_t n) {
-    const uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE), from = ((uintptr_t)p + page - 1) / page * page,
-                    to = ((uintptr_t)p + (uintptr_t)n) / page * page;
-    if (from < to) madvise((void *)from, to - from, MADV_DONTNEED);
+    const uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE), from = (uintptr_t)p / page * page,
+                    to = ((uintptr_t)p + (uintptr_t)n + page - 1) / page * page;
+    if (n) madvise((void *)from, to - from, MADV_DONTNEED);
 }
 
 lq_status q_file_read(const q_file *f, uint64_t offset, void *dst, uint64_t n) {

@@ -19,7 +19,7 @@ const char *q_file_path(const q_file *f);
 uint64_t q_file_size(const q_file *f);
 /* The mapping, NULL when not mapped (or an empty file). */
 const uint8_t *q_file_data(const q_file *f);
-/* Whole pages within n bytes of a mapping leave the process's memory, and come back from the file when they are read. */
+/* The pages that hold n bytes of a mapping leave the process's memory, and come back from the file when they are read. */
 void q_file_give_back(const uint8_t *p, uint64_t n);
 /* Exactly n bytes at offset; LQ_E_TRUNCATED past the end, LQ_E_IO when the system fails. Thread-safe. */
 lq_status q_file_read(const q_file *f, uint64_t offset, void *dst, uint64_t n);

@@ -34,21 +34,32 @@ typedef struct job {
     q_op op;
     const q_weight *w;
     void *to;
+    bool mapped; /* the weight's bytes are the file's: they leave memory as the layout fills it */
 } job;
 
 static void pack_rows(void *arg, int64_t begin, int64_t end, uint32_t thread) {
     const job *j = (const job *)arg;
+    const uint64_t row_bytes = j->w->row_bytes;
     Q_UNUSED(thread);
     j->backend->pack(j->device, j->op, j->w, begin, end, j->to);
+    if (j->mapped) q_file_give_back(j->w->data + (uint64_t)begin * row_bytes, (uint64_t)(end - begin) * row_bytes);
 }
 
-static void pack_weight(q_pool *pool, const job *j, bool mapped) {
+static int64_t rows_of(const q_weight *w) { return (int64_t)w->rows * Q_MAX(w->matrices, 1); }
+
+static void pack_weight(q_pool *pool, const job *j) {
     const q_weight *w = j->w;
-    const int64_t rows = (int64_t)w->rows * Q_MAX(w->matrices, 1);
     const int64_t chunk =
         Q_MAX(CHUNK / (int64_t)Q_MAX(w->row_bytes, (uint64_t)1) / Q_PACK_ROWS, (int64_t)1) * Q_PACK_ROWS;
-    q_pool_for(pool, rows, chunk, pack_rows, (void *)(uintptr_t)j);
-    if (mapped) q_file_give_back(w->data, (uint64_t)rows * w->row_bytes);
+    q_pool_for(pool, rows_of(w), chunk, pack_rows, (void *)(uintptr_t)j);
+}
+
+/* A page fault brings neighbours too, of what was given back already. */
+static void give_back_all(const lq_model *m, const uint64_t *bytes) {
+    for (uint32_t i = 0; i < m->binding->n_items; i++) {
+        const q_weight *w = &m->weights[i];
+        if (bytes[i] && !m->owned[i]) q_file_give_back(w->data, (uint64_t)rows_of(w) * w->row_bytes);
+    }
 }
 
 /* What each item takes of the block, 0 = it stays as it is; the sums for the plan. */
@@ -78,12 +89,13 @@ static lq_status pack_all(lq_model *m, const uint64_t *bytes, const int32_t *ops
     uint64_t at = 0;
     for (uint32_t i = 0; i < m->binding->n_items; i++) {
         if (!bytes[i]) continue;
-        const job j = {m->ctx->backend, m->ctx->device, (q_op)ops[i], &m->weights[i], m->packed + at};
-        pack_weight(pool, &j, !m->owned[i]);
+        const job j = {m->ctx->backend, m->ctx->device, (q_op)ops[i], &m->weights[i], m->packed + at, !m->owned[i]};
+        pack_weight(pool, &j);
         m->weights[i].packed = m->packed + at;
         at += bytes[i];
     }
     q_pool_close(pool);
+    give_back_all(m, bytes);
     q_log_write(&m->ctx->log, LQ_LOG_INFO, "packed %u weights to %.1f MiB in %.3f s", n,
                 (double)m->packed_bytes / 1048576.0, q_clock() - begin);
     return LQ_OK;

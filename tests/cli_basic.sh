@@ -80,6 +80,11 @@ exits 0 "info JSON" "$LQ" info "$POCKET" --json --tensors --meta --ctx 128; json
 has "info JSON" architecture container layers classes.0.bytes memory.total tensor_list.0.shape bits_per_weight
 holds "info JSON" "$(json layers)" = 6; holds "info JSON" "$(json context)" = 256
 holds "info JSON" "$(json memory.context)" = 128; holds "info JSON" "$(json tensors)" = "$(json tensor_list)"
+# A plan is for the placing that will be asked for.
+holds "info: nothing locked" "$(json memory.locked)" = 0
+exits 0 "info --mlock" "$LQ" info "$POCKET" --ctx 128 --mlock --huge-pages off --numa off --json; json_is "info --mlock"
+holds "info --mlock" "$(json memory.locked)" -gt 0; holds "info --mlock" "$(json memory.locked)" -le "$(json memory.total)"
+exits 2 "info --huge-pages" "$LQ" info "$POCKET" --huge-pages some
 for what in devices formats schemes; do
     exits 0 "info --$what" "$LQ" info --$what; holds "info --$what" -s "$out"
     exits 0 "info --$what JSON" "$LQ" info --$what --json; has "info --$what" 0.name

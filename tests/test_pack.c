@@ -5,7 +5,9 @@
 
 #include "../libquant/engine.h"
 
+#include <inttypes.h>
 #include <sys/resource.h>
+#include <unistd.h>
 
 enum { TOKENS = 40, VOCAB_MOST = 4096 };
 static const char *const formats[] = {"q4_0", "q8_0", "q4_1", "q5_0", "q5_1", "iq4_nl"};
@@ -167,6 +169,46 @@ START_TEST(the_plan_states_the_bytes) {
 }
 END_TEST
 
+/* Bytes of a file's mapping that are in memory. */
+static uint64_t resident(const char *path) {
+    FILE *f = fopen("/proc/self/smaps", "r");
+    char line[4400];
+    uint64_t kib = 0, sum = 0;
+    bool in = false;
+    while (f && fgets(line, sizeof line, f)) {
+        if (strchr(line, '-') && strchr(line, '-') < strchr(line, ' ')) in = strstr(line, path) != NULL;
+        else if (in && sscanf(line, "Rss: %" SCNu64, &kib) == 1) sum += kib * 1024;
+    }
+    if (f) fclose(f);
+    return sum;
+}
+
+/* What was packed is there once: of the file only what lies between is left, in whole pages. */
+START_TEST(packed_weights_leave_the_file) {
+    char path[4096];
+    if (t_emulated()) T_SKIP("an emulator has a /proc of its own");
+    pocket_in("q8_0", path, sizeof path);
+    lq_ctx *c = context(NULL, 2);
+    lq_model *m = open_model(c, path, (lq_model_options){0});
+    lq_plan_info plan = {.size = sizeof plan};
+    ck_assert_int_eq(lq_model_plan(m, NULL, &plan), LQ_OK);
+    if (plan.packed) {
+        const long page = sysconf(_SC_PAGESIZE);
+        uint64_t pages = 0; /* that hold a byte of a packed weight, none of them in memory */
+        for (uint32_t i = 0; i < m->binding->n_items; i++) {
+            const q_weight *w = &m->weights[i];
+            const uint64_t from = (uint64_t)(uintptr_t)w->data / (uint64_t)page;
+            if (w->packed) pages += ((uint64_t)(uintptr_t)w->data + w->row_bytes * (uint64_t)w->rows - 1) / (uint64_t)page - from;
+        }
+        const uint64_t size = q_file_size(m->dir->files[0]);
+        ck_assert_uint_gt(pages, 0);
+        ck_assert_uint_le(resident(path), q_round_up(size, (uint64_t)page) - pages * (uint64_t)page);
+    }
+    lq_model_close(m);
+    lq_close(c);
+}
+END_TEST
+
 START_TEST(scalar_packs_nothing) {
     char path[4096];
     pocket_in("q4_0", path, sizeof path);
@@ -211,6 +253,7 @@ static Suite *suite(void) {
     tcase_add_loop_test(c, formats_give_the_bits_of_the_file, 0, (int)Q_COUNT(formats));
     tcase_add_loop_test(c, schemes_give_the_bits_of_the_file, 0, (int)Q_COUNT(schemes));
     tcase_add_test(c, the_plan_states_the_bytes);
+    tcase_add_test(c, packed_weights_leave_the_file);
     tcase_add_test(c, scalar_packs_nothing);
     tcase_add_test(c, without_memory_the_file_is_read);
     suite_add_tcase(s, c);

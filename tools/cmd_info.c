@@ -8,6 +8,7 @@
 
 typedef struct args {
     cli_place place;
+    cli_memory memory;
     const char *model;
     uint64_t ctx;
     uint32_t tensors, meta, check, devices, formats, schemes;
@@ -33,6 +34,7 @@ static const cli_option options[] = {
     CLI_OPT_GPU_LAYERS(args),
     CLI_OPT_NO_PACK(args),
     CLI_OPT_LOAD_AS(args),
+    CLI_OPT_MEMORY(args),
     {.type = CLI_FLAG, .name = "tensors", .at = offsetof(args, tensors), .help = "list every tensor, in file order"},
     {.type = CLI_FLAG, .name = "meta", .at = offsetof(args, meta), .help = "list the metadata of the file",
      .also = "|metadata|keys|"},
@@ -81,9 +83,9 @@ static void print_device(const lq_device_info *d, lq_status status) {
 }
 
 /* A device that cannot be used stands in the list with the reason: it is not the command that fails. */
-static int show_devices(cli *c) {
+static int show_devices(cli *c, const args *a) {
     lq_ctx *ctx;
-    const int code = cli_open(c, 0, NULL, NULL, &ctx);
+    const int code = cli_open(c, 0, NULL, &a->memory, &ctx);
     if (code != 0) return code;
     json_t *list = json_array();
     const uint32_t n = lq_device_count(ctx);
@@ -196,7 +198,9 @@ static void print_model(const char *path, const lq_model_info *m, const lq_plan_
     printf("  memory to run     %s for a context of %u tokens: ", cli_bytes(p->total).s, p->context);
     printf("weights %s, ", cli_bytes(p->weights).s);
     if (p->packed) printf("packed copies in their place %s, ", cli_bytes(p->packed).s);
-    printf("KV cache %s, activations %s\n", cli_bytes(p->kv).s, cli_bytes(p->activations).s);
+    printf("KV cache %s, activations %s", cli_bytes(p->kv).s, cli_bytes(p->activations).s);
+    if (p->locked) printf("; %s of it locked", cli_bytes(p->locked).s);
+    putchar('\n');
     if (p->device[0]) printf("  device            ");
     cli_plan_print(stdout, p);
     putchar('\n');
@@ -236,6 +240,7 @@ static json_t *model_json(const char *path, const lq_model_info *m, const lq_pla
     cli_set_int(memory, "kv", p->kv);
     cli_set_int(memory, "activations", p->activations);
     cli_set_int(memory, "total", p->total);
+    cli_set_int(memory, "locked", p->locked);
     cli_set(o, "memory", memory);
     if (p->device[0]) cli_set(o, "device", cli_plan_json(p));
     for (size_t i = 0; i < n; i++) {
@@ -331,13 +336,13 @@ static int run(cli *c, const void *arguments) {
     if (!a->model && (a->place.device || a->place.layers != CLI_ALL_LAYERS)) {
         return cli_usage(c, "--device and --gpu-layers plan a MODEL; --devices lists the devices");
     }
-    if (a->devices) return show_devices(c);
+    if (a->devices) return show_devices(c, a);
     if (a->formats) return show_formats(c);
     if (a->schemes) return show_schemes(c);
     lq_ctx *ctx;
     lq_model *model = NULL;
     const lq_model_options mo = {.size = sizeof mo, .check_tensors = a->check, .plan_only = 1};
-    int code = cli_open(c, 0, NULL, NULL, &ctx);
+    int code = cli_open(c, 0, NULL, &a->memory, &ctx);
     if (code != 0) return code;
     code = cli_model(c, ctx, a->model, &a->place, &mo, &model);
     if (code == 0) code = show_model(c, a, model);
