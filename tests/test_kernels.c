@@ -123,12 +123,14 @@ static bool emulated(const q_cpu_kernel *k, q_cpu_kernel *to) {
 #define AMX_ROW_avx512vnni(name_)
 #define PRODUCT(...)
 #define STEP(...)
+#define ATTENTION(...)
 #define ACTIVATION(...)
 #define PACKED(weight, activation, isa_, rows_, layout_, name_) AMX_ROW_##isa_(name_)
 #include "../kernels/cpu/kernels.def"
 #undef PACKED
 #undef PRODUCT
 #undef STEP
+#undef ATTENTION
 #undef ACTIVATION
     };
     for (size_t i = 0; i < Q_COUNT(kernels); i++) {
