@@ -9,7 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { EMBD = 4096, FF = 14336, HEADS = 32, KV_HEADS = 8, HEAD = 128, EXPERTS = 8, TAPS = 4, SLOTS = 6 };
+enum { EMBD = 4096, FF = 14336, HEADS = 32, KV_HEADS = 8, HEAD = 128, EXPERTS = 8, USED = 2, TAPS = 4, SLOTS = 6 };
 
 typedef struct bed {
     const q_cpu_kernel *k;
@@ -82,7 +82,7 @@ static void lay_embed(bed *b, int32_t n) { /* a row of floats, the same for all 
 }
 static void lay_route(bed *b, int32_t n) { /* one row of weights stands for all experts */
     b->s.y = view(1, 1, 4), b->s.x = view(2, 1, EMBD);
-    b->s.n_expert = EXPERTS, b->s.n_used = 2;
+    b->s.n_expert = EXPERTS, b->s.n_used = USED;
     vector_weight(b, EMBD);
     b->weight.rows = EXPERTS;
     b->weight.row_bytes = 0;
@@ -109,6 +109,12 @@ static void lay_scan(bed *b, int32_t n) {
     b->ops = 7.0 * HEADS * HEAD * HEAD * n;
     b->bytes = 4.0 * (4 * EMBD + 2 * HEADS) * n;
 }
+static void lay_combine(bed *b, int32_t n) { /* the sum of MOE_DOWN alone; its products are lines of their own */
+    b->s.y = view(1, 1, EMBD), b->s.x = view(2, USED, EMBD), b->s.z = view(3, 1, USED);
+    b->s.n_used = USED;
+    b->ops = 2.0 * USED * EMBD * n;
+    b->bytes = 4.0 * (USED + 1) * EMBD * n;
+}
 static void lay_kv_put(bed *b, int32_t n) {
     b->s.x = view(2, KV_HEADS, HEAD), b->s.z = view(3, KV_HEADS, HEAD);
     b->bytes = 2.0 * (4 + 2) * KV_HEADS * HEAD * n;
@@ -124,6 +130,7 @@ static const struct { q_op op; void (*lay)(bed *b, int32_t n); } cases[] = {
     {Q_OP_NORM, lay_norm}, {Q_OP_HEADNORM, lay_headnorm}, {Q_OP_GLU, lay_glu}, {Q_OP_ROPE, lay_rope},
     {Q_OP_SCALE, lay_column}, {Q_OP_COPY, lay_column}, {Q_OP_KV_PUT, lay_kv_put}, {Q_OP_ATTN, lay_attn},
     {Q_OP_EMBED, lay_embed}, {Q_OP_ROUTE, lay_route}, {Q_OP_CONV, lay_conv}, {Q_OP_SCAN, lay_scan},
+    {Q_OP_MOE_DOWN, lay_combine},
 };
 
 /* Slots and pages for n columns at the end of the context. */
@@ -163,6 +170,12 @@ static void attend(const bed *b) {
             q_attn_head(b->k->attn, &b->s, &b->e, c, c + most < n ? c + most : n, kv);
 }
 
+static void combine_columns(const bed *b, int64_t begin, int64_t end) {
+    static const int32_t place[USED] = {0, 1};
+    for (int64_t c = begin; c < end; c++)
+        b->k->combine(b->slots[1] + c * EMBD, false, b->slots[2] + c * USED * EMBD, EMBD, place, b->slots[3], USED);
+}
+
 /* A step of many columns takes long: a call is a part of it. */
 static void step_pass(void *arg) {
     bed *b = (bed *)arg;
@@ -172,7 +185,8 @@ static void step_pass(void *arg) {
             continue;
         }
         if (b->at + b->part > b->units) b->at = 0;
-        b->k->fn(&b->s, &b->e, b->at, b->at + b->part);
+        if (b->k->combine) combine_columns(b, b->at, b->at + b->part);
+        else b->k->fn(&b->s, &b->e, b->at, b->at + b->part);
         b->at += b->part;
     }
 }
@@ -199,10 +213,10 @@ static lq_status time_step(bed *b, const bench_kernel_how *how, bench_kernel_tim
     b->e.state = Q_NEW(&q_alloc_libc, float, b->e.state_floats + 1);
     if (!b->e.state) return LQ_E_NOMEM;
     b->state = b->e.state;
-    b->units = q_op_units(&b->s, how->columns, 0);
+    b->units = b->k->combine ? how->columns : q_op_units(&b->s, how->columns, 0);
     const q_op_unit unit = q_ops[b->k->op].unit; /* a channel's or a head's unit is all columns */
     b->part = unit == Q_UNIT_HEAD ? 1 : unit == Q_UNIT_CHANNEL ? 64 : b->k->attn ? b->units : b->units / how->columns;
-    b->e.scratch_bytes = (size_t)b->k->scratch(&b->s, how->columns);
+    b->e.scratch_bytes = b->k->scratch ? (size_t)b->k->scratch(&b->s, how->columns) : 0;
     b->e.scratch = q_new(&q_alloc_libc, b->e.scratch_bytes + 1, 1);
     if (!b->e.scratch) return LQ_E_NOMEM;
     return bench_kernel_time_passes(step_pass, step_grow, b, how->passes, &out->passes);

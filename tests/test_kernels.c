@@ -125,6 +125,7 @@ static bool emulated(const q_cpu_kernel *k, q_cpu_kernel *to) {
 #define STEP(...)
 #define ATTENTION(...)
 #define ACTIVATION(...)
+#define COMBINE(isa_, name_)
 #define PACKED(weight, activation, isa_, rows_, layout_, name_) AMX_ROW_##isa_(name_)
 #include "../kernels/cpu/kernels.def"
 #undef PACKED
@@ -132,6 +133,7 @@ static bool emulated(const q_cpu_kernel *k, q_cpu_kernel *to) {
 #undef STEP
 #undef ATTENTION
 #undef ACTIVATION
+#undef COMBINE
     };
     for (size_t i = 0; i < Q_COUNT(kernels); i++) {
         if (strcmp(kernels[i].name, k->name) != 0) continue;

@@ -34,12 +34,14 @@ const q_cpu_kernel q_cpu_kernels[] = {
      .scratch = q_##name_##_scratch, .accepts = q_##name_##_accepts, .attn = &q_##name_##_isa},
 #define ACTIVATION(activation, isa_, name_)                                                            \
     {.name = #name_, .op = Q_OP_COUNT, .act = Q_CPU_ACT_##activation, .isa = Q_ISA_##isa_, .quantize = q_##name_},
+#define COMBINE(isa_, name_) {.name = #name_, .op = Q_OP_MOE_DOWN, .isa = Q_ISA_##isa_, .combine = q_##name_},
 #include "kernels.def"
 #undef PACKED
 #undef PRODUCT
 #undef STEP
 #undef ATTENTION
 #undef ACTIVATION
+#undef COMBINE
 };
 uint32_t q_cpu_kernel_count(void) { return (uint32_t)Q_COUNT(q_cpu_kernels); }
 
@@ -53,11 +55,11 @@ static const char *const ref_names[Q_OP_COUNT] = {
 /* ------------------------------------------------------------------------------------------------ choosing kernels */
 
 static bool is_product(const q_inst *s) {
-    return (s->op == Q_OP_MATMUL || s->op == Q_OP_HEAD) && !(s->lora_a && s->lora_b);
+    return q_cpu_is_experts(s) || ((s->op == Q_OP_MATMUL || s->op == Q_OP_HEAD) && !(s->lora_a && s->lora_b));
 }
 
 static bool fits(const q_cpu_kernel *k, const q_inst *s, q_isas isas, bool f32_activations) {
-    if (!q_isa_in(isas, k->isa) || k->quantize) return false;
+    if (!q_isa_in(isas, k->isa) || k->quantize || k->combine) return false;
     if (!k->mm) return k->op == s->op && (!k->accepts || k->accepts(s));
     if (!is_product(s)) return false;
     if (strcmp(k->format, "any") != 0 && strcmp(k->format, s->w->format->name) != 0) return false;
@@ -78,16 +80,41 @@ static void (*choose_quantize(const q_act *act, q_isas isas))(const float *, int
     return act->quantize;
 }
 
+static q_combine_fn choose_combine(q_isas isas) { /* there is one for every machine */
+    size_t i = Q_COUNT(q_cpu_kernels) - 1;
+    while (!q_cpu_kernels[i].combine || !q_isa_in(isas, q_cpu_kernels[i].isa)) i--;
+    return q_cpu_kernels[i].combine;
+}
+
+/* The kernel for a step's w2. */
+static const q_cpu_kernel *choose2(const q_inst *s, q_isas isas, bool f32_activations) {
+    if (!q_cpu_is_experts(s) || !s->w2) return NULL;
+    q_inst second = *s;
+    second.w = s->w2;
+    return choose(&second, isas, f32_activations);
+}
+
+/* A step that is not the plan's, but follows a product. */
+static q_op_fn choose_after(q_op op, q_isas isas) {
+    const q_inst s = {.op = (uint8_t)op};
+    const q_cpu_kernel *k = choose(&s, isas, false);
+    return k && k->fn ? k->fn : q_ops[op].ref;
+}
+
 /* -------------------------------------------------------------------------------------------------------- stages */
 
-/* A product reads its input as it lies in the slot unless it wants it quantized, or in the order of its weight. */
-static bool reads_copy(const q_inst *s, const q_cpu_kernel *k) { return k && k->mm && (k->act || s->w->order); }
+/* A product reads its input as it lies in the slot unless it wants it quantized, or in the order of its weight; experts
+ * want it gathered. */
+static bool reads_copy(const q_inst *s, const q_weight *w, const q_cpu_kernel *k) {
+    return k && k->mm && (k->act || w->order || q_cpu_is_experts(s));
+}
 
-/* The form of x that it then reads. */
-static q_cpu_copy_key key_of(const q_inst *s, const q_act *act) {
-    q_cpu_copy_key k = {.slot = s->x.slot, .offset = s->x.offset, .k = s->w->k, .heads = 1, .stride = 0, .act = act,
-                        .order = s->w->order};
-    if (s->op == Q_OP_MATMUL && s->x.heads > 1 && s->y.heads > 1) {
+/* The form of x that a product with w then reads. */
+static q_cpu_copy_key key_of(const q_inst *s, const q_weight *w, const q_act *act, int32_t routes) {
+    /* An expert's columns may be few in any batch, so what few columns are not converted to is not for experts at all. */
+    q_cpu_copy_key k = {.slot = s->x.slot, .offset = s->x.offset, .k = w->k, .heads = 1, .stride = 0,
+                        .act = act && routes >= 0 && act->from ? NULL : act, .order = w->order, .routes = routes};
+    if ((s->op == Q_OP_MATMUL && s->x.heads > 1 && s->y.heads > 1) || s->op == Q_OP_MOE_DOWN) {
         k.heads = s->x.heads;
         k.stride = s->x.stride;
     }
@@ -95,7 +122,7 @@ static q_cpu_copy_key key_of(const q_inst *s, const q_act *act) {
 }
 static bool same_key(const q_cpu_copy_key *a, const q_cpu_copy_key *b) {
     return a->slot == b->slot && a->offset == b->offset && a->k == b->k && a->heads == b->heads &&
-           a->stride == b->stride && a->act == b->act && a->order == b->order;
+           a->stride == b->stride && a->act == b->act && a->order == b->order && a->routes == b->routes;
 }
 
 static int32_t find_copy(const q_program *p, const q_cpu_copy_key *key) {
@@ -111,9 +138,12 @@ static int32_t add_copy(q_program *p, const q_cpu_copy_key *key, q_isas isas) {
     c->key = *key;
     c->quantize = key->act ? choose_quantize(key->act, isas) : NULL;
     c->head_bytes = key->act ? (uint64_t)q_act_bytes(key->act, key->k) : (uint64_t)key->k * sizeof(float);
-    c->column_bytes = c->head_bytes * (uint64_t)key->heads;
+    c->vectors = key->routes >= 0 ? p->routings[key->routes].used : key->heads;
+    c->column_bytes = c->head_bytes * (uint64_t)c->vectors;
     return p->n_copies++;
 }
+
+static bool runs_step(const q_cpu_stage *t) { return t->makes < 0 && t->routes < 0; }
 
 /* Did a stage made so far leave this copy in the state that a step now wants? */
 static bool is_fresh(const q_program *p, const q_cpu_copy_key *key) {
@@ -121,39 +151,83 @@ static bool is_fresh(const q_program *p, const q_cpu_copy_key *key) {
     for (int32_t i = w->n_stages; i-- > 0;) {
         const q_cpu_stage *t = &w->stages[i];
         if (t->makes >= 0 && same_key(&p->copies[t->makes].key, key)) return true;
-        if (t->makes < 0 && p->plan->insts[t->step].y.slot == key->slot) return false;
+        if (t->routes >= 0 && t->routes == key->routes) return false;
+        if (runs_step(t) && p->plan->insts[t->step].y.slot == key->slot) return false;
     }
     return false;
 }
 
-/* Stages of the plan in order. The copies that the steps of a group want are all made before its first step. */
+/* The routing that an experts' step uses; -1: it is none, or one that the reference runs. A stage turns it round unless one
+ * did so since the router wrote. */
+static int32_t add_routing(q_program *p, int32_t step, const q_cpu_kernel *k, const q_cpu_kernel *k2, bool stage) {
+    const q_inst *s = &p->plan->insts[step];
+    if (!q_cpu_is_experts(s) || !k || !k->mm || (s->w2 && (!k2 || !k2->mm))) return -1;
+    int32_t r = 0;
+    const q_cpu_routing key = {s->z, s->n_used, s->w->matrices};
+    while (r < p->n_routings && memcmp(&p->routings[r], &key, sizeof key) != 0) r++; /* it is of int32_t alone */
+    if (r == p->n_routings) p->routings[p->n_routings++] = key;
+    q_cpu_way *w = &p->ways[Q_CPU_MANY];
+    for (int32_t i = w->n_stages; stage && i-- > 0;) {
+        const q_cpu_stage *t = &w->stages[i];
+        if (t->routes == r) return r;
+        if (runs_step(t) && p->plan->insts[t->step].y.slot == s->z.slot) break;
+    }
+    if (stage)
+        w->stages[w->n_stages++] = (q_cpu_stage){.step = step, .inst = s, .makes = -1, .routes = r, .reads = -1, .reads2 = -1,
+                                                 .uses = -1, .columns = true, .gathers = true, .own = true};
+    return r;
+}
+
+/* Stages that make what a step reads. */
+static void make_inputs(q_program *p, int32_t step, q_isas isas) {
+    const q_inst *s = &p->plan->insts[step];
+    q_cpu_way *w = &p->ways[Q_CPU_MANY];
+    const q_cpu_kernel *const kernels[] = {choose(s, isas, p->plan->f32_activations),
+                                           choose2(s, isas, p->plan->f32_activations)};
+    const q_weight *const weights[] = {s->w, s->w2};
+    const int32_t routes = add_routing(p, step, kernels[0], kernels[1], true);
+    if (q_cpu_is_experts(s) && routes < 0) return;
+    for (size_t i = 0; i < Q_COUNT(kernels); i++) {
+        if (!reads_copy(s, weights[i], kernels[i])) continue;
+        const q_cpu_copy_key key = key_of(s, weights[i], kernels[i]->act, routes);
+        if (is_fresh(p, &key)) continue;
+        const int32_t c = add_copy(p, &key, isas);
+        w->stages[w->n_stages++] = (q_cpu_stage){.step = step, .inst = s, .makes = c, .routes = -1, .reads = -1, .reads2 = -1,
+                                                 .uses = -1, .from = key.slot, .columns = true};
+    }
+}
+
+/* The stage that runs a step, whose inputs are made. */
+static q_cpu_stage make_step(q_program *p, int32_t step, q_isas isas) {
+    const q_inst *s = &p->plan->insts[step];
+    const bool f32 = p->plan->f32_activations;
+    q_cpu_stage t = {.step = step, .inst = s, .makes = -1, .routes = -1, .reads = -1, .reads2 = -1, .uses = -1,
+                     .kernel = choose(s, isas, f32), .kernel2 = choose2(s, isas, f32)};
+    t.columns = q_ops[s->op].unit == Q_UNIT_COLUMN || s->op == Q_OP_KV_PUT;
+    t.gathers = s->out && (s->op == Q_OP_NORM || s->op == Q_OP_COPY);
+    t.uses = add_routing(p, step, t.kernel, t.kernel2, false);
+    if (q_cpu_is_experts(s) && t.uses < 0) t.kernel = t.kernel2 = NULL;
+    t.fn = t.kernel && t.kernel->fn ? t.kernel->fn : q_ops[s->op].ref;
+    if (t.kernel && t.kernel->mm && s->op == Q_OP_MOE_GLU) t.fn = choose_after(Q_OP_GLU, isas);
+    if (t.kernel && t.kernel->mm && s->op == Q_OP_HEAD) t.fn = choose_after(Q_OP_SCALE, isas);
+    if (s->op == Q_OP_MOE_DOWN) t.combine = choose_combine(isas);
+    q_cpu_copy_key key;
+    if (reads_copy(s, s->w, t.kernel)) key = key_of(s, s->w, t.kernel->act, t.uses), t.reads = find_copy(p, &key);
+    if (reads_copy(s, s->w2, t.kernel2)) key = key_of(s, s->w2, t.kernel2->act, t.uses), t.reads2 = find_copy(p, &key);
+    return t;
+}
+
+/* Stages of the plan in order. What the steps of a group read is all made before its first step. */
 static void make_stages(q_program *p, q_isas isas) {
     const q_plan *plan = p->plan;
     q_cpu_way *w = &p->ways[Q_CPU_MANY];
     for (int32_t i = p->first; i < p->last; i++) {
         const q_inst *s = &plan->insts[i];
-        const q_cpu_kernel *kernel = choose(s, isas, plan->f32_activations);
         const bool opens = i == p->first || s->group == 0 || plan->insts[i - 1].group != s->group;
         p->first_stage[i - p->first] = w->n_stages;
-        for (int32_t m = i; opens && m < p->last && (m == i || (s->group && plan->insts[m].group == s->group));
-             m++) {
-            const q_cpu_kernel *k = choose(&plan->insts[m], isas, plan->f32_activations);
-            if (!reads_copy(&plan->insts[m], k)) continue;
-            const q_cpu_copy_key key = key_of(&plan->insts[m], k->act);
-            if (is_fresh(p, &key)) continue;
-            const int32_t c = add_copy(p, &key, isas);
-            w->stages[w->n_stages++] = (q_cpu_stage){.step = m, .inst = &plan->insts[m], .makes = c, .reads = -1,
-                                                     .from = key.slot, .columns = true};
-        }
-        q_cpu_stage t = {.step = i, .inst = s, .makes = -1, .reads = -1, .kernel = kernel};
-        t.columns = q_ops[s->op].unit == Q_UNIT_COLUMN || s->op == Q_OP_KV_PUT;
-        t.gathers = s->out && (s->op == Q_OP_NORM || s->op == Q_OP_COPY);
-        t.fn = kernel && kernel->fn ? kernel->fn : q_ops[s->op].ref;
-        if (reads_copy(s, kernel)) {
-            const q_cpu_copy_key key = key_of(s, kernel->act);
-            t.reads = find_copy(p, &key);
-        }
-        w->stages[w->n_stages++] = t;
+        for (int32_t m = i; opens && m < p->last && (m == i || (s->group && plan->insts[m].group == s->group)); m++)
+            make_inputs(p, m, isas);
+        w->stages[w->n_stages++] = make_step(p, i, isas);
     }
     p->first_stage[p->last - p->first] = w->n_stages;
 }
@@ -183,18 +257,21 @@ static q_program *lay_out_tables(const q_plan *plan, const q_segment *segment, u
     const uint64_t n = (uint64_t)(segment->last - segment->first), slots = (uint64_t)plan->n_slots;
     const uint64_t ways = threads > 1 ? Q_CPU_WAYS : 1, few = ways - 1;
     int32_t *first_stage = take(c, n + 1, sizeof *first_stage);
-    q_cpu_stage *stages = take(c, 2 * n * ways, sizeof *stages); /* a product has at most one copy made for it */
-    q_cpu_phase *phases = take(c, 2 * n * ways, sizeof *phases); /* each has a stage of its own at least */
-    q_cpu_copy *copies = take(c, n, sizeof *copies);
+    const uint64_t most_copies = 2 * n, most_stages = most_copies + 2 * n; /* two weights, a routing, and the step */
+    q_cpu_stage *stages = take(c, most_stages * ways, sizeof *stages);
+    q_cpu_phase *phases = take(c, most_stages * ways, sizeof *phases); /* each has a stage of its own at least */
+    q_cpu_copy *copies = take(c, most_copies, sizeof *copies);
+    q_cpu_routing *routings = take(c, n, sizeof *routings);
     float **shared_slots = take(c, slots, sizeof *shared_slots);
-    uint8_t **shared = take(c, n, sizeof *shared);
+    uint8_t **shared = take(c, most_copies, sizeof *shared);
     uint8_t **kv = take(c, (uint64_t)plan->n_kv, sizeof *kv);
     q_cpu_thread *own = take(c, threads, sizeof *own);
     q_inst *insts = take(c, n * few, sizeof *insts);
     int32_t *widths = take(c, 2 * slots * few, sizeof *widths);
     bool *own_slots = take(c, slots * few, sizeof *own_slots);
     float **thread_slots = take(c, 2 * slots * few * threads, sizeof *thread_slots);
-    uint8_t **thread_copies = take(c, n * few * threads, sizeof *thread_copies);
+    uint8_t **thread_copies = take(c, most_copies * few * threads, sizeof *thread_copies);
+    q_cpu_routes *routes = take(c, n * threads, sizeof *routes);
     if (!p) return NULL; /* measured */
     p->plan = plan;
     p->first = segment->first;
@@ -203,11 +280,12 @@ static q_program *lay_out_tables(const q_plan *plan, const q_segment *segment, u
     p->state_floats = segment->state_floats;
     p->first_stage = first_stage;
     for (uint64_t i = 0; i < ways; i++) {
-        p->ways[i] = (q_cpu_way){.plan = *plan, .stages = stages + i * 2 * n, .phases = phases + i * 2 * n};
+        p->ways[i] = (q_cpu_way){.plan = *plan, .stages = stages + i * most_stages, .phases = phases + i * most_stages};
         if (i == Q_CPU_FEW) p->ways[i].plan.slot_width = widths, p->ways[i].plan.n_slots = 2 * plan->n_slots;
     }
     p->few = q_cpu_few_columns(threads, plan->columns);
     p->copies = copies;
+    p->routings = routings;
     p->slots = shared_slots;
     p->shared = shared;
     p->kv = kv;
@@ -215,15 +293,20 @@ static q_program *lay_out_tables(const q_plan *plan, const q_segment *segment, u
     p->insts = insts;
     p->few_widths = widths;
     p->own_slots = own_slots;
-    for (uint64_t t = 0; own && few && t < threads; t++) {
+    for (uint64_t t = 0; own && t < threads; t++) {
+        own[t].routes = routes + t * n;
+        if (!few) continue;
         own[t].slots = thread_slots + t * 2 * slots;
-        own[t].copies = thread_copies + t * n;
+        own[t].copies = thread_copies + t * most_copies;
     }
     return p;
 }
 
 /* Scratch of one thread for a stage. A kernel may hand unusual cases to the reference. */
-static uint64_t scratch_of(const q_inst *s, const q_cpu_kernel *k, int32_t columns) {
+static uint64_t scratch_of(const q_cpu_stage *t, int32_t columns) {
+    const q_inst *s = t->inst;
+    const q_cpu_kernel *k = t->kernel;
+    if (t->uses >= 0) return q_cpu_experts_scratch(t, columns);
     if (k && k->mm) {
         const uint64_t bias = s->b ? q_round_up((uint64_t)s->w->rows * sizeof(float), Q_ALIGN) : 0;
         return bias + k->mm_scratch(s->w->k, columns);
@@ -235,6 +318,12 @@ static uint64_t scratch_of(const q_inst *s, const q_cpu_kernel *k, int32_t colum
 static void lay_out_thread(q_program *p, q_cpu_thread *t, carve *c) {
     const int32_t n = p->plan->n_slots;
     t->scratch = take(c, 1, p->scratch_bytes);
+    for (int32_t i = 0; i < p->n_routings; i++) {
+        q_ref_carve part = {NULL, 0};
+        q_cpu_routes_open(&t->routes[i], &p->routings[i], Q_MAX(p->plan->columns, p->plan->outs), &part);
+        part = (q_ref_carve){take(c, 1, part.used), 0};
+        if (part.base) q_cpu_routes_open(&t->routes[i], &p->routings[i], Q_MAX(p->plan->columns, p->plan->outs), &part);
+    }
     if (!p->few) return;
     for (int32_t i = 1; i < n; i++) {
         t->slots[i] = p->slots[i];
@@ -270,7 +359,7 @@ static void lay_out_data(q_program *p, carve *c) {
     for (int32_t i = 0; i < w->n_stages; i++) {
         const q_cpu_stage *t = &w->stages[i];
         const uint64_t bytes = t->makes >= 0 ? q_cpu_copy_scratch(&p->copies[t->makes])
-                                             : scratch_of(t->inst, t->kernel, columns);
+                                             : t->routes >= 0 ? 0 : scratch_of(t, columns);
         p->scratch_bytes = Q_MAX(p->scratch_bytes, bytes);
     }
     p->scratch_bytes = q_round_up(p->scratch_bytes, Q_ALIGN);
@@ -480,7 +569,7 @@ static q_traffic cpu_traffic(const q_program *program) { return program->traffic
 static const char *cpu_kernel_name(const q_program *p, int32_t i) {
     if (i < p->first || i >= p->last) return "";
     const q_cpu_stage *t = &p->ways[Q_CPU_MANY].stages[p->first_stage[i - p->first]];
-    while (t->makes >= 0) t++; /* copies made for the step and its group come first */
+    while (!runs_step(t)) t++; /* what is made for the step and its group comes first */
     return t->kernel ? t->kernel->name : ref_names[p->plan->insts[i].op];
 }
 

@@ -62,7 +62,13 @@ typedef struct q_mm {
 
 typedef struct q_attn_isa q_attn_isa; /* attn.h */
 
-/* A line of kernels.def. Products have `mm`, other operations `fn`, activation formats `quantize`. */
+/* MOE_DOWN's sum for n values of a column: y = the sum over i ascending of weight[i] * value[place[i]], fma from 0; with `add`
+ * to what y held. value[p] begins at value + p * n. */
+typedef void (*q_combine_fn)(float *y, bool add, const float *value, int64_t n, const int32_t *place, const float *weight,
+                             int64_t used);
+
+/* A line of kernels.def. Products have `mm`, activation formats `quantize`, sums of experts `combine`, other operations
+ * `fn`. */
 typedef struct q_cpu_kernel {
     const char *name;     /* op_weight_act[_tile]__isa */
     q_op op;              /* products: MATMUL, which stands for HEAD too */
@@ -78,6 +84,7 @@ typedef struct q_cpu_kernel {
     bool (*accepts)(const q_inst *s); /* NULL = any step of its operation */
     void (*quantize)(const float *x, int64_t n, void *dst);
     const q_attn_isa *attn; /* attention's own way of sharing out its work; NULL = by units, as any step */
+    q_combine_fn combine;
 } q_cpu_kernel;
 
 extern const q_cpu_kernel q_cpu_kernels[];
@@ -105,11 +112,14 @@ uint32_t q_cpu_kernel_count(void);
     extern const q_attn_isa q_##name_##_isa; \
     STEP(ATTN, isa_, name_)
 #define ACTIVATION(activation, isa_, name_) void q_##name_(const float *x, int64_t n, void *dst);
+#define COMBINE(isa_, name_)                                                                                        \
+    void q_##name_(float *y, bool add, const float *value, int64_t n, const int32_t *place, const float *weight, int64_t used);
 #include "kernels.def"
 #undef PACKED
 #undef PRODUCT
 #undef STEP
 #undef ATTENTION
 #undef ACTIVATION
+#undef COMBINE
 
 #endif

@@ -9,6 +9,15 @@ uint64_t q_matmul_any_f32__scalar_scratch(int64_t k, int64_t n) {
     return (uint64_t)k * TILE * sizeof(float);
 }
 
+void q_combine_f32__scalar(float *y, bool add, const float *value, int64_t n, const int32_t *place, const float *weight,
+                           int64_t used) {
+    for (int64_t r = 0; r < n; r++) {
+        float v = 0;
+        for (int64_t i = 0; i < used; i++) v = fmaf(weight[i], value[place[i] * n + r], v);
+        y[r] = add ? y[r] + v : v;
+    }
+}
+
 void q_matmul_any_f32__scalar(const q_mm *m) {
     float *tile = (float *)m->scratch;
     for (int64_t r0 = 0; r0 < m->rows; r0 += TILE) {

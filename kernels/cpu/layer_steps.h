@@ -114,6 +114,17 @@ V_STEP(headnorm_f32, q_ref_norm_scratch(s)) {
         }
 }
 
+/* -------------------------------------------------------------------------------------------------------- MOE_DOWN */
+
+V_FN void V_NAME(combine_f32, )(float *y, bool add, const float *value, int64_t n, const int32_t *place, const float *weight,
+                                int64_t used) {
+    for (int64_t r = 0; r < n; r += V_N) {
+        v_f v = v_set(0);
+        for (int64_t i = 0; i < used; i++) v = v_fma(v_set(weight[i]), v_get(value + place[i] * n + r, n - r), v);
+        v_put(y + r, add ? v_add(v_get(y + r, n - r), v) : v, n - r);
+    }
+}
+
 /* ------------------------------------------------------------------------------------------------------------- GLU */
 
 V_IN v_f v_glu1(int kind, v_f x, v_f z, v_f limit, v_f alpha) {

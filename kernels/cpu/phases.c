@@ -1,6 +1,7 @@
 /* phases.c: which stages of a compiled plan go together between two barriers, for many columns and for few.
  *
- * For many columns a phase is a chain of stages that treat each column by itself, or the steps of a group.
+ * For many columns a phase is a chain of stages that treat each column by itself, or the steps of a group. Which columns
+ * an expert has is turned round by every thread for itself.
  *
  * For few columns a stage of a chain becomes each thread's own where what it writes is read by nobody but through the
  * view that it wrote, until that is written anew: then a copy in every thread is as good as one for all, and no barrier
@@ -48,13 +49,17 @@ static void reads_of(const q_program *p, const q_cpu_stage *t, extent out[READS]
         out[0] = (extent){t->from, k->offset, k->offset + (k->heads - 1) * k->stride + k->k};
         return;
     }
+    if (t->routes >= 0) {
+        out[0] = extent_of(&s->z);
+        return;
+    }
     const q_view *const views[READS] = {&s->x, &s->z, &s->v, &s->u, &s->y};
     for (int i = 0; i < READS; i++)
         if (views[i]->slot && (i < 4 || s->add)) out[i] = extent_of(views[i]);
 }
 
 static extent write_of(const q_cpu_stage *t) {
-    return t->makes < 0 && t->inst->y.slot ? extent_of(&t->inst->y) : (extent){0, 0, 0};
+    return t->makes < 0 && t->routes < 0 && t->inst->y.slot ? extent_of(&t->inst->y) : (extent){0, 0, 0};
 }
 
 /* Do any of stages [a, b) read what any of [from, to) writes? */
@@ -92,10 +97,12 @@ static void add_phase(q_cpu_way *w, int32_t own, int32_t from, int32_t to, q_cpu
 void q_cpu_phases_many(q_program *p) {
     q_cpu_way *w = &p->ways[Q_CPU_MANY];
     w->n_phases = 0;
-    for (int32_t from = 0, to; from < w->n_stages; from = to) {
+    for (int32_t own = 0, to; own < w->n_stages; own = to) {
+        int32_t from = own;
+        while (w->stages[from].routes >= 0) from++; /* each thread for itself; what uses it follows */
         to = run_end(w->stages, from, w->n_stages);
         const bool attends = to - from == 1 && w->stages[from].kernel && w->stages[from].kernel->attn;
-        add_phase(w, from, from, to, w->stages[from].columns ? Q_CPU_CHAIN : attends ? Q_CPU_TILES : Q_CPU_GROUP);
+        add_phase(w, own, from, to, w->stages[from].columns ? Q_CPU_CHAIN : attends ? Q_CPU_TILES : Q_CPU_GROUP);
     }
 }
 
@@ -121,7 +128,7 @@ static bool may_be_own(const q_inst *s) {
 /* Is what stage i writes read through parts of its view alone, until it is written anew as a whole? What nobody reads
  * in this segment may be read after it. */
 static bool is_own(const q_program *p, const q_cpu_way *w, int32_t i) {
-    if (w->stages[i].makes >= 0) return true;
+    if (w->stages[i].makes >= 0 || w->stages[i].routes >= 0) return true;
     if (!w->stages[i].columns || !may_be_own(w->stages[i].inst)) return false;
     const extent y = write_of(&w->stages[i]);
     bool read = false;
@@ -159,6 +166,7 @@ static void rename_all(q_program *p, q_cpu_way *w) {
     for (int32_t i = w->n_stages; i-- > 0;) {
         q_cpu_stage *t = &w->stages[i];
         extent reads[READS];
+        if (t->routes >= 0) continue; /* it reads what its step reads, whose operands have their new names */
         reads_of(p, t, reads);
         if (t->makes >= 0) {
             rename_read(p, w, i, reads[0], &t->from);

@@ -14,13 +14,7 @@ enum {
     CHAIN_COLUMNS = 16 /* most columns that are taken through a chain at a time: their slots stay in the cache */
 };
 
-/* One thread in a run. */
-typedef struct lane {
-    const q_program *p;
-    const q_cpu_stage *stages;
-    q_exec e;
-    uint8_t *const *copies;
-} lane;
+typedef q_cpu_lane lane;
 
 static int64_t columns_of(const q_batch *b, const q_inst *s) { return q_cpu_is_out(s) ? b->n_out : b->n; }
 
@@ -28,20 +22,38 @@ static int64_t div_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 /* ------------------------------------------------------------------------------------------------------- products */
 
-static void finish_head(const q_inst *s, const q_mm *m) {
-    const float scale = q_ref_or1(s->scale);
-    if (scale == 1.0f && s->softcap == 0) return;
-    for (int64_t c = 0; c < m->n; c++)
-        for (int64_t r = 0; r < m->rows; r++) {
-            float *y = m->y + c * m->y_stride + r;
-            *y = q_ref_softcap(scale * *y, s->softcap);
-        }
+void q_cpu_bias(const q_weight *b, int64_t matrix, int64_t r, int64_t rows, float *bias) {
+    if (b->format->weights == 1) {
+        q_decode_row(b->format, q_ref_row(b, matrix, 0) + r * b->format->bytes, rows, bias);
+        return;
+    }
+    for (int64_t i = 0; i < rows; i++) bias[i] = q_ref_value(b, matrix, r + i);
+}
+
+void q_cpu_on_buffers(const lane *l, q_op_fn fn, const q_inst *s, float *const buffers[3], int32_t width, int64_t n) {
+    const int32_t widths[3] = {0, width, width};
+    q_plan plan = *l->e.plan;
+    plan.slot_width = widths;
+    plan.n_slots = (int32_t)Q_COUNT(widths);
+    q_exec e = l->e;
+    e.plan = &plan;
+    e.slots = buffers;
+    fn(s, &e, 0, n);
+}
+
+static void finish_head(const lane *l, const q_cpu_stage *t, const q_mm *m) {
+    const q_inst *s = t->inst;
+    if (q_ref_or1(s->scale) == 1.0f && s->softcap == 0) return;
+    const q_view y = {1, 0, 1, (int32_t)m->rows, (int32_t)m->rows};
+    const q_inst scale = {.op = Q_OP_SCALE, .y = y, .x = y, .scale = s->scale, .softcap = s->softcap};
+    float *const buffers[] = {NULL, m->y, NULL};
+    q_cpu_on_buffers(l, t->fn, &scale, buffers, (int32_t)m->y_stride, m->n);
 }
 
 /* Is a copy made in its activation format for so many columns? And is it made at all? Otherwise they are read as they
  * lie. */
 static bool is_converted(const q_cpu_copy *c, int64_t columns) { return c->key.act && columns >= c->key.act->from; }
-static bool is_made(const q_cpu_copy *c, int64_t columns) { return c->key.order || is_converted(c, columns); }
+static bool is_made(const q_cpu_copy *c, int64_t columns) { return c->key.order || c->key.routes >= 0 || is_converted(c, columns); }
 
 /* Rows [begin, end) of a product step, head by head. */
 static void run_product(const lane *l, const q_cpu_stage *t, int64_t begin, int64_t end) {
@@ -60,7 +72,7 @@ static void run_product(const lane *l, const q_cpu_stage *t, int64_t begin, int6
     if (s->b) {
         bias = (float *)e->scratch;
         m.scratch = (uint8_t *)e->scratch + q_round_up((uint64_t)s->w->rows * sizeof(float), Q_ALIGN);
-        for (int64_t r = begin; r < end; r++) bias[r - begin] = q_ref_bias(s->b, 0, r);
+        q_cpu_bias(s->b, 0, begin, end - begin, bias);
     }
     const int64_t width = head ? s->w->rows : s->y.width;
     for (int64_t r = begin; r < end; r += m.rows) {
@@ -79,7 +91,7 @@ static void run_product(const lane *l, const q_cpu_stage *t, int64_t begin, int6
         m.y = head ? e->batch->logits + r : q_ref_at(e, &s->y, 0, h) + (r - h * width);
         m.y_stride = head ? e->plan->vocab : e->plan->slot_width[s->y.slot];
         t->kernel->mm(&m);
-        if (head) finish_head(s, &m);
+        if (head) finish_head(l, t, &m);
     }
 }
 
@@ -87,6 +99,7 @@ static void run_product(const lane *l, const q_cpu_stage *t, int64_t begin, int6
 static void copy_vector(const lane *l, const q_cpu_copy *c, bool convert, const float *x, uint8_t *to) {
     const q_cpu_copy_key *k = &c->key;
     float *in_order = convert ? (float *)l->e.scratch : (float *)(void *)to;
+    if (!convert && !k->order) memcpy(to, x, (size_t)k->k * sizeof(float));
     for (int32_t i = 0; k->order && i < k->k; i++) in_order[i] = x[k->order[i]];
     if (convert) c->quantize(k->order ? in_order : x, k->k, to);
 }
@@ -96,15 +109,25 @@ static void run_copy(const lane *l, const q_cpu_stage *t, int64_t begin, int64_t
     const q_cpu_copy_key *k = &c->key;
     const float *slot = l->e.slots[t->from];
     const int64_t n = columns_of(l->e.batch, t->inst);
+    const bool convert = is_converted(c, n);
     if (!is_made(c, n)) return;
-    for (int64_t col = begin; col < end; col++)
-        for (int32_t h = 0; h < k->heads; h++)
-            copy_vector(l, c, is_converted(c, n), slot + col * l->e.plan->slot_width[t->from] + k->offset + (int64_t)h * k->stride,
-                        l->copies[t->makes] + (uint64_t)col * c->column_bytes + (uint64_t)h * c->head_bytes);
+    const int32_t *place = k->routes >= 0 ? l->own->routes[k->routes].place : NULL;
+    for (int64_t col = begin; col < end; col++) {
+        const uint8_t *first = NULL;
+        for (int32_t i = 0; i < c->vectors; i++) {
+            const int64_t at = col * c->vectors + i;
+            uint8_t *to = l->copies[t->makes] + (uint64_t)(place ? place[at] : at) * c->head_bytes;
+            const int64_t h = k->heads > 1 ? i : 0;
+            if (h == i) copy_vector(l, c, convert, slot + col * l->e.plan->slot_width[t->from] + k->offset + h * k->stride, to);
+            else memcpy(to, first, (size_t)c->head_bytes);
+            if (i == 0) first = to;
+        }
+    }
 }
 
 static void run_units(const lane *l, const q_cpu_stage *t, int64_t begin, int64_t end) {
-    if (t->kernel && t->kernel->mm) run_product(l, t, begin, end);
+    if (t->uses >= 0) q_cpu_run_experts(l, t, begin, end);
+    else if (t->kernel && t->kernel->mm) run_product(l, t, begin, end);
     else t->fn(t->inst, &l->e, begin, end);
 }
 
@@ -112,6 +135,7 @@ static void run_units(const lane *l, const q_cpu_stage *t, int64_t begin, int64_
 static void run_columns(const lane *l, const q_cpu_stage *t, int64_t begin, int64_t end) {
     const int64_t units = q_ops[t->inst->op].unit == Q_UNIT_COLUMN ? 1 : t->inst->x.heads;
     if (t->makes >= 0) run_copy(l, t, begin, end);
+    else if (t->routes >= 0) q_cpu_route_columns(t->inst, &l->e, end, &l->own->routes[t->routes]); /* always of all */
     else run_units(l, t, begin * units, end * units);
 }
 
@@ -132,7 +156,8 @@ static void run_chain(const lane *l, const q_cpu_phase *f) {
 }
 
 static int64_t units_of(const lane *l, int32_t stage) {
-    return q_op_units(l->stages[stage].inst, l->e.batch->n, l->e.batch->n_out);
+    const q_cpu_stage *t = &l->stages[stage];
+    return t->uses >= 0 ? q_cpu_experts_units(l, t) : q_op_units(t->inst, l->e.batch->n, l->e.batch->n_out);
 }
 
 static int32_t kv_heads_of(const q_plan *plan, const q_inst *attn) {
@@ -146,6 +171,7 @@ static int64_t chunk_of(const lane *l, const q_cpu_phase *f) {
         const q_cpu_stage *t = &l->stages[i];
         total += units_of(l, i);
         if (t->kernel && t->kernel->mm) tile = Q_MAX(tile, (int64_t)t->kernel->rows);
+        if (t->kernel2) tile = Q_MAX(tile, (int64_t)t->kernel2->rows);
     }
     const int64_t chunk = Q_MAX(div_up(total, (int64_t)q_pool_running(l->p->pool) * CHUNKS), (int64_t)1);
     return div_up(chunk, tile) * tile;
@@ -270,7 +296,7 @@ static void run_thread(void *arg, uint32_t thread) {
     q_program *p = (q_program *)arg;
     const q_cpu_thread *own = &p->own[thread];
     const bool few = p->way == &p->ways[Q_CPU_FEW];
-    const lane l = {.p = p, .stages = p->way->stages, .copies = few ? own->copies : p->shared,
+    const lane l = {.p = p, .stages = p->way->stages, .own = own, .copies = few ? own->copies : p->shared,
                     .e = {.plan = &p->way->plan, .batch = p->batch, .slots = few ? own->slots : p->slots, .kv = p->kv,
                           .act = NULL, .state = p->state, .state_floats = p->state_floats, .scratch = own->scratch,
                           .scratch_bytes = (size_t)p->scratch_bytes}};

@@ -12,7 +12,7 @@ static float *v_state_of(const q_inst *s, const q_exec *e, int64_t c) {
 
 /* ------------------------------------------------------------------------------------------------------------ CONV */
 
-enum { V_CHANNELS = 64 }; /* that are taken through all columns together */
+enum { V_CHANNELS = 256 }; /* that are taken through all columns together: long runs, since columns lie far apart */
 
 /* Rows of V_CHANNELS values each. */
 typedef struct v_conv {
@@ -38,10 +38,15 @@ static uint64_t v_conv_bytes(const q_inst *s) {
 
 /* Channels ch .. ch + n - 1: what they multiply with, and between columns of a sequence their past. */
 static void v_conv_learn(v_conv *t, const q_inst *s, int64_t ch, int64_t n) {
+    const bool floats = s->w->format == &q_format_f32 && ((uintptr_t)s->w->data | s->w->row_bytes) % sizeof(float) == 0;
     for (int64_t j = 0; j < n; j++) {
-        q_decode_row(s->w->format, q_ref_row(s->w, 0, ch + j), s->taps, t->out);
-        for (int64_t i = 0; i < s->taps; i++) t->taps[i * V_CHANNELS + j] = t->out[i];
-        t->bias[j] = q_ref_bias(s->b, 0, ch + j);
+        const float *taps = (const float *)(const void *)q_ref_row(s->w, 0, ch + j);
+        if (!floats) {
+            q_decode_row(s->w->format, q_ref_row(s->w, 0, ch + j), s->taps, t->out);
+            taps = t->out;
+        }
+        for (int64_t i = 0; i < s->taps; i++) t->taps[i * V_CHANNELS + j] = taps[i];
+        if (s->b) t->bias[j] = q_ref_bias(s->b, 0, ch + j);
     }
 }
 static void v_conv_recall(v_conv *t, const q_inst *s, const float *state, int64_t n) {
@@ -52,9 +57,8 @@ static void v_conv_recall(v_conv *t, const q_inst *s, const float *state, int64_
 }
 static void v_conv_keep(const v_conv *t, const q_inst *s, float *state, int64_t n) {
     const int64_t past = s->taps - 1;
-    for (int64_t j = 0; j < n; j++)
-        for (int64_t i = 0; i < past; i++)
-            state[j * past + i] = t->past[(t->oldest + i) % past * V_CHANNELS + j];
+    for (int64_t i = 0, at = t->oldest; i < past; i++, at = at + 1 == past ? 0 : at + 1)
+        for (int64_t j = 0; j < n; j++) state[j * past + i] = t->past[at * V_CHANNELS + j];
 }
 
 /* A column: t->in to t->out. Lanes beyond the channels that exist hold what was there, and nobody reads them. */
