@@ -158,16 +158,19 @@ typedef struct q_z_operands {
     const uint8_t *panel[2];
     const uint8_t *x[Q_Z_COLUMNS];
     const uint8_t *owed; /* of the first column */
+    uintptr_t next;      /* bytes from a column to the one that its turn comes after */
 } q_z_operands;
 
 /* Sixteen times a unit's `from`-th to `to`-th four codes, of two panels and C columns, into sum. */
-Q_VNNI_INLINE void q_z_multiply(int C, const uint8_t *const *unit, const uint8_t *const *x, int64_t at, int from,
-                                int to, __m512i sum[2][Q_Z_COLUMNS]) {
+Q_VNNI_INLINE void q_z_multiply(int C, const uint8_t *const *unit, const q_z_operands *o, int64_t at, int from, int to,
+                                __m512i sum[2][Q_Z_COLUMNS]) {
+    Q_UNROLL for (int c = 0; from == 0 && c < C; c++)
+        _mm_prefetch((const char *)((uintptr_t)o->x[c] + (uintptr_t)at + o->next), _MM_HINT_T0);
     Q_UNROLL for (int g = from; g < to; g++) {
         __m512i w0 = _mm512_load_si512(unit[0] + 64 * g), w1 = _mm512_load_si512(unit[1] + 64 * g);
         __asm__("" : "+v"(w0), "+v"(w1)); /* in registers, not read again for each column */
         Q_UNROLL for (int c = 0; c < C; c++) {
-            const __m512i a = q_z_spread(x[c] + at + 4 * g);
+            const __m512i a = q_z_spread(o->x[c] + at + 4 * g);
             sum[0][c] = _mm512_dpbusd_epi32(sum[0][c], w0, a);
             sum[1][c] = _mm512_dpbusd_epi32(sum[1][c], w1, a);
         }
@@ -183,7 +186,7 @@ Q_VNNI_INLINE void q_z_unit(const q_z_shape *f, int C, const uint8_t *const *uni
         __m512i sum[2][Q_Z_COLUMNS];
         Q_UNROLL for (int c = 0; c < C; c++) sum[0][c] = sum[1][c] =
             f->bias ? q_z_spread(o->owed + c * q_z_owed_bytes(f) + 4 * Q_Z_UNITS * g + owed) : _mm512_setzero_si512();
-        q_z_multiply(C, unit, o->x, codes, g * 4, g * 4 + 8 / pieces, sum);
+        q_z_multiply(C, unit, o, codes, g * 4, g * 4 + 8 / pieces, sum);
         Q_UNROLL for (int p = 0; p < 2; p++) {
             const __m512i sc = f->scales ? _mm512_load_si512(unit[p] + 512 + 64 * g) : _mm512_setzero_si512();
             const __m512 scf = _mm512_castsi512_ps(sc);
@@ -319,7 +322,7 @@ Q_VNNI_INLINE void q_z_columns_whole(const q_z_shape *f, int C, const q_z_operan
         _mm512_add_epi32(_mm512_castps_si512(acc[p][c]), q_z_spread(o->owed + c * q_z_owed_bytes(f)));
     for (int64_t u = 0; u < units; u++) {
         const uint8_t *const unit[2] = {o->panel[0] + 512 * u, o->panel[1] + 512 * u};
-        q_z_multiply(C, unit, o->x, 32 * u, 0, 8, sum);
+        q_z_multiply(C, unit, o, 32 * u, 0, 8, sum);
     }
     Q_UNROLL for (int c = 0; c < C; c++) Q_UNROLL for (int p = 0; p < 2; p++) acc[p][c] = _mm512_castsi512_ps(sum[p][c]);
 }
@@ -383,7 +386,7 @@ Q_VNNI_INLINE int64_t q_z_ask_weights(const q_z_source *s, const q_z_piece *t, i
     const uintptr_t bytes = (uintptr_t)(Q_Z_CHUNK / s->weights * s->bytes / s->rows); /* a row's share of a run */
     for (; asked < Q_Z_PAIR && asked * (t->end - t->c) < Q_Z_PAIR * (c - t->c); asked++) {
         const uintptr_t row = t->next + (uintptr_t)(asked / s->rows * s->pitch) + (uintptr_t)(asked % s->rows) * bytes;
-        for (uintptr_t i = 0; i < bytes; i += 64) _mm_prefetch((const char *)(row + i), _MM_HINT_T0);
+        for (uintptr_t i = 0; i < bytes; i += 64) _mm_prefetch((const char *)(row + i), _MM_HINT_T1);
     }
     return asked;
 }
@@ -398,7 +401,8 @@ Q_VNNI_INLINE void q_z_put16(const q_mm *m, int64_t r, int64_t c, __m512 v) {
 }
 
 Q_VNNI_INLINE void q_z_put(const q_z_shape *f, int C, const q_mm *m, const q_z_piece *t, int64_t c) {
-    q_z_operands o = {.panel = {t->panel[0], t->panel[1]}, .owed = t->owed + (c - t->c) * q_z_owed_bytes(f)};
+    q_z_operands o = {.panel = {t->panel[0], t->panel[1]}, .owed = t->owed + (c - t->c) * q_z_owed_bytes(f),
+                      .next = (uintptr_t)(Q_Z_COLUMNS * m->x_stride)};
     const uint8_t *x[Q_Z_COLUMNS];
     __m512(*acc)[Q_Z_COLUMNS] = t->acc[(c - t->c) / Q_Z_COLUMNS];
     const int64_t at = q_z_act_at(f, m->k, t->from);
