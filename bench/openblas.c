@@ -1,7 +1,6 @@
 /* openblas.c: loading OpenBLAS and timing its sgemm. See openblas.h. */
 #include "openblas.h"
 
-
 #include <dlfcn.h>
 #include <stdlib.h>
 
