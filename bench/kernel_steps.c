@@ -4,8 +4,6 @@
  * thread over all its units. An operation without a case here is refused by name. */
 #include "kernels.h"
 
-#include "../kernels/cpu/attn.h"
-
 #include <stdlib.h>
 #include <string.h>
 
@@ -162,28 +160,17 @@ static lq_status lay_memory(bed *b, int32_t n) {
     return LQ_OK;
 }
 
-/* All of an attention, since its columns see different numbers of keys, in the order of the backend's claims. */
-static void attend(const bed *b) {
-    const int64_t n = b->batch.n, most = q_attn_columns(HEADS / KV_HEADS);
-    for (int32_t kv = 0; kv < KV_HEADS; kv++)
-        for (int64_t c = (n - 1) / most * most; c >= 0; c -= most)
-            q_attn_head(b->k->attn, &b->s, &b->e, c, c + most < n ? c + most : n, kv);
-}
-
 static void combine_columns(const bed *b, int64_t begin, int64_t end) {
     static const int32_t place[USED] = {0, 1};
     for (int64_t c = begin; c < end; c++)
         b->k->combine(b->slots[1] + c * EMBD, false, b->slots[2] + c * USED * EMBD, EMBD, place, b->slots[3], USED);
 }
 
-/* A step of many columns takes long: a call is a part of it. */
+/* A step of many columns takes long: a call is a part of it; all of an attention, whose columns see different numbers of
+ * keys. */
 static void step_pass(void *arg) {
     bed *b = (bed *)arg;
     for (int64_t i = 0; i < b->calls; i++) {
-        if (b->k->attn) {
-            attend(b);
-            continue;
-        }
         if (b->at + b->part > b->units) b->at = 0;
         if (b->k->combine) combine_columns(b, b->at, b->at + b->part);
         else b->k->fn(&b->s, &b->e, b->at, b->at + b->part);
@@ -215,7 +202,7 @@ static lq_status time_step(bed *b, const bench_kernel_how *how, bench_kernel_tim
     b->state = b->e.state;
     b->units = b->k->combine ? how->columns : q_op_units(&b->s, how->columns, 0);
     const q_op_unit unit = q_ops[b->k->op].unit; /* a channel's or a head's unit is all columns */
-    b->part = unit == Q_UNIT_HEAD ? 1 : unit == Q_UNIT_CHANNEL ? 64 : b->k->attn ? b->units : b->units / how->columns;
+    b->part = unit == Q_UNIT_HEAD ? 1 : unit == Q_UNIT_CHANNEL ? 64 : b->k->op == Q_OP_ATTN ? b->units : b->units / how->columns;
     b->e.scratch_bytes = b->k->scratch ? (size_t)b->k->scratch(&b->s, how->columns) : 0;
     b->e.scratch = q_new(&q_alloc_libc, b->e.scratch_bytes + 1, 1);
     if (!b->e.scratch) return LQ_E_NOMEM;

@@ -23,7 +23,7 @@ static const q_y_format q4_0 = {.bytes = Q_ROWS16_Q4_0,
 Q_Y_INLINE __m256i codes_q8_0(const uint8_t *p, int i, int u, int g, int h) {
     return q_y_load(p + 64 + 512 * (i + u) + 64 * g + 32 * h);
 }
-static const q_y_format q8_0 = {
+__attribute__((unused)) /* where its product does not gain */ static const q_y_format q8_0 = {
     .bytes = Q_ROWS16_Q8_0, .units = 2, .head = 64, .act = 1, .span = 1, .codes = codes_q8_0, .d = d_pair};
 
 /* The codebook of IQ4_NL and IQ4_XS by codes below 16. */
