@@ -41,7 +41,7 @@ endif
 # damaged files, file calls, kills and devices through drivers, which it does not see into; test_threads, test_cpu,
 # test_engine, test_quantize and the other cli_* run the same threads.
 ifeq ($(SAN),thread)
-export WITHOUT ?= check_* test_quality test_corrupt test_determinism test_io test_kill test_nomem test_backend* test_device test_vulkan \
+export WITHOUT ?= check_* test_quality test_corrupt test_determinism test_products test_io test_kill test_nomem test_backend* test_device test_vulkan \
     cli_bench* cli_calibrate.sh cli_completion.sh cli_device.sh cli_man.sh cli_quantize.sh
 else ifneq (,$(SAN)) # it compiles the library as one file, which no sanitizer sees
 export WITHOUT ?= check_embed.sh
