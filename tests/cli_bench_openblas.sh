@@ -47,6 +47,8 @@ case "$(uname -m)" in x86_64)
         holds "wrong core JSON: no ratio" "$(json rows.1.openblas_ratio)" = null
         exits 0 "right core" "$LQ" bench kernels -r 1 --isa avx2 --format f16 --depth 64 --columns 32 --json
         holds "right core" "$(json openblas.core)" = "$(json openblas.wanted)"
+        exits 0 "the format's own kernel" "$LQ" bench kernels -r 1 --isa avx2 --format f16 --depth 64 --columns 32
+        says "the format's own kernel" "^matmul_f16_f32_[0-9x]*__avx2 .* x  *[0-9.]*$" "$out"
     fi ;;
 esac
 finish

@@ -188,7 +188,7 @@ static void print_row(state *s, const char *what, const bench_kernel_time *t, co
 }
 
 /* What its multiply-adds take. */
-static const char *kind_of(const q_cpu_kernel *k) { 
+static const char *kind_of(const q_cpu_kernel *k) {
     return !k->act || k->act->lanes ? "fp32" : k->act->floats ? "bf16" : "int8";
 }
 
@@ -243,7 +243,7 @@ static double blas_of(state *s, const bench_kernel_how *how) {
 }
 
 static bool beside_blas(const q_cpu_kernel *k, const q_format *f, const bench_kernel_how *how) {
-    return k->mm && f->weights == 1 && (!k->act || k->act->floats) && how->columns >= BLAS_COLUMNS && !how->hot;
+    return k->mm && f->weights == 1 && strcmp(kind_of(k), "int8") != 0 && how->columns >= BLAS_COLUMNS && !how->hot;
 }
 
 static void show(state *s, const q_cpu_kernel *k, const q_format *f, const bench_kernel_how *how,
