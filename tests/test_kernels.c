@@ -121,19 +121,8 @@ static bool emulated(const q_cpu_kernel *k, q_cpu_kernel *to) {
 #define AMX_ROW_avx2(name_)
 #define AMX_ROW_avxvnni(name_)
 #define AMX_ROW_avx512vnni(name_)
-#define PRODUCT(...)
-#define STEP(...)
-#define ATTENTION(...)
-#define ACTIVATION(...)
-#define COMBINE(isa_, name_)
 #define PACKED(weight, activation, isa_, rows_, layout_, name_) AMX_ROW_##isa_(name_)
 #include "../kernels/cpu/kernels.def"
-#undef PACKED
-#undef PRODUCT
-#undef STEP
-#undef ATTENTION
-#undef ACTIVATION
-#undef COMBINE
     };
     for (size_t i = 0; i < Q_COUNT(kernels); i++) {
         if (strcmp(kernels[i].name, k->name) != 0) continue;

@@ -373,15 +373,11 @@ static void heads(const q_attn_isa *isa, const q_inst *s, const q_exec *e, const
     }
 }
 
-static int32_t kv_heads_of(const q_inst *s, const q_exec *e) {
-    return s->z.slot ? s->z.heads : e->plan->kv[s->kv_group].heads;
-}
-
 void q_attn_run(const q_attn_isa *isa, const q_inst *s, const q_exec *e, int64_t begin, int64_t end) {
     tile t;
     q_ref_carve carve = {e->scratch, 0};
     lay_out(&t, s, &carve);
-    const int32_t all = s->x.heads, share = all / kv_heads_of(s, e);
+    const int32_t all = s->x.heads, share = all / q_attn_kv_heads(s, e->plan);
     const int64_t most = q_attn_columns(share);
     for (int64_t u = begin; u < end;) {
         const int64_t c = u / all;
@@ -403,7 +399,7 @@ void q_attn_head(const q_attn_isa *isa, const q_inst *s, const q_exec *e, int64_
     tile t;
     q_ref_carve carve = {e->scratch, 0};
     lay_out(&t, s, &carve);
-    const int32_t share = s->x.heads / kv_heads_of(s, e);
+    const int32_t share = s->x.heads / q_attn_kv_heads(s, e->plan);
     for (int64_t c = begin, c1; c < end; c = c1) {
         for (c1 = c + 1; c1 < end && e->batch->seq[c1] == e->batch->seq[c];) c1++;
         heads(isa, s, e, &t, c, c1, kv * share, (kv + 1) * share, kv);
@@ -449,7 +445,7 @@ uint64_t q_attn_split_counts(const q_inst *s, const q_plan *plan, int32_t column
 /* The columns from r->c1 on that share a sequence; parts and done move on by what the run before takes. */
 static bool next_run(const q_inst *s, const q_exec *e, run *r) {
     const q_batch *b = e->batch;
-    const int64_t kv = kv_heads_of(s, e);
+    const int64_t kv = q_attn_kv_heads(s, e->plan);
     if (r->c1 == b->n) return false;
     if (r->c1) r->parts += kv * r->blocks * r->record, r->done += kv * DONE_STEP;
     r->c0 = r->c1++;
@@ -464,7 +460,7 @@ static bool next_run(const q_inst *s, const q_exec *e, run *r) {
 
 int64_t q_attn_split_units(const q_inst *s, const q_exec *e) {
     int64_t units = 0;
-    for (run r = {0}; next_run(s, e, &r);) units += kv_heads_of(s, e) * r.blocks;
+    for (run r = {0}; next_run(s, e, &r);) units += q_attn_kv_heads(s, e->plan) * r.blocks;
     return units;
 }
 
@@ -521,7 +517,7 @@ static void run_blocks(const q_attn_isa *isa, const q_inst *s, const q_exec *e, 
     tile t;
     q_ref_carve carve = {e->scratch, 0};
     lay_out(&t, s, &carve);
-    const int64_t kv_heads = kv_heads_of(s, e), share = s->x.heads / kv_heads;
+    const int64_t kv_heads = q_attn_kv_heads(s, e->plan), share = s->x.heads / kv_heads;
     for (int64_t c = r->c0; w->put && c < r->c1; c++) {
         const int64_t i = e->batch->pos[c] / Q_ATTN_KEYS - r->at;
         if (r->blocks == 1 || (i >= begin && i < end))
@@ -541,7 +537,7 @@ static void run_blocks(const q_attn_isa *isa, const q_inst *s, const q_exec *e, 
 
 void q_attn_split_run(const q_attn_isa *isa, const q_inst *s, const q_exec *e, const q_attn_split *w, int64_t begin,
                       int64_t end) {
-    const int64_t kv_heads = kv_heads_of(s, e);
+    const int64_t kv_heads = q_attn_kv_heads(s, e->plan);
     int64_t base = 0;
     for (run r = {0}; base < end && next_run(s, e, &r); base += kv_heads * r.blocks) {
         const int64_t stop = Q_MIN(end - base, kv_heads * r.blocks);

@@ -52,6 +52,10 @@ struct q_attn_isa {
 bool q_attn_accepts(const q_inst *s);
 uint64_t q_attn_scratch(const q_inst *s);
 void q_attn_run(const q_attn_isa *isa, const q_inst *s, const q_exec *e, int64_t begin, int64_t end);
+/* Heads of what an ATTN reads: of its pages, or of slots. */
+static inline int32_t q_attn_kv_heads(const q_inst *s, const q_plan *plan) {
+    return s->z.slot ? s->z.heads : plan->kv[s->kv_group].heads;
+}
 /* Columns that are best attended to together, where there are enough. */
 int32_t q_attn_columns(int32_t queries_per_head);
 /* The query heads that read KV head kv, of columns [begin, end). */

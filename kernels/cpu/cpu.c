@@ -36,12 +36,6 @@ const q_cpu_kernel q_cpu_kernels[] = {
     {.name = #name_, .op = Q_OP_COUNT, .act = Q_CPU_ACT_##activation, .isa = Q_ISA_##isa_, .quantize = q_##name_},
 #define COMBINE(isa_, name_) {.name = #name_, .op = Q_OP_MOE_DOWN, .isa = Q_ISA_##isa_, .combine = q_##name_},
 #include "kernels.def"
-#undef PACKED
-#undef PRODUCT
-#undef STEP
-#undef ATTENTION
-#undef ACTIVATION
-#undef COMBINE
 };
 uint32_t q_cpu_kernel_count(void) { return (uint32_t)Q_COUNT(q_cpu_kernels); }
 
@@ -157,25 +151,31 @@ static bool is_fresh(const q_program *p, const q_cpu_copy_key *key) {
     return false;
 }
 
-/* The routing that an experts' step uses; -1: it is none, or one that the reference runs. A stage turns it round unless one
- * did so since the router wrote. */
-static int32_t add_routing(q_program *p, int32_t step, const q_cpu_kernel *k, const q_cpu_kernel *k2, bool stage) {
-    const q_inst *s = &p->plan->insts[step];
+/* A stage for a step, which so far does nothing. */
+static q_cpu_stage blank_stage(const q_program *p, int32_t step) {
+    return (q_cpu_stage){.step = step, .inst = &p->plan->insts[step], .makes = -1, .routes = -1, .reads = -1, .reads2 = -1,
+                         .uses = -1};
+}
+
+/* The routing that an experts' step with these kernels uses; -1: it is none, or one that the reference runs. */
+static int32_t routing_of(q_program *p, const q_inst *s, const q_cpu_kernel *k, const q_cpu_kernel *k2) {
     if (!q_cpu_is_experts(s) || !k || !k->mm || (s->w2 && (!k2 || !k2->mm))) return -1;
     int32_t r = 0;
     const q_cpu_routing key = {s->z, s->n_used, s->w->matrices};
     while (r < p->n_routings && memcmp(&p->routings[r], &key, sizeof key) != 0) r++; /* it is of int32_t alone */
     if (r == p->n_routings) p->routings[p->n_routings++] = key;
-    q_cpu_way *w = &p->ways[Q_CPU_MANY];
-    for (int32_t i = w->n_stages; stage && i-- > 0;) {
-        const q_cpu_stage *t = &w->stages[i];
-        if (t->routes == r) return r;
-        if (runs_step(t) && p->plan->insts[t->step].y.slot == s->z.slot) break;
-    }
-    if (stage)
-        w->stages[w->n_stages++] = (q_cpu_stage){.step = step, .inst = s, .makes = -1, .routes = r, .reads = -1, .reads2 = -1,
-                                                 .uses = -1, .columns = true, .gathers = true, .own = true};
     return r;
+}
+
+/* Did a stage made so far turn this routing round since the router wrote? */
+static bool is_turned(const q_program *p, int32_t routing) {
+    const q_cpu_way *w = &p->ways[Q_CPU_MANY];
+    for (int32_t i = w->n_stages; i-- > 0;) {
+        const q_cpu_stage *t = &w->stages[i];
+        if (t->routes == routing) return true;
+        if (runs_step(t) && t->inst->y.slot == p->routings[routing].z.slot) return false;
+    }
+    return false;
 }
 
 /* Stages that make what a step reads. */
@@ -185,15 +185,23 @@ static void make_inputs(q_program *p, int32_t step, q_isas isas) {
     const q_cpu_kernel *const kernels[] = {choose(s, isas, p->plan->f32_activations),
                                            choose2(s, isas, p->plan->f32_activations)};
     const q_weight *const weights[] = {s->w, s->w2};
-    const int32_t routes = add_routing(p, step, kernels[0], kernels[1], true);
+    const int32_t routes = routing_of(p, s, kernels[0], kernels[1]);
     if (q_cpu_is_experts(s) && routes < 0) return;
+    if (routes >= 0 && !is_turned(p, routes)) {
+        q_cpu_stage t = blank_stage(p, step);
+        t.routes = routes;
+        t.columns = t.gathers = t.own = true;
+        w->stages[w->n_stages++] = t;
+    }
     for (size_t i = 0; i < Q_COUNT(kernels); i++) {
         if (!reads_copy(s, weights[i], kernels[i])) continue;
         const q_cpu_copy_key key = key_of(s, weights[i], kernels[i]->act, routes);
         if (is_fresh(p, &key)) continue;
-        const int32_t c = add_copy(p, &key, isas);
-        w->stages[w->n_stages++] = (q_cpu_stage){.step = step, .inst = s, .makes = c, .routes = -1, .reads = -1, .reads2 = -1,
-                                                 .uses = -1, .from = key.slot, .columns = true};
+        q_cpu_stage t = blank_stage(p, step);
+        t.makes = add_copy(p, &key, isas);
+        t.from = key.slot;
+        t.columns = true;
+        w->stages[w->n_stages++] = t;
     }
 }
 
@@ -201,11 +209,12 @@ static void make_inputs(q_program *p, int32_t step, q_isas isas) {
 static q_cpu_stage make_step(q_program *p, int32_t step, q_isas isas) {
     const q_inst *s = &p->plan->insts[step];
     const bool f32 = p->plan->f32_activations;
-    q_cpu_stage t = {.step = step, .inst = s, .makes = -1, .routes = -1, .reads = -1, .reads2 = -1, .uses = -1,
-                     .kernel = choose(s, isas, f32), .kernel2 = choose2(s, isas, f32)};
+    q_cpu_stage t = blank_stage(p, step);
+    t.kernel = choose(s, isas, f32);
+    t.kernel2 = choose2(s, isas, f32);
     t.columns = q_ops[s->op].unit == Q_UNIT_COLUMN || s->op == Q_OP_KV_PUT;
     t.gathers = s->out && (s->op == Q_OP_NORM || s->op == Q_OP_COPY);
-    t.uses = add_routing(p, step, t.kernel, t.kernel2, false);
+    t.uses = routing_of(p, s, t.kernel, t.kernel2);
     if (q_cpu_is_experts(s) && t.uses < 0) t.kernel = t.kernel2 = NULL;
     t.fn = t.kernel && t.kernel->fn ? t.kernel->fn : q_ops[s->op].ref;
     if (t.kernel && t.kernel->mm && s->op == Q_OP_MOE_GLU) t.fn = choose_after(Q_OP_GLU, isas);

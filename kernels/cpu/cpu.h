@@ -115,11 +115,5 @@ uint32_t q_cpu_kernel_count(void);
 #define COMBINE(isa_, name_)                                                                                        \
     void q_##name_(float *y, bool add, const float *value, int64_t n, const int32_t *place, const float *weight, int64_t used);
 #include "kernels.def"
-#undef PACKED
-#undef PRODUCT
-#undef STEP
-#undef ATTENTION
-#undef ACTIVATION
-#undef COMBINE
 
 #endif

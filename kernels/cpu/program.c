@@ -160,10 +160,6 @@ static int64_t units_of(const lane *l, int32_t stage) {
     return t->uses >= 0 ? q_cpu_experts_units(l, t) : q_op_units(t->inst, l->e.batch->n, l->e.batch->n_out);
 }
 
-static int32_t kv_heads_of(const q_plan *plan, const q_inst *attn) {
-    return attn->z.slot ? attn->z.heads : plan->kv[attn->kv_group].heads;
-}
-
 /* Units that a claim takes: a multiple of the tiles of products. */
 static int64_t chunk_of(const lane *l, const q_cpu_phase *f) {
     int64_t total = 0, tile = 1;
@@ -198,7 +194,7 @@ static void run_group(const lane *l, const q_cpu_phase *f) {
 /* KV_PUT and ATTN by KV head: the keys of all columns, then the queries that read them. */
 static void run_heads(const lane *l, const q_cpu_phase *f) {
     const q_cpu_stage *put = &l->stages[f->from], *attn = put + 1;
-    const int64_t n = l->e.batch->n, kv = kv_heads_of(l->e.plan, attn->inst), all = attn->inst->x.heads;
+    const int64_t n = l->e.batch->n, kv = q_attn_kv_heads(attn->inst, l->e.plan), all = attn->inst->x.heads;
     for (int64_t h, end; q_pool_claim(l->p->pool, kv, 1, &h, &end);) {
         for (int64_t c = 0; c < n; c++) run_units(l, put, c * kv + h, c * kv + h + 1);
         for (int64_t c = 0; c < n; c++) run_units(l, attn, c * all + h * (all / kv), c * all + (h + 1) * (all / kv));
@@ -221,7 +217,7 @@ static void run_blocks(const lane *l, const q_cpu_phase *f) {
 static void run_tiles(const lane *l, const q_cpu_phase *f) {
     const q_cpu_stage *t = &l->stages[f->from];
     const q_inst *s = t->inst;
-    const int64_t n = l->e.batch->n, kv = kv_heads_of(l->e.plan, s), threads = q_pool_running(l->p->pool);
+    const int64_t n = l->e.batch->n, kv = q_attn_kv_heads(s, l->e.plan), threads = q_pool_running(l->p->pool);
     const int64_t most = q_attn_columns((int32_t)(s->x.heads / kv));
     const int64_t columns = threads > 1 ? Q_MIN(div_up(n * kv, threads * CHUNKS), most) : most, tiles = div_up(n, columns);
     for (int64_t u, end; q_pool_claim(l->p->pool, tiles * kv, 1, &u, &end);) {

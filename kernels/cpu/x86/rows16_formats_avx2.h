@@ -7,9 +7,11 @@
 
 Q_Y_INLINE __m256 d_pair(const uint8_t *p, int unit, int h) { return q_y_halves(p + 32 * unit + 16 * h); }
 
-Q_Y_INLINE __m256i codes_q4_0(const uint8_t *p, int i, int u, int g, int h) {
-    return q_y_nibbles(q_y_load(p + 64 + 256 * (i + u) + 64 * (g & 3) + 32 * h), g / 4);
+/* Unit `unit` of nibbles alone behind a head of 64 bytes. */
+Q_Y_INLINE __m256i nibbles_of(const uint8_t *p, int unit, int g, int h) {
+    return q_y_nibbles(q_y_load(p + 64 + 256 * unit + 64 * (g & 3) + 32 * h), g / 4);
 }
+Q_Y_INLINE __m256i codes_q4_0(const uint8_t *p, int i, int u, int g, int h) { return nibbles_of(p, i + u, g, h); }
 static const q_y_format q4_0 = {.bytes = Q_ROWS16_Q4_0,
                                 .units = 2,
                                 .head = 64,
@@ -20,19 +22,13 @@ static const q_y_format q4_0 = {.bytes = Q_ROWS16_Q4_0,
                                 .codes = codes_q4_0,
                                 .d = d_pair};
 
-Q_Y_INLINE __m256i codes_q8_0(const uint8_t *p, int i, int u, int g, int h) {
-    return q_y_load(p + 64 + 512 * (i + u) + 64 * g + 32 * h);
-}
-__attribute__((unused)) /* where its product does not gain */ static const q_y_format q8_0 = {
-    .bytes = Q_ROWS16_Q8_0, .units = 2, .head = 64, .act = 1, .span = 1, .codes = codes_q8_0, .d = d_pair};
-
 /* The codebook of IQ4_NL and IQ4_XS by codes below 16. */
 Q_Y_INLINE __m256i iq4(__m256i codes) {
     const __m128i t = _mm_setr_epi8(-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113);
     return _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(t), codes);
 }
 Q_Y_INLINE __m256i codes_iq4_nl(const uint8_t *p, int i, int u, int g, int h) {
-    return iq4(codes_q4_0(p, i, u, g, h));
+    return iq4(nibbles_of(p, i + u, g, h));
 }
 static const q_y_format iq4_nl = {
     .bytes = Q_ROWS16_Q4_0, .units = 2, .head = 64, .act = 1, .span = 1, .codes = codes_iq4_nl, .d = d_pair};
@@ -234,9 +230,6 @@ Q_Y_INLINE __m256i zeros_i4(const uint8_t *p, int h) {
     const __m128i each = _mm_setr_epi8(0, 0, 0, 0, 4, 4, 4, 4, 8, 8, 8, 8, 12, 12, 12, 12);
     return _mm256_sub_epi8(_mm256_set1_epi8(ZERO), _mm256_shuffle_epi8(z, _mm256_broadcastsi128_si256(each)));
 }
-Q_Y_INLINE __m256i nibbles_of(const uint8_t *p, int unit, int g, int h) {
-    return q_y_nibbles(q_y_load(p + 64 + 256 * unit + 64 * (g & 3) + 32 * h), g / 4);
-}
 Q_Y_INLINE __m256i codes_i4(const uint8_t *p, int i, int u, int g, int h) {
     return _mm256_add_epi8(nibbles_of(p, i + u, g, h), zeros_i4(p, h));
 }
@@ -273,7 +266,7 @@ static const q_y_format i8_row = {.bytes = Q_ROWS16_I8_ROW,
                                   .codes = codes_i8_row,
                                   .d = d_float};
 
-/* The products of an instruction set; of q8_0 where they gain (bench/SPEED.md). */
+/* The products that every instruction set has; q8_0 gains with AVX2 alone, whose file has it (bench/SPEED.md). */
 #define Q_Y_PRODUCTS(isa) \
     Q_Y_PRODUCT(matmul_q4_0_a8_32_rows16__##isa, q4_0) \
     Q_Y_PRODUCT(matmul_iq4_nl_a8_32_rows16__##isa, iq4_nl) \
