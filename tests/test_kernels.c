@@ -514,8 +514,46 @@ static void check_attn_company(const q_cpu_kernel *k) {
     }
 }
 
+/* A window leaves keys out and changes nothing else: the same bits as without one when every key before it has a score
+ * so low that its exponential is zero. So blocks of keys begin at multiples of their length, whatever a query sees. */
+static void check_attn_window(const q_cpu_kernel *k) {
+    enum { PAST = 620, WINDOW = 300 };
+    for (int32_t bytes = 2; bytes <= 4; bytes += 2) {
+        bed b;
+        bed_open(&b, HEADS * 64, PAST, bytes);
+        attn_step(&b, HEADS, 64, 64);
+        for (int c = 0; c < COLUMNS; c++)
+            for (int h = 0; h < HEADS; h++) b.slots[2][c * b.widths[2] + 64 * h] = 8;
+        const int64_t n = (int64_t)b.widths[1] * COLUMNS;
+        float *want = guarded(n);
+        q_exec e = {.plan = &b.plan, .batch = &b.batch, .slots = b.slots, .kv = b.kv};
+        e.scratch = q_new(&q_alloc_libc, (size_t)k->scratch(&b.s, COLUMNS), 1);
+        for (int c = 0; c < 7; c++) {
+            for (int32_t j = 0; j <= b.pos[c] - WINDOW; j++)
+                for (int h = 0; h < KV_HEADS; h++) {
+                    uint8_t *page = q_kv_k(&b.pool, b.kv[0], b.pages[0][j / Q_KV_TOKENS], b.s.kv_layer, h);
+                    uint8_t *first = page + (int64_t)bytes * (j % Q_KV_TOKENS);
+                    if (bytes == 2) q_store16(first, q_f32_to_half(-6e4f));
+                    else q_store32(first, q_f32_bits(-6e4f));
+                }
+            b.s.window = WINDOW;
+            k->fn(&b.s, &e, 0, COLUMNS * HEADS);
+            memcpy(want, b.slots[1], (size_t)n * sizeof(float));
+            b.s.window = 0;
+            k->fn(&b.s, &e, 0, COLUMNS * HEADS);
+            const int64_t at = (int64_t)c * b.widths[1];
+            ck_assert_msg(memcmp(want + at, b.slots[1] + at, HEADS * 64 * sizeof(float)) == 0,
+                          "%s, column %d: a window of %d changes bits", k->name, c, WINDOW);
+        }
+        q_delete(&q_alloc_libc, e.scratch);
+        free_guarded(want);
+        bed_close(&b);
+    }
+}
+
 static void check_attn(const q_cpu_kernel *k) {
     check_attn_company(k);
+    check_attn_window(k);
     check_attn_pages(k);
     check_attn_columns(k);
 }
