@@ -98,7 +98,7 @@ tools: $(B)/lq
 $(B)/obj/libquant/formats/%.o: STD += -DQ_HOST
 
 # The unrolled kernels cost gcc 12 much time: for the places of their variables, which no debugger follows there, in every
-# build, and for what sanitizers add at -O2. See also Q_INLINE.
+# build, and for what sanitizers add at -O2. See also Q_PART.
 UNROLLED := $(filter $(B)/obj/kernels/cpu/x86/%,$(LIB_OBJ))
 $(UNROLLED): CFLAGS += $(if $(findstring clang,$(CC)),,-fno-var-tracking) $(if $(SAN),-O1)
 

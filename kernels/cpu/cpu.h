@@ -9,13 +9,13 @@
 #include "../ref/ref.h"
 #include "layout.h"
 
-/* Before a function that a kernel is made of, such as what unpacks a format: a skeleton calls it through a constant record,
- * which costs nothing only once it is inlined. Sanitizers make each inlined copy so large that a file takes gcc a minute;
+/* Before a part of a kernel over codes, such as what unpacks a format: a skeleton calls it through a constant record, which
+ * costs nothing only once it is inlined. Sanitizers make each of those many copies so large that a file takes gcc a minute;
  * their builds (Q_SANITIZED, from the Makefile) let the compiler choose. */
 #ifdef Q_SANITIZED
-#define Q_INLINE static inline
+#define Q_PART static inline
 #else
-#define Q_INLINE static inline __attribute__((always_inline))
+#define Q_PART static inline __attribute__((always_inline))
 #endif
 
 typedef enum {

@@ -8,7 +8,7 @@
 
 #include "../cpu.h"
 
-#define Q_NEON_INLINE Q_INLINE
+#define Q_NEON_INLINE static inline __attribute__((always_inline))
 
 /* Unroll the next loop wholly: its bound is a constant of the inlined caller, its arrays are meant to be registers. */
 #if defined(__clang__)

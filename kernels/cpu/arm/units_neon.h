@@ -17,7 +17,7 @@
 
 #include "../../../libquant/formats/nf4_dq.c"
 
-#define Q_UNITS_INLINE Q_INLINE Q_UNITS_TARGET
+#define Q_UNITS_INLINE Q_PART Q_UNITS_TARGET
 
 enum {
     Q_UNITS_R = 4,          /* rows as they lie in the file */

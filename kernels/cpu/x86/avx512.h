@@ -9,7 +9,7 @@
 
 #define Q_AVX512_TARGET "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq"
 #define Q_AVX512 __attribute__((target(Q_AVX512_TARGET)))
-#define Q_AVX512_INLINE Q_INLINE __attribute__((target(Q_AVX512_TARGET)))
+#define Q_AVX512_INLINE static inline __attribute__((always_inline, target(Q_AVX512_TARGET)))
 
 /* A mask whose first n of 16 lanes are set; n may lie outside 0 .. 16. */
 Q_AVX512_INLINE __mmask16 q_mask16(int64_t n) {

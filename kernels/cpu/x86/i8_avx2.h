@@ -24,7 +24,7 @@ typedef struct q_i8_kernel {
     void (*columns)(const uint8_t *panel, const uint8_t *const *x, int64_t blocks, __m256 *y);
 } q_i8_kernel;
 
-Q_AVX2_INLINE void q_i8_product(const q_i8_kernel *k, const q_mm *m) {
+Q_AVX2_PART void q_i8_product(const q_i8_kernel *k, const q_mm *m) {
     const int64_t blocks = m->k / k->weights;
     for (int64_t r = 0; r < m->rows; r += 8) {
         const uint8_t *row[8];
@@ -55,14 +55,14 @@ Q_AVX2_INLINE void q_i8_product(const q_i8_kernel *k, const q_mm *m) {
     }                                                                                         \
     Q_AVX2 void q_##name(const q_mm *m) { q_i8_product(&kernel, m); }
 
-Q_AVX2_INLINE __m256i q_load256(const void *p) { return _mm256_loadu_si256((const __m256i *)p); }
-Q_AVX2_INLINE __m128i q_load128(const void *p) { return _mm_loadu_si128((const __m128i *)p); }
-Q_AVX2_INLINE __m256i q_twice128(const void *p) { return _mm256_broadcastsi128_si256(q_load128(p)); }
-Q_AVX2_INLINE void q_store256(void *p, __m256i v) { _mm256_storeu_si256((__m256i *)p, v); }
+Q_AVX2_PART __m256i q_load256(const void *p) { return _mm256_loadu_si256((const __m256i *)p); }
+Q_AVX2_PART __m128i q_load128(const void *p) { return _mm_loadu_si128((const __m128i *)p); }
+Q_AVX2_PART __m256i q_twice128(const void *p) { return _mm256_broadcastsi128_si256(q_load128(p)); }
+Q_AVX2_PART void q_store256(void *p, __m256i v) { _mm256_storeu_si256((__m256i *)p, v); }
 
 /* Ask for block i of the next eight rows, line by line: eight short rows side by side are no stream that the hardware
  * foresees (bench/SPEED.md). Beyond the matrix the request is void. */
-Q_AVX2_INLINE void q_ahead(const uint8_t *const *row, int64_t i, int64_t bytes) {
+Q_AVX2_PART void q_ahead(const uint8_t *const *row, int64_t i, int64_t bytes) {
     const uintptr_t next = 8 * (uintptr_t)(row[1] - row[0]);
     for (int64_t line = (i * bytes + 63) / 64 * 64; line < (i + 1) * bytes; line += 64)
         Q_UNROLL for (int r = 0; r < 8; r++)
@@ -70,7 +70,7 @@ Q_AVX2_INLINE void q_ahead(const uint8_t *const *row, int64_t i, int64_t bytes) 
 }
 
 /* The half at byte `at` of each row. */
-Q_AVX2_INLINE __m256 q_halves8(const uint8_t *const *row, int64_t at) {
+Q_AVX2_PART __m256 q_halves8(const uint8_t *const *row, int64_t at) {
     __m128i h = _mm_cvtsi32_si128(q_load16(row[0] + at));
     h = _mm_insert_epi16(h, q_load16(row[1] + at), 1);
     h = _mm_insert_epi16(h, q_load16(row[2] + at), 2);
@@ -83,13 +83,13 @@ Q_AVX2_INLINE __m256 q_halves8(const uint8_t *const *row, int64_t at) {
 }
 
 #define Q_I8_PAIR(op, a, b) op(_mm256_unpacklo_epi64(a, b), _mm256_unpackhi_epi64(a, b))
-Q_AVX2_INLINE __m256i q_shuffle32(__m256i a, __m256i b, const int odd) {
+Q_AVX2_PART __m256i q_shuffle32(__m256i a, __m256i b, const int odd) {
     const __m256 x = _mm256_castsi256_ps(a), y = _mm256_castsi256_ps(b);
     return _mm256_castps_si256(odd ? _mm256_shuffle_ps(x, y, 0xDD) : _mm256_shuffle_ps(x, y, 0x88));
 }
 
 /* Lane i = the sum of the 8 int32 of v[i]. */
-Q_AVX2_INLINE __m256i q_across8(const __m256i v[8]) {
+Q_AVX2_PART __m256i q_across8(const __m256i v[8]) {
     __m256i a[4], b[2];
     Q_UNROLL for (int i = 0; i < 4; i++) a[i] = Q_I8_PAIR(_mm256_add_epi32, v[2 * i], v[2 * i + 1]);
     Q_UNROLL for (int i = 0; i < 2; i++)
@@ -98,7 +98,7 @@ Q_AVX2_INLINE __m256i q_across8(const __m256i v[8]) {
 }
 
 /* Lane i = the sum of the 16 int16 of v[i], each of magnitude at most 4095: three additions fit. */
-Q_AVX2_INLINE __m256i q_across8_i16(const __m256i v[8]) {
+Q_AVX2_PART __m256i q_across8_i16(const __m256i v[8]) {
     __m256i a[4], b[2];
     Q_UNROLL for (int i = 0; i < 4; i++) a[i] = Q_I8_PAIR(_mm256_add_epi16, v[2 * i], v[2 * i + 1]);
     Q_UNROLL for (int i = 0; i < 2; i++)
@@ -109,7 +109,7 @@ Q_AVX2_INLINE __m256i q_across8_i16(const __m256i v[8]) {
 }
 
 /* 32 bytes of each of eight rows to a panel: vector j holds bytes 4j .. 4j + 3 of every row. */
-Q_AVX2_INLINE void q_interleave8(const __m256i v[8], uint8_t *panel) {
+Q_AVX2_PART void q_interleave8(const __m256i v[8], uint8_t *panel) {
     __m256i a[8], b[8];
     Q_UNROLL for (int i = 0; i < 4; i++) {
         a[2 * i] = _mm256_unpacklo_epi32(v[2 * i], v[2 * i + 1]);
@@ -128,6 +128,6 @@ Q_AVX2_INLINE void q_interleave8(const __m256i v[8], uint8_t *panel) {
 }
 
 /* Four activations to every lane. */
-Q_AVX2_INLINE __m256i q_four(const int8_t *q) { return _mm256_set1_epi32((int)q_load32(q)); }
+Q_AVX2_PART __m256i q_four(const int8_t *q) { return _mm256_set1_epi32((int)q_load32(q)); }
 
 #endif

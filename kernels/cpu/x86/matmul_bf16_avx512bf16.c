@@ -8,7 +8,7 @@
 
 #define TARGET Q_AVX512_TARGET ",avx512bf16"
 #define BF16 __attribute__((target(TARGET)))
-#define BF16_INLINE Q_INLINE __attribute__((target(TARGET)))
+#define BF16_INLINE static inline __attribute__((always_inline, target(TARGET)))
 
 enum { ROWS = 6, COLUMNS = 4, STRIPS = 32, STRIP_SPACE = 512 << 10, LINE = 64 };
 

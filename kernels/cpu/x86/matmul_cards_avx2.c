@@ -15,24 +15,24 @@ typedef struct card {
 
 enum { CARD_D = 256, CARD_PANEL = CARD_D + 32 /* a unit of eight rows: codes, then d */ };
 
-Q_AVX2_INLINE const int8_t *card_acts(const card *f, const uint8_t *x, int64_t u, int64_t units) {
+Q_AVX2_PART const int8_t *card_acts(const card *f, const uint8_t *x, int64_t u, int64_t units) {
     return (const int8_t *)x + (f->whole ? 4 + 4 * units + 32 * u : 40 * u + 8);
 }
-Q_AVX2_INLINE __m256 card_da(const card *f, const uint8_t *x, int64_t u) {
+Q_AVX2_PART __m256 card_da(const card *f, const uint8_t *x, int64_t u) {
     return _mm256_set1_ps(q_bits_f32(q_load32(x + (f->whole ? 0 : 40 * u))));
 }
-Q_AVX2_INLINE __m256i card_pairs(__m256i w, __m256i a) {
+Q_AVX2_PART __m256i card_pairs(__m256i w, __m256i a) {
     return _mm256_madd_epi16(_mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(a, w)), _mm256_set1_epi16(1));
 }
-Q_AVX2_INLINE __m256 card_add(__m256 d, __m256 da, __m256i sum, __m256 acc) {
+Q_AVX2_PART __m256 card_add(__m256 d, __m256 da, __m256i sum, __m256 acc) {
     return _mm256_fmadd_ps(_mm256_mul_ps(d, da), _mm256_cvtepi32_ps(sum), acc);
 }
-Q_AVX2_INLINE __m256 card_d8(const card *f, const uint8_t *const *row, int64_t u) {
+Q_AVX2_PART __m256 card_d8(const card *f, const uint8_t *const *row, int64_t u) {
     return _mm256_setr_ps(f->d(row[0], u), f->d(row[1], u), f->d(row[2], u), f->d(row[3], u), f->d(row[4], u),
                           f->d(row[5], u), f->d(row[6], u), f->d(row[7], u));
 }
 
-Q_AVX2_INLINE void card_one(const card *f, const uint8_t *const *row, const uint8_t *x, int64_t units, __m256 *y) {
+Q_AVX2_PART void card_one(const card *f, const uint8_t *const *row, const uint8_t *x, int64_t units, __m256 *y) {
     __m256 acc = _mm256_setzero_ps();
     __m256i v[8];
     for (int r = 0; r < 8; r++) v[r] = _mm256_setzero_si256();
@@ -47,7 +47,7 @@ Q_AVX2_INLINE void card_one(const card *f, const uint8_t *const *row, const uint
     *y = f->whole ? card_add(card_d8(f, row, 0), card_da(f, x, 0), q_across8(v), acc) : acc;
 }
 
-Q_AVX2_INLINE void card_unpack(const card *f, const uint8_t *const *row, int64_t units, uint8_t *panel) {
+Q_AVX2_PART void card_unpack(const card *f, const uint8_t *const *row, int64_t units, uint8_t *panel) {
     for (int64_t u = 0; u < units; u++, panel += CARD_PANEL) {
         __m256i w[8];
         Q_UNROLL for (int r = 0; r < 8; r++) w[r] = f->codes(row[r], u);
@@ -56,7 +56,7 @@ Q_AVX2_INLINE void card_unpack(const card *f, const uint8_t *const *row, int64_t
     }
 }
 
-Q_AVX2_INLINE void card_columns(const card *f, const uint8_t *panel, const uint8_t *const *x, int64_t units, __m256 *y) {
+Q_AVX2_PART void card_columns(const card *f, const uint8_t *panel, const uint8_t *const *x, int64_t units, __m256 *y) {
     enum { C = Q_I8_COLUMNS };
     __m256 acc[C];
     __m256i total[C];
@@ -79,30 +79,30 @@ Q_AVX2_INLINE void card_columns(const card *f, const uint8_t *panel, const uint8
 
 /* ------------------------------------------------------------------------------------------ what formats consist of */
 
-Q_AVX2_INLINE __m256i i8_row_codes(const uint8_t *row, int64_t u) { return q_load256(row + 4 + 32 * u); }
-Q_AVX2_INLINE float i8_row_d(const uint8_t *row, int64_t u) { return q_bits_f32(q_load32(row + 0 * u)); }
+Q_AVX2_PART __m256i i8_row_codes(const uint8_t *row, int64_t u) { return q_load256(row + 4 + 32 * u); }
+Q_AVX2_PART float i8_row_d(const uint8_t *row, int64_t u) { return q_bits_f32(q_load32(row + 0 * u)); }
 
 /* 32 nibbles in order (the low ones of 16 bytes, then the high ones), less a zero point. */
-Q_AVX2_INLINE __m256i i4_at(const uint8_t *p, uint8_t zero) {
+Q_AVX2_PART __m256i i4_at(const uint8_t *p, uint8_t zero) {
     const __m256i v = _mm256_srlv_epi32(q_twice128(p), _mm256_setr_epi32(0, 0, 0, 0, 4, 4, 4, 4));
     return _mm256_sub_epi8(_mm256_and_si256(v, _mm256_set1_epi8(15)), _mm256_set1_epi8((char)(zero & 31)));
 }
 #define I4_GROUPS(name, units)                                                              \
-    Q_AVX2_INLINE __m256i name##_codes(const uint8_t *row, int64_t u) {                     \
+    Q_AVX2_PART __m256i name##_codes(const uint8_t *row, int64_t u) {                     \
         const uint8_t *p = row + u / (units) * (4 + 16 * (units));                          \
         return i4_at(p + 4 + 16 * (u % (units)), p[2]);                                     \
     }                                                                                       \
-    Q_AVX2_INLINE float name##_d(const uint8_t *row, int64_t u) {                           \
+    Q_AVX2_PART float name##_d(const uint8_t *row, int64_t u) {                           \
         return q_half_to_f32(q_load16(row + u / (units) * (4 + 16 * (units))));             \
     }
 I4_GROUPS(i4_g32, 1)
 I4_GROUPS(i4_g64, 2)
 I4_GROUPS(i4_g128, 4)
-Q_AVX2_INLINE __m256i i4_row_codes(const uint8_t *row, int64_t u) { return i4_at(row + 4 + 16 * u, row[2]); }
-Q_AVX2_INLINE float i4_row_d(const uint8_t *row, int64_t u) { return q_half_to_f32(q_load16(row + 0 * u)); }
+Q_AVX2_PART __m256i i4_row_codes(const uint8_t *row, int64_t u) { return i4_at(row + 4 + 16 * u, row[2]); }
+Q_AVX2_PART float i4_row_d(const uint8_t *row, int64_t u) { return q_half_to_f32(q_load16(row + 0 * u)); }
 
 /* The integers of nf4_levels.h for 32 nibbles, of each byte the high one first. */
-Q_AVX2_INLINE __m256i nf4_at(const uint8_t *p) {
+Q_AVX2_PART __m256i nf4_at(const uint8_t *p) {
     const __m128i t =
         _mm_setr_epi8(-124, -86, -65, -49, -35, -23, -11, 0, 10, 20, 31, 42, 55, 70, 90, 124);
     const __m128i v = q_load128(p), low = _mm_and_si128(v, _mm_set1_epi8(15)),
@@ -110,14 +110,14 @@ Q_AVX2_INLINE __m256i nf4_at(const uint8_t *p) {
     const __m256i both = _mm256_set_m128i(_mm_unpackhi_epi8(high, low), _mm_unpacklo_epi8(high, low));
     return _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(t), both);
 }
-Q_AVX2_INLINE __m256i nf4_codes(const uint8_t *row, int64_t u) { return nf4_at(row + u / 2 * 36 + 4 + 16 * (u % 2)); }
-Q_AVX2_INLINE float nf4_d(const uint8_t *row, int64_t u) {
+Q_AVX2_PART __m256i nf4_codes(const uint8_t *row, int64_t u) { return nf4_at(row + u / 2 * 36 + 4 + 16 * (u % 2)); }
+Q_AVX2_PART float nf4_d(const uint8_t *row, int64_t u) {
     return q_bits_f32(q_load32(row + u / 2 * 36)) * q_float(NF4_SCALE);
 }
-Q_AVX2_INLINE __m256i nf4_dq_codes(const uint8_t *row, int64_t u) {
+Q_AVX2_PART __m256i nf4_dq_codes(const uint8_t *row, int64_t u) {
     return nf4_at(row + 4 + u / 8 * 136 + 8 + 16 * (u % 8));
 }
-Q_AVX2_INLINE float nf4_dq_d(const uint8_t *row, int64_t u) {
+Q_AVX2_PART float nf4_dq_d(const uint8_t *row, int64_t u) {
     return nf4_dq_absmax(row, (int)(u / 8), (int)(u % 8 / 2)) * q_float(NF4_SCALE);
 }
 

@@ -9,11 +9,11 @@
 enum { UNIT_SC = 256, UNIT_MN = UNIT_SC + 64, UNIT = UNIT_MN + 32 };
 #define PANEL(units) ((units) * UNIT + 64)
 
-Q_AVX2_INLINE __m256i pairs(__m256i w, __m256i a) {
+Q_AVX2_PART __m256i pairs(__m256i w, __m256i a) {
     return _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(a, w));
 }
 
-Q_AVX2_INLINE void one_of(const q_unit_format *f, const uint8_t *const *row, const uint8_t *x, int64_t blocks,
+Q_AVX2_PART void one_of(const q_unit_format *f, const uint8_t *const *row, const uint8_t *x, int64_t blocks,
                           __m256 *y) {
     __m256 acc = _mm256_setzero_ps();
     for (int64_t i = 0; i < blocks; i++, x += q_unit_act_bytes(f->units)) {
@@ -44,7 +44,7 @@ Q_AVX2_INLINE void one_of(const q_unit_format *f, const uint8_t *const *row, con
     *y = acc;
 }
 
-Q_AVX2_INLINE void unpack_of(const q_unit_format *f, const uint8_t *const *row, int64_t blocks, uint8_t *panel) {
+Q_AVX2_PART void unpack_of(const q_unit_format *f, const uint8_t *const *row, int64_t blocks, uint8_t *panel) {
     for (int64_t i = 0; i < blocks; i++, panel += PANEL(f->units)) {
         uint8_t *ends = panel + f->units * UNIT;
         for (int sub = 0; sub < f->units; sub++) {
@@ -66,7 +66,7 @@ Q_AVX2_INLINE void unpack_of(const q_unit_format *f, const uint8_t *const *row, 
     }
 }
 
-Q_AVX2_INLINE void columns_of(const q_unit_format *f, const uint8_t *panel, const uint8_t *const *x, int64_t blocks,
+Q_AVX2_PART void columns_of(const q_unit_format *f, const uint8_t *panel, const uint8_t *const *x, int64_t blocks,
                               __m256 *y) {
     enum { C = Q_I8_COLUMNS };
     __m256 acc[C];

@@ -21,7 +21,7 @@
 #include "i8_avx2.h"
 
 #define Q_Y __attribute__((target(Q_Y_TARGET)))
-#define Q_Y_INLINE Q_INLINE Q_Y
+#define Q_Y_INLINE Q_PART Q_Y
 
 enum {
     Q_Y_COLUMNS = 4,
