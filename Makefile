@@ -38,11 +38,11 @@ STD += -DT_SLOW=1
 export T_SLOW := 1
 endif
 # ThreadSanitizer looks for races and slows arithmetic fifty times: what it leaves out checks scripts, figures of quality,
-# damaged files, file calls, kills and devices through drivers, which it does not see into; test_threads, test_cpu,
-# test_engine, test_quantize and the other cli_* run the same threads.
+# damaged files, kernels called by one thread, file calls, kills and devices through drivers, which it does not see into;
+# test_threads, test_cpu, test_engine, test_moe, test_pack, test_quantize and the other cli_* run the same threads.
 ifeq ($(SAN),thread)
-export WITHOUT ?= check_* test_quality test_corrupt test_determinism test_products test_io test_kill test_nomem test_backend* test_device test_vulkan \
-    cli_bench* cli_calibrate.sh cli_completion.sh cli_device.sh cli_man.sh cli_quantize.sh
+export WITHOUT ?= check_* test_quality test_corrupt test_determinism test_kernels test_products test_io test_kill test_nomem \
+    test_backend* test_device test_vulkan cli_bench* cli_calibrate.sh cli_completion.sh cli_device.sh cli_man.sh cli_quantize.sh
 else ifneq (,$(SAN)) # the first compiles the library as one file, which no sanitizer sees; the other compares bits for many
 # minutes, of kernels whose reads and writes test_kernels and test_products fence
 export WITHOUT ?= check_embed.sh test_determinism
