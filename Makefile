@@ -43,9 +43,9 @@ endif
 ifeq ($(SAN),thread)
 export WITHOUT ?= check_* test_quality test_corrupt test_determinism test_kernels test_products test_io test_kill test_nomem \
     test_backend* test_device test_vulkan cli_bench* cli_calibrate.sh cli_completion.sh cli_device.sh cli_man.sh cli_quantize.sh
-else ifneq (,$(SAN)) # the first compiles the library as one file, which no sanitizer sees; the other compares bits for many
-# minutes, of kernels whose reads and writes test_kernels and test_products fence
-export WITHOUT ?= check_embed.sh test_determinism
+else ifneq (,$(SAN)) # the first compiles the library as one file, which no sanitizer sees; the others compare bits and figures
+# of quality for many minutes, by ways that test_kernels, test_products and test_quantize go
+export WITHOUT ?= check_embed.sh test_determinism test_quality
 endif
 ALL_CFLAGS = $(STD) $(WARN) $(VULKAN) $(CPPFLAGS) $(CFLAGS) -I$(B)/gen
 LDLIBS := -lm -pthread
