@@ -99,8 +99,7 @@ $(B)/obj/libquant/formats/%.o: STD += -DQ_HOST
 
 # The unrolled kernels cost gcc 12 much time: for the places of their variables, which no debugger follows there, in every
 # build, and for what sanitizers add at -O2. See also Q_PART.
-UNROLLED := $(filter $(B)/obj/kernels/cpu/x86/%,$(LIB_OBJ))
-$(UNROLLED): CFLAGS += $(if $(findstring clang,$(CC)),,-fno-var-tracking) $(if $(SAN),-O1)
+$(B)/obj/kernels/cpu/x86/%.o: CFLAGS += -fno-var-tracking $(if $(SAN),-O1)
 
 $(B)/obj/%.o: %.c
 	@mkdir -p $(@D)

@@ -329,6 +329,11 @@ typedef struct bed {
     uint64_t seed;
 } bed;
 
+static void store_value(uint8_t *to, float v, int32_t value_bytes) {
+    if (value_bytes == 2) q_store16(to, q_f32_to_half(v));
+    else q_store32(to, q_f32_bits(v));
+}
+
 static void bed_open(bed *b, int32_t width, int32_t past, int32_t value_bytes) {
     memset(b, 0, sizeof *b);
     b->seed = (uint64_t)(width * 1000 + past);
@@ -337,11 +342,8 @@ static void bed_open(bed *b, int32_t width, int32_t past, int32_t value_bytes) {
     b->pool.layer_bytes = 2ull * KV_HEADS * Q_KV_TOKENS * 64 * (uint64_t)value_bytes;
     b->pool.page_bytes = 2 * b->pool.layer_bytes;
     b->kv[0] = (uint8_t *)malloc(b->pool.page_bytes * b->pool.pages);
-    for (uint64_t i = 0; i < b->pool.page_bytes * b->pool.pages; i += (uint64_t)value_bytes) {
-        const float v = t_normal(&b->seed);
-        if (value_bytes == 2) q_store16(b->kv[0] + i, q_f32_to_half(v));
-        else q_store32(b->kv[0] + i, q_f32_bits(v));
-    }
+    for (uint64_t i = 0; i < b->pool.page_bytes * b->pool.pages; i += (uint64_t)value_bytes)
+        store_value(b->kv[0] + i, t_normal(&b->seed), value_bytes);
     for (uint32_t i = 0; i < PAGES; i++) { /* pages in no order */
         b->pages[0][i] = 2 * PAGES - 2 * i;
         b->pages[1][i] = 2 * i + 1;
@@ -532,9 +534,7 @@ static void check_attn_window(const q_cpu_kernel *k) {
             for (int32_t j = 0; j <= b.pos[c] - WINDOW; j++)
                 for (int h = 0; h < KV_HEADS; h++) {
                     uint8_t *page = q_kv_k(&b.pool, b.kv[0], b.pages[0][j / Q_KV_TOKENS], b.s.kv_layer, h);
-                    uint8_t *first = page + (int64_t)bytes * (j % Q_KV_TOKENS);
-                    if (bytes == 2) q_store16(first, q_f32_to_half(-6e4f));
-                    else q_store32(first, q_f32_bits(-6e4f));
+                    store_value(page + (int64_t)bytes * (j % Q_KV_TOKENS), -6e4f, bytes);
                 }
             b.s.window = WINDOW;
             k->fn(&b.s, &e, 0, COLUMNS * HEADS);

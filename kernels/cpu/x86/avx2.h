@@ -11,7 +11,7 @@
 
 #define Q_AVX2 __attribute__((target("avx2,fma,f16c")))
 #define Q_AVX2_INLINE static inline __attribute__((always_inline, target("avx2,fma,f16c")))
-#define Q_AVX2_PART Q_PART __attribute__((target("avx2,fma,f16c")))
+#define Q_AVX2_PART Q_PART Q_AVX2
 
 /* Unroll the next loop wholly: its bound is a constant of the inlined caller, its arrays are meant to be registers. */
 #if defined(__clang__)

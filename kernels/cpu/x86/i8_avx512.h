@@ -17,7 +17,7 @@
 
 #define Q_VNNI_TARGET Q_AVX512_TARGET ",avx512vnni"
 #define Q_VNNI __attribute__((target(Q_VNNI_TARGET)))
-#define Q_VNNI_INLINE Q_PART __attribute__((target(Q_VNNI_TARGET)))
+#define Q_VNNI_INLINE Q_PART Q_VNNI
 
 enum {
     Q_Z_ROWS = 16,

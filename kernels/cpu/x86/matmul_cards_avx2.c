@@ -88,11 +88,11 @@ Q_AVX2_PART __m256i i4_at(const uint8_t *p, uint8_t zero) {
     return _mm256_sub_epi8(_mm256_and_si256(v, _mm256_set1_epi8(15)), _mm256_set1_epi8((char)(zero & 31)));
 }
 #define I4_GROUPS(name, units)                                                              \
-    Q_AVX2_PART __m256i name##_codes(const uint8_t *row, int64_t u) {                     \
+    Q_AVX2_PART __m256i name##_codes(const uint8_t *row, int64_t u) {                       \
         const uint8_t *p = row + u / (units) * (4 + 16 * (units));                          \
         return i4_at(p + 4 + 16 * (u % (units)), p[2]);                                     \
     }                                                                                       \
-    Q_AVX2_PART float name##_d(const uint8_t *row, int64_t u) {                           \
+    Q_AVX2_PART float name##_d(const uint8_t *row, int64_t u) {                             \
         return q_half_to_f32(q_load16(row + u / (units) * (4 + 16 * (units))));             \
     }
 I4_GROUPS(i4_g32, 1)

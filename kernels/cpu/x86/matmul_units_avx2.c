@@ -67,7 +67,7 @@ Q_AVX2_PART void unpack_of(const q_unit_format *f, const uint8_t *const *row, in
 }
 
 Q_AVX2_PART void columns_of(const q_unit_format *f, const uint8_t *panel, const uint8_t *const *x, int64_t blocks,
-                              __m256 *y) {
+                            __m256 *y) {
     enum { C = Q_I8_COLUMNS };
     __m256 acc[C];
     Q_UNROLL for (int c = 0; c < C; c++) acc[c] = _mm256_setzero_ps();

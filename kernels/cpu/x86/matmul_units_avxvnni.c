@@ -8,7 +8,7 @@
 
 #define TARGET "avx2,fma,f16c,avxvnni"
 #define VNNI __attribute__((target(TARGET)))
-#define VNNI_INLINE Q_PART __attribute__((target(TARGET)))
+#define VNNI_INLINE Q_PART VNNI
 
 enum { COLUMNS = 4, ROWS = 16, PANEL_FROM = Q_I8_PANEL_FROM, CODES = 256 };
 
