@@ -404,6 +404,7 @@ void st_batch_open(st_batch *b, st *t, int32_t n, int32_t n_out, int turn) {
     const size_t floats = (size_t)n * (size_t)t->widths[1];
     const size_t state = (size_t)t->segments[0].state_floats * ST_SEQS, logits = (size_t)n_out * (size_t)t->plan.vocab;
     memset(b, 0, sizeof *b);
+    b->turn = turn;
     b->x = must(calloc(floats, sizeof(float)));
     b->y = must(calloc(floats, sizeof(float)));
     b->state = must(calloc(state + 1, sizeof(float)));
@@ -630,16 +631,21 @@ bool st_same(const st *t, const st_batch *a, const st_batch *b) {
     return memcmp(a->state, b->state, (size_t)t->segments[0].state_floats * ST_SEQS * sizeof(float)) == 0;
 }
 
-void st_check(st_program *p, int32_t n, int32_t n_out, int turn) {
-    st_batch want, got;
+void st_check_against(st_program *p, const st_batch *want) {
+    st_batch got;
     char who[48];
-    snprintf(who, sizeof who, "%s:%u, %d columns, turn %d", p->d->be->name, p->d->index, n, turn);
-    st_batch_open(&want, p->t, n, n_out, turn);
-    st_batch_open(&got, p->t, n, n_out, turn);
-    st_reference(p->t, &want);
+    snprintf(who, sizeof who, "%s:%u, %d columns, turn %d", p->d->be->name, p->d->index, want->b.n, want->turn);
+    st_batch_open(&got, p->t, want->b.n, want->b.n_out, want->turn);
     const lq_status s = st_run(p, &got);
     VALUE_MSG(s == LQ_OK, "%s: %s", who, lq_error_detail());
-    st_compare(p->t, &want, &got, who);
-    st_batch_free(&want);
+    st_compare(p->t, want, &got, who);
     st_batch_free(&got);
+}
+
+void st_check(st_program *p, int32_t n, int32_t n_out, int turn) {
+    st_batch want;
+    st_batch_open(&want, p->t, n, n_out, turn);
+    st_reference(p->t, &want);
+    st_check_against(p, &want);
+    st_batch_free(&want);
 }

@@ -121,6 +121,7 @@ void st_release(st_program *p);
 /* A batch and all that it points to; results lie here. */
 typedef struct st_batch {
     q_batch b;
+    int turn;
     int32_t ids[ST_COLUMNS], pos[ST_COLUMNS], seq[ST_COLUMNS], out[ST_OUTS], sampled[ST_OUTS];
     uint64_t draw[ST_OUTS];
     uint32_t *pages[ST_SEQS][ST_POOLS];
@@ -140,6 +141,8 @@ lq_status st_run(st_program *p, st_batch *b);
 /* Compare what two batches hold: op.h's bounds, or bit by bit. */
 void st_compare(const st *t, const st_batch *want, const st_batch *got, const char *who);
 bool st_same(const st *t, const st_batch *a, const st_batch *b);
+/* A run of the program on a batch like `want`, compared with what st_reference wrote there: one serves many programs. */
+void st_check_against(st_program *p, const st_batch *want);
 /* All of it for one batch: reference, run, comparison. */
 void st_check(st_program *p, int32_t n, int32_t n_out, int turn);
 
