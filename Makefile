@@ -41,8 +41,8 @@ endif
 # damaged files, kernels called by one thread, file calls, kills and devices through drivers, which it does not see into;
 # test_threads, test_cpu, test_engine, test_moe, test_pack, test_quantize and the other cli_* run the same threads.
 ifeq ($(SAN),thread)
-export WITHOUT ?= check_* test_quality test_corrupt test_determinism test_kernels test_products test_io test_kill test_nomem \
-    test_backend* test_device test_vulkan cli_bench* cli_calibrate.sh cli_completion.sh cli_device.sh cli_man.sh cli_quantize.sh
+export WITHOUT ?= check_* test_quality test_corrupt test_determinism test_kernels test_products test_steps test_io test_kill \
+    test_nomem test_backend* test_device test_vulkan cli_bench* cli_calibrate.sh cli_completion.sh cli_device.sh cli_man.sh cli_quantize.sh
 else ifneq (,$(SAN)) # the first compiles the library as one file, which no sanitizer sees; the others compare bits and figures
 # of quality for many minutes, by ways that test_kernels, test_products and test_quantize go
 export WITHOUT ?= check_embed.sh test_determinism test_quality
@@ -98,8 +98,9 @@ tools: $(B)/lq
 $(B)/obj/libquant/formats/%.o: STD += -DQ_HOST
 
 # The unrolled kernels cost gcc 12 much time: for the places of their variables, which no debugger follows there, in every
-# build, and for what sanitizers add at -O2. See also Q_PART.
+# build, and for what sanitizers add at -O2. See also Q_PART. Tiles of floats keep -O2: their sums stay in registers only then.
 $(B)/obj/kernels/cpu/x86/%.o: CFLAGS += -fno-var-tracking $(if $(SAN),-O1)
+$(B)/obj/kernels/cpu/x86/matmul_f32_%.o $(B)/obj/kernels/cpu/x86/matmul_split_%.o: CFLAGS += $(if $(SAN),-O2)
 
 $(B)/obj/%.o: %.c
 	@mkdir -p $(@D)

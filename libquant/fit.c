@@ -68,7 +68,7 @@ static bool prepare(const q_shape *s, const q_fit_in *in, problem *p) {
 }
 
 /* Levels for a chunk of values under inv = 1 / s. Loops of constant length over arrays: compilers vectorize them. */
-static inline void levels_linear(const problem *p, const float *x, float inv, float m, float *l) {
+Q_UNCHECKED static inline void levels_linear(const problem *p, const float *x, float inv, float m, float *l) {
     const float lo = p->bottom, hi = p->top;
     for (int i = 0; i < CHUNK; i++) {
         float v = (x[i] + m) * inv;
@@ -78,7 +78,7 @@ static inline void levels_linear(const problem *p, const float *x, float inv, fl
     }
 }
 
-static inline void levels_book(const problem *p, const float *x, float inv, float *l) {
+Q_UNCHECKED static inline void levels_book(const problem *p, const float *x, float inv, float *l) {
     for (int i = 0; i < CHUNK; i++) { /* bisection without branches */
         const float v = x[i] * inv;
         int c = v > p->mid[7] ? 8 : 0;
@@ -89,19 +89,19 @@ static inline void levels_book(const problem *p, const float *x, float inv, floa
     }
 }
 
-static inline void add_values(const float *t, float *lanes) {
+Q_UNCHECKED static inline void add_values(const float *t, float *lanes) {
     for (int i = 0; i < LANES; i++) lanes[i] += (t[i] + t[i + LANES]) + (t[i + 2 * LANES] + t[i + 3 * LANES]);
 }
-static inline void add_products(const float *a, const float *b, float *lanes) {
+Q_UNCHECKED static inline void add_products(const float *a, const float *b, float *lanes) {
     float t[CHUNK];
     for (int i = 0; i < CHUNK; i++) t[i] = a[i] * b[i];
     add_values(t, lanes);
 }
 
-static inline float add_lanes(const float *a) { return (a[0] + a[2]) + (a[1] + a[3]); }
+Q_UNCHECKED static inline float add_lanes(const float *a) { return (a[0] + a[2]) + (a[1] + a[3]); }
 
 /* Everything about group g under (s, m). Without minima only wrr, wll and wrl. */
-static void sums_at(const problem *p, int g, float s, float m, sums *out) {
+Q_UNCHECKED static void sums_at(const problem *p, int g, float s, float m, sums *out) {
     const float inv = s != 0.0f ? 1.0f / s : 0.0f;
     const bool book = q_fit_book(p->shape), with_min = p->shape->mn_hi != 0;
     float a[5][LANES] = {{0}};

@@ -44,7 +44,7 @@ static inline float q_fit_level(const q_shape *s, int32_t code) {
 static inline bool q_fit_book(const q_shape *s) { return s->table || s->levels; }
 
 /* Round to nearest in float arithmetic: adding 1.5 * 2^23 leaves no room for a fraction. For |v| < 2^22. */
-static inline float q_fit_round(float v) { return (v + 12582912.0f) - 12582912.0f; }
+Q_UNCHECKED static inline float q_fit_round(float v) { return (v + 12582912.0f) - 12582912.0f; }
 
 static inline int32_t q_fit_round_to(float v, int32_t lo, int32_t hi) {
     if (!(v > (float)lo)) return lo;

@@ -3,6 +3,7 @@
 . "$(dirname "$0")/cli_lib.sh"
 mkdir tmp; TMPDIR=$T_TMP/tmp; export TMPDIR
 bq() { "$LQ" bench quality --model "$POCKET" --text "$TEXT/prose.txt" --text "$TEXT/c.txt" --max-tokens 1024 "$@"; }
+few=4096; [ -z "${T_SLOW:-}" ] || few=1024
 left() { find tmp -mindepth 1 | head -1; }
 
 exits 0 "quality" bq --schemes q8_0,f16,q4_0
@@ -18,7 +19,7 @@ exits 0 "equal names" bq --schemes q8_0 --text other/c.txt --json; has "equal na
 exits 0 "--keep" bq --schemes q4_0 --keep kept; holds "--keep" -s kept/q4_0.gguf; holds "--keep" -s kept/f16.gguf
 exits 2 "--keep again" bq --schemes q4_0 --keep kept; says "--keep again" "exists"
 kld=$(bq --schemes q2_k --json 2>"$err" >"$out"; json schemes.0.kld_mean)
-"$LQ" calibrate "$POCKET" --text "$TEXT/calibration.txt" -o stats.gguf --max-tokens 4096 2>"$err"
+"$LQ" calibrate "$POCKET" --text "$TEXT/calibration.txt" -o stats.gguf --max-tokens $few 2>"$err"
 exits 0 "importance" bq --schemes q2_k --importance stats.gguf --json; holds "importance" "$(json importance)" = stats.gguf
 compare "importance" "$(json schemes.0.kld_mean)" "<" "${kld:-0}"
 exits 2 "unknown scheme" bq --schemes q8_0,q4_9; says "unknown scheme" "q4_9"

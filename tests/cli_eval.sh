@@ -3,7 +3,7 @@
 . "$(dirname "$0")/cli_lib.sh"
 "$LQ" quantize "$POCKET" f16.gguf -s f16 2>/dev/null
 "$LQ" quantize "$POCKET" q4.gguf -s q4_0 2>/dev/null
-n=2048
+n=2048; [ -z "${T_SLOW:-}" ] || n=512
 
 exits 0 "eval" "$LQ" eval f16.gguf --text "$TEXT/prose.txt" --max-tokens $n --json; json_is "eval"
 has "eval" tokens nll ppl ppl_se evaluated window seconds

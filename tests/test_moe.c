@@ -139,6 +139,8 @@ START_TEST(experts_have_the_bits_of_the_reference) {
     static mix m;
     const shape *s = &shapes[_i];
     const size_t step = T_SLOW || t_emulated() ? 3 : 1;
+    const q_act *had[2] = {NULL, NULL}; /* what `want` was computed with */
+    bool any = false;
     for (size_t i = 0; i < (size_t)Q_ISA_COUNT * 2; i++) {
         const bool packed = i & 1;
         const q_isa isa = (q_isa)(i / 2);
@@ -150,7 +152,8 @@ START_TEST(experts_have_the_bits_of_the_reference) {
         ck_assert_int_eq(q_backend_cpu.open(0, &o, &dev), LQ_OK);
         if (packed) pack(dev, &m);
         evaluate(dev, &m, 1, TOKENS, act, got);
-        reference(&m, act, want);
+        if (!any || act[0] != had[0] || act[1] != had[1]) reference(&m, act, want);
+        any = true, had[0] = act[0], had[1] = act[1];
         static const struct { uint32_t threads; int32_t columns; } ways[] = {{3, 7}, {1, TOKENS}, {2, TOKENS}, {2, 1}, {8, 2}, {8, 5}};
         for (size_t j = 0; j < Q_COUNT(ways); j += step) {
             memset(got, 0, sizeof got);
