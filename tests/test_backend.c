@@ -464,7 +464,7 @@ static int variants_of(size_t i) { return cases[i].variants < 0 ? (int)q_format_
 static const struct { int32_t n, n_out; } runs[] = {{65, 9}, {1, 0}, {1, 1}, {2, 1}, {8, 8},
                                                     {9, 0}, {9, 5}, {33, 9}, {1, 1}};
 
-/* A plan, and what kernels/ref makes of each run: once for all devices, since it takes longer than any of them. */
+/* A plan, and what kernels/ref makes of each run, once for all devices. */
 typedef struct {
     st t;
     bool here; /* on the processor alone */
