@@ -169,6 +169,10 @@ typedef struct lq_model_options {
                                in F32, F16 or BF16 are rounded to nearest, into memory of their own; the embedding, the
                                output matrix, norms and biases stay as stored. LQ_E_ARG names a matrix that is already
                                quantized. lq_model_plan counts the new bytes, with plan_only before anything is done */
+    uint32_t pack_at_open;  /* 1 = all weights are packed when lq_model_open returns. The default is that sessions pack
+                               them bit by bit between their first passes, on their threads: the first token comes
+                               sooner, the next ones later. Before a long pass all of them are packed. The results are
+                               the same. Where memory is locked (lq_options.lock) they are packed at open in any case */
 } lq_model_options;
 
 /* Open a model: a GGUF file (any shard of a split set), or a Hugging Face directory with config.json and safetensors.
@@ -335,7 +339,7 @@ typedef struct lq_stats {
     uint32_t size;
     uint32_t last_logits_hash;       /* FNV-1a of the last row of logits: equal hashes = equal bits */
     uint64_t prefill_tokens, decode_tokens; /* decode = passes over one token */
-    double prefill_seconds, decode_seconds;
+    double prefill_seconds, decode_seconds; /* with what was packed before each pass (lq_model_options.pack_at_open) */
     uint64_t decode_bytes;           /* weight and KV bytes read by the decode passes */
     uint64_t border_bytes;           /* hidden values that passed from one device to the next: once out, once in */
     double border_seconds;           /* and the time that copying them took */
@@ -372,7 +376,8 @@ LQ_API int32_t lq_token_find(const lq_model *model, const char *piece);
 /* ------------------------------------------------------------------------------------------------ decode, sample */
 
 /* Append `count` tokens to the sequence and evaluate them. Logits are kept for the tokens from index `logits_from` on
- * (count - 1 = the last alone, 0 = all, count = none); at most max_logits of them.
+ * (count - 1 = the last alone, 0 = all, count = none); at most max_logits of them. While weights of the model are not
+ * packed yet a call may pack some, and last longer for it; sessions of one model may do so on several threads.
  * LQ_E_CONTEXT: the sequence would exceed the context, nothing is evaluated. LQ_E_NUMERIC: logits are not finite. */
 LQ_API lq_status lq_decode(lq_session *session, const int32_t *ids, size_t count, size_t logits_from);
 

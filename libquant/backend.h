@@ -72,7 +72,8 @@ typedef struct q_backend {
     /* Bytes of the backend's own layout of a weight, in the process's memory, for products of this op: what compile will
      * choose for activations in any format; 0 = the file's bytes are used. pack makes rows begin .. end - 1 of all
      * matrices' rows in `to`, where all of it begins, Q_ALIGN-aligned; begin and end are multiples of Q_PACK_ROWS, but for
-     * the last end. Every byte is written by one of the ranges, and from any thread. */
+     * the last end. Every byte is written by one of the ranges, and from any thread. Of a weight with `packed_ready`
+     * compile touches nothing of `packed`, and each run reads what is packed by then: the results are the same. */
     uint64_t (*pack_bytes)(q_device *dev, q_op op, const q_weight *w);
     void (*pack)(q_device *dev, q_op op, const q_weight *w, int64_t begin, int64_t end, void *to);
 
@@ -93,6 +94,10 @@ typedef struct q_backend {
     lq_status (*run)(q_program *program, const q_batch *batch);
     lq_status (*wait)(q_program *program);
     q_traffic (*traffic)(const q_program *program);
+    /* Between two runs: fn(arg, begin, end, thread) over chunks of [0, total) on the program's threads; NULL where a device
+     * packs nothing. */
+    void (*work)(q_program *program, int64_t total, int64_t step,
+                 void (*fn)(void *arg, int64_t begin, int64_t end, uint32_t thread), void *arg);
     /* The kernel that runs step i of the plan, by name ("matmul_q4_k_a8_256__avx2"): for reports and tests. "" for a step
      * of another segment. */
     const char *(*kernel_name)(const q_program *program, int32_t i);

@@ -45,6 +45,8 @@ typedef struct q_session_need {
     uint64_t locked; /* of the processor's */
 } q_session_need;
 
+typedef struct q_packing q_packing;
+
 struct lq_model {
     lq_ctx *ctx;
     const q_alloc *alloc;
@@ -54,6 +56,7 @@ struct lq_model {
     q_weight *weights;   /* [binding->n_items]; vectors always as float32 */
     void **owned;        /* [n_items] memory behind weights that the file's bytes could not serve; NULL = the file's */
     uint8_t *packed;     /* weights in the processor's own layouts; NULL = none */
+    q_packing *packing;  /* what is packed while sessions run, and how far (pack.c); NULL = nothing is */
     uint64_t packed_bytes; /* of that block; with plan_only, what it would be */
     uint64_t packed_data;  /* the layouts alone */
     uint64_t packed_from;  /* bytes of the mapped file that it stands for, whose pages were given back */
@@ -107,8 +110,10 @@ lq_status q_load_as_weight(lq_model *m, q_pool *pool, uint32_t i);
 lq_status q_load_as_all(lq_model *m, lq_status (*each)(lq_model *m, q_pool *pool, uint32_t i, bool check), bool check);
 /* Bytes of an item's matrix as it is used. */
 uint64_t q_item_bytes(const lq_model *m, uint32_t i);
-/* Lay out anew what the processor's kernels read best so (pack.c). The weights are resolved. */
-lq_status q_pack_weights(lq_model *m);
+/* Lay out anew what the processor's kernels read best so (pack.c): now, or as sessions run. The weights are resolved. */
+lq_status q_pack_weights(lq_model *m, bool now);
+/* Where so many bytes of memory are not enough for what is not packed yet, it never is, and the log says so. */
+void q_pack_fits(lq_model *m, uint64_t memory);
 /* The place of a layer; -1 = what comes before the first, n_layers = what comes after the last. */
 int32_t q_place_of(const lq_model *m, int32_t layer);
 /* The part of a plan that tells of the device. */
@@ -154,11 +159,16 @@ struct lq_session {
     void (*tap)(void *user, const q_inst *s, const float *x, int32_t n, int32_t stride);
     void *tap_user;
     uint64_t barriers;    /* of all passes so far */
+    uint64_t passes;      /* begun */
+    uint32_t packed;      /* weights that were packed when the last pass ended (pack.c) */
     lq_stats stats;
 };
 lq_status q_session_open(lq_model *model, const lq_session_options *options, lq_session **out);
 void q_session_close(lq_session *session);
 lq_status q_session_measure(const lq_model *model, const q_session_shape *shape, q_session_need *need);
+/* Around a pass of so many tokens (pack.c): pack some of the weights that are not; give back pages behind those that are. */
+void q_pack_before(lq_session *s, uint32_t tokens);
+void q_pack_after(lq_session *s);
 /* The session keeps state that cannot be taken back token by token. */
 bool q_session_recurrent(const lq_session *s);
 lq_status q_session_decode(lq_session *s, const int32_t *ids, size_t count, size_t logits_from);

@@ -191,7 +191,7 @@ static lq_status resolve_one(lq_model *m, q_pool *pool, uint32_t i, bool check) 
     return q_place_write(m, i);
 }
 
-static lq_status resolve_weights(lq_model *m, bool check, bool pack) {
+static lq_status resolve_weights(lq_model *m, const lq_model_options *o) {
     const uint32_t n = m->binding->n_items;
     m->weights = Q_NEW(m->alloc, q_weight, n);
     m->owned = Q_NEW(m->alloc, void *, n);
@@ -206,8 +206,8 @@ static lq_status resolve_weights(lq_model *m, bool check, bool pack) {
         else passing = Q_MAX(passing, bytes);
     }
     Q_TRY(q_memory_check("copying the weights", copies + passing, 0));
-    Q_TRY(q_load_as_all(m, resolve_one, check));
-    if (pack) Q_TRY(q_pack_weights(m));
+    Q_TRY(q_load_as_all(m, resolve_one, o->check_tensors != 0));
+    if (!o->no_pack) Q_TRY(q_pack_weights(m, o->pack_at_open != 0));
     Q_TRY(lock_weights(m));
     return q_place_finish(m);
 }
@@ -255,7 +255,7 @@ static lq_status open_parts(lq_model *m, const char *path, const lq_model_option
                       m->binding->hp.v[Q_HP_VOCAB]);
     Q_TRY(q_place_open(m, o));
     Q_TRY(q_load_as_choose(m, o->load_as));
-    Q_TRY(resolve_weights(m, o->check_tensors != 0, o->no_pack == 0));
+    Q_TRY(resolve_weights(m, o));
     m->bytes_per_token = bytes_per_token(m);
     return copy_names(m);
 }
@@ -286,6 +286,7 @@ void q_model_close(lq_model *m) {
     q_delete(m->alloc, m->owned);
     q_delete(m->alloc, (void *)m->as);
     q_delete(m->alloc, m->packed);
+    q_delete(m->alloc, m->packing);
     q_arena_free(&m->names);
     q_text_close(m->text);
     q_binding_close(m->binding);

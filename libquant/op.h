@@ -186,11 +186,16 @@ typedef struct q_weight {
     uint64_t matrix_bytes;  /* from one expert to the next; 0 for a single matrix */
     int32_t rows, k, matrices;
     const void *packed;     /* a backend's own layout of all rows, made by its pack(); NULL = none */
+    const int *packed_ready; /* NULL = it is made; otherwise it is from when this is not 0 (read by q_weight_ready) */
     int64_t packed_row;     /* which of them is row 0 here: of a row range, not 0 */
     uint64_t device;        /* address of the same in the memory of the device it was written to; 0 = none */
     const char *name;       /* the tensor's name, for messages */
     const int32_t *order;   /* [k] a permutation of the inputs, of all rows and matrices ("act-order"); NULL = none */
 } q_weight;
+/* May its packed layout be read? Who sees true sees all of it. */
+static inline bool q_weight_ready(const q_weight *w) {
+    return w->packed && (!w->packed_ready || __atomic_load_n(w->packed_ready, __ATOMIC_ACQUIRE));
+}
 
 /* Where an operand lies: value i of head h of column c is slot[c * slot_width + offset + h * stride + i]. */
 typedef struct q_view {

@@ -95,7 +95,12 @@ static lq_status check_memory(const lq_session *s) {
     const lq_model *m = s->model;
     char what[80];
     snprintf(what, sizeof what, "a session with context %u and batch %u", s->shape.context, s->shape.batch);
-    Q_TRY(q_memory_check(what, s->need.kv[0] + s->need.rest[0], q_pool_stacks(most_threads(&s->shape))));
+    const uint64_t here = s->need.kv[0] + s->need.rest[0];
+    Q_TRY(q_memory_check(what, here, q_pool_stacks(most_threads(&s->shape))));
+    if (m->packing) {
+        const uint64_t left = q_memory_physical("");
+        q_pack_fits(s->model, left - Q_MIN(here, left));
+    }
     if (m->n_places < 2) return LQ_OK;
     const uint64_t have = q_place_memory(&m->places[1]), need = s->need.kv[1] + s->need.rest[1];
     if (need <= have) return LQ_OK;
@@ -245,7 +250,9 @@ static lq_status pass(lq_session *s, const int32_t *ids, uint32_t n, uint32_t fr
                  .threads = n > SHORT_PASS ? s->shape.threads_prefill : s->shape.threads,
                  .cancel = (const int *)(const void *)&s->cancel, .tap = s->tap, .tap_user = s->tap_user};
     const double begin = q_clock();
+    q_pack_before(s, n);
     Q_TRY(run_segments(s, &b));
+    q_pack_after(s);
     const double seconds = q_clock() - begin;
     s->length += n;
     s->n_logits += n_out;

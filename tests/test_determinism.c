@@ -1,7 +1,8 @@
 /* test_determinism.c: a sequence's logits are the same bits for any number of threads and however its tokens are cut into
- * calls and passes: for each format, from packed weights and from the file's bytes, with quantized and with float32
- * activations, with the best kernels and with those of each family's first rung. What kernels/ref defines as one order of
- * summation, a whole program of thread pool, phases, claims, kernels for few columns and for many has to keep.
+ * calls and passes: for each format, from packed weights, from the file's bytes and from weights that are packed on the way,
+ * with quantized and with float32 activations, with the best kernels and with those of each family's first rung. What
+ * kernels/ref defines as one order of summation, a whole program of thread pool, phases, claims, kernels for few columns and
+ * for many has to keep.
  *
  * The model is random and small, but whole: rows that fill blocks of 256, four heads to two, and enough tokens for three of
  * attention's blocks of keys, the last one partly filled. */
@@ -53,6 +54,8 @@ typedef struct way { uint32_t threads, first, piece, batch; } way;
 static const way ways[] = {{1, 450, 1, 512}, {8, 545, 1, 512}, {1, 300, 7, 512}, {2, 501, 8, 512}, {3, 531, 9, 512}, {1, 400, 17, 16},
                            {5, 500, 24, 512}, {2, 450, 33, 512}, {6, 453, 48, 512}, {4, 421, 64, 512}, {7, 300, 100, 100},
                            {2, 127, 127, 512}, {3, 256, 256, 512}, {8, 512, 512, 512}};
+/* Passes short enough, and calls enough, to be evaluated while weights are packed. */
+static const way later_ways[] = {{1, 30, 24, 512}, {8, 200, 9, 512}, {3, 33, 48, 512}};
 static const way few_ways[] = {{1, 430, 9, 512}, {2, 540, 1, 512}, {3, 33, 127, 512}};
 
 static uint32_t hash_of(lq_model *m, way w, const char *act) {
@@ -76,6 +79,19 @@ static void check_ways(lq_model *m, const way *list, size_t n, const char *act, 
                       what, act ? act : "as kernels want", list[i].threads, list[i].first, list[i].piece, list[i].batch);
 }
 
+/* A model of its own for each: packed between the passes of one session. */
+static void check_later(lq_ctx *c, const char *path, lq_model_options o, lq_model *m, const char *what) {
+    const uint32_t want = hash_of(m, (way){1, TOKENS, 1, 512}, NULL);
+    o.pack_at_open = 0;
+    for (size_t i = 0; i < Q_COUNT(later_ways); i++) {
+        lq_model *later;
+        ck_assert_msg(lq_model_open(c, path, &o, &later) == LQ_OK, "%s", lq_error_detail());
+        ck_assert_msg(hash_of(later, later_ways[i], NULL) == want, "%s as it runs: other bits with %u threads, %u tokens, then %u a call",
+                      what, later_ways[i].threads, later_ways[i].first, later_ways[i].piece);
+        lq_model_close(later);
+    }
+}
+
 /* What loads a format: its file, or a file in F16 for formats that GGUF has no number for. */
 static const char *load_as(const q_format *f) {
     if (q_format_gguf_id(f) >= 0) return NULL;
@@ -90,7 +106,7 @@ static void check_format(const q_format *f, const char *isa, const way *list, si
     ck_assert_msg(lq_open(&co, &c) == LQ_OK, "%s", lq_error_detail());
     write_model(source);
     for (uint32_t no_pack = 0; no_pack < 2; no_pack++) {
-        const lq_model_options o = {.size = sizeof o, .no_pack = no_pack, .load_as = as};
+        const lq_model_options o = {.size = sizeof o, .no_pack = no_pack, .pack_at_open = 1, .load_as = as};
         lq_plan_info plan = {.size = sizeof plan};
         lq_model *m;
         ck_assert_msg(lq_model_open(c, model_path(source, path, sizeof path), &o, &m) == LQ_OK, "%s", lq_error_detail());
@@ -98,6 +114,7 @@ static void check_format(const q_format *f, const char *isa, const way *list, si
         ck_assert(!no_pack || plan.packed == 0);
         snprintf(what, sizeof what, "%s, %s, %s", f->name, isa ? isa : "best kernels", plan.packed ? "packed" : "not packed");
         if (no_pack || plan.packed) check_ways(m, list, n, NULL, what);
+        if (plan.packed) check_later(c, path, o, m, what);
         if (no_pack) check_ways(m, few_ways, Q_COUNT(few_ways), "f32", what);
         lq_model_close(m);
     }

@@ -187,7 +187,7 @@ typedef struct cli_memory {
 typedef struct cli_place {
     const char *device; /* "vulkan:0"; NULL = the processor */
     uint64_t layers;    /* how many of the last layers run there; CLI_ALL_LAYERS = nothing was said */
-    uint32_t no_pack;
+    uint32_t no_pack, pack_at_open;
     const char *load_as; /* quantize while opening; NULL = as stored */
 } cli_place;
 #define CLI_ALL_LAYERS UINT64_MAX
@@ -208,6 +208,13 @@ typedef struct cli_place {
      .help = "read weights as they lie in the mapped file, instead of copies in the order that\n"                      \
              "is fastest: less memory that other processes cannot share, slower; same results",                        \
      .also = "|no-repack|repack|pack|mmap|"}
+#define CLI_OPT_PACK_AT_OPEN(T)                                                                                        \
+    {.type = CLI_FLAG,                                                                                                 \
+     .name = "pack-at-open",                                                                                           \
+     .at = offsetof(T, place.pack_at_open),                                                                            \
+     .help = "copy weights into the order that is fastest before the first token, not between\n"                       \
+             "the first tokens: the first comes later, the others at full speed; same results",                        \
+     .also = "|pack|repack|warmup|first-token|latency|"}
 #define CLI_OPT_LOAD_AS(T)                                                                                             \
     {.type = CLI_TEXT,                                                                                                 \
      .name = "load-as",                                                                                                \

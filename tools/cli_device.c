@@ -56,6 +56,7 @@ int cli_model(cli *c, lq_ctx *ctx, const char *path, const cli_place *place, con
         mo.gpu_layers = place->layers == CLI_ALL_LAYERS ? 0 : (uint32_t)place->layers;
     }
     if (place->no_pack) mo.no_pack = 1;
+    if (place->pack_at_open) mo.pack_at_open = 1;
     if (place->load_as) mo.load_as = place->load_as;
     const lq_status s = lq_model_open(ctx, path, &mo, model);
     if (s == LQ_OK) return 0;

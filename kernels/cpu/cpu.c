@@ -52,19 +52,48 @@ static bool is_product(const q_inst *s) {
     return q_cpu_is_experts(s) || ((s->op == Q_OP_MATMUL || s->op == Q_OP_HEAD) && !(s->lora_a && s->lora_b));
 }
 
-static bool fits(const q_cpu_kernel *k, const q_inst *s, q_isas isas, bool f32_activations) {
+/* `packed` is the layout that the weight has, or will have. */
+static bool fits(const q_cpu_kernel *k, const q_inst *s, const q_cpu_layout *packed, q_isas isas, bool f32_activations) {
     if (!q_isa_in(isas, k->isa) || k->quantize || k->combine) return false;
     if (!k->mm) return k->op == s->op && (!k->accepts || k->accepts(s));
     if (!is_product(s)) return false;
     if (strcmp(k->format, "any") != 0 && strcmp(k->format, s->w->format->name) != 0) return false;
-    if (k->layout && k->layout != q_layout_of(s->w)) return false;
+    if (k->layout && k->layout != packed) return false;
     return !k->act || ((!f32_activations || k->act->lanes) && q_act_fits(k->act, s->w->k));
 }
 
-static const q_cpu_kernel *choose(const q_inst *s, q_isas isas, bool f32_activations) {
+static const q_cpu_kernel *last_fit(const q_inst *s, const q_cpu_layout *packed, q_isas isas, bool f32_activations) {
     for (size_t i = Q_COUNT(q_cpu_kernels); i-- > 0;)
-        if (fits(&q_cpu_kernels[i], s, isas, f32_activations)) return &q_cpu_kernels[i];
+        if (fits(&q_cpu_kernels[i], s, packed, isas, f32_activations)) return &q_cpu_kernels[i];
     return NULL;
+}
+
+/* The layout that the best kernel for a product of this weight reads: what last_fit would take if it were packed. */
+static const q_cpu_layout *layout_for(q_op op, const q_weight *w, q_isas isas) {
+    const q_inst s = {.op = (uint8_t)op, .w = w};
+    for (size_t i = Q_COUNT(q_cpu_kernels); i-- > 0;)
+        if (fits(&q_cpu_kernels[i], &s, q_cpu_kernels[i].layout, isas, false)) return q_cpu_kernels[i].layout;
+    return NULL;
+}
+
+/* What runs until a weight is packed for kernel k, reading the same copies of activations; NULL = there is nothing to wait
+ * for, or nothing to wait with. */
+static const q_cpu_kernel *choose_meanwhile(const q_inst *s, const q_cpu_kernel *k, q_isas isas, bool f32_activations) {
+    if (!k || !k->layout || !s->w->packed_ready) return NULL;
+    for (size_t i = Q_COUNT(q_cpu_kernels); i-- > 0;) {
+        const q_cpu_kernel *m = &q_cpu_kernels[i];
+        if (m->mm && m->act == k->act && fits(m, s, NULL, isas, f32_activations)) return m;
+    }
+    return NULL;
+}
+
+/* The kernel of a step: where its weight is packed as sessions run, the one for then. */
+static const q_cpu_kernel *choose(const q_inst *s, q_isas isas, bool f32_activations) {
+    if (!is_product(s)) return last_fit(s, NULL, isas, f32_activations);
+    if (!s->w->packed_ready) return last_fit(s, q_layout_of(s->w), isas, f32_activations);
+    const q_cpu_kernel *k = last_fit(s, layout_for((q_op)s->op, s->w, isas), isas, f32_activations);
+    if (!k || !k->layout || choose_meanwhile(s, k, isas, f32_activations)) return k;
+    return last_fit(s, NULL, isas, f32_activations);
 }
 
 static void (*choose_quantize(const q_act *act, q_isas isas))(const float *, int64_t, void *) {
@@ -80,11 +109,16 @@ static q_combine_fn choose_combine(q_isas isas) { /* there is one for every mach
     return q_cpu_kernels[i].combine;
 }
 
-/* The kernel for a step's w2. */
-static const q_cpu_kernel *choose2(const q_inst *s, q_isas isas, bool f32_activations) {
-    if (!q_cpu_is_experts(s) || !s->w2) return NULL;
+/* The step with its w2, which has a kernel of its own. */
+static q_inst second_of(const q_inst *s) {
     q_inst second = *s;
     second.w = s->w2;
+    return second;
+}
+
+static const q_cpu_kernel *choose2(const q_inst *s, q_isas isas, bool f32_activations) {
+    if (!q_cpu_is_experts(s) || !s->w2) return NULL;
+    const q_inst second = second_of(s);
     return choose(&second, isas, f32_activations);
 }
 
@@ -223,6 +257,11 @@ static q_cpu_stage make_step(q_program *p, int32_t step, q_isas isas) {
     q_cpu_copy_key key;
     if (reads_copy(s, s->w, t.kernel)) key = key_of(s, s->w, t.kernel->act, t.uses), t.reads = find_copy(p, &key);
     if (reads_copy(s, s->w2, t.kernel2)) key = key_of(s, s->w2, t.kernel2->act, t.uses), t.reads2 = find_copy(p, &key);
+    const q_inst second = second_of(s);
+    const q_cpu_kernel *m = choose_meanwhile(s, t.kernel, isas, f32), *m2 = choose_meanwhile(&second, t.kernel2, isas, f32);
+    if (m) t.later = t.kernel, t.kernel = m;
+    if (m2) t.later2 = t.kernel2, t.kernel2 = m2;
+    p->waits |= m || m2;
     return t;
 }
 
@@ -311,8 +350,8 @@ static q_program *lay_out_tables(const q_plan *plan, const q_segment *segment, u
     return p;
 }
 
-/* Scratch of one thread for a stage. A kernel may hand unusual cases to the reference. */
-static uint64_t scratch_of(const q_cpu_stage *t, int32_t columns) {
+/* Scratch of one thread for a stage with these kernels. A kernel may hand unusual cases to the reference. */
+static uint64_t scratch_with(const q_cpu_stage *t, int32_t columns) {
     const q_inst *s = t->inst;
     const q_cpu_kernel *k = t->kernel;
     if (t->uses >= 0) return q_cpu_experts_scratch(t, columns);
@@ -321,6 +360,18 @@ static uint64_t scratch_of(const q_cpu_stage *t, int32_t columns) {
         return bias + k->mm_scratch(s->w->k, columns);
     }
     return Q_MAX(k ? k->scratch(s, columns) : 0, (uint64_t)q_ref_scratch(s, columns));
+}
+
+/* Whether its weights are packed or not, in any order. */
+static uint64_t scratch_of(const q_cpu_stage *t, int32_t columns) {
+    uint64_t most = 0;
+    for (int mode = 0; mode < 4; mode++) {
+        q_cpu_stage with = *t;
+        if ((mode & 1) && t->later) with.kernel = t->later;
+        if ((mode & 2) && t->later2) with.kernel2 = t->later2;
+        most = Q_MAX(most, scratch_with(&with, columns));
+    }
+    return most;
 }
 
 /* Scratch, slots and copies of one thread. */
@@ -541,25 +592,13 @@ static lq_status cpu_copy(q_device *dev, q_buffer *dst, uint64_t to, const q_buf
     return LQ_OK;
 }
 
-/* The layout that the best kernel for a product of this weight reads: what choose() would take if it were packed. */
-static const q_cpu_layout *layout_for(const q_device *dev, q_op op, const q_weight *w) {
-    for (size_t i = Q_COUNT(q_cpu_kernels); i-- > 0;) {
-        const q_cpu_packed head = {.layout = q_cpu_kernels[i].layout};
-        q_weight packed = *w;
-        packed.packed = head.layout ? &head : NULL;
-        const q_inst s = {.op = (uint8_t)op, .w = &packed};
-        if (fits(&q_cpu_kernels[i], &s, dev->isas, false)) return head.layout;
-    }
-    return NULL;
-}
-
 static uint64_t cpu_pack_bytes(q_device *dev, q_op op, const q_weight *w) {
-    const q_cpu_layout *l = layout_for(dev, op, w);
+    const q_cpu_layout *l = layout_for(op, w, dev->isas);
     return l ? q_layout_bytes(l, w) : 0;
 }
 
 static void cpu_pack(q_device *dev, q_op op, const q_weight *w, int64_t begin, int64_t end, void *to) {
-    const q_cpu_layout *l = layout_for(dev, op, w);
+    const q_cpu_layout *l = layout_for(op, w, dev->isas);
     if (l) q_layout_pack(l, w, begin, end, to);
 }
 
@@ -571,6 +610,11 @@ static const char *cpu_supports(const q_device *dev, const q_inst *s) {
 static lq_status cpu_wait(q_program *program) { /* run returns when all is done */
     Q_UNUSED(program);
     return LQ_OK;
+}
+
+static void cpu_work(q_program *p, int64_t total, int64_t step,
+                     void (*fn)(void *arg, int64_t begin, int64_t end, uint32_t thread), void *arg) {
+    q_pool_for(p->pool, total, step, fn, arg);
 }
 
 static q_traffic cpu_traffic(const q_program *program) { return program->traffic; }
@@ -607,5 +651,6 @@ const q_backend q_backend_cpu = {
     .run = q_cpu_run,
     .wait = cpu_wait,
     .traffic = cpu_traffic,
+    .work = cpu_work,
     .kernel_name = cpu_kernel_name,
 };

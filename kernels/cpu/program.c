@@ -314,6 +314,19 @@ static void border(q_program *p, float *slot, const float *from, float *to) {
     p->traffic.bytes += bytes;
 }
 
+/* Kernels for packed weights take over as soon as those are there. */
+static void take_packed(q_program *p) {
+    p->waits = false;
+    for (int i = 0; i < Q_CPU_WAYS; i++) {
+        for (int32_t j = 0; j < p->ways[i].n_stages; j++) {
+            q_cpu_stage *t = &p->ways[i].stages[j];
+            if (t->later && q_weight_ready(t->inst->w)) t->kernel = t->later, t->later = NULL;
+            if (t->later2 && q_weight_ready(t->inst->w2)) t->kernel2 = t->later2, t->later2 = NULL;
+            p->waits |= t->later || t->later2;
+        }
+    }
+}
+
 lq_status q_cpu_run(q_program *p, const q_batch *batch) {
     const q_plan *plan = p->plan;
     if (batch->n < 1 || batch->n > plan->columns || batch->n_out < 0 || batch->n_out > plan->outs)
@@ -324,6 +337,7 @@ lq_status q_cpu_run(q_program *p, const q_batch *batch) {
     if (!batch->x && (!batch->ids || p->first > 0))
         return q_fail(LQ_E_INTERNAL, "a batch for the steps from %d on brings no hidden rows", p->first);
     if (cancel_seen(batch)) return q_fail(LQ_E_CANCELLED, "cancelled before the first layer");
+    if (p->waits) take_packed(p);
     p->batch = batch;
     p->cancelled = false;
     /* A tap sees the inputs of products, which must then lie where all threads have them. */

@@ -58,6 +58,8 @@ typedef struct q_cpu_stage {
     bool gathers;  /* reads columns other than those it writes */
     bool own;      /* every thread runs it for all columns, into memory of its own */
     const q_cpu_kernel *kernel, *kernel2; /* NULL = the reference; kernel2: of experts' w2 */
+    const q_cpu_kernel *later, *later2; /* take their place when the weight is packed, with copies in the same form;
+                                           NULL = the others stay */
     q_op_fn fn;    /* of steps that are no product; what follows one: MOE_GLU's GLU, HEAD's SCALE */
     q_combine_fn combine; /* of MOE_DOWN */
 } q_cpu_stage;
@@ -105,6 +107,7 @@ struct q_program {
     int32_t *first_stage; /* [last - first + 1], of the way for many columns */
     q_cpu_way ways[Q_CPU_WAYS];
     int32_t few;          /* most columns of a batch that goes the other way; 0 = none does */
+    bool waits;           /* some stage has a kernel for later */
     q_inst *insts;        /* [last - first] of the way for few */
     int32_t *few_widths;  /* [2 * n_slots] */
     bool *own_slots;      /* [n_slots] which have one of each thread's own */
