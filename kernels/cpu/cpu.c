@@ -1,11 +1,12 @@
-/* cpu.c: the CPU backend: the vtable, how a plan is compiled, and memory. program.c runs what is compiled here.
+/* cpu.c: the CPU backend: the vtable, how a plan is compiled, and memory. program.c runs what is compiled here, choose.c
+ * says which kernel a step gets.
  *
- * Compiling chooses a kernel for each step, turns the plan into stages (a step, or the quantization of a slot that
+ * Compiling turns the plan into stages (a step, or the quantization of a slot that
  * products read in 8 bits), and lays everything a run needs out in one block: the same function lays out with no base
  * to measure, so that what was promised is what is allocated. Refuses nothing that op.h describes: a step without a
  * kernel of its own runs the reference. Layer L2. */
 #include "attn.h"
-#include "program.h"
+#include "choose.h"
 
 #include <stdio.h>
 
@@ -19,115 +20,12 @@ struct q_device {
 
 extern const q_backend q_backend_cpu;
 
-const q_cpu_kernel q_cpu_kernels[] = {
-#define PRODUCT(weight, activation, isa_, rows_, name_)                                                       \
-    {.name = #name_, .op = Q_OP_MATMUL, .format = #weight, .act = Q_CPU_ACT_##activation, .isa = Q_ISA_##isa_, \
-     .rows = rows_, .mm = q_##name_, .mm_scratch = q_##name_##_scratch},
-#define PACKED(weight, activation, isa_, rows_, layout_, name_)                                                \
-    {.name = #name_, .op = Q_OP_MATMUL, .format = #weight, .act = Q_CPU_ACT_##activation, .layout = &q_##layout_, \
-     .isa = Q_ISA_##isa_, .rows = rows_, .mm = q_##name_, .mm_scratch = q_##name_##_scratch},
-#define STEP(op_, isa_, name_)                                                                        \
-    {.name = #name_, .op = Q_OP_##op_, .format = "any", .isa = Q_ISA_##isa_, .fn = q_##name_,         \
-     .scratch = q_##name_##_scratch, .accepts = q_##name_##_accepts},
-#define ATTENTION(isa_, name_)                                                                        \
-    {.name = #name_, .op = Q_OP_ATTN, .format = "any", .isa = Q_ISA_##isa_, .fn = q_##name_,          \
-     .scratch = q_##name_##_scratch, .accepts = q_##name_##_accepts, .attn = &q_##name_##_isa},
-#define ACTIVATION(activation, isa_, name_)                                                            \
-    {.name = #name_, .op = Q_OP_COUNT, .act = Q_CPU_ACT_##activation, .isa = Q_ISA_##isa_, .quantize = q_##name_},
-#define COMBINE(isa_, name_) {.name = #name_, .op = Q_OP_MOE_DOWN, .isa = Q_ISA_##isa_, .combine = q_##name_},
-#include "kernels.def"
-};
-uint32_t q_cpu_kernel_count(void) { return (uint32_t)Q_COUNT(q_cpu_kernels); }
-
 /* Names of the reference functions, for kernel_name: "ref_norm". */
 static const char *const ref_names[Q_OP_COUNT] = {
 #define OP(name, fn, unit) [Q_OP_##name] = &#fn[2],
 #include "../../libquant/ops.def"
 #undef OP
 };
-
-/* ------------------------------------------------------------------------------------------------ choosing kernels */
-
-static bool is_product(const q_inst *s) {
-    return q_cpu_is_experts(s) || ((s->op == Q_OP_MATMUL || s->op == Q_OP_HEAD) && !(s->lora_a && s->lora_b));
-}
-
-/* `packed` is the layout that the weight has, or will have. */
-static bool fits(const q_cpu_kernel *k, const q_inst *s, const q_cpu_layout *packed, q_isas isas, bool f32_activations) {
-    if (!q_isa_in(isas, k->isa) || k->quantize || k->combine) return false;
-    if (!k->mm) return k->op == s->op && (!k->accepts || k->accepts(s));
-    if (!is_product(s)) return false;
-    if (strcmp(k->format, "any") != 0 && strcmp(k->format, s->w->format->name) != 0) return false;
-    if (k->layout && k->layout != packed) return false;
-    return !k->act || ((!f32_activations || k->act->lanes) && q_act_fits(k->act, s->w->k));
-}
-
-static const q_cpu_kernel *last_fit(const q_inst *s, const q_cpu_layout *packed, q_isas isas, bool f32_activations) {
-    for (size_t i = Q_COUNT(q_cpu_kernels); i-- > 0;)
-        if (fits(&q_cpu_kernels[i], s, packed, isas, f32_activations)) return &q_cpu_kernels[i];
-    return NULL;
-}
-
-/* The layout that the best kernel for a product of this weight reads: what last_fit would take if it were packed. */
-static const q_cpu_layout *layout_for(q_op op, const q_weight *w, q_isas isas) {
-    const q_inst s = {.op = (uint8_t)op, .w = w};
-    for (size_t i = Q_COUNT(q_cpu_kernels); i-- > 0;)
-        if (fits(&q_cpu_kernels[i], &s, q_cpu_kernels[i].layout, isas, false)) return q_cpu_kernels[i].layout;
-    return NULL;
-}
-
-/* What runs until a weight is packed for kernel k, reading the same copies of activations; NULL = there is nothing to wait
- * for, or nothing to wait with. */
-static const q_cpu_kernel *choose_meanwhile(const q_inst *s, const q_cpu_kernel *k, q_isas isas, bool f32_activations) {
-    if (!k || !k->layout || !s->w->packed_ready) return NULL;
-    for (size_t i = Q_COUNT(q_cpu_kernels); i-- > 0;) {
-        const q_cpu_kernel *m = &q_cpu_kernels[i];
-        if (m->mm && m->act == k->act && fits(m, s, NULL, isas, f32_activations)) return m;
-    }
-    return NULL;
-}
-
-/* The kernel of a step: where its weight is packed as sessions run, the one for then. */
-static const q_cpu_kernel *choose(const q_inst *s, q_isas isas, bool f32_activations) {
-    if (!is_product(s)) return last_fit(s, NULL, isas, f32_activations);
-    if (!s->w->packed_ready) return last_fit(s, q_layout_of(s->w), isas, f32_activations);
-    const q_cpu_kernel *k = last_fit(s, layout_for((q_op)s->op, s->w, isas), isas, f32_activations);
-    if (!k || !k->layout || choose_meanwhile(s, k, isas, f32_activations)) return k;
-    return last_fit(s, NULL, isas, f32_activations);
-}
-
-static void (*choose_quantize(const q_act *act, q_isas isas))(const float *, int64_t, void *) {
-    for (size_t i = Q_COUNT(q_cpu_kernels); i-- > 0;)
-        if (q_cpu_kernels[i].quantize && q_cpu_kernels[i].act == act && q_isa_in(isas, q_cpu_kernels[i].isa))
-            return q_cpu_kernels[i].quantize;
-    return act->quantize;
-}
-
-static q_combine_fn choose_combine(q_isas isas) { /* there is one for every machine */
-    size_t i = Q_COUNT(q_cpu_kernels) - 1;
-    while (!q_cpu_kernels[i].combine || !q_isa_in(isas, q_cpu_kernels[i].isa)) i--;
-    return q_cpu_kernels[i].combine;
-}
-
-/* The step with its w2, which has a kernel of its own. */
-static q_inst second_of(const q_inst *s) {
-    q_inst second = *s;
-    second.w = s->w2;
-    return second;
-}
-
-static const q_cpu_kernel *choose2(const q_inst *s, q_isas isas, bool f32_activations) {
-    if (!q_cpu_is_experts(s) || !s->w2) return NULL;
-    const q_inst second = second_of(s);
-    return choose(&second, isas, f32_activations);
-}
-
-/* A step that is not the plan's, but follows a product. */
-static q_op_fn choose_after(q_op op, q_isas isas) {
-    const q_inst s = {.op = (uint8_t)op};
-    const q_cpu_kernel *k = choose(&s, isas, false);
-    return k && k->fn ? k->fn : q_ops[op].ref;
-}
 
 /* -------------------------------------------------------------------------------------------------------- stages */
 
@@ -164,7 +62,7 @@ static int32_t add_copy(q_program *p, const q_cpu_copy_key *key, q_isas isas) {
     if (found >= 0) return found;
     q_cpu_copy *c = &p->copies[p->n_copies];
     c->key = *key;
-    c->quantize = key->act ? choose_quantize(key->act, isas) : NULL;
+    c->quantize = key->act ? q_cpu_choose_quantize(key->act, isas) : NULL;
     c->head_bytes = key->act ? (uint64_t)q_act_bytes(key->act, key->k) : (uint64_t)key->k * sizeof(float);
     c->vectors = key->routes >= 0 ? p->routings[key->routes].used : key->heads;
     c->column_bytes = c->head_bytes * (uint64_t)c->vectors;
@@ -216,8 +114,8 @@ static bool is_turned(const q_program *p, int32_t routing) {
 static void make_inputs(q_program *p, int32_t step, q_isas isas) {
     const q_inst *s = &p->plan->insts[step];
     q_cpu_way *w = &p->ways[Q_CPU_MANY];
-    const q_cpu_kernel *const kernels[] = {choose(s, isas, p->plan->f32_activations),
-                                           choose2(s, isas, p->plan->f32_activations)};
+    const q_cpu_kernel *const kernels[] = {q_cpu_choose(s, isas, p->plan->f32_activations),
+                                           q_cpu_choose2(s, isas, p->plan->f32_activations)};
     const q_weight *const weights[] = {s->w, s->w2};
     const int32_t routes = routing_of(p, s, kernels[0], kernels[1]);
     if (q_cpu_is_experts(s) && routes < 0) return;
@@ -244,21 +142,21 @@ static q_cpu_stage make_step(q_program *p, int32_t step, q_isas isas) {
     const q_inst *s = &p->plan->insts[step];
     const bool f32 = p->plan->f32_activations;
     q_cpu_stage t = blank_stage(p, step);
-    t.kernel = choose(s, isas, f32);
-    t.kernel2 = choose2(s, isas, f32);
+    t.kernel = q_cpu_choose(s, isas, f32);
+    t.kernel2 = q_cpu_choose2(s, isas, f32);
     t.columns = q_ops[s->op].unit == Q_UNIT_COLUMN || s->op == Q_OP_KV_PUT;
     t.gathers = s->out && (s->op == Q_OP_NORM || s->op == Q_OP_COPY);
     t.uses = routing_of(p, s, t.kernel, t.kernel2);
     if (q_cpu_is_experts(s) && t.uses < 0) t.kernel = t.kernel2 = NULL;
     t.fn = t.kernel && t.kernel->fn ? t.kernel->fn : q_ops[s->op].ref;
-    if (t.kernel && t.kernel->mm && s->op == Q_OP_MOE_GLU) t.fn = choose_after(Q_OP_GLU, isas);
-    if (t.kernel && t.kernel->mm && s->op == Q_OP_HEAD) t.fn = choose_after(Q_OP_SCALE, isas);
-    if (s->op == Q_OP_MOE_DOWN) t.combine = choose_combine(isas);
+    if (t.kernel && t.kernel->mm && s->op == Q_OP_MOE_GLU) t.fn = q_cpu_choose_after(Q_OP_GLU, isas);
+    if (t.kernel && t.kernel->mm && s->op == Q_OP_HEAD) t.fn = q_cpu_choose_after(Q_OP_SCALE, isas);
+    if (s->op == Q_OP_MOE_DOWN) t.combine = q_cpu_choose_combine(isas);
     q_cpu_copy_key key;
     if (reads_copy(s, s->w, t.kernel)) key = key_of(s, s->w, t.kernel->act, t.uses), t.reads = find_copy(p, &key);
     if (reads_copy(s, s->w2, t.kernel2)) key = key_of(s, s->w2, t.kernel2->act, t.uses), t.reads2 = find_copy(p, &key);
-    const q_inst second = second_of(s);
-    const q_cpu_kernel *m = choose_meanwhile(s, t.kernel, isas, f32), *m2 = choose_meanwhile(&second, t.kernel2, isas, f32);
+    const q_inst second = q_cpu_second_of(s);
+    const q_cpu_kernel *m = q_cpu_choose_meanwhile(s, t.kernel, isas, f32), *m2 = q_cpu_choose_meanwhile(&second, t.kernel2, isas, f32);
     if (m) t.later = t.kernel, t.kernel = m;
     if (m2) t.later2 = t.kernel2, t.kernel2 = m2;
     p->waits |= m || m2;
@@ -593,12 +491,12 @@ static lq_status cpu_copy(q_device *dev, q_buffer *dst, uint64_t to, const q_buf
 }
 
 static uint64_t cpu_pack_bytes(q_device *dev, q_op op, const q_weight *w) {
-    const q_cpu_layout *l = layout_for(op, w, dev->isas);
+    const q_cpu_layout *l = q_cpu_layout_for(op, w, dev->isas);
     return l ? q_layout_bytes(l, w) : 0;
 }
 
 static void cpu_pack(q_device *dev, q_op op, const q_weight *w, int64_t begin, int64_t end, void *to) {
-    const q_cpu_layout *l = layout_for(op, w, dev->isas);
+    const q_cpu_layout *l = q_cpu_layout_for(op, w, dev->isas);
     if (l) q_layout_pack(l, w, begin, end, to);
 }
 

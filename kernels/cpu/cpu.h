@@ -1,6 +1,6 @@
 /* cpu.h: private to kernels/cpu: instruction sets, the record of a kernel, and what a product kernel is given.
  *
- * cpu.c chooses kernels and walks plans; a kernel file implements rows of kernels.def and knows nothing of plans beyond
+ * choose.c chooses kernels, cpu.c compiles plans; a kernel file implements rows of kernels.def and knows nothing of plans beyond
  * op.h. Layer L2. */
 #ifndef Q_CPU_H
 #define Q_CPU_H
