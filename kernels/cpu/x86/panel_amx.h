@@ -3,7 +3,8 @@
  *
  * The sixteen rows of a panel are the columns of tile B, as the layout has them side by side in words of four codes;
  * sixteen columns of activations are the rows of tile A. The 16 x 16 sums are stored and scaled by AVX-512, sixteen rows
- * in the lanes, in op.h's order, while the next product runs: sums have two places in turn.
+ * in the lanes, in op.h's order, some steps later: operations of tiles alternate with a few vector operations all the way
+ * through a panel. Where a core is shared, operations of tiles that follow one another directly wait for each other.
  *
  * Integer scales are multiplied into the codes when a panel is unpacked, so that one sum spans all weights of a block of
  * activations: sc * q is a signed byte, or below 2^13 and then two, 128 * high + low, in two planes whose sums are added
@@ -25,7 +26,10 @@ enum {
     Q_T_BAND = 16,       /* panels that a chunk of the columns meets before the next chunk */
     Q_T_SPAN = 512,      /* columns at a time */
     Q_T_BLOCK = 256,     /* weights that share an integer sum, of formats with activations in blocks of 256 */
-    Q_T_SUMS = 4 * Q_T_TILE
+    Q_T_SUMS = 4 * Q_T_TILE,
+    Q_T_TURNS = 4,       /* tiles of sums, of activations in blocks of 32 */
+    Q_T_BEHIND = 5,      /* steps from such sums to what scales them: they were stored a step ago */
+    Q_T_COLUMNS_AHEAD = 12 /* columns that are asked for before they are copied */
 };
 
 typedef struct q_t_format {
@@ -147,106 +151,173 @@ Q_VNNI_INLINE void q_t_take(const q_t_format *f, const uint8_t *x, int c, uint8_
 
 /* -------------------------------------------------------------------------------------------------------- products */
 
-/* The exact integers of a column that stand at `sums`, as floats. */
+/* The exact integers of a column that stand at `sums`, as floats. While tiles multiply, one of the two ports for vectors
+ * takes sums but no conversions, shifts or products. So an integer, below 2^22 in magnitude, is added to the bits of
+ * 1.5 * 2^23, whose last bit is worth 1, and one to be counted 128 times to those of 1.5 * 2^30, whose last is worth 128.
+ * All is exact up to the last sum, which rounds as a conversion does. */
 Q_VNNI_INLINE __m512 q_t_integers(const q_t_format *f, const uint8_t *sums) {
-    __m512i v = _mm512_load_si512(sums);
-    if (f->planes == 2) v = _mm512_add_epi32(v, _mm512_slli_epi32(_mm512_load_si512(sums + Q_T_TILE), 7));
-    if (f->negated) v = _mm512_sub_epi32(_mm512_setzero_si512(), v);
-    return _mm512_cvtepi32_ps(v);
+    const __m512 one = _mm512_set1_ps(0x1.8p23f), many = _mm512_set1_ps(0x1.8p30f);
+    const __m512 v = _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(one), _mm512_load_si512(sums)));
+    if (f->negated) return _mm512_sub_ps(one, v);
+    if (f->planes == 1) return _mm512_sub_ps(v, one);
+    const __m512i high = _mm512_add_epi32(_mm512_castps_si512(many), _mm512_load_si512(sums + Q_T_TILE));
+    return _mm512_add_ps(_mm512_sub_ps(_mm512_castsi512_ps(high), _mm512_set1_ps(0x1.8p30f + 0x1.8p23f)), v);
 }
 
-/* The products of a piece of 32 weights, to `sums`. */
-Q_VNNI_INLINE void q_t_piece32(const uint8_t *w, const uint8_t *x, uint8_t *sums) {
-    Q_T_LOAD(4, x, 32);
-    Q_T_LOAD(6, w, 64);
-    Q_T_ZERO(0);
-    Q_T_MULTIPLY(0, 4, 6);
-    Q_T_STORE(0, sums, 64);
+/* Part 0 .. 3 of a step with activations in blocks of 32: a piece of 32 weights times sixteen columns. Tiles of sums take
+ * turns; what one has of Q_T_TURNS steps before is stored to `into`. */
+#define Q_T_PART32(part, sum, a, b)                                                                                    \
+    do {                                                                                                               \
+        if (part == 0) Q_T_STORE(sum, into, 64);                                                                       \
+        if (part == 0) Q_T_ZERO(sum);                                                                                  \
+        if (part == 1) Q_T_LOAD(a, x, 32);                                                                             \
+        if (part == 2) Q_T_LOAD(b, w, 64);                                                                             \
+        if (part == 3) Q_T_MULTIPLY(sum, a, b);                                                                        \
+    } while (0)
+Q_VNNI_INLINE void q_t_part32(int turn, int part, const uint8_t *w, const uint8_t *x, uint8_t *into) {
+    if (turn == 0) Q_T_PART32(part, 0, 4, 6);
+    if (turn == 1) Q_T_PART32(part, 1, 5, 7);
+    if (turn == 2) Q_T_PART32(part, 2, 4, 6);
+    if (turn == 3) Q_T_PART32(part, 3, 5, 7);
 }
 
-/* Sixteen columns, activations in blocks of 32; adds to `to`, [column][row]. */
-Q_VNNI_INLINE void q_t_columns32(const q_t_format *f, const uint8_t *w, const uint8_t *x, int64_t pieces, bool first,
-                                 uint8_t *sums, float *to) {
-    __m512 acc[16];
-    Q_UNROLL for (int c = 0; c < 16; c++) acc[c] = first ? _mm512_setzero_ps() : _mm512_load_ps(to + 16 * c);
-    q_t_piece32(w, x, sums);
-    for (int64_t i = 0; i < pieces; i++) {
-        const uint8_t *from = sums + (i & 1) * Q_T_TILE, *head = w + q_t_d_at(f), *by = x + q_t_da_at(f);
-        w += q_t_piece_bytes(f);
-        x += q_t_columns_bytes(f);
-        if (i + 1 < pieces) q_t_piece32(w, x, sums + (~i & 1) * Q_T_TILE);
-        const __m512 d = _mm512_load_ps((const float *)(const void *)head);
-        Q_UNROLL for (int c = 0; c < 16; c++)
-            acc[c] = _mm512_fmadd_ps(_mm512_mul_ps(d, q_z_spread_f32(by + 4 * c)), q_t_integers(f, from + 64 * c), acc[c]);
-        if (!f->p->s.minima) continue;
-        const __m512 dmin = _mm512_load_ps((const float *)(const void *)(head + 64));
-        Q_UNROLL for (int c = 0; c < 16; c++)
-            acc[c] = _mm512_fnmadd_ps(_mm512_mul_ps(dmin, q_z_spread_f32(by + 4 * c)), q_z_spread_f32(by + 64 + 4 * c),
-                                      acc[c]);
+/* Where the products of a panel have come to: step s, its piece of the panel, its piece of the columns. */
+typedef struct q_t_way {
+    const uint8_t *w, *x;
+    int64_t s, piece;
+} q_t_way;
+
+/* The products of a step, while sums of Q_T_BEHIND steps before are scaled by what stands at `head` and `by`, and added
+ * to acc. */
+Q_VNNI_INLINE void q_t_turn32(const q_t_format *f, int turn, const q_t_way *a, uint8_t *sums, bool scale,
+                              const uint8_t *head, const uint8_t *by, __m512 acc[16]) {
+    const uint8_t *from = sums + (turn + Q_T_BEHIND * (Q_T_TURNS - 1)) % Q_T_TURNS * Q_T_TILE;
+    const __m512 d = scale ? _mm512_load_ps((const float *)(const void *)head) : _mm512_setzero_ps();
+    const __m512 dmin = scale && f->p->s.minima ? _mm512_load_ps((const float *)(const void *)(head + 64)) : d;
+    Q_UNROLL for (int part = 0; part < 4; part++) {
+        q_t_part32(turn, part, a->w, a->x, sums + turn * Q_T_TILE);
+        if (!scale) continue;
+        Q_UNROLL for (int c = 4 * part; c < 4 * part + 4; c++) {
+            const __m512 da = q_z_spread_f32(by + 4 * c);
+            acc[c] = _mm512_fmadd_ps(_mm512_mul_ps(d, da), q_t_integers(f, from + 64 * c), acc[c]);
+            if (f->p->s.minima)
+                acc[c] = _mm512_fnmadd_ps(_mm512_mul_ps(dmin, da), q_z_spread_f32(by + 64 + 4 * c), acc[c]);
+        }
     }
-    Q_UNROLL for (int c = 0; c < 16; c++) _mm512_store_ps(to + 16 * c, acc[c]);
 }
 
-/* Quarter j of a piece of 256 weights times two sixteens of columns. */
-Q_VNNI_INLINE void q_t_quarter256(const q_t_format *f, const uint8_t *w, const uint8_t *const *x, int64_t at, int j) {
-    Q_T_LOAD(6, w + Q_T_TILE * j, 64);
-    Q_T_LOAD(4, x[0] + at + Q_T_TILE * j, 64);
-    Q_T_MULTIPLY(0, 4, 6);
-    Q_T_LOAD(5, x[1] + at + Q_T_TILE * j, 64);
-    Q_T_MULTIPLY(2, 5, 6);
-    if (f->planes == 1) return;
-    Q_T_LOAD(7, w + Q_T_TILE * (4 + j), 64);
-    Q_T_MULTIPLY(1, 4, 7);
-    Q_T_MULTIPLY(3, 5, 7);
+/* The same, and on to the next of `steps` steps. After the last it is done again, and what it gives is not read. */
+Q_VNNI_INLINE void q_t_step32(const q_t_format *f, q_t_way *a, int64_t pieces, int64_t steps, uint8_t *sums, bool scale,
+                              const uint8_t *head, const uint8_t *by, __m512 acc[16]) {
+    switch (a->s % Q_T_TURNS) {
+    case 0: q_t_turn32(f, 0, a, sums, scale, head, by, acc); break;
+    case 1: q_t_turn32(f, 1, a, sums, scale, head, by, acc); break;
+    case 2: q_t_turn32(f, 2, a, sums, scale, head, by, acc); break;
+    default: q_t_turn32(f, 3, a, sums, scale, head, by, acc); break;
+    }
+    if (++a->s >= steps) return;
+    a->x += q_t_columns_bytes(f);
+    a->w += q_t_piece_bytes(f);
+    if (++a->piece < pieces) return;
+    a->piece = 0;
+    a->w -= pieces * q_t_piece_bytes(f);
 }
 
-/* Columns c0 .. c0 + 3 of sixteen: the sums of a piece of 256 weights are scaled and added to `to`. `head`, `by`: what
- * scales the piece's rows and columns. */
-Q_VNNI_INLINE void q_t_scale256(const q_t_format *f, const uint8_t *head, const uint8_t *by, int c0, bool first,
+/* A step with activations in blocks of 256: a piece of 256 weights times two sixteens of columns. */
+typedef struct q_t_step {
+    const uint8_t *w, *x[2];
+    float *to;  /* what its sums are added to, [column][row] */
+    bool first; /* nothing is there yet */
+} q_t_step;
+
+/* One of 32 parts of the products of a step: tiles of 64 weights are loaded and multiplied. In the first eight, what
+ * tiles have of the step before is stored to `into` ahead of new sums. */
+Q_VNNI_INLINE void q_t_part256(const q_t_format *f, const q_t_step *s, int part, bool store, bool multiply,
+                               uint8_t *into) {
+    const int64_t at = Q_T_TILE * (part / 8);
+    const bool begins = part < 8, two = f->planes == 2;
+    store = store && begins;
+    switch (part % 8) {
+    case 0:
+        if (multiply) Q_T_LOAD(6, s->w + at, 64);
+        break;
+    case 1:
+        if (store) Q_T_STORE(0, into, 64);
+        if (multiply) Q_T_LOAD(4, s->x[0] + at, 64);
+        break;
+    case 2:
+        if (!multiply) break;
+        if (begins) Q_T_ZERO(0);
+        Q_T_MULTIPLY(0, 4, 6);
+        break;
+    case 3:
+        if (store) Q_T_STORE(2, into + 2 * Q_T_TILE, 64);
+        if (multiply) Q_T_LOAD(5, s->x[1] + at, 64);
+        break;
+    case 4:
+        if (!multiply) break;
+        if (begins) Q_T_ZERO(2);
+        Q_T_MULTIPLY(2, 5, 6);
+        break;
+    case 5:
+        if (store && two) Q_T_STORE(1, into + Q_T_TILE, 64);
+        if (multiply && two) Q_T_LOAD(7, s->w + 4 * Q_T_TILE + at, 64);
+        break;
+    case 6:
+        if (store && two) Q_T_STORE(3, into + 3 * Q_T_TILE, 64);
+        if (!multiply || !two) break;
+        if (begins) Q_T_ZERO(1);
+        Q_T_MULTIPLY(1, 4, 7);
+        break;
+    default:
+        if (!multiply || !two) break;
+        if (begins) Q_T_ZERO(3);
+        Q_T_MULTIPLY(3, 5, 7);
+        break;
+    }
+}
+
+/* What scales the rows of a piece of 256 weights. */
+typedef struct q_t_head {
+    __m512 d, dmin;
+    __m512i pair[8];
+} q_t_head;
+
+Q_VNNI_INLINE q_t_head q_t_read_head(const q_t_format *f, const uint8_t *w) {
+    const uint8_t *at = w + q_t_d_at(f);
+    q_t_head h;
+    h.d = h.dmin = _mm512_load_ps((const float *)(const void *)at);
+    if (f->p->s.minima) h.dmin = _mm512_load_ps((const float *)(const void *)(at + 64));
+    Q_UNROLL for (int j = 0; j < q_t_pairs(f); j++) h.pair[j] = _mm512_load_si512(at + 128 + 64 * j);
+    return h;
+}
+
+/* Column c of sixteen: the sums of a piece of 256 weights are scaled and added to `to`. `by`: what scales the columns. */
+Q_VNNI_INLINE void q_t_scale256(const q_t_format *f, const q_t_head *h, const uint8_t *by, int c, bool first,
                                 const uint8_t *sums, float *to) {
-    const __m512 d = _mm512_load_ps((const float *)(const void *)head);
-    Q_UNROLL for (int c = c0; c < c0 + 4; c++) {
-        const __m512 da = q_z_spread_f32(by + 4 * c);
-        __m512 acc = first ? _mm512_setzero_ps() : _mm512_load_ps(to + 16 * c);
-        acc = _mm512_fmadd_ps(_mm512_mul_ps(d, da), q_t_integers(f, sums + 64 * c), acc);
-        if (f->p->s.minima) {
-            const __m512 dmin = _mm512_load_ps((const float *)(const void *)(head + 64));
-            __m512i least = _mm512_setzero_si512();
-            Q_UNROLL for (int j = 0; j < q_t_pairs(f); j++)
-                least = _mm512_dpwssd_epi32(least, _mm512_load_si512(head + 128 + 64 * j),
-                                            q_z_spread(by + 64 + 64 * j + 4 * c));
-            acc = _mm512_fnmadd_ps(_mm512_mul_ps(dmin, da), _mm512_cvtepi32_ps(least), acc);
-        }
-        _mm512_store_ps(to + 16 * c, acc);
+    const __m512 da = q_z_spread_f32(by + 4 * c);
+    __m512 acc = first ? _mm512_setzero_ps() : _mm512_load_ps(to + 16 * c);
+    acc = _mm512_fmadd_ps(_mm512_mul_ps(h->d, da), q_t_integers(f, sums + 64 * c), acc);
+    if (f->p->s.minima) {
+        __m512i least = _mm512_setzero_si512();
+        Q_UNROLL for (int j = 0; j < q_t_pairs(f); j++)
+            least = _mm512_dpwssd_epi32(least, h->pair[j], q_z_spread(by + 64 + 64 * j + 4 * c));
+        acc = _mm512_fnmadd_ps(_mm512_mul_ps(h->dmin, da), _mm512_cvtepi32_ps(least), acc);
     }
+    _mm512_store_ps(to + 16 * c, acc);
 }
 
-/* Two sixteens of columns, activations in blocks of 256. */
-Q_VNNI_INLINE void q_t_columns256(const q_t_format *f, const uint8_t *w, const uint8_t *const *x, int64_t pieces,
-                                  bool first, uint8_t *sums, float *to) {
-    for (int64_t i = 0; i <= pieces; i++) {
-        uint8_t *into = sums + (i & 1) * Q_T_SUMS;
-        const uint8_t *from = sums + (~i & 1) * Q_T_SUMS, *next = w + i * q_t_piece_bytes(f);
-        const uint8_t *head = next - q_t_piece_bytes(f) + q_t_d_at(f);
-        const int64_t at = i * q_t_columns_bytes(f), by = at - q_t_columns_bytes(f) + q_t_da_at(f);
-        if (i < pieces) {
-            Q_T_ZERO(0);
-            Q_T_ZERO(1);
-            Q_T_ZERO(2);
-            Q_T_ZERO(3);
-        }
-        Q_UNROLL for (int j = 0; j < 4; j++) {
-            if (i < pieces) q_t_quarter256(f, next, x, at, j);
-            if (i == 0) continue;
-            q_t_scale256(f, head, x[0] + by, 4 * j, first && i == 1, from, to);
-            q_t_scale256(f, head, x[1] + by, 4 * j, first && i == 1, from + 2 * Q_T_TILE, to + 256);
-        }
-        if (i == pieces) break;
-        Q_T_STORE(0, into, 64);
-        Q_T_STORE(2, into + 2 * Q_T_TILE, 64);
-        if (f->planes == 1) continue;
-        Q_T_STORE(1, into + Q_T_TILE, 64);
-        Q_T_STORE(3, into + 3 * Q_T_TILE, 64);
+/* The products of step `s`, while the sums of the step before are stored to `into`, and those of step `done`, which stand
+ * at `from`, are scaled. */
+Q_VNNI_INLINE void q_t_step256(const q_t_format *f, const q_t_step *s, const q_t_step *done, bool multiply, bool store,
+                               bool scale, uint8_t *into, const uint8_t *from) {
+    const q_t_head h = q_t_read_head(f, done->w);
+    Q_UNROLL for (int part = 0; part < 32; part++) {
+        const int i = part / 16;
+        q_t_part256(f, s, part, store, multiply, into);
+        if (scale)
+            q_t_scale256(f, &h, done->x[i] + q_t_da_at(f), part % 16, done->first, from + 2 * i * Q_T_TILE,
+                         done->to + 256 * i);
     }
 }
 
@@ -272,6 +343,8 @@ Q_VNNI_INLINE q_t_space q_t_lay_out(const q_t_format *f, int64_t n) {
 typedef struct q_t_part {
     uint8_t *panel, *sums, *x;
     int64_t c, end, from, weights;
+    const uint8_t *next; /* of the next panel, in the layout */
+    int64_t next_bytes;
 } q_t_part;
 
 /* Ask for bytes that are read soon, and for the places of rows r .. r + 31 of y, which are written soon. */
@@ -286,6 +359,16 @@ Q_VNNI_INLINE void q_t_ask_results(const q_mm *m, int64_t r, int64_t c, int64_t 
     }
 }
 
+/* Ask for what belongs to columns c .. end - 1 of the part: their places in rows r .. r + 15 of y, with `ends`; their
+ * share of the next panel, which comes from memory. */
+Q_VNNI_INLINE void q_t_ask_ahead(const q_mm *m, const q_t_part *t, int64_t r, int64_t c, int64_t end, bool ends) {
+    const int64_t n = t->end - t->c, lines = t->next_bytes / 64;
+    end = Q_MIN(end, t->end);
+    if (ends) q_t_ask_results(m, r, c, end);
+    for (int64_t i = lines * (c - t->c) / n; i < lines * (end - t->c) / n; i++)
+        _mm_prefetch((const char *)t->next + 64 * i, _MM_HINT_T1);
+}
+
 /* The columns to their pieces; of those that a last pair of sixteens lacks, the last one again. */
 Q_VNNI_INLINE void q_t_take_all(const q_t_format *f, const q_mm *m, const q_t_part *t) {
     const int64_t pieces = t->weights / q_t_weights(f);
@@ -293,41 +376,80 @@ Q_VNNI_INLINE void q_t_take_all(const q_t_format *f, const q_mm *m, const q_t_pa
     for (int64_t c = t->c; c < t->c + (t->end - t->c + 31) / 32 * 32; c++) {
         const uint8_t *x = m->x + Q_MIN(c, t->end - 1) * m->x_stride + t->from / q_t_weights(f) * q_t_act_bytes(f);
         const int column = (int)((c - t->c) & 15);
-        q_t_ask(x + 4 * m->x_stride * (c + 4 < t->end), pieces * q_t_act_bytes(f));
+        q_t_ask(x + Q_T_COLUMNS_AHEAD * m->x_stride * (c + Q_T_COLUMNS_AHEAD < t->end), pieces * q_t_act_bytes(f));
         for (int64_t i = 0; i < pieces; i++)
             q_t_take(f, x + i * q_t_act_bytes(f), column, to + i * q_t_columns_bytes(f));
         if (column == 15) to += pieces * q_t_columns_bytes(f);
     }
 }
 
-/* A chunk of panel i times all columns of the part. */
-Q_VNNI_INLINE void q_t_pass(const q_t_format *f, const q_mm *m, const q_t_part *t, int64_t i, float *acc) {
-    const int64_t pieces = t->weights / q_t_weights(f), sixteen = pieces * q_t_columns_bytes(f);
-    const int64_t r = i * Q_PANEL - m->row;
+/* A chunk of a panel, whose first row is r of y, times all columns of the part; to: what they add to, [column][row].
+ * Activations in blocks of 32. */
+Q_VNNI_INLINE void q_t_pass32(const q_t_format *f, const q_mm *m, const q_t_part *t, int64_t r, float *to) {
+    const int64_t pieces = t->weights / q_t_weights(f), steps = (t->end - t->c + 15) / 16 * pieces;
     const bool ends = t->from + t->weights == m->k;
-    const uint8_t *x = t->x;
-    for (int64_t c = t->c; c < t->end; c += 32, x += 2 * sixteen, acc += 512) {
-        const uint8_t *const both[2] = {x, x + sixteen};
-        if (ends) q_t_ask_results(m, r, c, Q_MIN(c + 32, t->end));
-        if (f->p->s.act > 1) {
-            q_t_columns256(f, t->panel, both, pieces, t->from == 0, t->sums, acc);
-        } else {
-            for (int j = 0; j < 2 && c + 16 * j < t->end; j++)
-                q_t_columns32(f, t->panel, both[j], pieces, t->from == 0, t->sums, acc + 256 * j);
+    q_t_way a = {t->panel, t->x, 0, 0};
+    const uint8_t *by = t->x + q_t_da_at(f);
+    __m512 acc[16];
+    while (a.s < Q_T_BEHIND) q_t_step32(f, &a, pieces, steps, t->sums, false, t->panel, by, acc);
+    for (int64_t c = t->c; c < t->end; c += 16, to += 256) {
+        const uint8_t *head = t->panel + q_t_d_at(f);
+        q_t_ask_ahead(m, t, r, c, c + 16, ends);
+        Q_UNROLL for (int j = 0; j < 16; j++) acc[j] = t->from == 0 ? _mm512_setzero_ps() : _mm512_load_ps(to + 16 * j);
+        for (int64_t i = 0; i < pieces; i++) {
+            q_t_step32(f, &a, pieces, steps, t->sums, true, head, by, acc);
+            head += q_t_piece_bytes(f);
+            by += q_t_columns_bytes(f);
         }
-        for (int64_t j = 0; ends && j < Q_MIN(t->end - c, (int64_t)32); j++)
-            q_z_put16(m, r, c + j, _mm512_load_ps(acc + 16 * j));
+        Q_UNROLL for (int j = 0; j < 16; j++) {
+            if (!ends) _mm512_store_ps(to + 16 * j, acc[j]);
+            else if (c + j < t->end) q_z_put16(m, r, c + j, acc[j]);
+        }
+    }
+}
+
+/* Activations in blocks of 256: products are two steps ahead of what scales them. */
+Q_VNNI_INLINE void q_t_pass256(const q_t_format *f, const q_mm *m, const q_t_part *t, int64_t r, float *to) {
+    const int64_t pieces = t->weights / q_t_weights(f), sixteen = pieces * q_t_columns_bytes(f);
+    const int64_t steps = (t->end - t->c + 31) / 32 * pieces;
+    const bool ends = t->from + t->weights == m->k;
+    q_t_step now = {t->panel, {t->x, t->x + sixteen}, to, t->from == 0}, before = now, done = now;
+    for (int64_t s = 0, piece = 0, begun = t->c, c = t->c; s < steps + 2; s++) {
+        uint8_t *const into = t->sums + (~s & 1) * Q_T_SUMS, *const from = t->sums + (s & 1) * Q_T_SUMS;
+        if (piece == 0 && begun < t->end) q_t_ask_ahead(m, t, r, begun, begun + 32, ends), begun += 32;
+        if (s >= 2 && s < steps)
+            q_t_step256(f, &now, &done, true, true, true, into, from);
+        else
+            q_t_step256(f, &now, &done, s < steps, s >= 1 && s <= steps, s >= 2, into, from);
+        if (ends && s >= 2 && done.w == t->panel + (pieces - 1) * q_t_piece_bytes(f))
+            for (const int64_t end = Q_MIN(c + 32, t->end), c0 = c; c < end; c++)
+                q_z_put16(m, r, c, _mm512_load_ps(done.to + 16 * (c - c0)));
+        done = before;
+        before = now;
+        if (++piece < pieces) {
+            now = (q_t_step){now.w + q_t_piece_bytes(f),
+                             {now.x[0] + q_t_columns_bytes(f), now.x[1] + q_t_columns_bytes(f)}, now.to, false};
+        } else {
+            piece = 0;
+            now.x[0] = now.x[1] + q_t_columns_bytes(f);
+            now = (q_t_step){t->panel, {now.x[0], now.x[0] + sixteen}, now.to + 512, t->from == 0};
+        }
     }
 }
 
 /* A chunk of panels begin .. end - 1. */
-Q_VNNI_INLINE void q_t_band(const q_t_format *f, const q_mm *m, const q_t_part *t, int64_t begin, int64_t end,
-                            float *acc, int64_t pitch) {
+Q_VNNI_INLINE void q_t_band(const q_t_format *f, const q_mm *m, q_t_part *t, int64_t begin, int64_t end, float *acc,
+                            int64_t pitch) {
     q_t_take_all(f, m, t);
     for (int64_t i = begin; i < end; i++, acc += pitch) {
-        q_t_unpack(f, m->w + (uint64_t)i * m->row_bytes + t->from / 32 / f->p->units * f->p->bytes, t->weights / 32,
-                   t->panel);
-        q_t_pass(f, m, t, i, acc);
+        const uint8_t *w = m->w + (uint64_t)i * m->row_bytes + t->from / 32 / f->p->units * f->p->bytes;
+        t->next = w + m->row_bytes;
+        t->next_bytes = i + 1 < end ? t->weights / 32 / f->p->units * f->p->bytes : 0;
+        q_t_unpack(f, w, t->weights / 32, t->panel);
+        if (f->p->s.act > 1)
+            q_t_pass256(f, m, t, i * Q_PANEL - m->row, acc);
+        else
+            q_t_pass32(f, m, t, i * Q_PANEL - m->row, acc);
     }
 }
 
