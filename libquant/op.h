@@ -173,9 +173,9 @@ typedef struct q_a8_256 {
  * infinities and NaN stay (a NaN becomes quiet). Its block is 32 values and nothing else. */
 /* 8 bits again, with one scale for the whole row, for formats with one per row (INT8 per channel and per token): d, then k / 16 sums,
  * then k codes. */
-/* Not rounded at all: the values of lane 0 of dot (0, 16, 32, ...), then those of lane 1, ...: value i lies at
- * i % 16 * ceil(k / 16) + i / 16. The row takes an odd number of lines of 64 bytes, so that a kernel that reads many
- * columns at once does not find them all in the same sets of its cache; what is left of it is zero. */
+/* Not rounded at all: the values of lane 0 of dot (0, 16, 32, ...), then those of lanes 8, 4, 12, 2, ... as sums are added: value i
+ * lies at q_lane_place(i % 16) * ceil(k / 16) + i / 16 (lane_order.h). The row takes an odd number of lines of 64 bytes, so that
+ * many columns read at once do not lie in the same sets of a cache; what is left of it is zero. */
 extern const q_act q_act_a8_32, q_act_a8_256, q_act_a8_row, q_act_a_bf16, q_act_lanes; /* kernels/ref/act.c */
 
 /* A resolved weight: rows of `k` values. Experts are consecutive matrices. Owned by the model. */

@@ -4,16 +4,19 @@
  * A lane's part of a tile of L_ROWS rows and up to L_COLUMNS columns stays in registers while its weights pass: rows lie in
  * the lanes of vectors, a value of a column meets them all, and nothing is added across a vector. The sixteen results are
  * added as op.h says: lanes come in the order 0 8 4 12 2 ..., so that a result always finds its partner among at most four
- * that wait. Activations come lane after lane (q_act_lanes); weights are decoded and turned into panels [lane][step][row],
- * as many as the second cache holds, for all columns; a lane's share of both fits the first cache whatever k is.
+ * that wait. Activations lie in that order (q_act_lanes); weights are decoded and turned into panels [lane][step][row], lanes
+ * in that order too, so that all that a tile reads are streams that the processor sees coming. A lane's share of both fits the
+ * first cache up to k = 4096 or so. Two panels, where k allows, share a tile's columns, which come from the third cache;
+ * more of them would leave the second cache to a neighbour.
  *
  * The file of an instruction set defines L_VECTORS (of rows to a tile), L_COLUMNS and L_TIMES_TILES(DO), which is DO(c) for
  * c from L_COLUMNS / 2 to L_COLUMNS, and then includes its words, vec.h and this. Layer L2. */
+#include "../ref/lane_order.h"
 
 enum {
     L_ROWS = L_VECTORS * V_N,
     L_PANELS = 16,           /* at a time, at most, of L_PANEL_BYTES together */
-    L_PANEL_BYTES = 512 << 10
+    L_PANEL_BYTES = 576 << 10
 };
 
 /* Floats from a lane of a panel to the next: a line more than its steps take, or all lanes would lie in the same sets of
@@ -37,7 +40,7 @@ V_IN void l_arrange(const float *x, int64_t n, float *to) {
                 v[j] = at < n ? v_get(x + at, n - at) : v_set(0);
             }
             v_transpose(v);
-            Q_UNROLL for (int j = 0; j < V_N; j++) v_put(to + (p * V_N + j) * steps + s, v[j], steps - s);
+            Q_UNROLL for (int j = 0; j < V_N; j++) v_put(to + q_lane_place(p * V_N + j) * steps + s, v[j], steps - s);
         }
     const int64_t used = 16 * steps * (int64_t)sizeof(float);
     memset((uint8_t *)to + used, 0, (size_t)(q_act_bytes(&q_act_lanes, n) - used));
@@ -53,7 +56,7 @@ typedef void (*l_decode)(const uint8_t *row, int64_t u, float *to);
 /* V_N rows from row r of a panel on, V_N of their weights that begin with lane l: to where their lanes' step lies. */
 V_IN void l_turn(v_f v[V_N], int64_t k, int64_t l, float *to) {
     v_transpose(v);
-    Q_UNROLL for (int j = 0; j < V_N; j++) v_store(to + (l + j) * l_lane(k), v[j]);
+    Q_UNROLL for (int j = 0; j < V_N; j++) v_store(to + q_lane_place(l + j) * l_lane(k), v[j]);
 }
 
 V_IN const uint8_t *l_row(const q_mm *m, int64_t r) { /* rows past the last are it again */
@@ -118,11 +121,10 @@ V_IN void l_steps(int C, const float *w, const float *x, int64_t next, int64_t s
 
 /* All lanes: the products of a panel with C columns. */
 V_IN void l_lanes(int C, const float *panel, const float *x, int64_t next, int64_t k, v_f *acc) {
-    static const uint8_t order[16] = {0, 8, 4, 12, 2, 10, 6, 14, 1, 9, 5, 13, 3, 11, 7, 15};
     float wait[4][L_VECTORS * L_COLUMNS * V_N] __attribute__((aligned(64)));
     for (int t = 0; t < 16; t++) {
-        const int64_t lane = order[t];
-        l_steps(C, panel + lane * l_lane(k), x + lane * ((k + 15) / 16), next, (k + 15 - lane) / 16, acc);
+        const int64_t steps = (k + 15 - q_lane_place(t)) / 16;
+        l_steps(C, panel + t * l_lane(k), x + t * ((k + 15) / 16), next, steps, acc);
         int had = 0;
         for (; t >> had & 1; had++) /* of two halves and of two quarters, ... */
             Q_UNROLL for (int i = 0; i < L_VECTORS * C; i++) acc[i] = v_add(v_load(wait[had] + i * V_N), acc[i]);

@@ -1,6 +1,7 @@
 /* act.c: the activation formats. Of those with 8 bits a block with an infinity or NaN is marked by d = NaN, never
  * refused: the logits then show it. Rounding is by the float addition itself (1.5 * 2^23 pushes the fraction out), ties
  * to even, which vector conversions do as well. Layer L2. */
+#include "lane_order.h"
 #include "ref.h"
 
 static void quantize_block(const float *x, int weights, float *d_out, int16_t *sum, int8_t *q) {
@@ -54,7 +55,7 @@ static void lanes(const float *x, int64_t n, void *dst) {
     float *to = dst;
     const int64_t steps = (n + 15) / 16;
     memset(dst, 0, (size_t)q_act_bytes(&q_act_lanes, n));
-    for (int64_t i = 0; i < n; i++) to[i % 16 * steps + i / 16] = x[i];
+    for (int64_t i = 0; i < n; i++) to[q_lane_place(i % 16) * steps + i / 16] = x[i];
 }
 
 const q_act q_act_a8_32 = {"a8_32", 32, (int32_t)sizeof(q_a8_32), a8_32, false, false, 0};
