@@ -223,6 +223,24 @@ static bool look_at(const tile *t, int32_t n, int64_t at, int32_t *lo, int32_t *
     return *lo < *hi;
 }
 
+/* Scores of queries [g, g + n) and the block at `at` become weights. */
+static void softmax(const q_attn_isa *isa, const q_inst *s, const tile *t, int32_t g, int32_t n, int64_t at) {
+    q_attn_row rows[GROUP];
+    for (int32_t i = 0; i < n; i++) {
+        const query *q = &t->queries[g + i];
+        rows[i] = (q_attn_row){.score = t->score + (int64_t)(g + i) * Q_ATTN_KEYS, .from = q->from, .to = q->to,
+                               .key = (int32_t)(at - q->pos), .scale = q_ref_or1(s->scale), .softcap = s->softcap,
+                               .slope = q->slope};
+        if (q->from < q->to) isa->largest(&rows[i]);
+    }
+    for (int32_t i = 0; i < n; i++) {
+        if (rows[i].from >= rows[i].to) continue;
+        isa->weigh(&rows[i]);
+        t->pm[g + i] = rows[i].m;
+        t->pl[g + i] = rows[i].l;
+    }
+}
+
 /* The block at `at` for n queries: their pm, pl and part, where they see any key of it. */
 static void take_block(const q_attn_isa *isa, const q_inst *s, const tile *t, const source *o, int32_t n, int64_t at) {
     int32_t lo, hi;
@@ -237,16 +255,7 @@ static void take_block(const q_attn_isa *isa, const q_inst *s, const tile *t, co
                 seen = seen || (t->queries[i].from < (page + 1) * Q_KV_TOKENS && t->queries[i].to > page * Q_KV_TOKENS);
             if (seen) score_page(isa, s, t, &b, g, rows, page);
         }
-    for (int32_t i = 0; i < n; i++) {
-        const query *q = &t->queries[i];
-        if (q->from >= q->to) continue;
-        q_attn_row r = {.score = t->score + (int64_t)i * Q_ATTN_KEYS, .from = q->from, .to = q->to,
-                        .key = (int32_t)(at - q->pos), .scale = q_ref_or1(s->scale), .softcap = s->softcap,
-                        .slope = q->slope};
-        isa->softmax(&r);
-        t->pm[i] = r.m;
-        t->pl[i] = r.l;
-    }
+    for (int32_t g = 0; g < n; g += GROUP) softmax(isa, s, t, g, Q_MIN((int32_t)GROUP, n - g), at);
     for (int32_t g = 0; g < n; g += GROUP) values_of(isa, s, t, &b, g, Q_MIN((int32_t)GROUP, n - g));
 }
 
@@ -284,8 +293,7 @@ static void finish(const q_attn_isa *isa, const q_inst *s, const tile *t, int32_
             a = x[0];
             q->l = fmaf(1.0f, x[1], q->l * a);
         }
-        const float r = 1.0f / q->l;
-        for (int64_t d = 0; d < s->y.width; d++) q->y[d] = acc[d] * a * r;
+        isa->finish(q->y, acc, s->y.width, a, 1.0f / q->l);
     }
 }
 

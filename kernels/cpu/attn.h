@@ -44,9 +44,13 @@ struct q_attn_isa {
     int32_t direct; /* up to so many queries take halves as they are; more have them widened first */
     void (*widen)(const uint8_t *from, int64_t n, float *to); /* n halves, a multiple of 16 */
     void (*product)(const q_attn_product *p);
-    void (*softmax)(q_attn_row *r);
+    /* The softmax of a row in two steps, so that of several rows none waits for its own largest score: scores as op.h says
+     * and m; then weights and l. */
+    void (*largest)(q_attn_row *r);
+    void (*weigh)(q_attn_row *r);
     void (*exps)(float *x, int64_t n); /* x[i] = exp(x[i]); n is a multiple of 16 */
     void (*merge)(float *acc, const float *part, int64_t n, float a, float b); /* acc = acc * a + part * b */
+    void (*finish)(float *y, const float *acc, int64_t n, float a, float b); /* y = acc * a * b */
 };
 
 bool q_attn_accepts(const q_inst *s);

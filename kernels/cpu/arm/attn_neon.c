@@ -110,15 +110,20 @@ Q_NEON_INLINE float32x4_t scores(const q_attn_row *r, int32_t j) {
     return vbslq_f32(in, v, vdupq_n_f32(-INFINITY));
 }
 
-static void softmax(q_attn_row *r) {
+static void largest(q_attn_row *r) {
     const int32_t from = r->from / 16 * 16, to = (r->to + 15) / 16 * 16;
-    float32x4_t top = vdupq_n_f32(-INFINITY), sum[4];
+    float32x4_t top = vdupq_n_f32(-INFINITY);
     for (int32_t j = from; j < to; j += 4) {
         const float32x4_t v = scores(r, j);
         top = vmaxnmq_f32(top, v); /* a NaN is passed over here, and shows in the sums */
         vst1q_f32(r->score + j, v);
     }
     r->m = vmaxnmvq_f32(top);
+}
+
+static void weigh(q_attn_row *r) {
+    const int32_t from = r->from / 16 * 16, to = r->to;
+    float32x4_t sum[4];
     Q_UNROLL for (int i = 0; i < 4; i++) sum[i] = vdupq_n_f32(0);
     for (int32_t j = from; j < to; j += 16) {
         Q_UNROLL for (int i = 0; i < 4; i++) {
@@ -139,4 +144,8 @@ static void merge(float *acc, const float *part, int64_t n, float a, float b) {
         vst1q_f32(acc + i, vfmaq_n_f32(vmulq_n_f32(vld1q_f32(acc + i), a), vld1q_f32(part + i), b));
 }
 
-Q_ATTENTION(attn_paged__neon, 4, 8, widen, product, softmax, exps, merge)
+static void finish(float *y, const float *acc, int64_t n, float a, float b) {
+    for (int64_t i = 0; i < n; i += 4) vst1q_f32(y + i, vmulq_n_f32(vmulq_n_f32(vld1q_f32(acc + i), a), b));
+}
+
+Q_ATTENTION(attn_paged__neon, 4, 8, widen, product, largest, weigh, exps, merge, finish)

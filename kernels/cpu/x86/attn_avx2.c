@@ -76,9 +76,10 @@ Q_AVX2_INLINE __m256 tanh8(__m256 x) {
     return _mm256_or_ps(p, _mm256_and_ps(x, sign));
 }
 
-/* The scores of keys j .. j + 7 of the row, minus infinity for those outside [from, to). */
-Q_AVX2_INLINE __m256 scores(const q_attn_row *r, int32_t j) {
+/* The scores of keys j .. j + 7 of the row; plain: neither softcap nor slope. */
+Q_AVX2_INLINE __m256 scores(bool plain, const q_attn_row *r, int32_t j) {
     __m256 v = _mm256_mul_ps(_mm256_set1_ps(r->scale), _mm256_load_ps(r->score + j));
+    if (plain) return v;
     if (r->softcap != 0) {
         const __m256 cap = _mm256_set1_ps(r->softcap);
         v = _mm256_mul_ps(cap, tanh8(_mm256_div_ps(v, cap)));
@@ -88,26 +89,42 @@ Q_AVX2_INLINE __m256 scores(const q_attn_row *r, int32_t j) {
         const __m256 far = _mm256_cvtepi32_ps(_mm256_abs_epi32(i));
         v = _mm256_sub_ps(v, _mm256_mul_ps(_mm256_set1_ps(r->slope), far));
     }
-    const __m256i in = _mm256_andnot_si256(q_mask8(r->from - j), q_mask8(r->to - j));
-    return _mm256_blendv_ps(_mm256_set1_ps(-INFINITY), v, _mm256_castsi256_ps(in));
+    return v;
 }
 
-Q_AVX2 static void softmax(q_attn_row *r) {
-    const int32_t from = r->from / 16 * 16, to = (r->to + 15) / 16 * 16;
-    __m256 top = _mm256_set1_ps(-INFINITY), sum[2] = {_mm256_setzero_ps(), _mm256_setzero_ps()};
-    for (int32_t j = from; j < to; j += 8) {
-        const __m256 v = scores(r, j);
+/* Scores outside [from, to) become minus infinity. */
+Q_AVX2_INLINE void find_largest(bool plain, q_attn_row *r) {
+    const int32_t from = r->from, to = r->to;
+    __m256 top = _mm256_set1_ps(-INFINITY);
+    for (int32_t j = from / 16 * 16; j < (to + 15) / 16 * 16; j += 8) {
+        __m256 v = scores(plain, r, j);
+        if (j < from || j + 8 > to) {
+            const __m256i in = _mm256_andnot_si256(q_mask8(from - j), q_mask8(to - j));
+            v = _mm256_blendv_ps(_mm256_set1_ps(-INFINITY), v, _mm256_castsi256_ps(in));
+        }
         top = _mm256_max_ps(v, top); /* a NaN is passed over here, and shows in the sums */
         _mm256_store_ps(r->score + j, v);
     }
     __m128 m = _mm_max_ps(_mm256_castps256_ps128(top), _mm256_extractf128_ps(top, 1));
     m = _mm_max_ps(m, _mm_movehl_ps(m, m));
     r->m = _mm_cvtss_f32(_mm_max_ss(m, _mm_shuffle_ps(m, m, 1)));
-    for (int32_t j = from; j < to; j += 16) {
+}
+
+Q_AVX2 static void largest(q_attn_row *r) {
+    if (r->softcap == 0 && r->slope == 0) find_largest(true, r);
+    else find_largest(false, r);
+}
+
+Q_AVX2 static void weigh(q_attn_row *r) {
+    const __m256 m = _mm256_set1_ps(r->m);
+    float *score = r->score;
+    const int32_t to = r->to;
+    __m256 sum[2] = {_mm256_setzero_ps(), _mm256_setzero_ps()};
+    for (int32_t j = r->from / 16 * 16; j < to; j += 16) {
         Q_UNROLL for (int i = 0; i < 2; i++) {
-            const __m256 v = q_exp8(_mm256_sub_ps(_mm256_load_ps(r->score + j + 8 * i), _mm256_set1_ps(r->m)));
+            const __m256 v = q_exp8(_mm256_sub_ps(_mm256_load_ps(score + j + 8 * i), m));
             sum[i] = _mm256_add_ps(sum[i], v);
-            _mm256_store_ps(r->score + j + 8 * i, v);
+            _mm256_store_ps(score + j + 8 * i, v);
         }
     }
     r->l = q_fold1(_mm256_add_ps(sum[0], sum[1]));
@@ -124,4 +141,9 @@ Q_AVX2 static void merge(float *acc, const float *part, int64_t n, float a, floa
     }
 }
 
-Q_ATTENTION(attn_paged__avx2, 8, 8, widen, product, softmax, exps, merge)
+Q_AVX2 static void finish(float *y, const float *acc, int64_t n, float a, float b) {
+    for (int64_t i = 0; i < n; i += 8)
+        _mm256_storeu_ps(y + i, _mm256_mul_ps(_mm256_mul_ps(_mm256_loadu_ps(acc + i), _mm256_set1_ps(a)), _mm256_set1_ps(b)));
+}
+
+Q_ATTENTION(attn_paged__avx2, 8, 8, widen, product, largest, weigh, exps, merge, finish)

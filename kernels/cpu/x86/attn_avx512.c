@@ -88,9 +88,10 @@ Q_AVX512_INLINE __m512 tanh16(__m512 x) {
     return _mm512_or_ps(p, _mm512_and_ps(x, _mm512_set1_ps(-0.0f)));
 }
 
-/* The scores of keys j .. j + 15 of the row, minus infinity for those outside [from, to). */
-Q_AVX512_INLINE __m512 scores(const q_attn_row *r, int32_t j) {
+/* The scores of keys j .. j + 15 of the row; plain: neither softcap nor slope. */
+Q_AVX512_INLINE __m512 scores(bool plain, const q_attn_row *r, int32_t j) {
     __m512 v = _mm512_mul_ps(_mm512_set1_ps(r->scale), _mm512_load_ps(r->score + j));
+    if (plain) return v;
     if (r->softcap != 0) {
         const __m512 cap = _mm512_set1_ps(r->softcap);
         v = _mm512_mul_ps(cap, tanh16(_mm512_div_ps(v, cap)));
@@ -100,23 +101,46 @@ Q_AVX512_INLINE __m512 scores(const q_attn_row *r, int32_t j) {
         const __m512 far = _mm512_abs_ps(_mm512_cvtepi32_ps(_mm512_add_epi32(_mm512_set1_epi32(r->key + j), i)));
         v = _mm512_sub_ps(v, _mm512_mul_ps(_mm512_set1_ps(r->slope), far));
     }
-    return _mm512_mask_mov_ps(_mm512_set1_ps(-INFINITY), (__mmask16)(q_mask16(r->to - j) & ~q_mask16(r->from - j)), v);
+    return v;
 }
 
-Q_AVX512 static void softmax(q_attn_row *r) {
-    const int32_t from = r->from / 16 * 16;
-    __m512 top = _mm512_set1_ps(-INFINITY), sum = _mm512_setzero_ps();
-    for (int32_t j = from; j < r->to; j += 16) {
-        const __m512 v = scores(r, j);
+/* Scores outside [from, to) become minus infinity. */
+Q_AVX512_INLINE void find_largest(bool plain, q_attn_row *r) {
+    const int32_t from = r->from, to = r->to;
+    __m512 top = _mm512_set1_ps(-INFINITY);
+    for (int32_t j = from / 16 * 16; j < to; j += 16) {
+        __m512 v = scores(plain, r, j);
+        if (j < from || j + 16 > to)
+            v = _mm512_mask_mov_ps(_mm512_set1_ps(-INFINITY), (__mmask16)(q_mask16(to - j) & ~q_mask16(from - j)), v);
         top = _mm512_max_ps(v, top); /* a NaN is passed over here, and shows in the sums */
         _mm512_store_ps(r->score + j, v);
     }
     r->m = _mm512_reduce_max_ps(top);
-    for (int32_t j = from; j < r->to; j += 16) {
-        const __m512 v = q_exp16(_mm512_sub_ps(_mm512_load_ps(r->score + j), _mm512_set1_ps(r->m)));
-        sum = _mm512_add_ps(sum, v);
-        _mm512_store_ps(r->score + j, v);
+}
+
+Q_AVX512 static void largest(q_attn_row *r) {
+    if (r->softcap == 0 && r->slope == 0) find_largest(true, r);
+    else find_largest(false, r);
+}
+
+/* Scores from `at` on, n vectors of them. */
+Q_AVX512_INLINE __m512 weights(int n, float *at, __m512 m, __m512 sum) {
+    __m512 v[4];
+    Q_UNROLL for (int i = 0; i < n; i++) v[i] = _mm512_sub_ps(_mm512_load_ps(at + 16 * i), m);
+    q_exps16(n, v);
+    Q_UNROLL for (int i = 0; i < n; i++) {
+        sum = _mm512_add_ps(sum, v[i]);
+        _mm512_store_ps(at + 16 * i, v[i]);
     }
+    return sum;
+}
+
+Q_AVX512 static void weigh(q_attn_row *r) {
+    const __m512 m = _mm512_set1_ps(r->m);
+    __m512 sum = _mm512_setzero_ps();
+    int32_t j = r->from / 16 * 16;
+    for (; j + 48 < r->to; j += 64) sum = weights(4, r->score + j, m, sum);
+    for (; j < r->to; j += 16) sum = weights(1, r->score + j, m, sum);
     r->l = q_fold1_512(sum);
 }
 
@@ -131,4 +155,9 @@ Q_AVX512 static void merge(float *acc, const float *part, int64_t n, float a, fl
     }
 }
 
-Q_ATTENTION(attn_paged__avx512, 16, 8, widen, product, softmax, exps, merge)
+Q_AVX512 static void finish(float *y, const float *acc, int64_t n, float a, float b) {
+    for (int64_t i = 0; i < n; i += 16)
+        _mm512_storeu_ps(y + i, _mm512_mul_ps(_mm512_mul_ps(_mm512_loadu_ps(acc + i), _mm512_set1_ps(a)), _mm512_set1_ps(b)));
+}
+
+Q_ATTENTION(attn_paged__avx512, 16, 8, widen, product, largest, weigh, exps, merge, finish)

@@ -35,23 +35,28 @@ Q_AVX512_INLINE float q_fold1_512(__m512 v) {
     return q_fold1(_mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps(v, 1)));
 }
 
-/* e^x, as q_exp8 (avx2.h): the same operations, so the same bits. */
+/* e^x of n vectors, a constant up to 4, as q_exp8 (avx2.h): the same operations, so the same bits. They go step by step
+ * together: one alone waits for each of its steps, and a processor does not look far enough ahead to fill the time. */
+Q_AVX512_INLINE void q_exps16(int n, __m512 *x) {
+    static const float c[] = {1.0f / 720, 1.0f / 120, 1.0f / 24, 1.0f / 6, 0.5f, 1.0f, 1.0f};
+    __m512 k[4], y[4];
+    __mmask16 some[4];
+    Q_UNROLL for (int i = 0; i < n; i++) x[i] = _mm512_min_ps(_mm512_set1_ps(89.0f), x[i]);
+    Q_UNROLL for (int i = 0; i < n; i++) some[i] = _mm512_cmp_ps_mask(x[i], _mm512_set1_ps(-104.0f), _CMP_NLT_UQ);
+    Q_UNROLL for (int i = 0; i < n; i++) k[i] = _mm512_mul_ps(x[i], _mm512_set1_ps(1.44269504f));
+    Q_UNROLL for (int i = 0; i < n; i++)
+        k[i] = _mm512_roundscale_ps(k[i], _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    Q_UNROLL for (int i = 0; i < n; i++) x[i] = _mm512_fnmadd_ps(k[i], _mm512_set1_ps(0x1.62e43p-1f), x[i]);
+    Q_UNROLL for (int i = 0; i < n; i++) x[i] = _mm512_fnmadd_ps(k[i], _mm512_set1_ps(-0x1.05c61p-29f), x[i]);
+    Q_UNROLL for (int i = 0; i < n; i++) y[i] = _mm512_set1_ps(1.0f / 5040);
+    Q_UNROLL for (size_t j = 0; j < Q_COUNT(c); j++)
+        Q_UNROLL for (int i = 0; i < n; i++) y[i] = _mm512_fmadd_ps(y[i], x[i], _mm512_set1_ps(c[j]));
+    Q_UNROLL for (int i = 0; i < n; i++) x[i] = _mm512_maskz_scalef_ps(some[i], y[i], k[i]); /* times 2^k, rounded once */
+}
+
 Q_AVX512_INLINE __m512 q_exp16(__m512 x) {
-    x = _mm512_min_ps(_mm512_set1_ps(89.0f), x);
-    x = _mm512_max_ps(_mm512_set1_ps(-105.0f), x);
-    const __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504f)),
-                                          _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-    __m512 r = _mm512_fnmadd_ps(n, _mm512_set1_ps(0x1.62e43p-1f), x);
-    r = _mm512_fnmadd_ps(n, _mm512_set1_ps(-0x1.05c61p-29f), r);
-    __m512 y = _mm512_set1_ps(1.0f / 5040);
-    y = _mm512_fmadd_ps(y, r, _mm512_set1_ps(1.0f / 720));
-    y = _mm512_fmadd_ps(y, r, _mm512_set1_ps(1.0f / 120));
-    y = _mm512_fmadd_ps(y, r, _mm512_set1_ps(1.0f / 24));
-    y = _mm512_fmadd_ps(y, r, _mm512_set1_ps(1.0f / 6));
-    y = _mm512_fmadd_ps(y, r, _mm512_set1_ps(0.5f));
-    y = _mm512_fmadd_ps(y, r, _mm512_set1_ps(1.0f));
-    y = _mm512_fmadd_ps(y, r, _mm512_set1_ps(1.0f));
-    return _mm512_scalef_ps(y, n); /* times 2^n, rounded once */
+    q_exps16(1, &x);
+    return x;
 }
 
 /* Four by four 32-bit values within each quarter: lane q of v[j] becomes element j of what lane q of v[0 .. 3] held. */
