@@ -74,6 +74,7 @@ typedef struct block {
     const uint8_t *k[PAGES], *v[PAGES], *k_ahead[PAGES], *v_ahead[PAGES];
     int64_t v_stride, value_bytes;
     int64_t k_ahead_stride, v_ahead_stride, ahead_bytes;
+    const uint8_t *weigh_ahead; /* the page that is asked for while scores become weights; NULL: none */
 } block;
 
 static const q_kv_pool *pool_of(const source *o) { return &o->e->plan->kv[o->s->kv_group]; }
@@ -148,6 +149,7 @@ static void bring_block(const source *o, const tile *t, int64_t at, int64_t lo, 
 static void open_block(const source *o, const tile *t, int64_t at, int64_t lo, int64_t hi, block *b) {
     const q_kv_pool *pool = pool_of(o);
     const int64_t page = at / Q_KV_TOKENS, from = lo / Q_KV_TOKENS, to = (hi - 1) / Q_KV_TOKENS + 1;
+    b->weigh_ahead = NULL;
     b->ahead_bytes = o->pages ? pool->value_bytes : 4;
     b->k_ahead_stride = Q_KV_TOKENS * b->ahead_bytes;
     b->v_ahead_stride = o->pages ? pool->v_width * b->ahead_bytes : 0;
@@ -161,6 +163,7 @@ static void open_block(const source *o, const tile *t, int64_t at, int64_t lo, i
     for (int64_t i = from; i + 1 < to; i++) b->k_ahead[i] = b->k[i + 1], b->v_ahead[i] = b->v[i + 1];
     b->k_ahead[to - 1] = b->v[from]; /* keys, then values, then the next block's keys */
     b->v_ahead[to - 1] = at + to * Q_KV_TOKENS <= o->last ? k_of(o, page + to) : b->v[to - 1];
+    b->weigh_ahead = from + 1 < to ? b->v[from + 1] : NULL;
 }
 
 /* -------------------------------------------------------------------------------------------------------- blocks */
@@ -224,13 +227,16 @@ static bool look_at(const tile *t, int32_t n, int64_t at, int32_t *lo, int32_t *
 }
 
 /* Scores of queries [g, g + n) and the block at `at` become weights. */
-static void softmax(const q_attn_isa *isa, const q_inst *s, const tile *t, int32_t g, int32_t n, int64_t at) {
+static void softmax(const q_attn_isa *isa, const q_inst *s, const tile *t, const block *b, int32_t g, int32_t n,
+                    int64_t at) {
     q_attn_row rows[GROUP];
     for (int32_t i = 0; i < n; i++) {
         const query *q = &t->queries[g + i];
         rows[i] = (q_attn_row){.score = t->score + (int64_t)(g + i) * Q_ATTN_KEYS, .from = q->from, .to = q->to,
                                .key = (int32_t)(at - q->pos), .scale = q_ref_or1(s->scale), .softcap = s->softcap,
                                .slope = q->slope};
+        const int64_t line = (int64_t)(g + i) * Q_ATTN_KEYS * 2;
+        if (b->weigh_ahead && line < Q_KV_TOKENS * b->v_ahead_stride) rows[i].ahead = b->weigh_ahead + line;
         if (q->from < q->to) isa->largest(&rows[i]);
     }
     for (int32_t i = 0; i < n; i++) {
@@ -255,7 +261,7 @@ static void take_block(const q_attn_isa *isa, const q_inst *s, const tile *t, co
                 seen = seen || (t->queries[i].from < (page + 1) * Q_KV_TOKENS && t->queries[i].to > page * Q_KV_TOKENS);
             if (seen) score_page(isa, s, t, &b, g, rows, page);
         }
-    for (int32_t g = 0; g < n; g += GROUP) softmax(isa, s, t, g, Q_MIN((int32_t)GROUP, n - g), at);
+    for (int32_t g = 0; g < n; g += GROUP) softmax(isa, s, t, &b, g, Q_MIN((int32_t)GROUP, n - g), at);
     for (int32_t g = 0; g < n; g += GROUP) values_of(isa, s, t, &b, g, Q_MIN((int32_t)GROUP, n - g));
 }
 

@@ -139,7 +139,10 @@ Q_AVX512 static void weigh(q_attn_row *r) {
     const __m512 m = _mm512_set1_ps(r->m);
     __m512 sum = _mm512_setzero_ps();
     int32_t j = r->from / 16 * 16;
-    for (; j + 48 < r->to; j += 64) sum = weights(4, r->score + j, m, sum);
+    for (; j + 48 < r->to; j += 64) {
+        for (int32_t i = 0; r->ahead && i < 64; i += 32) _mm_prefetch((const char *)r->ahead + 2 * (j + i), _MM_HINT_T0);
+        sum = weights(4, r->score + j, m, sum);
+    }
     for (; j < r->to; j += 16) sum = weights(1, r->score + j, m, sum);
     r->l = q_fold1_512(sum);
 }
