@@ -574,7 +574,7 @@ END_TEST
 /* ---------------------------------------------------------------------------------------------------- exponential */
 
 #if defined(__x86_64__)
-#include "../kernels/cpu/x86/avx2.h"
+#include "../kernels/cpu/x86/avx512.h"
 
 enum { EXP_ISA = Q_ISA_avx2 };
 Q_AVX2 static void exp8(const float *x, float *y) { _mm256_storeu_ps(y, q_exp8(_mm256_loadu_ps(x))); }
@@ -610,6 +610,22 @@ START_TEST(exponential_is_within_one_unit) {
     ck_assert(y[0] == 0 && y[1] == INFINITY && y[2] != y[2] && y[3] == 0 && y[4] == INFINITY && y[6] == INFINITY &&
               y[7] == 1);
     ck_assert(y[5] > 3.7e-44f && y[5] < 3.9e-44f); /* a subnormal result */
+}
+END_TEST
+#endif
+
+#if defined(__x86_64__)
+Q_AVX512 static void exp16(const float *x, float *y) { _mm512_storeu_ps(y, q_exp16(_mm512_loadu_ps(x))); }
+
+START_TEST(exponentials_have_the_same_bits) {
+    if (!q_isa_present(Q_ISA_avx512)) T_SKIP("exponential: no AVX-512 here");
+    float x[16], y[16], z[16];
+    for (uint64_t i = 0; i < 1ull << 32; i += 16 * 4093) {
+        for (uint64_t j = 0; j < 16; j++) x[j] = q_bits_f32((uint32_t)(i + j * 4093));
+        for (int j = 0; j < 16; j += 8) exp8(x + j, y + j);
+        exp16(x, z);
+        ck_assert_msg(memcmp(y, z, sizeof y) == 0, "exp(%.9g) or one of the 15 after it", (double)x[0]);
+    }
 }
 END_TEST
 #endif
@@ -682,6 +698,7 @@ static Suite *suite(void) {
     tcase_add_test(t, exponential_is_within_one_unit);
 #endif
 #if defined(__x86_64__)
+    tcase_add_test(t, exponentials_have_the_same_bits);
     tcase_add_test(t, tiles_equal_the_reference);
     tcase_add_test(t, tiles_in_memory_are_tiles);
 #endif
