@@ -11,5 +11,5 @@ Q_Y_INLINE __m256i codes_q8_0(const uint8_t *p, int i, int u, int g, int h) {
     return q_y_load(p + 64 + 512 * (i + u) + 64 * g + 32 * h);
 }
 static const q_y_format q8_0 = {
-    .bytes = Q_ROWS16_Q8_0, .units = 2, .head = 64, .act = 1, .span = 1, .codes = codes_q8_0, .d = d_pair};
+    .bytes = Q_ROWS16_Q8_0, .units = 2, .act = 1, .span = 1, .codes = codes_q8_0, .d = d_pair};
 Q_Y_PRODUCT(matmul_q8_0_a8_32_rows16__avx2, q8_0)

@@ -1,5 +1,6 @@
 /* rows16_avx2.h: what the AVX2 and AVX-VNNI products of packed weights (rows16.c, rows16_cards.c) with 8-bit activations
- * share. A format (rows16_formats_avx2.h) says how its codes and scales come out of a block; the loops are here. Layer L2.
+ * share. A format (rows16_formats_avx2.h) says how its codes and scales come out of a block; the loops over few columns are here,
+ * those over many in panel_avx2.h. Layer L2.
  *
  * matmul_rows16_avx2.c and matmul_rows16_avxvnni.c include it and differ in the instruction that multiplies bytes: each
  * defines Q_Y_TARGET, the target of all functions, and Q_Y_VNNI, whether that has vpdpbusd.
@@ -30,8 +31,7 @@ enum {
 
 typedef struct q_y_format {
     int bytes, units; /* of a block of the layout: bytes, and units of 32 weights */
-    int head;         /* bytes ahead of the codes and their bits: all that scale, pair, d and dmin look at */
-    int panel_from;   /* columns from which codes are unpacked first; 0 = never */
+    int head;         /* whole: bytes of a panel ahead of its blocks */
     int act;          /* units per block of activations: 1, or 8 as `units` */
     int span;         /* units whose codes share bytes, so that loops go by that many; 1 where `units` is 2 */
     int most;         /* see above */
@@ -73,39 +73,12 @@ Q_Y_INLINE __m256i q_y_nibbles(__m256i v, int which) {
 }
 Q_Y_INLINE __m256i q_y_spread(const uint8_t *p) { return _mm256_set1_epi32((int)q_load32(p)); }
 
-/* ------------------------------------------------------------------------------------------------- unpacked codes */
-
-/* Many columns take codes apart many times. From some number on a panel is unpacked first, to blocks of a head as it is
- * and of codes as bytes, which stay in the second cache (`wide`). */
-Q_Y_INLINE int q_y_block(const q_y_format *f, bool wide) { return wide ? f->head + 512 * f->units : f->bytes; }
-
 /* Codes as the byte product takes them. */
-Q_Y_INLINE __m256i q_y_taken(const q_y_format *f, __m256i codes) {
+Q_Y_INLINE __m256i q_y_codes(const q_y_format *f, const uint8_t *p, int i, int u, int g, int h) {
+    const __m256i codes = f->codes(p, i, u, g, h);
     return Q_Y_VNNI && !f->most ? _mm256_xor_si256(codes, _mm256_set1_epi8((char)0x80)) : codes;
 }
 Q_Y_INLINE int q_y_bias(const q_y_format *f) { return Q_Y_VNNI && !f->most ? 128 : f->bias; }
-
-Q_Y_INLINE __m256i q_y_codes(const q_y_format *f, bool wide, const uint8_t *p, int i, int u, int g, int h) {
-    return wide ? q_y_load(p + f->head + 512 * i + 64 * g + 32 * h) : q_y_taken(f, f->codes(p, i, u, g, h));
-}
-
-Q_Y_INLINE void q_y_unpack(const q_y_format *f, const uint8_t *p, int64_t k, uint8_t *to) {
-    for (int64_t b = 0; b < k / 32; b += f->units, p += f->bytes, to += q_y_block(f, true)) {
-        memcpy(to, p, (size_t)f->head);
-        for (int i = 0; i < f->units / f->span; i++)
-            Q_UNROLL for (int u = 0; u < f->span; u++) Q_UNROLL for (int g = 0; g < 8; g++)
-                Q_UNROLL for (int h = 0; h < 2; h++)
-                    q_store256(to + f->head + 512 * (f->span * i + u) + 64 * g + 32 * h,
-                               q_y_taken(f, f->codes(p, i, u, g, h)));
-    }
-}
-
-/* Columns from which it pays; 0 = never. Byte products that are fast make taking codes apart dear. */
-Q_Y_INLINE int q_y_panel_from(const q_y_format *f) { return Q_Y_VNNI && !f->whole ? 24 : f->panel_from; }
-
-Q_Y_INLINE uint64_t q_y_wide_bytes(const q_y_format *f, int64_t k) {
-    return (uint64_t)((k / 32 + f->units - 1) / f->units) * (uint64_t)q_y_block(f, true);
-}
 
 /* ------------------------------------------------------------------------------------------------------- columns */
 
@@ -128,7 +101,7 @@ Q_Y_INLINE __m256i q_y_open(const q_y_format *f, const uint8_t *sums, bool first
 }
 
 /* Unit `span` * i + u of rows 8h .. 8h + 7 (H halves from h0 on) times C columns, its scales applied, added to total. */
-Q_Y_INLINE void q_y_unit(const q_y_format *f, bool wide, int H, int h0, int C, const uint8_t *w, int i, int u,
+Q_Y_INLINE void q_y_unit(const q_y_format *f, int H, int h0, int C, const uint8_t *w, int i, int u,
                          const uint8_t *const *x, int64_t at, int in, __m256i total[2][Q_Y_COLUMNS]) {
     const int64_t sums = at + 4 + 4 * in, q = at + 4 + 4 * f->act + 32 * in;
     const int pieces = f->scales == 2 ? 2 : 1, count = 8 / pieces;
@@ -138,7 +111,7 @@ Q_Y_INLINE void q_y_unit(const q_y_format *f, bool wide, int H, int h0, int C, c
             sum[0][c] = sum[1][c] = q_y_open(f, x[c] + sums, half == 0, half == pieces - 1);
         Q_UNROLL for (int g = half * count; g < half * count + count; g++) {
             __m256i v[2];
-            Q_UNROLL for (int h = 0; h < H; h++) v[h] = q_y_codes(f, wide, w, i, u, g, h0 + h);
+            Q_UNROLL for (int h = 0; h < H; h++) v[h] = q_y_codes(f, w, i, u, g, h0 + h);
             Q_UNROLL for (int c = 0; c < C; c++) {
                 const __m256i a = q_y_spread(x[c] + q + 4 * g);
                 Q_UNROLL for (int h = 0; h < H; h++) sum[h][c] = _mm256_dpbusd_avx_epi32(sum[h][c], v[h], a);
@@ -146,7 +119,7 @@ Q_Y_INLINE void q_y_unit(const q_y_format *f, bool wide, int H, int h0, int C, c
         }
         Q_UNROLL for (int h = 0; h < H; h++) {
             const __m256i one = _mm256_set1_epi32(1), /* a scale is there twice as int16 */
-                sc = f->scales ? _mm256_srai_epi32(f->scale(w, wide ? i : f->span * i + u, half, h0 + h), 16) : one;
+                sc = f->scales ? _mm256_srai_epi32(f->scale(w, f->span * i + u, half, h0 + h), 16) : one;
             Q_UNROLL for (int c = 0; c < C; c++) total[h][c] =
                 _mm256_add_epi32(total[h][c], f->scales ? _mm256_mullo_epi32(sum[h][c], sc) : sum[h][c]);
         }
@@ -163,26 +136,30 @@ Q_Y_INLINE __m256i q_y_open(const q_y_format *f, const uint8_t *sums, int half, 
 }
 
 /* Unit `span` * i + u of rows 8h .. 8h + 7 (H halves from h0 on) times C columns, its scales applied, added to total. */
-Q_Y_INLINE void q_y_unit(const q_y_format *f, bool wide, int H, int h0, int C, const uint8_t *w, int i, int u,
+Q_Y_INLINE void q_y_unit(const q_y_format *f, int H, int h0, int C, const uint8_t *w, int i, int u,
                          const uint8_t *const *x, int64_t at, int in, __m256i total[2][Q_Y_COLUMNS]) {
     const int64_t sums = at + 4 + 4 * in, q = at + 4 + 4 * f->act + 32 * in;
     const int pieces = f->scales == 2 ? 2 : 1, most = f->most ? f->most : 1;
     Q_UNROLL for (int half = 0; half < pieces; half++) {
         __m256i sc[2], sum[2][Q_Y_COLUMNS];
         Q_UNROLL for (int h = 0; h < H; h++) sc[h] =
-            f->scales ? f->scale(w, wide ? i : f->span * i + u, half, h0 + h) : _mm256_set1_epi16(1);
+            f->scales ? f->scale(w, f->span * i + u, half, h0 + h) : _mm256_set1_epi16(1);
         Q_UNROLL for (int h = 0; h < H; h++) Q_UNROLL for (int c = 0; c < C; c++) total[h][c] =
             _mm256_add_epi32(total[h][c], q_y_open(f, x[c] + sums, half, sc[h]));
         const int first = half * 4, count = 8 / pieces;
         Q_UNROLL for (int g = 0; g < count; g++) {
             __m256i v[2];
-            Q_UNROLL for (int h = 0; h < H; h++) v[h] = q_y_codes(f, wide, w, i, u, first + g, h0 + h);
+            Q_UNROLL for (int h = 0; h < H; h++) {
+                v[h] = q_y_codes(f, w, i, u, first + g, h0 + h);
+                __asm__("" : "+x"(v[h]));
+            }
             Q_UNROLL for (int c = 0; c < C; c++) {
                 const __m256i a = q_y_spread(x[c] + q + 4 * (first + g));
                 Q_UNROLL for (int h = 0; h < H; h++) {
                     const __m256i s = f->most ? _mm256_maddubs_epi16(v[h], a)
                                               : _mm256_maddubs_epi16(_mm256_abs_epi8(v[h]), _mm256_sign_epi8(a, v[h]));
                     sum[h][c] = g % most == 0 ? s : _mm256_add_epi16(sum[h][c], s);
+                    __asm__("" : "+x"(sum[h][c]));
                     if (g % most == most - 1 || g == count - 1)
                         total[h][c] = _mm256_add_epi32(total[h][c], _mm256_madd_epi16(sum[h][c], sc[h]));
                 }
@@ -232,19 +209,17 @@ Q_Y_INLINE void q_y_ask_in(const q_y_format *f, const uint8_t *w, int i, int u) 
     else if (u == 0) q_y_ask(f, w, f->span * i, f->span);
 }
 
-/* A block of activations: unit `span` * i + u of the block at w (unpacked: unit i), or, with act 8, all units from
- * there on. */
-Q_Y_INLINE void q_y_act(const q_y_format *f, bool wide, int H, int h0, int C, const uint8_t *w, int i, int u,
+/* A block of activations: unit `span` * i + u of the block at w, or, with act 8, all units from there on. */
+Q_Y_INLINE void q_y_act(const q_y_format *f, int H, int h0, int C, const uint8_t *w, int i, int u,
                         const uint8_t *const *x, int64_t at, bool ahead, __m256 acc[2][Q_Y_COLUMNS]) {
     __m256i total[2][Q_Y_COLUMNS];
     Q_UNROLL for (int h = 0; h < H; h++) Q_UNROLL for (int c = 0; c < C; c++) total[h][c] = _mm256_setzero_si256();
-    const int unit = wide ? i : f->span * i + u;
-    if (f->act == 1) q_y_unit(f, wide, H, h0, C, w, i, u, x, at, 0, total);
-    for (int j = 0; wide && f->act > 1 && j < f->act; j++) q_y_unit(f, true, H, h0, C, w, j, 0, x, at, j, total);
-    for (int j = 0; !wide && f->act > 1 && j < f->act / f->span; j++) {
+    const int unit = f->span * i + u;
+    if (f->act == 1) q_y_unit(f, H, h0, C, w, i, u, x, at, 0, total);
+    for (int j = 0; f->act > 1 && j < f->act / f->span; j++) {
         Q_UNROLL for (int v = 0; v < f->span; v++) {
             if (ahead) q_y_ask_in(f, w, j, v);
-            q_y_unit(f, false, H, h0, C, w, j, v, x, at, f->span * j + v, total);
+            q_y_unit(f, H, h0, C, w, j, v, x, at, f->span * j + v, total);
         }
     }
     Q_UNROLL for (int h = 0; h < H; h++) {
@@ -289,7 +264,7 @@ Q_Y_INLINE void q_y_whole(const q_y_format *f, int H, int h0, int C, int64_t k, 
         Q_UNROLL for (int g = 0; g < 8; g++) {
             __m256i v[2];
             if (ahead) _mm_prefetch((const char *)(uintptr_t)w + Q_Y_AHEAD + 64 * g, _MM_HINT_T0);
-            Q_UNROLL for (int h = 0; h < H; h++) v[h] = q_y_taken(f, f->codes(w, 0, 0, g, h0 + h));
+            Q_UNROLL for (int h = 0; h < H; h++) v[h] = q_y_codes(f, w, 0, 0, g, h0 + h);
             Q_UNROLL for (int c = 0; c < C; c++) {
                 const __m256i a = q_y_spread(x[c] + q + i + 4 * g);
                 Q_UNROLL for (int h = 0; h < H; h++) sum[h][c][C == 1 ? g & 1 : 0] =
@@ -320,9 +295,14 @@ Q_Y_INLINE void q_y_put(const q_mm *m, int64_t r, int64_t c, __m256 v) {
     for (int64_t i = -r; i < 8 && r + i < m->rows; i++) q_put1(m, r + i, c, t[i]);
 }
 
+#include "panel_avx2.h"
+
+/* Columns from which its products are faster (bench/SPEED.md). */
+Q_Y_INLINE int q_y_many_from(const q_y_format *f) { return Q_Y_VNNI && !f->scales ? 24 : 12; }
+
 /* Rows 8 h0 .. of a panel, from front to back, times C columns from c on. */
-Q_Y_INLINE void q_y_some(const q_y_format *f, bool wide, int H, int h0, int C, const q_mm *m, const uint8_t *panel,
-                         int64_t r, int64_t c, bool ahead) {
+Q_Y_INLINE void q_y_some(const q_y_format *f, int H, int h0, int C, const q_mm *m, const uint8_t *panel, int64_t r, int64_t c,
+                         bool ahead) {
     const int64_t units = m->k / 32, act_bytes = 4 + 36 * f->act;
     const uint8_t *x[Q_Y_COLUMNS], *w = panel;
     __m256 acc[2][Q_Y_COLUMNS];
@@ -330,17 +310,13 @@ Q_Y_INLINE void q_y_some(const q_y_format *f, bool wide, int H, int h0, int C, c
     Q_UNROLL for (int h = 0; h < H; h++) Q_UNROLL for (int j = 0; j < C; j++) acc[h][j] = _mm256_setzero_ps();
     if (f->whole) q_y_whole(f, H, h0, C, m->k, panel, x, ahead, acc);
     int64_t at = 0;
-    for (int64_t b = 0; !f->whole && b < units; b += f->units, w += q_y_block(f, wide)) {
-        if (f->act > 1) q_y_act(f, wide, H, h0, C, w, 0, 0, x, at, ahead, acc), at += act_bytes;
-        for (int i = 0; wide && f->act == 1 && i < f->units; i++, at += act_bytes) {
-            if (f->units == 2 && b + i >= units) break; /* a last block that is not full */
-            q_y_act(f, true, H, h0, C, w, i, 0, x, at, false, acc);
-        }
-        for (int i = 0; !wide && f->act == 1 && i < f->units / f->span; i++) {
+    for (int64_t b = 0; !f->whole && b < units; b += f->units, w += f->bytes) {
+        if (f->act > 1) q_y_act(f, H, h0, C, w, 0, 0, x, at, ahead, acc), at += act_bytes;
+        for (int i = 0; f->act == 1 && i < f->units / f->span; i++) {
             if (f->units == 2 && b + i >= units) break;
             Q_UNROLL for (int u = 0; u < f->span; u++, at += act_bytes) {
                 if (ahead) q_y_ask_in(f, w, i, u);
-                q_y_act(f, false, H, h0, C, w, i, u, x, at, ahead, acc);
+                q_y_act(f, H, h0, C, w, i, u, x, at, ahead, acc);
             }
         }
     }
@@ -352,35 +328,31 @@ Q_Y_INLINE void q_y_some(const q_y_format *f, bool wide, int H, int h0, int C, c
 
 /* Columns of one panel whose first row is r. Both halves at once keep more byte products under way, but with integer
  * scales there are too many sums for sixteen registers. */
-Q_Y_INLINE void q_y_panel(const q_y_format *f, bool wide, const q_mm *m, const uint8_t *panel, int64_t r) {
+Q_Y_INLINE void q_y_panel(const q_y_format *f, const q_mm *m, const uint8_t *panel, int64_t r) {
     int64_t c = 0;
-    for (; Q_Y_VNNI && !f->scales && m->n - c > 2; c += 4) q_y_some(f, wide, 2, 0, 4, m, panel, r, c, !wide && c == 0);
+    for (; Q_Y_VNNI && !f->scales && m->n - c > 2; c += 4) q_y_some(f, 2, 0, 4, m, panel, r, c, c == 0);
     for (; m->n - c > 2; c += 4) {
-        q_y_some(f, wide, 1, 0, 4, m, panel, r, c, !wide && c == 0);
-        q_y_some(f, wide, 1, 1, 4, m, panel, r, c, false);
+        q_y_some(f, 1, 0, 4, m, panel, r, c, c == 0);
+        q_y_some(f, 1, 1, 4, m, panel, r, c, false);
     }
-    if (c < m->n) q_y_some(f, wide, 2, 0, 2, m, panel, r, c, !wide && c == 0);
+    if (c < m->n) q_y_some(f, 2, 0, 2, m, panel, r, c, c == 0);
 }
 
 Q_Y_INLINE void q_y_product(const q_y_format *f, const q_mm *m) {
-    for (int64_t i = m->row / Q_PANEL; i * Q_PANEL < m->row + m->rows; i++) {
+    if (m->n >= q_y_many_from(f)) q_y_many(f, m);
+    for (int64_t i = m->row / Q_PANEL; m->n < q_y_many_from(f) && i * Q_PANEL < m->row + m->rows; i++) {
         const uint8_t *const panel = m->w + (uint64_t)i * m->row_bytes;
         const int64_t r = i * Q_PANEL - m->row;
-        if (m->n == 1) {
-            q_y_some(f, false, 2, 0, 1, m, panel, r, 0, true);
-        } else if (q_y_panel_from(f) && m->n >= q_y_panel_from(f)) {
-            q_y_unpack(f, panel, m->k, (uint8_t *)m->scratch);
-            q_y_panel(f, true, m, (const uint8_t *)m->scratch, r);
-        } else {
-            q_y_panel(f, false, m, panel, r);
-        }
+        if (m->n == 1) q_y_some(f, 2, 0, 1, m, panel, r, 0, true);
+        else q_y_panel(f, m, panel, r);
     }
 }
 
 /* PACKED's two functions. */
 #define Q_Y_PRODUCT(name, format)                                                                                      \
     Q_Y uint64_t q_##name##_scratch(int64_t k, int64_t n) {                                                            \
-        return q_y_panel_from(&format) && n >= q_y_panel_from(&format) ? q_y_wide_bytes(&format, k) : 0;               \
+        Q_UNUSED(k);                                                                                                   \
+        return n < q_y_many_from(&format) ? 0 : q_y_many_scratch(&format, n);                                          \
     }                                                                                                                  \
     Q_Y void q_##name(const q_mm *m) { q_y_product(&format, m); }
 

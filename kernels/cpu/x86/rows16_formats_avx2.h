@@ -14,7 +14,6 @@ Q_Y_INLINE __m256i nibbles_of(const uint8_t *p, int unit, int g, int h) {
 Q_Y_INLINE __m256i codes_q4_0(const uint8_t *p, int i, int u, int g, int h) { return nibbles_of(p, i + u, g, h); }
 static const q_y_format q4_0 = {.bytes = Q_ROWS16_Q4_0,
                                 .units = 2,
-                                .head = 64,
                                 .act = 1,
                                 .span = 1,
                                 .most = 8,
@@ -31,7 +30,7 @@ Q_Y_INLINE __m256i codes_iq4_nl(const uint8_t *p, int i, int u, int g, int h) {
     return iq4(nibbles_of(p, i + u, g, h));
 }
 static const q_y_format iq4_nl = {
-    .bytes = Q_ROWS16_Q4_0, .units = 2, .head = 64, .act = 1, .span = 1, .codes = codes_iq4_nl, .d = d_pair};
+    .bytes = Q_ROWS16_Q4_0, .units = 2, .act = 1, .span = 1, .codes = codes_iq4_nl, .d = d_pair};
 
 /* Codes with `value` more where a byte of `of` has its `bit`-th bit. */
 Q_Y_INLINE __m256i with_bit(__m256i codes, const uint8_t *of, int bit, int value) {
@@ -46,7 +45,6 @@ Q_Y_INLINE __m256i codes_q5_0(const uint8_t *p, int i, int u, int g, int h) {
 }
 static const q_y_format q5_0 = {.bytes = Q_ROWS16_Q5_0,
                                 .units = 2,
-                                .head = 64,
                                 .act = 1,
                                 .span = 1,
                                 .most = 4,
@@ -62,7 +60,6 @@ Q_Y_INLINE __m256i codes_q4_1(const uint8_t *p, int i, int u, int g, int h) {
 }
 static const q_y_format q4_1 = {.bytes = Q_ROWS16_Q4_1,
                                 .units = 1,
-                                .head = 64,
                                 .act = 1,
                                 .span = 1,
                                 .most = 8,
@@ -76,7 +73,6 @@ Q_Y_INLINE __m256i codes_q5_1(const uint8_t *p, int i, int u, int g, int h) {
 }
 static const q_y_format q5_1 = {.bytes = Q_ROWS16_Q5_1,
                                 .units = 1,
-                                .head = 64,
                                 .act = 1,
                                 .span = 1,
                                 .most = 4,
@@ -99,8 +95,6 @@ Q_Y_INLINE __m256i pair_4k(const uint8_t *p, int unit, int h) {
 }
 static const q_y_format q4_k = {.bytes = Q_ROWS16_Q4_K,
                                 .units = 8,
-                                .head = 320,
-                                .panel_from = 128,
                                 .act = 8,
                                 .span = 2,
                                 .most = 8,
@@ -117,8 +111,6 @@ Q_Y_INLINE __m256i codes_q5_k(const uint8_t *p, int i, int u, int g, int h) {
 }
 static const q_y_format q5_k = {.bytes = Q_ROWS16_Q5_K,
                                 .units = 8,
-                                .head = 320,
-                                .panel_from = 128,
                                 .act = 8,
                                 .span = 2,
                                 .most = 4,
@@ -146,8 +138,6 @@ Q_Y_INLINE __m256i pair_q2_k(const uint8_t *p, int unit, int h) {
 }
 static const q_y_format q2_k = {.bytes = Q_ROWS16_Q2_K,
                                 .units = 8,
-                                .head = 320,
-                                .panel_from = 24,
                                 .act = 8,
                                 .span = 4,
                                 .most = 8,
@@ -172,8 +162,6 @@ Q_Y_INLINE __m256i codes_q3_k(const uint8_t *p, int i, int u, int g, int h) {
 }
 static const q_y_format q3_k = {.bytes = Q_ROWS16_Q3_K,
                                 .units = 8,
-                                .head = 320,
-                                .panel_from = 24,
                                 .act = 8,
                                 .span = 4,
                                 .most = 8,
@@ -192,8 +180,6 @@ Q_Y_INLINE __m256i codes_q6_k(const uint8_t *p, int i, int u, int g, int h) {
 }
 static const q_y_format q6_k = {.bytes = Q_ROWS16_Q6_K,
                                 .units = 8,
-                                .head = 320,
-                                .panel_from = 24,
                                 .act = 1,
                                 .span = 4,
                                 .most = 2,
@@ -211,8 +197,6 @@ Q_Y_INLINE __m256i scale_iq4_xs(const uint8_t *p, int unit, int half, int h) {
 }
 static const q_y_format iq4_xs = {.bytes = Q_ROWS16_IQ4_XS,
                                   .units = 8,
-                                  .head = 192,
-                                  .panel_from = 128,
                                   .act = 8,
                                   .span = 1,
                                   .scales = 1,
@@ -235,7 +219,7 @@ Q_Y_INLINE __m256i codes_i4(const uint8_t *p, int i, int u, int g, int h) {
 }
 #define I4(units_, layout)                                                                                      \
     {                                                                                                           \
-        .bytes = layout, .units = units_, .head = 64, .panel_from = 24, .act = 1, .span = 1, .most = 2,          \
+        .bytes = layout, .units = units_, .act = 1, .span = 1, .most = 2,          \
         .bias = ZERO, .codes = codes_i4, .d = d_first                                                           \
     }
 static const q_y_format i4_g32 = I4(1, Q_ROWS16_I4_G32);
@@ -252,7 +236,7 @@ Q_Y_INLINE __m256 d_nf4(const uint8_t *p, int unit, int h) {
     return _mm256_mul_ps(d_float(p, unit, h), _mm256_set1_ps(0.008064516129032258f));
 }
 static const q_y_format nf4 = {
-    .bytes = Q_ROWS16_NF4, .units = 2, .head = 64, .panel_from = 24, .act = 1, .span = 1, .codes = codes_nf4, .d = d_nf4};
+    .bytes = Q_ROWS16_NF4, .units = 2, .act = 1, .span = 1, .codes = codes_nf4, .d = d_nf4};
 
 Q_Y_INLINE __m256i codes_i8_row(const uint8_t *p, int i, int u, int g, int h) {
     return q_y_load(p + 512 * (i + u) + 64 * g + 32 * h);
