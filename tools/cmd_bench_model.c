@@ -244,8 +244,9 @@ static int open_side(cli *c, state *s, const char *isa) {
     if (code != 0) return code;
     s->n++;
     x->device.size = sizeof x->device;
-    const lq_model_options mo = {.size = sizeof mo, .pack_at_open = 1}; /* what is measured is what lasts */
-    code = cli_model(c, x->ctx, s->a->model, &s->a->place, &mo, &x->model);
+    cli_place place = s->a->place;
+    place.pack_at_open = 1; /* what is measured is what lasts */
+    code = cli_model(c, x->ctx, s->a->model, &place, NULL, &x->model);
     if (code != 0) return code;
     lq_plan_info plan;
     lq_status status = lq_model_info_get(x->model, &s->model);

@@ -101,6 +101,7 @@ function statement(owner, ending,    i, name, depth) {
         if (word[i] ~ /^[(\[=]$/) break
         if (word[i] ~ /^[A-Za-z_]/) name = word[i]
     }
+    if (name ~ /^[A-Z][A-Z0-9_]*$/) return # a macro makes the name
     if (word[1] == "typedef" || ending == ";" || word[words] == ")" || word[words] == "=") {
         if (!aggregate || word[words] != "}") declare(name, owner)
     }
@@ -167,10 +168,12 @@ function scan(path, owner,    i, line, t, depth, to, continued, defines, templat
             }
         }
     }
-    of_template = 1
     depth = split(templates, list, " ")
-    for (i = 1; i <= depth; i++) scan(list[i], path)
-    of_template = 0
+    for (i = 1; i <= depth; i++) {
+        of_template = 1
+        scan(list[i], path)
+        of_template = 0
+    }
 }
 
 # ---- second pass: copy

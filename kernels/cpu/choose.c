@@ -21,9 +21,8 @@ const q_cpu_kernel q_cpu_kernels[] = {
 };
 uint32_t q_cpu_kernel_count(void) { return (uint32_t)Q_COUNT(q_cpu_kernels); }
 
-
 static bool is_product(const q_inst *s) {
-    return q_cpu_is_experts(s) || ((s->op == Q_OP_MATMUL || s->op == Q_OP_HEAD) && !(s->lora_a && s->lora_b));
+    return s->w && (q_cpu_is_experts(s) || ((s->op == Q_OP_MATMUL || s->op == Q_OP_HEAD) && !(s->lora_a && s->lora_b)));
 }
 
 /* `packed` is the layout that the weight has, or will have. */

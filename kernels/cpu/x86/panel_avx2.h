@@ -1,5 +1,5 @@
-/* panel_avx2.h: packed weights times more than a few columns, by AVX2 and AVX-VNNI. rows16_avx2.h includes it and says
- * what a format is and how few columns go. Layer L2.
+/* panel_avx2.h: packed weights times more than a few columns, by AVX2 and AVX-VNNI. rows16_avx2.h, after which a
+ * file includes it, says what a format is and how few columns go. Layer L2.
  *
  * Sixteen rows meet four columns at a time: two registers of weights and a broadcast of activations feed eight sums,
  * and what sums are added to waits in memory. Three ways to multiply bytes without saturation:
@@ -391,5 +391,18 @@ Q_Y_INLINE void q_y_many(const q_y_format *f, const q_mm *m) {
                 q_y_band(f, m, &s, from + panels * b / bands, from + panels * (b + 1) / bands, c,
                          Q_MIN(c + Q_Y_SPAN, m->n), u);
 }
+
+/* --------------------------------------------------------------------------------------------------- the product */
+
+/* Columns from which its products are faster (bench/SPEED.md). */
+Q_Y_INLINE int q_y_many_from(const q_y_format *f) { return Q_Y_VNNI && !f->scales ? 24 : 12; }
+
+/* PACKED's two functions. */
+#define Q_Y_PRODUCT(name, format)                                                                                      \
+    Q_Y uint64_t q_##name##_scratch(int64_t k, int64_t n) {                                                            \
+        Q_UNUSED(k);                                                                                                   \
+        return n < q_y_many_from(&format) ? 0 : q_y_many_scratch(&format, n);                                          \
+    }                                                                                                                  \
+    Q_Y void q_##name(const q_mm *m) { q_y_many_from(&format) <= m->n ? q_y_many(&format, m) : q_y_few(&format, m); }
 
 #endif

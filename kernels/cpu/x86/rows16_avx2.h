@@ -1,6 +1,6 @@
 /* rows16_avx2.h: what the AVX2 and AVX-VNNI products of packed weights (rows16.c, rows16_cards.c) with 8-bit activations
  * share. A format (rows16_formats_avx2.h) says how its codes and scales come out of a block; the loops over few columns are here,
- * those over many in panel_avx2.h. Layer L2.
+ * those over many in panel_avx2.h, which a file includes next. Layer L2.
  *
  * matmul_rows16_avx2.c and matmul_rows16_avxvnni.c include it and differ in the instruction that multiplies bytes: each
  * defines Q_Y_TARGET, the target of all functions, and Q_Y_VNNI, whether that has vpdpbusd.
@@ -295,11 +295,6 @@ Q_Y_INLINE void q_y_put(const q_mm *m, int64_t r, int64_t c, __m256 v) {
     for (int64_t i = -r; i < 8 && r + i < m->rows; i++) q_put1(m, r + i, c, t[i]);
 }
 
-#include "panel_avx2.h"
-
-/* Columns from which its products are faster (bench/SPEED.md). */
-Q_Y_INLINE int q_y_many_from(const q_y_format *f) { return Q_Y_VNNI && !f->scales ? 24 : 12; }
-
 /* Rows 8 h0 .. of a panel, from front to back, times C columns from c on. */
 Q_Y_INLINE void q_y_some(const q_y_format *f, int H, int h0, int C, const q_mm *m, const uint8_t *panel, int64_t r, int64_t c,
                          bool ahead) {
@@ -338,22 +333,14 @@ Q_Y_INLINE void q_y_panel(const q_y_format *f, const q_mm *m, const uint8_t *pan
     if (c < m->n) q_y_some(f, 2, 0, 2, m, panel, r, c, c == 0);
 }
 
-Q_Y_INLINE void q_y_product(const q_y_format *f, const q_mm *m) {
-    if (m->n >= q_y_many_from(f)) q_y_many(f, m);
-    for (int64_t i = m->row / Q_PANEL; m->n < q_y_many_from(f) && i * Q_PANEL < m->row + m->rows; i++) {
+/* Few columns. */
+Q_Y_INLINE void q_y_few(const q_y_format *f, const q_mm *m) {
+    for (int64_t i = m->row / Q_PANEL; i * Q_PANEL < m->row + m->rows; i++) {
         const uint8_t *const panel = m->w + (uint64_t)i * m->row_bytes;
         const int64_t r = i * Q_PANEL - m->row;
         if (m->n == 1) q_y_some(f, 2, 0, 1, m, panel, r, 0, true);
         else q_y_panel(f, m, panel, r);
     }
 }
-
-/* PACKED's two functions. */
-#define Q_Y_PRODUCT(name, format)                                                                                      \
-    Q_Y uint64_t q_##name##_scratch(int64_t k, int64_t n) {                                                            \
-        Q_UNUSED(k);                                                                                                   \
-        return n < q_y_many_from(&format) ? 0 : q_y_many_scratch(&format, n);                                          \
-    }                                                                                                                  \
-    Q_Y void q_##name(const q_mm *m) { q_y_product(&format, m); }
 
 #endif

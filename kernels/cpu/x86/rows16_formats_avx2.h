@@ -1,5 +1,5 @@
 /* rows16_formats_avx2.h: how codes and scales of each packed format come out of its layout (rows16.h and rows16_cards.h say
- * where they lie), for the loops of rows16_avx2.h, after which a file includes this one. Layer L2. */
+ * where they lie), for the loops of rows16_avx2.h and panel_avx2.h, after which a file includes this one. Layer L2. */
 #ifndef Q_ROWS16_FORMATS_AVX2_H
 #define Q_ROWS16_FORMATS_AVX2_H
 
