@@ -22,6 +22,7 @@ enum { PARTS = 16, PART_TOKENS = 16 };
 typedef struct piece {
     uint32_t item;
     int32_t op;
+    uint64_t at; /* where it begins in the block */
     int ready; /* all of it is packed (q_weight.packed_ready) */
 } piece;
 
@@ -138,7 +139,7 @@ static void choose(lq_model *m) {
         const int32_t op = product_of(m, &m->binding->items[i]);
         const uint64_t bytes = op < 0 ? 0 : q_round_up(be->pack_bytes(m->ctx->device, (q_op)op, w), Q_ALIGN);
         if (!bytes) continue;
-        p->pieces[p->n++] = (piece){.item = i, .op = op};
+        p->pieces[p->n++] = (piece){.item = i, .op = op, .at = m->packed_bytes};
         p->from += (uint64_t)rows_of(w) * w->row_bytes;
         m->packed_bytes += bytes;
         if (!m->owned[i] && !q_load_as_bytes(m, i)) m->packed_from += m->binding->items[i].src->bytes;
@@ -149,17 +150,12 @@ static void choose(lq_model *m) {
 }
 
 static lq_status reserve(lq_model *m) {
-    const q_backend *be = m->ctx->backend;
-    uint64_t at = 0;
     m->packed = (uint8_t *)q_new_placed(m->alloc, &m->ctx->placing, m->packed_data, false);
     if (!m->packed) return LQ_E_NOMEM;
     for (uint32_t i = 0; i < m->packing->n; i++) {
-        piece *it = &m->packing->pieces[i];
-        q_weight *w = &m->weights[it->item];
-        const uint64_t bytes = q_round_up(be->pack_bytes(m->ctx->device, (q_op)it->op, w), Q_ALIGN);
-        w->packed = m->packed + at;
-        w->packed_ready = &it->ready;
-        at += bytes;
+        const piece *it = &m->packing->pieces[i];
+        m->weights[it->item].packed = m->packed + it->at;
+        m->weights[it->item].packed_ready = &it->ready;
     }
     return LQ_OK;
 }

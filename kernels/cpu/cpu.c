@@ -1,10 +1,10 @@
 /* cpu.c: the CPU backend: the vtable, how a plan is compiled, and memory. program.c runs what is compiled here, choose.c
  * says which kernel a step gets.
  *
- * Compiling turns the plan into stages (a step, or the quantization of a slot that
- * products read in 8 bits), and lays everything a run needs out in one block: the same function lays out with no base
- * to measure, so that what was promised is what is allocated. Refuses nothing that op.h describes: a step without a
- * kernel of its own runs the reference. Layer L2. */
+ * Compiling turns the plan into stages (a step, or the quantization of a slot that products read in 8 bits), and lays
+ * everything a run needs out in one block: the same function lays out with no base to measure, so that what was promised
+ * is what is allocated. Refuses nothing that op.h describes: a step without a kernel of its own runs the reference.
+ * Layer L2. */
 #include "attn.h"
 #include "choose.h"
 

@@ -249,6 +249,7 @@ Q_Y_INLINE void q_y_unit_many(const q_y_format *f, int C, const uint8_t *unit, c
         }
     }
 }
+
 /* acc = fma(d * da, total, acc), or of minima with the product negated. Where minima are sums of activations alone, both:
  * `sums` are those of a unit, as floats. */
 Q_Y_INLINE void q_y_apply(const q_y_format *f, int C, const uint8_t *block, bool minima, const uint8_t *da,
