@@ -164,8 +164,12 @@ static lq_status check_unknown_keys(const q_binding *b) {
                 continue;
             }
         } else {
-            static const char side[] = "tokenizer_config.";
-            if (key.n >= sizeof side - 1 && memcmp(key.p, side, sizeof side - 1) == 0) continue;
+            /* The loader has looked at every key of a quantization. */
+            static const char *const sides[] = {"tokenizer_config.", "quantization_config."};
+            bool side = false;
+            for (size_t j = 0; j < Q_COUNT(sides) && !side; j++)
+                side = key.n >= strlen(sides[j]) && memcmp(key.p, sides[j], strlen(sides[j])) == 0;
+            if (side) continue;
             bool common = in_list(b->arch->hf_ignored, key);
             for (size_t j = 0; j < Q_COUNT(hf_common) && !common; j++) common = q_str_is(key, hf_common[j]);
             if (common) continue;
@@ -428,10 +432,19 @@ lq_status q_bind_read_raw(const q_binding *b, const q_bind_item *item, uint64_t 
 lq_status q_bind_read(const q_alloc *a, const q_binding *b, const q_bind_item *item, uint64_t first, uint64_t n,
                       float *out) {
     const q_tensor *t = item->src;
+    const int32_t *order = t->view ? t->view->order : NULL;
     uint8_t *row = NULL;
+    float *mixed = NULL;
     if (!t->data) {
         row = (uint8_t *)q_new_raw(a, t->row_bytes, 1);
         if (!row) return LQ_E_NOMEM;
+    }
+    if (order) {
+        mixed = (float *)q_new_raw(a, t->shape[0], sizeof *mixed);
+        if (!mixed) {
+            q_delete(a, row);
+            return LQ_E_NOMEM;
+        }
     }
     lq_status s = LQ_OK;
     for (uint64_t i = 0; i < n && s == LQ_OK; i++) {
@@ -439,11 +452,13 @@ lq_status q_bind_read(const q_alloc *a, const q_binding *b, const q_bind_item *i
         const uint8_t *p = t->data ? t->data + at : row;
         if (!t->data) s = q_tensor_read(b->dir, t, at, row, t->row_bytes);
         float *y = out + i * t->shape[0];
-        if (s == LQ_OK) q_decode_row(t->format, p, (int64_t)t->shape[0], y);
+        if (s == LQ_OK) q_decode_row(t->format, p, (int64_t)t->shape[0], order ? mixed : y);
+        for (uint64_t j = 0; order && s == LQ_OK && j < t->shape[0]; j++) y[order[j]] = mixed[j];
         if (item->map == Q_MAP_PLUS_ONE)
             for (uint64_t j = 0; j < t->shape[0]; j++) y[j] += 1.0f;
     }
     q_delete(a, row);
+    q_delete(a, mixed);
     return s;
 }
 

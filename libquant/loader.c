@@ -220,6 +220,28 @@ lq_status q_directory_spares(const q_directory *dir, const char *dst) {
     return dir->names == Q_NAMES_HF && dir->n_files ? spares_side_files(dir, dst) : LQ_OK;
 }
 
+/* Whole rows go straight to dst; of the others, at both ends, a copy is cut. */
+static lq_status read_view(const q_directory *dir, const q_tensor *t, uint64_t offset, uint8_t *dst, uint64_t n) {
+    uint8_t *row = NULL;
+    lq_status s = LQ_OK;
+    while (n && s == LQ_OK) {
+        const uint64_t first = offset / t->row_bytes, skip = offset % t->row_bytes, rows = skip ? 0 : n / t->row_bytes;
+        const uint64_t take = rows ? rows * t->row_bytes : Q_MIN(n, t->row_bytes - skip);
+        if (rows) {
+            s = t->view->read(dir, t, first, rows, dst);
+        } else {
+            if (!row) row = (uint8_t *)q_new_raw(dir->alloc ? dir->alloc : &q_alloc_libc, t->row_bytes, 1);
+            s = row ? t->view->read(dir, t, first, 1, row) : LQ_E_NOMEM;
+            if (s == LQ_OK) memcpy(dst, row + skip, (size_t)take);
+        }
+        offset += take;
+        dst += take;
+        n -= take;
+    }
+    if (row) q_delete(dir->alloc ? dir->alloc : &q_alloc_libc, row);
+    return s == LQ_OK ? s : q_fail_in(s, "tensor %.*s", Q_STR_ARG(t->name));
+}
+
 lq_status q_tensor_read(const q_directory *dir, const q_tensor *t, uint64_t offset, void *dst, uint64_t n) {
     uint64_t end;
     if (q_add_overflow(offset, n, &end) || end > t->bytes)
@@ -230,6 +252,7 @@ lq_status q_tensor_read(const q_directory *dir, const q_tensor *t, uint64_t offs
         memcpy(dst, t->data + offset, (size_t)n);
         return LQ_OK;
     }
+    if (t->view) return read_view(dir, t, offset, (uint8_t *)dst, n);
     if (t->file >= dir->n_files)
         return q_fail(LQ_E_INTERNAL, "tensor %.*s belongs to no open file", Q_STR_ARG(t->name));
     const lq_status status = q_file_read(dir->files[t->file], t->offset + offset, dst, n);

@@ -44,6 +44,16 @@ typedef struct q_meta {
     const q_str *strs;  /* arrays of strings */
 } q_meta;
 
+struct q_directory;
+struct q_tensor;
+/* A tensor that the file keeps as several others, as checkpoints that other engines quantized do: its rows are made as they
+ * are read. */
+typedef struct q_source {
+    /* Rows [first, first + n), row_bytes each, in the tensor's format. Thread-safe. */
+    lq_status (*read)(const struct q_directory *dir, const struct q_tensor *t, uint64_t first, uint64_t n, uint8_t *out);
+    const int32_t *order; /* [shape[0]] as q_weight.order: value i of a row belongs to input order[i]; NULL = input i */
+} q_source;
+
 typedef struct q_tensor {
     q_str name;
     const q_format *format; /* NULL for integer types (stored, never computed with): see type_name */
@@ -55,6 +65,7 @@ typedef struct q_tensor {
     uint32_t file;          /* index into files */
     uint64_t offset;        /* in that file */
     const uint8_t *data;    /* bytes, when the directory is mapped or in memory; NULL otherwise */
+    const q_source *view;     /* where they come from instead: `data` is NULL, `offset` 0, `file` that of the codes; NULL = none */
 } q_tensor;
 
 typedef enum { Q_NAMES_GGUF, Q_NAMES_HF } q_names;
@@ -125,7 +136,7 @@ const q_tensor *q_directory_tensor(const q_directory *dir, q_str name);
 /* For keys that a file may lack, whose default would then be taken without a word: LQ_E_INCONSISTENT when one of them is
  * absent, and a key that is none of them differs from it by one bit. */
 lq_status q_directory_check_keys(const q_directory *dir, const char *const *keys, uint32_t n);
-/* n bytes at `offset` of a tensor, from the mapping or the file. */
+/* n bytes at `offset` of a tensor, from the mapping, the file or the view. */
 lq_status q_tensor_read(const q_directory *dir, const q_tensor *t, uint64_t offset, void *dst, uint64_t n);
 
 /* ---- writing */

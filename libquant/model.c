@@ -130,6 +130,10 @@ static lq_status resolve_weight(lq_model *m, uint32_t i) {
     const bool vector = m->binding->arch->weights[item->role].rows == 0;
     if (vector) return vector_as_f32(m, i);
     if (!is_copied(m, i)) return LQ_OK;
+    w->order = t->view ? t->view->order : NULL;
+    if (w->order && strcmp(m->binding->arch->weights[item->role].role, "token_embd") == 0)
+        return q_fail(LQ_E_UNSUPPORTED, "tensor '%.*s' is a table of embeddings with its columns permuted (act-order)",
+                      Q_STR_ARG(t->name));
     uint8_t *copy = (uint8_t *)q_new_placed(m->alloc, &m->ctx->placing, t->bytes, false);
     if (!copy) return LQ_E_NOMEM;
     m->owned[i] = copy;

@@ -1,6 +1,7 @@
 /* tables.c: the one place where the .def lists become arrays. Holds no logic but lookup by name. Layer L1. */
 #include "arch.h"
 #include "backend.h"
+#include "hf_kind.h"
 #include "loader.h"
 #include "quantizer.h"
 #include "tokenizer.h"
@@ -36,6 +37,15 @@ const q_loader *const q_loaders[] = {
 #define LOADER(name) &q_loader_##name,
 #include "loaders.def"
 #undef LOADER
+    NULL};
+
+#define HF_KIND(name) extern const q_hf_kind q_hf_##name;
+#include "hf_kinds.def"
+#undef HF_KIND
+const q_hf_kind *const q_hf_kinds[] = {
+#define HF_KIND(name) &q_hf_##name,
+#include "hf_kinds.def"
+#undef HF_KIND
     NULL};
 
 #define TOKENIZER(name) extern const q_tokenizer_kind q_tokenizer_##name;

@@ -1,17 +1,20 @@
 /* fuzz_hf.c: the texts of a Hugging Face model directory: config.json, tokenizer_config.json, the index of its shards,
- * and, where the first byte says so, tokenizer.model. They follow each other with a NUL between.
+ * and, where the first byte says so, tokenizer.model. They follow each other with a NUL between. Or, where it says that, only
+ * config.json and then model.safetensors: a directory of quantized weights, all of which are read and decoded.
  *
  * The weights are a fixed small Llama, whole in one folder and in two shards in another. A directory that opens as a
  * model is asked for everything it knows, and decodes. An error is told and names the folder. */
 #include "help_fuzz.h"
 
+#include "../libquant/loader.h"
+
 #include <fcntl.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
-enum { WITH_TOKENIZER_CONFIG = 1, SHARDED = 2, OWN_TOKENIZER = 4, UNMAPPED = 8 };
+enum { WITH_TOKENIZER_CONFIG = 1, SHARDED = 2, OWN_TOKENIZER = 4, UNMAPPED = 8, QUANTIZED = 16 };
 enum { EMBD = 8, FF = 12, VOCAB = 260, PATH = 512 };
-static char folders[2][PATH - 64];
+static char folders[3][PATH - 64];
 static lq_ctx *ctx;
 
 /* ---- the fixed files */
@@ -94,7 +97,7 @@ static size_t make_tokenizer(uint8_t *out) {
 
 static void prepare(void) {
     const char *tmp = getenv("T_TMP");
-    for (int i = 0; i < 2; i++) {
+    for (int i = 0; i < 3; i++) {
         snprintf(folders[i], sizeof folders[i], "%.300s/fuzz-hf-%d-%d", tmp ? tmp : "/tmp", (int)getpid(), i);
         demand(mkdir(folders[i], 0700) == 0);
     }
@@ -145,14 +148,57 @@ static void decode(lq_model *m) {
     lq_session_close(s);
 }
 
+/* A tensor in pieces that are no rows, then its rows; both say the same. */
+static void read_tensor(const q_directory *dir, const q_tensor *t) {
+    uint8_t *all = (uint8_t *)malloc(t->bytes + 1), *row = (uint8_t *)malloc(t->row_bytes + 1);
+    float *y = (float *)malloc(t->shape[0] * sizeof *y + 1);
+    demand(all && row && y);
+    lq_status s = LQ_OK;
+    const uint64_t piece = t->row_bytes + t->row_bytes / 2 + 1;
+    for (uint64_t at = 0; at < t->bytes && s == LQ_OK; at += piece)
+        s = q_tensor_read(dir, t, at, all + at, Q_MIN(piece, t->bytes - at));
+    for (uint64_t r = 0; r < t->rows && s == LQ_OK; r++) {
+        s = q_tensor_read(dir, t, r * t->row_bytes, row, t->row_bytes);
+        demand(s != LQ_OK || memcmp(row, all + r * t->row_bytes, t->row_bytes) == 0);
+        if (s == LQ_OK && t->format) q_decode_row(t->format, row, (int64_t)t->shape[0], y);
+    }
+    demand(s == LQ_OK);
+    free(all);
+    free(row);
+    free(y);
+}
+
+static void read_quantized(bool map) {
+    const q_load_options o = {.alloc = &q_alloc_libc, .map = map};
+    q_directory *dir = NULL;
+    const lq_status s = q_directory_open(folders[2], &o, &dir);
+    if (s != LQ_OK) {
+        demand(!dir && s > LQ_FATAL && strstr(lq_error_detail(), "fuzz-hf-"));
+        return;
+    }
+    for (uint32_t i = 0; i < dir->n_tensors; i++) {
+        const q_tensor *t = &dir->tensors[i];
+        demand(t->bytes == t->rows * t->row_bytes);
+        for (uint64_t j = 0; t->view && t->view->order && j < t->shape[0]; j++)
+            demand(t->view->order[j] >= 0 && (uint64_t)t->view->order[j] < t->shape[0]);
+        if (t->bytes && t->bytes < 1 << 22) read_tensor(dir, t);
+    }
+    q_directory_close(dir);
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     if (size == 0) return 0;
     if (!ctx) prepare();
     const uint8_t *p = data + 1, *end = data + size, flags = data[0];
-    const char *folder = folders[(flags & SHARDED) != 0];
+    const char *folder = folders[flags & QUANTIZED ? 2 : (flags & SHARDED) != 0];
     size_t n;
     const uint8_t *text = part(&p, end, &n);
     write_file(folder, "config.json", text, n);
+    if (flags & QUANTIZED) {
+        write_file(folder, "model.safetensors", p, (size_t)(end - p));
+        read_quantized(!(flags & UNMAPPED));
+        return 0;
+    }
     text = part(&p, end, &n);
     char path[PATH];
     snprintf(path, sizeof path, "%s/tokenizer_config.json", folder);

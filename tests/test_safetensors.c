@@ -244,7 +244,7 @@ START_TEST(test_meta_values) {
     put_text("config.json",
              " {\"n\":-3,\"big\":9007199254740993,\"x\":1e3,\"none\":null,\"o\":{\"p\":{\"q\":\"\\u00e9\"},\"e\":{}},"
              "\"u\":[1,2],\"i\":[1,-2],\"f\":[1,2.5],\"b\":[true,false],\"s\":[\"a\",\"b\"],\"z\":[],"
-             "\"m\":[{\"k\":1},null,[2,3]],\"quantization_config\":{\"quant_method\":\"gptq\",\"bits\":4}}\n");
+             "\"m\":[{\"k\":1},null,[2,3]],\"quantization\":{\"quant_method\":\"gptq\",\"bits\":4}}\n");
     put_text("tokenizer_config.json",
              "{\"model_max_length\":1000000000000000019884624838656,\"list\":[1],"
              "\"bos_token\":{\"content\":\"<s>\",\"special\":true}}");
@@ -281,7 +281,7 @@ START_TEST(test_meta_values) {
     ck_assert(q_str_is(q_directory_meta(dir, "s")->strs[1], "b"));
     ck_assert_int_eq(q_directory_meta(dir, "m.0.k")->i, 1);
     ck_assert_ptr_null(q_directory_meta(dir, "m.1"));
-    ck_assert(q_str_is(q_directory_meta(dir, "quantization_config.quant_method")->s, "gptq"));
+    ck_assert(q_str_is(q_directory_meta(dir, "quantization.quant_method")->s, "gptq"));
     m = q_directory_meta(dir, "tokenizer_config.model_max_length");
     ck_assert_int_eq(m->type, Q_META_F64);
     ck_assert_double_eq_tol(m->f / 1e30, 1.0, 1e-15);

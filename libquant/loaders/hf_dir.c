@@ -4,7 +4,9 @@
  * tokenizer_config.json and tokenizer.model (or tokenizer.json) where present. Other files, generation_config.json
  * among them, are not looked at. Refuses shard names that lead anywhere else, an index that disagrees with the shards
  * in any tensor or in the total size, and keys that become ambiguous when joined. Pickled weights are never opened
- * (loader.c says so). The container itself is safetensors.c's, metadata hf_config.c's. Layer L2. */
+ * (loader.c says so). The container itself is safetensors.c's, metadata hf_config.c's, quantized weights hf_view.c's.
+ * Layer L2. */
+#include "hf_view.h"
 #include "safetensors.h"
 
 enum { PATH_BYTES = 4096, CONFIG_BYTES = 16 << 20, TOKENIZER_BYTES = 64 << 20 };
@@ -19,6 +21,8 @@ typedef struct hf_dir {
     q_hf_meta meta;
     uint8_t *tokenizer;
     uint64_t header_bytes; /* of all files */
+    q_tensor *seen;        /* the directory's tensors: those of the files, or views of several */
+    q_hf_cache *cache;
 } hf_dir;
 
 static lq_status join(char buf[PATH_BYTES], const char *dir, const char *name) {
@@ -350,6 +354,19 @@ static lq_status read_configs(hf_dir *h, const char *dir) {
     return q_fail_in(s == LQ_E_INCONSISTENT ? LQ_E_FORMAT : s, "%s/%s", dir, config_name);
 }
 
+/* Weights in quantized form become one tensor each. */
+static lq_status see_quantized(hf_dir *h, const q_log *log, const char *dir) {
+    uint32_t n;
+    lq_status s = q_hf_views(h->alloc, log, &h->arena, &h->dir, &h->cache, &h->seen, &n);
+    if (s != LQ_OK) return strstr(lq_error_detail(), dir) ? s : q_fail_in(s, "%s", dir);
+    h->dir.tensors = h->seen;
+    h->dir.n_tensors = n;
+    q_delete(h->alloc, h->dir.tensor_index.cells);
+    h->dir.tensor_index.cells = NULL;
+    s = q_index_build(h->alloc, h->seen, sizeof(q_tensor), n, "tensor", &h->dir.tensor_index);
+    return s == LQ_OK ? s : q_fail_in(s == LQ_E_INCONSISTENT ? LQ_E_FORMAT : s, "%s", dir);
+}
+
 static lq_status read_tokenizer(hf_dir *h, const char *dir) {
     static const char *const names[] = {"tokenizer.model", "tokenizer.json"};
     for (size_t i = 0; i < Q_COUNT(names); i++) {
@@ -384,6 +401,8 @@ static void hf_close(q_directory *dir) {
     const q_alloc *a = h->alloc;
     for (uint32_t i = 0; i < dir->n_files; i++) q_file_close(dir->files[i]);
     q_arena_free(&h->arena);
+    q_hf_cache_close(h->cache);
+    q_delete(a, h->seen);
     q_delete(a, h->tensors.items);
     q_delete(a, h->meta.items);
     q_delete(a, h->tokenizer);
@@ -419,10 +438,12 @@ static lq_status hf_open(const char *path, const q_load_options *options, q_dire
     h->meta.arena = &h->arena;
     h->dir.owner = h;
     h->dir.names = Q_NAMES_HF;
+    h->dir.alloc = h->alloc;
     memcpy(h->dir.container, "huggingface", sizeof "huggingface");
     const char *where = is_file ? dir : path;
     lq_status s = read_configs(h, where);
     if (s == LQ_OK) s = open_weights(h, where, is_file ? path : NULL, options->map);
+    if (s == LQ_OK) s = see_quantized(h, options->log, where);
     if (s == LQ_OK) s = read_tokenizer(h, where);
     if (s != LQ_OK) {
         q_delete(h->alloc, h->dir.meta_index.cells);

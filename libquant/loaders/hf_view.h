@@ -1,0 +1,101 @@
+/* hf_view.h: what the kinds of quantized directories share: looking at the configuration, claiming tensors, making views.
+ *
+ * Private to libquant/loaders/hf_*.c. Layer L2. */
+#ifndef Q_HF_VIEW_H
+#define Q_HF_VIEW_H
+
+#include "../hf_kind.h"
+#include "../threads.h"
+
+typedef struct q_hf_cache q_hf_cache;
+
+/* One directory as a kind reads it: the metadata, and the tensors as the files have them. */
+struct q_hf_reader {
+    const q_alloc *alloc;
+    const q_log *log;
+    q_arena *arena; /* lives as long as the directory */
+    const q_directory *dir;
+    const q_hf_kind *kind;
+    q_hf_cache *cache;
+    q_tensor *tensors; /* [dir->n_tensors] what becomes of each: itself, or the view in its place */
+    uint8_t *state;    /* [dir->n_tensors] */
+    uint32_t views;
+    char text[64]; /* of a value, for sentences */
+};
+
+/* Turn the directory's quantized tensors into views: *n tensors in `out` (the caller's to free), with the directory's own
+ * when nothing is quantized. LQ_E_UNSUPPORTED for a method or a field that is not known, LQ_E_INCONSISTENT where
+ * configuration and tensors disagree. `cache`: the caller's, to be closed after the last read. */
+lq_status q_hf_views(const q_alloc *a, const q_log *log, q_arena *arena, const q_directory *dir, q_hf_cache **cache,
+                     q_tensor **out, uint32_t *n);
+lq_status q_hf_cache_open(const q_alloc *a, q_hf_cache **out);
+void q_hf_cache_close(q_hf_cache *cache);
+
+/* ---- the configuration: names are those below "quantization_config." */
+
+/* A field that a kind knows. allowed: the values that mean what the kind does, separated by commas; NULL = the kind reads
+ * it, or it says nothing about the weights. It covers what is nested in it too ("meta" is also "meta.quantizer"). */
+typedef struct q_hf_field {
+    const char *name, *allowed;
+} q_hf_field;
+lq_status q_hf_check_fields(q_hf_reader *r, const q_hf_field *fields, size_t n);
+const q_meta *q_hf_key(const q_hf_reader *r, const char *name);
+/* `otherwise` < min: the field must be there. */
+lq_status q_hf_integer(const q_hf_reader *r, const char *name, int64_t min, int64_t max, int64_t otherwise, int64_t *out);
+lq_status q_hf_flag(const q_hf_reader *r, const char *name, bool otherwise, bool *out);
+bool q_hf_word(const q_hf_reader *r, const char *name, const char *word);
+
+/* ---- tensors */
+
+/* `suffix` ends the name: *module is what stands before. */
+bool q_hf_module(const q_tensor *t, const char *suffix, q_str *module);
+const q_tensor *q_hf_part(const q_hf_reader *r, q_str module, const char *suffix);
+/* The part that has to be there, of one of these types (separated by commas) and this shape: `rows` 0 = a vector of k. */
+lq_status q_hf_need(q_hf_reader *r, q_str module, const char *suffix, const char *types, uint64_t k, uint64_t rows,
+                    const q_tensor **out);
+/* It belongs to a view: it is not a tensor of the model. */
+void q_hf_claim(q_hf_reader *r, const q_tensor *part);
+/* Put file and tensor in front of the sentence. */
+lq_status q_hf_at(const q_hf_reader *r, lq_status s, const q_tensor *t);
+/* module.weight with this view, in the place of `part`: rows x k weights. */
+lq_status q_hf_add(q_hf_reader *r, q_str module, const q_tensor *part, const q_format *format, uint64_t k, uint64_t rows,
+                   const q_source *view);
+/* n bytes of a part at `offset`, never from the mapping: what is read once need not become part of the process. */
+lq_status q_hf_bytes(const q_directory *dir, const q_tensor *part, uint64_t offset, void *dst, uint64_t n);
+/* All of it, in a block of the caller's. */
+lq_status q_hf_all(const q_hf_reader *r, const q_tensor *part, void **out);
+
+/* Scales: f16, bf16 or f32 in the file, halves in our formats. The check reads them where they are no halves: what a half
+ * cannot hold is LQ_E_NUMERIC, what it holds less exactly a warning. */
+#define Q_HF_SCALES "f16,bf16,f32"
+lq_status q_hf_check_scales(const q_hf_reader *r, const q_tensor *scales);
+lq_status q_hf_halves(const q_directory *dir, const q_tensor *scales, uint64_t first, uint64_t n, uint16_t *out);
+
+/* ---- rows that lie across the file */
+
+/* A view whose rows are columns of the file: they are made a strip of many at a time, and strips are kept in the
+ * directory's cache while their rows are read one by one. Begins the view's own struct. */
+typedef struct q_hf_strips {
+    q_source view; /* read = q_hf_read_strips */
+    q_hf_cache *cache;
+    uint64_t height; /* rows of a strip: a multiple of 32; q_hf_strips_init chooses it */
+    /* Rows [first, first + n), at most a strip. */
+    lq_status (*fill)(const q_directory *dir, const q_tensor *t, uint64_t first, uint64_t n, uint8_t *out);
+} q_hf_strips;
+void q_hf_strips_init(const q_hf_reader *r, q_hf_strips *s, uint64_t row_bytes);
+lq_status q_hf_read_strips(const q_directory *dir, const q_tensor *t, uint64_t first, uint64_t n, uint8_t *out);
+
+/* ---- rows of the i4 formats */
+
+/* The format for rows of `in` weights in groups of `group` (which divides it, a multiple of 32): repeated where ours are
+ * shorter. */
+const q_format *q_hf_i4(uint64_t in, uint64_t group);
+/* A row: a code per weight (0 .. 15), a half and a zero point (0 .. 16) per group. */
+void q_hf_i4_row(const q_format *f, uint64_t in, uint64_t group, const uint8_t *codes, const uint16_t *d, const uint8_t *z,
+                 uint8_t *out);
+
+/* Inputs in contiguous groups: *order, in the arena, from the group of each of `in` inputs; NULL where they are already.
+ * `g_idx`: i32, or i64. LQ_E_INCONSISTENT unless each of in / group groups has `group` inputs. */
+lq_status q_hf_order(const q_hf_reader *r, const q_tensor *g_idx, uint64_t in, uint64_t group, const int32_t **order);
+
+#endif

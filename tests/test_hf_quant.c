@@ -1,0 +1,286 @@
+/* test_hf_quant.c: quantized Hugging Face directories (BAD-INPUTS S12 to S15): what their weights decode to, against
+ * independent code (golden/make_hf_quant.py), and what every bad one gets.
+ *
+ * The directories are seeds of a fuzz target, golden/fuzz-hf/quant-NAME: a byte, config.json, NUL, model.safetensors. Bad ones
+ * are good ones with one thing changed. */
+#include "harness.h"
+
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "../libquant/loader.h"
+
+static char dir_path[512], config[8192], said[4096];
+static uint8_t weights[1 << 16];
+static size_t n_weights;
+
+static void load_seed(const char *name) {
+    static uint8_t all[1 << 16];
+    char path[512];
+    snprintf(path, sizeof path, "%s/tests/golden/fuzz-hf/quant-%s", t_root(), name);
+    FILE *f = fopen(path, "rb");
+    ck_assert_msg(f != NULL, "%s", path);
+    const size_t n = fread(all, 1, sizeof all, f);
+    ck_assert_int_eq(fclose(f), 0);
+    ck_assert(n > 2 && n < sizeof all);
+    const size_t c = strlen((const char *)all + 1);
+    ck_assert(c < sizeof config && c + 2 < n);
+    memcpy(config, all + 1, c + 1);
+    n_weights = n - c - 2;
+    memcpy(weights, all + c + 2, n_weights);
+}
+
+static void put(const char *name, const void *data, size_t n) {
+    char path[1024];
+    FILE *f = fopen(t_path(path, sizeof path, dir_path, name), "wb");
+    ck_assert_ptr_nonnull(f);
+    ck_assert_uint_eq(fwrite(data, 1, n, f), n);
+    ck_assert_int_eq(fclose(f), 0);
+}
+
+static void hear(void *user, lq_log_level level, const char *message) {
+    Q_UNUSED(user);
+    Q_UNUSED(level);
+    const size_t n = strlen(said);
+    snprintf(said + n, sizeof said - n, "%s\n", message);
+}
+static const q_log ears = {hear, NULL};
+
+/* What is in config and weights as a directory, opened. */
+static lq_status open_it(bool map, const q_alloc *a, q_directory **dir) {
+    if (!dir_path[0]) {
+        snprintf(dir_path, sizeof dir_path, "%s/hf-quant-%d", t_tmp(), (int)getpid());
+        ck_assert_int_eq(mkdir(dir_path, 0700), 0);
+    }
+    put("config.json", config, strlen(config));
+    put("model.safetensors", weights, n_weights);
+    said[0] = 0;
+    const q_load_options o = {.alloc = a, .log = &ears, .map = map};
+    return q_directory_open(dir_path, &o, dir);
+}
+
+/* ---- changing one thing */
+
+static void edit_config(const char *from, const char *to) {
+    char *at = strstr(config, from), rest[8192];
+    ck_assert_msg(at != NULL, "config.json has no %s", from);
+    snprintf(rest, sizeof rest, "%s", at + strlen(from));
+    snprintf(at, sizeof config - (size_t)(at - config), "%s%s", to, rest);
+}
+
+/* In the header, keeping its length: what is longer than before eats the padding at its end. */
+static void edit_header(const char *from, const char *to) {
+    const size_t n = (size_t)q_load64(weights), a = strlen(from), b = strlen(to);
+    for (size_t i = 8; i + a <= 8 + n; i++) {
+        if (memcmp(weights + i, from, a) != 0) continue;
+        const size_t rest = 8 + n - i - a;
+        if (b > a) for (size_t j = 0; j < b - a; j++) ck_assert_int_eq(weights[8 + n - 1 - j], ' ');
+        memmove(weights + i + b, weights + i + a, Q_MIN(rest, 8 + n - i - b));
+        memcpy(weights + i, to, b);
+        if (b < a) memset(weights + 8 + n - (a - b), ' ', a - b);
+        return;
+    }
+    ck_abort_msg("the header has no %s", from);
+}
+
+static uint8_t *data_of(const char *tensor) {
+    const size_t n = (size_t)q_load64(weights);
+    static char header[1 << 14];
+    char key[128];
+    unsigned long begin;
+    memcpy(header, weights + 8, n);
+    header[n] = 0;
+    snprintf(key, sizeof key, "\"%s\":", tensor);
+    const char *at = strstr(header, key);
+    ck_assert_msg(at != NULL, "no %s", tensor);
+    ck_assert_int_eq(sscanf(strstr(at, "data_offsets\":[") + 15, "%lu", &begin), 1);
+    return weights + 8 + n + begin;
+}
+
+/* ---- good ones */
+
+/* The weights by input, row by row; rows read singly and out of order are the same bytes. */
+static float *decode(const q_directory *dir, const q_tensor *t) {
+    const uint64_t k = t->shape[0], rows = t->rows;
+    uint8_t *all = malloc(t->bytes), *row = malloc(t->row_bytes);
+    float *y = malloc(rows * k * sizeof *y), *mixed = malloc(k * sizeof *mixed);
+    ck_assert_msg(q_tensor_read(dir, t, 0, all, t->bytes) == LQ_OK, "%s", lq_error_detail());
+    for (uint64_t i = 0; i < rows; i++) {
+        const uint64_t r = i * 5 % rows; /* rows are a multiple of 8 */
+        ck_assert_int_eq(q_tensor_read(dir, t, r * t->row_bytes, row, t->row_bytes), LQ_OK);
+        ck_assert(memcmp(row, all + r * t->row_bytes, t->row_bytes) == 0);
+        q_decode_row(t->format, row, (int64_t)k, mixed);
+        for (uint64_t j = 0; j < k; j++) y[r * k + (uint64_t)(t->view && t->view->order ? t->view->order[j] : (int32_t)j)] = mixed[j];
+    }
+    uint8_t middle[7];
+    ck_assert_int_eq(q_tensor_read(dir, t, t->row_bytes - 3, middle, 7), LQ_OK);
+    ck_assert(memcmp(middle, all + t->row_bytes - 3, 7) == 0);
+    free(all);
+    free(row);
+    free(mixed);
+    return y;
+}
+
+START_TEST(test_golden) {
+    char path[512], name[64], tensor[64], format[32], line[256];
+    unsigned long rows, k;
+    unsigned long long hash;
+    int cases = 0;
+    snprintf(path, sizeof path, "%s/tests/golden/hf_quant.txt", t_root());
+    FILE *f = fopen(path, "r");
+    ck_assert_ptr_nonnull(f);
+    while (fgets(line, sizeof line, f)) {
+        ck_assert_int_eq(sscanf(line, "%63s %63s %31s %lu %lu %llx", name, tensor, format, &rows, &k, &hash), 6);
+        load_seed(name);
+        for (int map = 0; map < 2; map++) {
+            q_directory *dir = NULL;
+            ck_assert_msg(open_it(map, &q_alloc_libc, &dir) == LQ_OK, "%s: %s", name, lq_error_detail());
+            const q_tensor *t = q_directory_tensor(dir, q_str_of(tensor));
+            ck_assert_msg(t != NULL, "%s: no %s", name, tensor);
+            ck_assert_str_eq(t->type_name, format);
+            ck_assert_msg(t->shape[0] == k && t->rows == rows && t->rank == 2, "%s", name);
+            float *y = decode(dir, t);
+            const uint64_t got = q_fnv64(y, rows * k * sizeof *y);
+            ck_assert_msg(got == hash, "%s: %s decodes to other values (%016llx)", name, tensor, (unsigned long long)got);
+            free(y);
+            q_directory_close(dir);
+        }
+        cases++;
+    }
+    ck_assert_int_eq(fclose(f), 0);
+    ck_assert_int_ge(cases, 9);
+}
+END_TEST
+
+/* What is not as it should be but can be read is told. */
+static const struct {
+    const char *seed, *word;
+} told[] = {
+    {"gptq4", ""}, {"gptq4-mislabelled", "those of gptq: "}, {"gptq4-mislabelled-v2", "those of gptq_v2: "},
+    {"gptq4-zero16", "beyond all codes"}, {"gptq4-g128-v2", ""},
+};
+START_TEST(test_told) {
+    q_directory *dir = NULL;
+    load_seed(told[_i].seed);
+    ck_assert_int_eq(open_it(false, &q_alloc_libc, &dir), LQ_OK);
+    if (told[_i].word[0]) ck_assert_msg(strstr(said, told[_i].word) != NULL, "%s: said %s", told[_i].seed, said);
+    else ck_assert_str_eq(said, "");
+    q_directory_close(dir);
+}
+END_TEST
+
+/* ---- bad ones */
+
+typedef struct bad {
+    const char *seed;
+    const char *from, *to;     /* in config.json */
+    const char *hfrom, *hto;   /* in the header */
+    const char *tensor;        /* its value at `at` becomes `value` */
+    uint32_t at, value;
+    lq_status code;
+    const char *word, *word2;
+} bad;
+static const bad bads[] = {
+    /* S12 */
+    {"gptq4", .from = "\"bits\": 4", .to = "\"bits\": 5", .code = LQ_E_UNSUPPORTED, .word = "quantization_config.bits", .word2 = "5"},
+    {"gptq4", .from = "\"bits\": 4", .to = "\"bits\": 9", .code = LQ_E_UNSUPPORTED, .word = "quantization_config.bits"},
+    {"gptq4", .from = "\"bits\": 4", .to = "\"bits\": \"4\"", .code = LQ_E_INCONSISTENT, .word = "quantization_config.bits"},
+    {"gptq4", .from = "\"bits\": 4, ", .to = "", .code = LQ_E_INCONSISTENT, .word = "quantization_config.bits", .word2 = "missing"},
+    {"gptq4", .from = "\"bits\": 4", .to = "\"bits\": 3", .code = LQ_E_INCONSISTENT, .word = "m.qweight"},
+    {"gptq4", .from = "\"bits\": 4", .to = "\"bits\": 2", .code = LQ_E_INCONSISTENT, .word = "m.qzeros", .word2 = "shape"},
+    {"gptq4", .from = "\"group_size\": 32", .to = "\"group_size\": 96", .code = LQ_E_INCONSISTENT, .word = "m.qweight", .word2 = "divide"},
+    {"gptq4", .from = "\"group_size\": 32", .to = "\"group_size\": 16", .code = LQ_E_UNSUPPORTED, .word = "quantization_config.group_size"},
+    {"gptq4", .from = "\"group_size\": 32", .to = "\"group_size\": 0", .code = LQ_E_UNSUPPORTED, .word = "quantization_config.group_size"},
+    {"gptq4", .from = "\"group_size\": 32", .to = "\"group_size\": -2", .code = LQ_E_UNSUPPORTED, .word = "quantization_config.group_size"},
+    {"gptq4", .from = "\"group_size\": 32", .to = "\"group_size\": 64", .code = LQ_E_INCONSISTENT, .word = "m.qzeros", .word2 = "shape"},
+    {"gptq4", .from = "\"desc_act\": false", .to = "\"desc_act\": 1", .code = LQ_E_INCONSISTENT, .word = "desc_act"},
+    {"gptq4", .from = "\"sym\"", .to = "\"symm\"", .code = LQ_E_UNSUPPORTED, .word = "quantization_config.symm"},
+    {"gptq4", .from = "\"sym\"", .to = "\"checkpoint_format\": \"marlin\", \"sym\"", .code = LQ_E_UNSUPPORTED, .word = "marlin"},
+    {"gptq4", .from = "\"sym\"", .to = "\"dynamic\": {\"+:.*down.*\": {\"bits\": 8}}, \"sym\"", .code = LQ_E_UNSUPPORTED, .word = "dynamic"},
+    {"gptq4", .tensor = "m.g_idx", .at = 5, .value = 4, .code = LQ_E_INCONSISTENT, .word = "m.g_idx", .word2 = "group 4"},
+    {"gptq4", .tensor = "m.g_idx", .at = 5, .value = 0xFFFFFFFF, .code = LQ_E_INCONSISTENT, .word = "m.g_idx", .word2 = "group -1"},
+    {"gptq4", .tensor = "m.g_idx", .at = 5, .value = 2, .code = LQ_E_INCONSISTENT, .word = "m.g_idx", .word2 = "more than 32"},
+    {"gptq2-act", .hfrom = "m.g_idx", .hto = "m.g_idy", .code = LQ_E_INCONSISTENT, .word = "m.g_idx", .word2 = "desc_act"},
+    {"gptq4", .hfrom = "m.qzeros", .hto = "m.qzeroz", .code = LQ_E_INCONSISTENT, .word = "m.qzeros", .word2 = "missing"},
+    {"gptq4", .hfrom = "\"m.qzeros\":{\"dtype\":\"I32\",\"shape\":[4,2]", .hto = "\"m.qzeros\":{\"dtype\":\"I32\",\"shape\":[2,4]",
+     .code = LQ_E_INCONSISTENT, .word = "m.qzeros", .word2 = "shape"},
+    {"gptq4", .hfrom = "\"m.scales\":{\"dtype\":\"F16\"", .hto = "\"m.scales\":{\"dtype\":\"I16\"", .code = LQ_E_INCONSISTENT, .word = "m.scales"},
+    {"gptq4", .hfrom = "\"m.qweight\":{\"dtype\":\"I32\"", .hto = "\"m.qweight\":{\"dtype\":\"F32\"", .code = LQ_E_INCONSISTENT, .word = "m.qweight"},
+    {"gptq4-row", .tensor = "m.scales", .at = 3, .value = 0x47800000 /* 65536 */, .code = LQ_E_NUMERIC, .word = "m.scales"},
+    /* S15 */
+    {"gptq4", .from = "quantization_config", .to = "quantizationconfig", .code = LQ_E_INCONSISTENT, .word = "m.", .word2 = "no quantization_config"},
+    {"gptq4", .from = "gptq", .to = "hqq", .code = LQ_E_UNSUPPORTED, .word = "hqq", .word2 = "gptq"},
+    {"gptq4", .from = "\"quant_method\": \"gptq\", ", .to = "", .code = LQ_E_UNSUPPORTED, .word = "quant_method"},
+    {"gptq4", .hfrom = "m.qweight", .hto = "m.qweighs", .code = LQ_E_INCONSISTENT, .word = "m."},
+};
+START_TEST(test_bad) {
+    const bad *b = &bads[_i];
+    q_directory *dir = NULL;
+    load_seed(b->seed);
+    if (b->from) edit_config(b->from, b->to);
+    if (b->hfrom) edit_header(b->hfrom, b->hto);
+    if (b->tensor) memcpy(data_of(b->tensor) + 4 * (size_t)b->at, &b->value, 4);
+    const lq_status s = open_it(_i & 1, &q_alloc_libc, &dir);
+    ck_assert_msg(s == b->code, "%s, %s%s%s: %s instead of %s (%s)", b->seed, b->to ? b->to : "", b->hto ? b->hto : "",
+                  b->tensor ? b->tensor : "", lq_status_name(s), lq_status_name(b->code), s ? lq_error_detail() : "opened");
+    ck_assert(!dir);
+    ck_assert_msg(strstr(lq_error_detail(), dir_path) != NULL, "'%s' does not name the folder", lq_error_detail());
+    ck_assert_msg(strstr(lq_error_detail(), b->word) != NULL, "'%s' does not name '%s'", lq_error_detail(), b->word);
+    if (b->word2) ck_assert_msg(strstr(lq_error_detail(), b->word2) != NULL, "'%s' does not name '%s'", lq_error_detail(), b->word2);
+}
+END_TEST
+
+/* Every allocation refused in turn: the same code, nothing left behind. */
+typedef struct miser {
+    uint64_t left, held;
+} miser;
+static void *stingy(void *user, size_t n, size_t align) {
+    miser *m = user;
+    if (m->left == 0) return NULL;
+    m->left--;
+    m->held++;
+    return aligned_alloc(align, (n + align - 1) / align * align);
+}
+static void give(void *user, void *p, size_t n) {
+    miser *m = user;
+    Q_UNUSED(n);
+    if (p) m->held--;
+    free(p);
+}
+static const char *const all_seeds[] = {"gptq4", "gptq2-act"};
+START_TEST(test_memory) {
+    uint64_t k = 0;
+    lq_status s = LQ_E_NOMEM;
+    for (; s == LQ_E_NOMEM && k < 2000; k++) {
+        miser m = {.left = k};
+        const q_alloc a = {stingy, give, &m};
+        q_directory *dir = NULL;
+        load_seed(all_seeds[_i]);
+        s = open_it(false, &a, &dir);
+        if (s == LQ_OK) {
+            const q_tensor *t = &dir->tensors[0];
+            uint8_t *row = malloc(t->bytes);
+            s = q_tensor_read(dir, t, 0, row, t->row_bytes);
+            if (s == LQ_OK) s = q_tensor_read(dir, t, 0, row, t->bytes);
+            free(row);
+            q_directory_close(dir);
+        }
+        ck_assert_msg(s == LQ_OK || s == LQ_E_NOMEM, "after %d: %s", (int)k, lq_error_detail());
+        ck_assert_uint_eq(m.held, 0);
+    }
+    ck_assert_int_eq(s, LQ_OK);
+    ck_assert_uint_gt(k, 10);
+}
+END_TEST
+
+static Suite *suite(void) {
+    Suite *s = suite_create("hf_quant");
+    TCase *c = tcase_create("all");
+    tcase_add_test(c, test_golden);
+    tcase_add_loop_test(c, test_told, 0, (int)Q_COUNT(told));
+    tcase_add_loop_test(c, test_bad, 0, (int)Q_COUNT(bads));
+    tcase_add_loop_test(c, test_memory, 0, (int)Q_COUNT(all_seeds));
+    suite_add_tcase(s, c);
+    return s;
+}
+HARNESS_MAIN(suite)
