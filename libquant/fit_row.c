@@ -68,24 +68,40 @@ float q_fit_row(const q_shape *s, const q_fit_in *in, int64_t n) {
     return d;
 }
 
-void q_fit_zero(const q_fit_in *in, int64_t n, uint8_t head[4]) {
+void q_fit_zero(const q_fit_in *in, int64_t n, int32_t levels, uint8_t head[4]) {
     double lo = 0, hi = 0, unused; /* the range is widened to zero, which then has a code of its own */
+    const float top = (float)levels;
     for (int64_t i = 0; i < n; i++) {
         lo = fmin(lo, (double)in->x[i]);
         hi = fmax(hi, (double)in->x[i]);
     }
-    float d = as_half((hi - lo) / 15), zero = 8.0f;
-    if (d != 0.0f) zero = (float)q_fit_round_to((float)(-lo * 15 / (hi - lo)), 0, 15); /* also where d is cut to a half */
+    float d = as_half((hi - lo) / levels), zero = (float)((levels + 1) / 2);
+    if (d != 0.0f) zero = (float)q_fit_round_to((float)(-lo * levels / (hi - lo)), 0, levels); /* also where d is cut to a half */
     if (in->search && d != 0.0f) {
-        double best = error_at(in, n, d, zero, 0.0f, 15.0f, &unused);
+        const double from = levels > 15 ? 0.94 : 0.6, to = levels > 15 ? 1.01 : 1.1; /* many levels: little is worth cutting */
+        double best = error_at(in, n, d, zero, 0.0f, top, &unused);
         for (int k = 0; k <= ZERO_STEPS; k++) {
-            const double step = (hi - lo) / 15 * (0.6 + 0.5 * k / ZERO_STEPS);
-            const float middle = (float)q_fit_round_to((float)((15 - (hi + lo) / step) / 2), 0, 15); /* clips both ends alike */
-            for (float z = fmaxf(middle - 1, 0.0f); z <= fminf(middle + 1, 15.0f); z++)
-                descend(in, n, true, step, z, 0.0f, 15.0f, &best, &d, &zero);
+            const double step = (hi - lo) / levels * (from + (to - from) * k / ZERO_STEPS);
+            const float middle = (float)q_fit_round_to((float)((levels - (hi + lo) / step) / 2), 0, levels); /* clips both ends alike */
+            for (float z = fmaxf(middle - 1, 0.0f); z <= fminf(middle + 1, top); z++)
+                descend(in, n, true, step, z, 0.0f, top, &best, &d, &zero);
         }
     }
     q_store16(head, q_f32_to_half(d));
     head[2] = (uint8_t)zero;
     head[3] = 0;
+}
+
+int32_t q_fit_nearest_zero(const q_grid *grid, int32_t top, float x, float *value) {
+    const int32_t zero = grid->mn[0];
+    int32_t code = grid->d != 0.0f ? q_fit_round_to(x / grid->d + (float)zero, 0, top) : Q_MIN(zero, top);
+    *value = grid->d * (float)(code - zero);
+    for (int32_t c = Q_MAX(code - 1, 0), last = Q_MIN(code + 1, top); c <= last; c++) { /* division and sum have rounded */
+        const float other = grid->d * (float)(c - zero);
+        if (fabs((double)x - (double)other) < fabs((double)x - (double)*value)) {
+            code = c;
+            *value = other;
+        }
+    }
+    return code;
 }

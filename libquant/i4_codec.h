@@ -48,23 +48,6 @@ static inline void i4_grid(const uint8_t *head, q_grid *grid) {
     grid->sc[0] = 1;
     grid->mn[0] = (int16_t)head[2];
 }
-/* The value that decode reads, of a code. */
-static inline float i4_value(const q_grid *grid, int32_t code) { return grid->d * (float)(code - grid->mn[0]); }
-
-static inline int32_t i4_nearest(const q_grid *grid, float x, float *value) {
-    const int32_t zero = grid->mn[0];
-    int32_t code = grid->d != 0.0f ? q_fit_round_to(x / grid->d + (float)zero, 0, 15) : Q_MIN(zero, 15);
-    *value = i4_value(grid, code);
-    for (int32_t c = Q_MAX(code - 1, 0), last = Q_MIN(code + 1, 15); c <= last; c++) { /* division and sum have rounded */
-        const float other = i4_value(grid, c);
-        if (fabs((double)x - (double)other) < fabs((double)x - (double)*value)) {
-            code = c;
-            *value = other;
-        }
-    }
-    return code;
-}
-
 static inline void i4_codes(const int32_t *codes, int32_t weights, uint8_t *to) {
     for (int32_t u = 0; u < weights; u += 32, to += 16)
         for (int32_t i = 0; i < 16; i++) to[i] = (uint8_t)((codes[u + i] & 15) | (codes[u + i + 16] & 15) << 4);
@@ -73,12 +56,12 @@ static inline void i4_codes(const int32_t *codes, int32_t weights, uint8_t *to) 
 #define Q_I4_GROUPS(format)                                                                                \
     static void format##_fit(const q_fit_in *in, q_grid *grid) {                                           \
         uint8_t head[4];                                                                                   \
-        q_fit_zero(in, format##_weights, head);                                                            \
+        q_fit_zero(in, format##_weights, 15, head);                                                        \
         i4_grid(head, grid);                                                                               \
     }                                                                                                      \
     static int32_t format##_nearest(const q_grid *grid, int32_t j, float x, float *value) {                \
         Q_UNUSED(j);                                                                                       \
-        return i4_nearest(grid, x, value);                                                                 \
+        return q_fit_nearest_zero(grid, 15, x, value);                                                     \
     }                                                                                                      \
     static void format##_emit(const q_grid *grid, const int32_t *codes, uint8_t *block) {                  \
         q_store16(block, q_f32_to_half(grid->d));                                                          \

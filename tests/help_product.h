@@ -22,7 +22,8 @@ static inline const scale_place *scale_place_of(const q_format *f) {
         {"q2_k", false, -1, {80, 82}},  {"q3_k", false, -1, {108, -1}}, {"q5_k", false, -1, {0, 2}},
         {"i4_g32", false, -1, {0, -1}}, {"i4_g64", false, -1, {0, -1}}, {"i4_g128", false, -1, {0, -1}},
         {"i4_row", false, 0, {-1, -1}}, {"nf4", true, -1, {0, -1}},     {"nf4_dq", true, 0, {0, -1}},
-        {"i8_row", true, 0, {-1, -1}},
+        {"i8_row", true, 0, {-1, -1}},  {"fp4", true, -1, {0, -1}},     {"i8_g32", false, -1, {0, -1}},
+        {"i8_g64", false, -1, {0, -1}}, {"i8_g128", false, -1, {0, -1}},
     };
     for (size_t i = 0; i < Q_COUNT(places); i++)
         if (strcmp(places[i].format, f->name) == 0) return &places[i];

@@ -4,10 +4,14 @@
 #ifndef Q_SPLIT_CODECS_H
 #define Q_SPLIT_CODECS_H
 
+#include "../../libquant/formats/fp4.c"
 #include "../../libquant/formats/i4_g128.c"
 #include "../../libquant/formats/i4_g32.c"
 #include "../../libquant/formats/i4_g64.c"
 #include "../../libquant/formats/i4_row.c"
+#include "../../libquant/formats/i8_g128.c"
+#include "../../libquant/formats/i8_g32.c"
+#include "../../libquant/formats/i8_g64.c"
 #include "../../libquant/formats/i8_row.c"
 #include "../../libquant/formats/iq4_nl.c"
 #include "../../libquant/formats/iq4_xs.c"
@@ -26,10 +30,14 @@
 
 /* DO(format, argument) for each. */
 #define Q_SPLIT_CODECS(DO, argument) \
+    DO(fp4, argument) \
     DO(i4_g128, argument) \
     DO(i4_g32, argument) \
     DO(i4_g64, argument) \
     DO(i4_row, argument) \
+    DO(i8_g128, argument) \
+    DO(i8_g32, argument) \
+    DO(i8_g64, argument) \
     DO(i8_row, argument) \
     DO(iq4_nl, argument) \
     DO(iq4_xs, argument) \

@@ -4,11 +4,11 @@
 Q_I4_CODEC(i4_row, 32, 16, Q_I4_IN_ROW)
 
 #ifdef Q_HOST
-static void head(const q_fit_in *in, int64_t n, uint8_t *row) { q_fit_zero(in, n, row); }
+static void head(const q_fit_in *in, int64_t n, uint8_t *row) { q_fit_zero(in, n, 15, row); }
 static void fit(const q_fit_in *in, q_grid *grid) { i4_grid(in->head, grid); }
 static int32_t nearest(const q_grid *grid, int32_t j, float x, float *value) {
     Q_UNUSED(j);
-    return i4_nearest(grid, x, value);
+    return q_fit_nearest_zero(grid, 15, x, value);
 }
 static void emit(const q_grid *grid, const int32_t *codes, uint8_t *block) {
     Q_UNUSED(grid);

@@ -94,8 +94,26 @@ def from_cards(rng):
         line(name, raw, np.float32(scale) * (q - np.float32(zero)))
 
 
+def from_checkpoints(rng):
+    """Formats that other checkpoints are read into, in our own layout of rows."""
+    fp4 = np.array([0, 0.0625, 8, 12, 4, 6, 2, 3], dtype=np.float32) / np.float32(12)
+    fp4 = np.concatenate([fp4, -fp4])
+    fp4[8] = 0  # as in the table that files bring
+    for scale in (0.0371, 1e-40, 3.0e38):
+        absmax = np.array([scale], dtype="<f4")
+        codes = np.concatenate([np.arange(0, 256, 17), rng.integers(0, 256, 16)]).astype(np.uint8)
+        both = np.stack([codes >> 4, codes & 15], axis=1).reshape(-1)
+        line("fp4", absmax.tobytes() + codes.tobytes(), absmax[0] * fp4[both])
+    for group, zero, scale in ((32, 0, 0.0371), (64, 255, -1.75), (128, 131, 1e-6)):
+        scale = np.float16(scale)
+        q = rng.integers(0, 256, group, dtype=np.uint8)
+        raw = scale.astype("<f2").tobytes() + bytes([zero, 0]) + (q ^ 128).astype(np.uint8).tobytes()
+        line(f"i8_g{group}", raw, np.float64(scale) * (q.astype(np.float64) - zero))
+
+
 if __name__ == "__main__":
     if len(sys.argv) != 2:
         sys.exit(__doc__)
     from_files(sys.argv[1])
     from_definitions()
+    from_checkpoints(np.random.default_rng(2))
