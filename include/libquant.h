@@ -237,11 +237,16 @@ typedef struct lq_tensor_report {
     uint64_t weights, bytes;
     double rel_error;             /* ||W - Q|| / ||W|| (Frobenius), 0 when copied */
     uint32_t importance;          /* 1 = the importance file said how much each input's errors count */
+    const char *quantizer;        /* what chose the bits: "search"; "" when copied; static storage */
+    double weighted_error;        /* as rel_error, each input's part counted by its importance; without it, rel_error */
+    double bits_per_weight;
 } lq_tensor_report;
 
 typedef struct lq_quantize_options {
     uint32_t size;
-    const char *scheme;     /* required: a name of lq_scheme_name, or a format name for "everything that format" */
+    const char *scheme;     /* required unless `recipe` is given: a name of lq_scheme_name, or a format name for
+                               "everything that format". "q4_k_m:gptq": the layers' matrices by that quantizer ("rtn",
+                               "search", ...); "q4_k_m+imatrix": LQ_E_ARG without `importance` */
     uint32_t threads;
     uint32_t force;         /* 1 = replace an existing destination */
     uint32_t requantize;    /* 1 = accept a source that is already quantized */
@@ -251,6 +256,9 @@ typedef struct lq_quantize_options {
     void *user;
     const char *importance; /* path of an importance file (lq_calibrate; another engine's imatrix.gguf or imatrix.dat);
                                NULL = every input counts alike */
+    const char *recipe;     /* instead of `scheme`, path of a recipe: a text that gives each tensor a format and a quantizer
+                               (recipes of the schemes: libquant/recipes/; the language: libquant/recipe.h).
+                               LQ_E_FORMAT names the line */
 } lq_quantize_options;
 
 typedef struct lq_quantize_result {

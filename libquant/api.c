@@ -136,7 +136,6 @@ lq_status lq_quantize(lq_ctx *ctx, const char *src, const char *dst, const lq_qu
     NEED(ctx && src && dst);
     lq_quantize_options o;
     Q_TRY(q_struct_in(options, &o, sizeof o, "lq_quantize_options"));
-    if (!o.scheme) return q_fail(LQ_E_ARG, "lq_quantize: no scheme was named");
     if (result) Q_TRY(size_check(result->size, "lq_quantize_result"));
     lq_quantize_result r = {.size = sizeof r};
     Q_TRY(q_quantize(&ctx->alloc, &ctx->log, o.threads ? o.threads : ctx->threads, src, dst, &o, &r));

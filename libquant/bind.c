@@ -238,28 +238,11 @@ static void weight_name(const char *pattern, int32_t layer, char *buf, size_t n)
     else snprintf(buf, n, "%.*s%d%s", (int)(at - pattern), pattern, layer, at + 2);
 }
 
-/* Edit distance, bounded inputs: for naming the nearest tensor to a missing one. */
-static uint32_t distance(q_str a, const char *s) {
-    const size_t n = Q_MIN((size_t)a.n, (size_t)96), m = Q_MIN(strlen(s), (size_t)96);
-    uint32_t row[97];
-    for (size_t j = 0; j <= m; j++) row[j] = (uint32_t)j;
-    for (size_t i = 1; i <= n; i++) {
-        uint32_t diagonal = row[0];
-        row[0] = (uint32_t)i;
-        for (size_t j = 1; j <= m; j++) {
-            const uint32_t substitute = diagonal + (a.p[i - 1] != s[j - 1]);
-            diagonal = row[j];
-            row[j] = Q_MIN(substitute, Q_MIN(row[j], row[j - 1]) + 1);
-        }
-    }
-    return row[m];
-}
-
 static lq_status missing(const q_binding *b, const char *name) {
     const q_tensor *best = NULL;
     uint32_t least = 6; /* further away is no misspelling */
     for (uint32_t i = 0; i < b->dir->n_tensors && i < 20000; i++) {
-        const uint32_t d = b->tensor_item[i] >= 0 ? least : distance(b->dir->tensors[i].name, name);
+        const uint32_t d = b->tensor_item[i] >= 0 ? least : q_str_distance(b->dir->tensors[i].name, name);
         if (d < least) {
             least = d;
             best = &b->dir->tensors[i];

@@ -63,6 +63,9 @@ lq_status q_load_as_choose(lq_model *m, const char *name) {
     const char *known = known_name(name, text, sizeof text);
     const q_format *f = q_format_find(known);
     if (f && f->weights == 1) return q_fail(LQ_E_ARG, "load_as: %s is not a quantized format", f->name);
+    if (strpbrk(name, "+:"))
+        return q_fail(LQ_E_ARG, "load_as: '%.100s': while a model opens weights are rounded to nearest; name a scheme or format alone",
+                      name);
     Q_TRY(q_recipe_find(m->alloc, known, &recipe));
     m->as = Q_NEW(m->alloc, const q_format *, m->binding->n_items);
     lq_status s = m->as ? LQ_OK : LQ_E_NOMEM;

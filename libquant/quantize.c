@@ -32,6 +32,11 @@ typedef struct trouble {
     char text[1024];
 } trouble;
 
+/* Sums over a row: squares of errors and of weights, and the same times the importance of each input. */
+typedef struct row_sums {
+    double error, norm, weighted_error, weighted_norm;
+} row_sums;
+
 typedef struct work {
     const q_alloc *alloc;
     const q_log *log;
@@ -63,7 +68,7 @@ typedef struct work {
     uint64_t span_floats;   /* room per thread: twice this many floats */
     float *floats;          /* [threads][2][span_floats] */
     uint8_t *out;           /* rows of the piece */
-    double *error2, *norm2; /* [rows of the piece] sums of squares */
+    row_sums *sums;         /* [rows of the piece] */
     trouble *troubles;      /* [threads] */
 } work;
 
@@ -79,6 +84,7 @@ static lq_status same_file(const work *w, const char *input) {
 static lq_status check_destination(const work *w) {
     Q_TRY(same_file(w, w->src));
     if (w->options->importance) Q_TRY(same_file(w, w->options->importance));
+    if (w->options->recipe) Q_TRY(same_file(w, w->options->recipe));
     Q_TRY(q_directory_spares(w->dir, w->dst));
     q_path_kind kind;
     Q_TRY(q_path_kind_of(w->dst, &kind));
@@ -312,18 +318,22 @@ static bool all_finite(const float *x, uint64_t n) {
     return s[0] == 0.0f;
 }
 
-/* Sums of squares of a row's errors and weights; false when some weight was lost. */
-static bool row_errors(const q_format *f, const float *x, const float *y, uint64_t k, double *error2, double *norm2) {
-    double e = 0, n = 0;
+/* `im` may be NULL; false when some weight was lost. */
+static bool row_errors(const q_format *f, const float *x, const float *y, const float *im, uint64_t k, row_sums *sums) {
+    row_sums s = {0};
     bool lost = false;
     for (uint64_t j = 0; j < k; j++) {
         const double d = (double)x[j] - (double)y[j];
-        e += d * d;
-        n += (double)x[j] * (double)x[j];
+        s.error += d * d;
+        s.norm += (double)x[j] * (double)x[j];
         lost |= is_lost(f, x[j], y[j]);
     }
-    *error2 = e;
-    *norm2 = n;
+    for (uint64_t j = 0; im && j < k; j++) {
+        const double d = (double)x[j] - (double)y[j];
+        s.weighted_error += (double)im[j] * d * d;
+        s.weighted_norm += (double)im[j] * (double)x[j] * (double)x[j];
+    }
+    *sums = s;
     return !lost;
 }
 
@@ -365,7 +375,8 @@ static lq_status do_rows(work *w, uint64_t begin, uint64_t end, float *x, float 
     for (uint64_t r = 0; r < n; r++) {
         *bad = first + r;
         q_decode_row(w->choice->format, out + r * w->row_bytes, (int64_t)k, y);
-        if (!row_errors(w->choice->format, x + r * k, y, k, &w->error2[begin + r], &w->norm2[begin + r]))
+        const float *im = q_importance_of(w->entry, k, (first + r) / t->shape[1]);
+        if (!row_errors(w->choice->format, x + r * k, y, im, k, &w->sums[begin + r]))
             Q_TRY(check_row(w, *bad, k, x + r * k, y));
     }
     return LQ_OK;
@@ -414,14 +425,13 @@ static lq_status make_buffers(work *w) {
     const uint64_t floats = (uint64_t)w->threads * 2 * w->span_floats * sizeof(float);
     /* The writer's header, then reading it back with its strings and a buffer. */
     const uint64_t writer = 4 * (w->result.bytes - w->tensor_bytes) + WRITER_BYTES;
-    Q_TRY(q_memory_check("quantizing", floats + out + rows * 2 * sizeof(double) + w->threads * sizeof(trouble) + writer,
+    Q_TRY(q_memory_check("quantizing", floats + out + rows * sizeof(row_sums) + w->threads * sizeof(trouble) + writer,
                          q_pool_stacks(w->threads)));
     w->floats = (float *)q_new_raw(w->alloc, (uint64_t)w->threads * 2, w->span_floats * sizeof(float));
     w->out = (uint8_t *)q_new_raw(w->alloc, out, 1);
-    w->error2 = Q_NEW(w->alloc, double, rows);
-    w->norm2 = Q_NEW(w->alloc, double, rows);
+    w->sums = Q_NEW(w->alloc, row_sums, rows);
     w->troubles = Q_NEW(w->alloc, trouble, w->threads);
-    return w->floats && w->out && w->error2 && w->norm2 && w->troubles ? LQ_OK : LQ_E_NOMEM;
+    return w->floats && w->out && w->sums && w->troubles ? LQ_OK : LQ_E_NOMEM;
 }
 
 static lq_status progress(const work *w) {
@@ -433,7 +443,9 @@ static lq_status progress(const work *w) {
     return q_fail(LQ_E_CANCELLED, "quantizing %s was cancelled; nothing was written", w->src);
 }
 
-static lq_status report(const work *w, uint32_t i, double rel_error) {
+static double relative(double error, double norm) { return norm > 0 ? sqrt(error / norm) : 0; }
+
+static lq_status report(const work *w, uint32_t i, const row_sums *sums) {
     if (!w->options->report) return LQ_OK;
     const q_bind_item *item = &w->binding->items[i];
     char *name = (char *)q_new(w->alloc, item->name.n + 1, 1);
@@ -443,10 +455,14 @@ static lq_status report(const work *w, uint32_t i, double rel_error) {
     uint64_t row_bytes = 0;
     const q_recipe_choice *c = &w->choices[i];
     (void)q_row_bytes(c->format, k, &row_bytes); /* checked when it was chosen */
-    const lq_tensor_report r = {.size = (uint32_t)sizeof r, .name = name, .from = item->src->format->name,
-                                .to = c->format->name, .wanted = c->wanted->name, .weights = k * item->src->rows,
-                                .bytes = row_bytes * item->src->rows, .rel_error = rel_error,
-                                .importance = w->entries[i] != NULL};
+    const double rel_error = relative(sums->error, sums->norm);
+    const lq_tensor_report r = {
+        .size = (uint32_t)sizeof r, .name = name, .from = item->src->format->name, .to = c->format->name,
+        .wanted = c->wanted->name, .weights = k * item->src->rows, .bytes = row_bytes * item->src->rows,
+        .rel_error = rel_error, .importance = w->entries[i] != NULL,
+        .quantizer = is_copied(item, c) ? "" : c->quantizer->name,
+        .weighted_error = sums->weighted_norm > 0 ? relative(sums->weighted_error, sums->weighted_norm) : rel_error,
+        .bits_per_weight = k ? 8.0 * (double)row_bytes / (double)k : 0};
     w->options->report(w->options->user, &r);
     q_delete(w->alloc, name);
     return LQ_OK;
@@ -460,7 +476,7 @@ static lq_status write_tensor(work *w, uint32_t i) {
     const uint64_t k = t->shape[0], n = piece_rows(w, t);
     w->copy = is_copied(w->item, w->choice);
     if (!q_row_bytes(w->choice->format, k, &w->row_bytes)) return LQ_E_INTERNAL;
-    double error2 = 0, norm2 = 0;
+    row_sums sums = {0};
     for (uint64_t row = 0; row < t->rows; row += n) {
         Q_TRY(progress(w));
         const uint64_t rows = Q_MIN(n, t->rows - row);
@@ -468,13 +484,15 @@ static lq_status write_tensor(work *w, uint32_t i) {
         q_pool_for(w->pool, (int64_t)rows, (int64_t)Q_MIN(span_rows(k), n), span, w);
         Q_TRY(first_trouble(w));
         for (uint64_t r = 0; r < rows && !w->copy; r++) {
-            error2 += w->error2[r];
-            norm2 += w->norm2[r];
+            sums.error += w->sums[r].error;
+            sums.norm += w->sums[r].norm;
+            sums.weighted_error += w->sums[r].weighted_error;
+            sums.weighted_norm += w->sums[r].weighted_norm;
         }
         Q_TRY(q_writer_gguf.write(w->writer, w->out, rows * w->row_bytes));
         w->done += rows * k;
     }
-    return report(w, i, norm2 > 0 ? sqrt(error2 / norm2) : 0);
+    return report(w, i, &sums);
 }
 
 static lq_status write_file(work *w) {
@@ -493,11 +511,15 @@ static lq_status write_file(work *w) {
 
 static lq_status run(work *w) {
     const lq_quantize_options *o = w->options;
-    if (!o || !o->scheme) return q_fail(LQ_E_ARG, "quantize: no scheme was given");
+    if (!o || (!o->scheme && !o->recipe)) return q_fail(LQ_E_ARG, "quantize: no scheme was given");
+    if (o->scheme && o->recipe) return q_fail(LQ_E_ARG, "quantize: either a scheme or a recipe file, not both");
     if (!w->dst && !o->dry_run) return q_fail(LQ_E_ARG, "quantize: no destination was given");
     if (w->threads == 0 || w->threads > MAX_THREADS)
         return q_fail(LQ_E_ARG, "quantize: %u threads are outside 1 to %d", w->threads, MAX_THREADS);
-    Q_TRY(q_recipe_find(w->alloc, o->scheme, &w->recipe));
+    Q_TRY(o->recipe ? q_recipe_read(w->alloc, o->recipe, &w->recipe) : q_recipe_find(w->alloc, o->scheme, &w->recipe));
+    if (q_recipe_demands_statistics(w->recipe) && !o->importance)
+        return q_fail(LQ_E_ARG, "scheme %s wants calibration statistics: make them from a text with lq_calibrate (`lq calibrate "
+                      "MODEL --text FILE -o STATS`) and give them as 'importance'", o->scheme);
     /* Unmapped: the pages of a source larger than memory would count as ours. */
     const q_load_options load = {.alloc = w->alloc, .log = w->log, .map = false, .allow_gaps = false};
     Q_TRY(q_directory_open(w->src, &load, &w->dir));
@@ -510,7 +532,7 @@ static lq_status run(work *w) {
     Q_TRY(collect_keys(w));
     Q_TRY(q_writer_gguf.measure(w->meta, w->n_meta, w->outs, w->binding->n_items, &w->result.bytes));
     if (!o->dry_run) return write_file(w);
-    for (uint32_t i = 0; i < w->binding->n_items; i++) Q_TRY(report(w, i, 0));
+    for (uint32_t i = 0; i < w->binding->n_items; i++) Q_TRY(report(w, i, &(row_sums){0}));
     return LQ_OK;
 }
 
@@ -519,8 +541,7 @@ static void release(work *w) {
     if (w->pool) q_pool_close(w->pool);
     q_delete(w->alloc, w->floats);
     q_delete(w->alloc, w->out);
-    q_delete(w->alloc, w->error2);
-    q_delete(w->alloc, w->norm2);
+    q_delete(w->alloc, w->sums);
     q_delete(w->alloc, w->troubles);
     q_delete(w->alloc, w->choices);
     q_delete(w->alloc, (void *)w->entries);

@@ -1,4 +1,5 @@
-/* recipe.c: parses recipes, enumerates the embedded ones, and chooses a format and quantizer per tensor.
+/* recipe.c: parses recipes, enumerates the embedded ones, and chooses a format and quantizer per tensor. (What users
+ * add to a name, "q4_k_m:gptq", is scheme.c's.)
  *
  * Owns the grammar of recipe.h. Refuses, with recipe and line: unknown formats, quantizers, roles and conditions, rules
  * that can never apply, and texts without a rule for every tensor. Globs are matched without recursion in
@@ -8,6 +9,7 @@
 #include <stdlib.h>
 
 #include "arch.h"
+#include "file.h"
 
 enum {
     LIMIT_TEXT = 1 << 20,
@@ -34,7 +36,7 @@ typedef struct rule {
     condition conditions[LIMIT_WORDS];
     uint32_t n_conditions;
     const q_format *format;
-    const q_quantizer *quantizer;
+    const q_quantizer *quantizer; /* NULL = the rule names none */
     struct rule *next;
 } rule;
 
@@ -43,6 +45,8 @@ struct q_recipe {
     const char *name;
     int32_t file_type;
     const q_format *vector;
+    const q_quantizer *quantizer; /* of the layers' matrices where a rule names none; NULL = search */
+    bool statistics;              /* the scheme says that it wants them */
     rule *rules;
 };
 
@@ -313,7 +317,8 @@ static lq_status read_target(parser *p, rule *r, q_str word) {
     const q_str format = {word.p, colon ? (uint64_t)(colon - word.p) : word.n};
     r->format = find_format(format);
     if (!r->format) return FAIL(p, "there is no format '%.*s'", Q_STR_ARG(format));
-    const q_str name = colon ? (q_str){colon + 1, word.n - format.n - 1} : q_str_of("search");
+    if (!colon) return LQ_OK;
+    const q_str name = {colon + 1, word.n - format.n - 1};
     for (const q_quantizer *const *q = q_quantizers; *q; q++)
         if (q_str_is(name, (*q)->name)) r->quantizer = *q;
     if (!r->quantizer) return FAIL(p, "there is no quantizer '%.*s'", Q_STR_ARG(name));
@@ -402,7 +407,6 @@ void q_recipe_close(q_recipe *recipe) {
 
 /* ---- finding */
 
-/* A format's name as a recipe of one rule. */
 static lq_status uniform(const q_alloc *a, const q_format *f, q_recipe **out) {
     q_recipe *r;
     Q_TRY(recipe_new(a, f->name, &r));
@@ -413,37 +417,41 @@ static lq_status uniform(const q_alloc *a, const q_format *f, q_recipe **out) {
     }
     all->patterns[all->n_patterns++] = "*";
     all->format = f;
-    all->quantizer = q_quantizer_find("search");
-    if (!all->quantizer || !all->quantizer->accepts(f)) all->quantizer = q_quantizer_find("rtn");
     r->rules = all;
     *out = r;
     return LQ_OK;
 }
 
-static void append(char *buf, size_t cap, size_t *n, const char *word) {
-    const size_t len = strlen(word);
-    if (*n + len + 2 > cap) return;
-    buf[(*n)++] = ' ';
-    memcpy(buf + *n, word, len + 1);
-    *n += len;
-}
-
-lq_status q_recipe_find(const q_alloc *a, const char *name, q_recipe **out) {
+lq_status q_recipe_named(const q_alloc *a, const char *name, q_recipe **out) {
     for (size_t i = 0; i < Q_COUNT(embedded); i++)
         if (strcmp(embedded[i].name, name) == 0)
             return q_recipe_parse(a, name, embedded[i].text, strlen(embedded[i].text), out);
     const q_format *f = q_format_find(name);
-    if (f) return uniform(a, f, out);
-    char list[700] = "";
-    size_t n = 0;
-    for (size_t i = 0; i < Q_COUNT(embedded); i++) append(list, sizeof list, &n, embedded[i].name);
-    for (uint32_t i = 0; i < q_format_count(); i++) {
-        bool seen = false;
-        for (size_t j = 0; j < Q_COUNT(embedded); j++) seen |= strcmp(embedded[j].name, q_formats[i]->name) == 0;
-        if (!seen) append(list, sizeof list, &n, q_formats[i]->name);
-    }
-    return q_fail(LQ_E_ARG, "there is no scheme or format '%.100s'; there are:%s", name, list);
+    *out = NULL;
+    return f ? uniform(a, f, out) : LQ_OK;
 }
+
+lq_status q_recipe_read(const q_alloc *a, const char *path, q_recipe **out) {
+    uint8_t *text;
+    uint64_t n;
+    Q_TRY(q_file_slurp(a, path, LIMIT_TEXT, &text, &n));
+    const lq_status s = q_recipe_parse(a, path, (const char *)text, (size_t)n, out);
+    q_delete(a, text);
+    return s;
+}
+
+lq_status q_recipe_set_quantizer(q_recipe *recipe, const q_quantizer *quantizer) {
+    bool any = false;
+    for (const rule *r = recipe->rules; r && !any; r = r->next)
+        any = !r->quantizer && r->format->weights > 1 && quantizer->accepts(r->format);
+    if (!any)
+        return q_fail(LQ_E_ARG, "scheme %s has no format whose bits %s could choose", recipe->name, quantizer->name);
+    recipe->quantizer = quantizer;
+    return LQ_OK;
+}
+
+void q_recipe_demand_statistics(q_recipe *recipe) { recipe->statistics = true; }
+bool q_recipe_demands_statistics(const q_recipe *recipe) { return recipe->statistics; }
 
 int32_t q_recipe_file_type(const q_recipe *recipe) { return recipe->file_type; }
 
@@ -492,14 +500,14 @@ static bool is_norm(const char *role) {
 }
 
 lq_status q_recipe_choose(const q_recipe *recipe, const q_recipe_tensor *t, q_recipe_choice *out) {
-    q_recipe_choice c = {recipe->vector, NULL, q_quantizer_find("rtn")};
+    q_recipe_choice c = {recipe->vector, NULL, q_quantizer_find("search")};
     if (t->rank > 1 && !is_norm(t->role)) {
         const rule *r = recipe->rules;
         while (r && !applies(r, t)) r = r->next;
         if (!r)
             return q_fail(LQ_E_INTERNAL, "recipe %s has no rule for tensor %.*s", recipe->name, Q_STR_ARG(t->name));
         c.wanted = r->format;
-        c.quantizer = r->quantizer;
+        c.quantizer = r->quantizer ? r->quantizer : recipe->quantizer && t->layer >= 0 ? recipe->quantizer : c.quantizer;
     }
     /* Every chain of fall-backs ends in a float format; the count guards against a circle in the table. */
     c.format = c.wanted;
@@ -511,7 +519,8 @@ lq_status q_recipe_choose(const q_recipe *recipe, const q_recipe_tensor *t, q_re
                           (int)c.wanted->weights);
         c.format = next;
     }
-    if (!c.quantizer || !c.quantizer->accepts(c.format)) c.quantizer = q_quantizer_find("rtn");
+    /* A quantizer for blocks of bits has nothing to choose where every weight has a scale of its own. */
+    if (c.format->weights == 1 || !c.quantizer || !c.quantizer->accepts(c.format)) c.quantizer = q_quantizer_find("rtn");
     if (!c.quantizer) return q_fail(LQ_E_INTERNAL, "no quantizer for format %s", c.format->name);
     *out = c;
     return LQ_OK;

@@ -21,7 +21,14 @@
  *            more                  the layers that carry most: the first and last eighth, and every third between
  *            tied untied           the embedding also serves as output matrix, or not
  *            importance no-importance   calibration statistics are at hand, or not
- * QUANTIZER  of quantizers.def; `search` without it
+ * QUANTIZER  of quantizers.def; without it the scheme's for the matrices of the layers, `search` for the others
+ *
+ * A scheme is what users name: a recipe or a format, and what changes it, in any order (scheme.c):
+ *
+ *   q4_k_m           the recipe
+ *   q4_k             a format's name: everything that format
+ *   q4_k_m:gptq      the matrices of the layers by that quantizer, where the recipe names none itself
+ *   q4_k_m+imatrix   nothing else, but refused without calibration statistics
  *
  * Layer L3. */
 #ifndef Q_RECIPE_H
@@ -38,11 +45,20 @@ const char *q_recipe_name(uint32_t index, const char **description);
 /* The scheme whose files carry this general.file_type; NULL when there is none. */
 const char *q_recipe_by_file_type(uint64_t file_type);
 
-/* The embedded recipe of that name, or for a format's name "everything that format". LQ_E_ARG lists what there is. */
-lq_status q_recipe_find(const q_alloc *a, const char *name, q_recipe **out);
+/* A scheme by its words. LQ_E_ARG names the word that is none, the nearest, and what there is. */
+lq_status q_recipe_find(const q_alloc *a, const char *scheme, q_recipe **out);
+/* The embedded recipe of that name, or for a format's name "everything that format"; *out NULL = no such name. */
+lq_status q_recipe_named(const q_alloc *a, const char *name, q_recipe **out);
+/* A recipe in a file. */
+lq_status q_recipe_read(const q_alloc *a, const char *path, q_recipe **out);
 /* Read a recipe of n bytes; `name` is for messages. LQ_E_FORMAT names recipe and line. The text may go afterwards. */
 lq_status q_recipe_parse(const q_alloc *a, const char *name, const char *text, size_t n, q_recipe **out);
 void q_recipe_close(q_recipe *recipe);
+
+/* What a scheme adds to a recipe. LQ_E_ARG: no rule without a quantizer of its own has a format that this one fills. */
+lq_status q_recipe_set_quantizer(q_recipe *recipe, const q_quantizer *quantizer);
+void q_recipe_demand_statistics(q_recipe *recipe);
+bool q_recipe_demands_statistics(const q_recipe *recipe);
 
 /* general.file_type; -1 = none stated. */
 int32_t q_recipe_file_type(const q_recipe *recipe);

@@ -66,3 +66,19 @@ const char *lq_status_name(lq_status status) {
         if (names[i].code == status) return names[i].name;
     return "LQ_E_?";
 }
+
+uint32_t q_str_distance(q_str a, const char *s) {
+    const size_t n = Q_MIN((size_t)a.n, (size_t)96), m = Q_MIN(strlen(s), (size_t)96);
+    uint32_t row[97];
+    for (size_t j = 0; j <= m; j++) row[j] = (uint32_t)j;
+    for (size_t i = 1; i <= n; i++) {
+        uint32_t diagonal = row[0];
+        row[0] = (uint32_t)i;
+        for (size_t j = 1; j <= m; j++) {
+            const uint32_t substitute = diagonal + (a.p[i - 1] != s[j - 1]);
+            diagonal = row[j];
+            row[j] = Q_MIN(substitute, Q_MIN(row[j], row[j - 1]) + 1);
+        }
+    }
+    return row[m];
+}

@@ -25,6 +25,9 @@ lq_status q_fail_in(lq_status code, const char *fmt, ...) Q_PRINTF(2, 3);
         if (q_try_ != LQ_OK) return q_try_;  \
     } while (0)
 
+/* Edit distance of the first 96 bytes of each: for naming what is nearest to a word that is none. */
+uint32_t q_str_distance(q_str a, const char *s);
+
 /* For "%.*s" with a q_str: at most 200 bytes of it. */
 #define Q_STR_ARG(s) (int)Q_MIN((s).n, (uint64_t)200), (s).p ? (s).p : ""
 

@@ -38,7 +38,7 @@ exits 2 "--top-p 1,5" "$LQ" run none -p x --top-p 0,5
 exits 2 "missing value" "$LQ" run none -p; says "missing value" "prompt needs a value"
 exits 2 "missing value" "$LQ" eval none --text --json; says "missing value" "text needs a value"
 exits 2 "flag with value" "$LQ" quantize a b --scheme q8_0 --force=1; says "flag with value" "takes no value"
-exits 2 "missing operand" "$LQ" quantize; says "missing operand" "is required"
+exits 2 "missing operand" "$LQ" quantize; says "missing operand" "SRC is missing"
 exits 2 "missing operand" "$LQ" eval --text x; says "missing operand" "MODEL is missing"
 exits 2 "first operand of two" "$LQ" quantize a --scheme q8_0; says "first operand of two" "DST is missing"
 for v in 0.5 1 2e0 .5; do exits 4 "--temp $v" "$LQ" run none.gguf -p x --temp "$v"; done # the file is what is wrong

@@ -24,6 +24,21 @@ exits 0 "from a GGUF" q f16.gguf g.gguf -s q4_0; same "from a GGUF" g.gguf q4_0.
 exits 0 "-v" q "$POCKET" v.gguf -s bf16 -v
 says "-v" "ffn_down" "$out"; says "-v" "rel. error" "$out"; says "-v" "bits per weight"
 
+# A recipe of one's own, and words joined to a scheme.
+printf '# mine\nffn_up q8_0:rtn\n* q4_0\n' >mine.txt
+exits 0 "--recipe" q "$POCKET" mine.gguf --recipe mine.txt --json; json_is "--recipe"
+holds "--recipe" "$(json recipe)" = mine.txt
+says "--recipe: q8_0 by rtn" '"quantizer": "rtn"' "$out"; says "--recipe: weighted error" '"weighted_error"' "$out"
+exits 2 "no scheme" q "$POCKET" x.gguf; says "no scheme" "q4_k_m is the usual choice"
+exits 2 "scheme and recipe" q "$POCKET" x.gguf -s q4_0 --recipe mine.txt
+exits 2 "misspelt scheme" q "$POCKET" x.gguf -s q4_k_n; says "misspelt scheme" "nearest is q4_k_m"
+echo 'ffn_up q8_0' >half.txt
+exits 3 "half a recipe" q "$POCKET" x.gguf --recipe half.txt; says "half a recipe" "half.txt, line 1"
+exits 2 "+imatrix without" q "$POCKET" x.gguf -s q4_0+imatrix; says "+imatrix without" "lq calibrate"; absent "refusals" x.gguf
+exits 0 "q4_0:rtn" q "$POCKET" rtn.gguf -s q4_0:rtn
+holds "q4_0:rtn" "$(wc -c <rtn.gguf)" -eq "$(wc -c <q4_0.gguf)"
+if cmp -s rtn.gguf q4_0.gguf; then fail "q4_0:rtn is as q4_0"; else pass; fi
+
 # With the standard descriptors closed no message ends up in a file.
 "$LQ" quantize "$POCKET" closed.gguf -s bf16 -v <&- >&- 2>&-; same "closed descriptors" closed.gguf bf16.gguf
 

@@ -192,6 +192,9 @@ static void on_report(void *user, const lq_tensor_report *t) {
         snprintf(s->last_to, sizeof s->last_to, "%s", t->to);
     }
     if (strcmp(t->from, t->to) == 0) ck_assert_double_eq(t->rel_error, 0);
+    ck_assert_double_eq_tol(t->bits_per_weight, 8.0 * (double)t->bytes / (double)t->weights, 1e-9);
+    ck_assert_int_eq(t->quantizer[0] == 0, strcmp(t->from, t->to) == 0);
+    if (!t->importance) ck_assert_double_eq(t->weighted_error, t->rel_error);
     if (t->rel_error > s->worst) {
         s->worst = t->rel_error;
         snprintf(s->worst_name, sizeof s->worst_name, "%s", t->name);
@@ -472,7 +475,12 @@ typedef struct weighted {
 } weighted;
 static void on_weighted(void *user, const lq_tensor_report *t) {
     weighted *w = user;
-    if (t->importance) snprintf(w->names[w->n++], sizeof w->names[0], "%s", t->name);
+    if (!t->importance) return;
+    snprintf(w->names[w->n++], sizeof w->names[0], "%s", t->name);
+    ck_assert_str_eq(t->quantizer, "search");
+    /* The inputs that count most have the smallest errors. */
+    ck_assert_msg(t->weighted_error > 0 && t->weighted_error < t->rel_error, "%s: %g weighted, %g plain", t->name,
+                  t->weighted_error, t->rel_error);
 }
 
 START_TEST(importance_moves_errors_to_inputs_that_matter_less) {
@@ -512,6 +520,45 @@ START_TEST(importance_moves_errors_to_inputs_that_matter_less) {
     close_model(&a);
     close_model(&p);
     close_model(&q);
+}
+END_TEST
+
+static void write_text(const char *path, const char *text) {
+    FILE *f = fopen(path, "w");
+    ck_assert_ptr_nonnull(f);
+    fputs(text, f);
+    ck_assert_int_eq(fclose(f), 0);
+}
+
+static void note_quantizers(void *user, const lq_tensor_report *t) {
+    char *text = user;
+    if (strstr(t->name, "ffn_up") || strstr(t->name, "ffn_down") || strstr(t->name, "token_embd"))
+        snprintf(text + strlen(text), 400 - strlen(text), "%s %s:%s\n", t->name, t->to, t->quantizer);
+}
+
+START_TEST(a_recipe_file_chooses_per_tensor) {
+    const char *src = in_tmp(0, "src.gguf"), *dst = in_tmp(1, "dst.gguf"), *recipe = in_tmp(2, "recipe.txt");
+    make_model(src, &tiny);
+    write_text(recipe, "# mine\nffn_up q8_0:rtn\nblk.*.ffn_down.* q4_0\n* f16\n");
+    char seen_[400] = "";
+    lq_quantize_options o = {.size = sizeof o, .recipe = recipe, .threads = 2, .report = note_quantizers, .user = seen_};
+    OK(q_quantize(A, NULL, 1, src, dst, &o, NULL));
+    ck_assert_str_eq(seen_, "token_embd.weight f16:rtn\n"
+                            "blk.0.ffn_up.weight q8_0:rtn\nblk.0.ffn_down.weight q4_0:search\n"
+                            "blk.1.ffn_up.weight q8_0:rtn\nblk.1.ffn_down.weight q4_0:search\n");
+    o.force = 1;
+    o.scheme = "q4_0";
+    REFUSED(q_quantize(A, NULL, 1, src, dst, &o, NULL), LQ_E_ARG, "either");
+    o.scheme = NULL;
+    write_text(recipe, "ffn_up q8_0\n* q9_0\n");
+    REFUSED(q_quantize(A, NULL, 1, src, dst, &o, NULL), LQ_E_FORMAT, recipe, "line 2", "q9_0");
+    write_text(recipe, "* q4_0\n");
+    REFUSED(q_quantize(A, NULL, 1, src, recipe, &o, NULL), LQ_E_ARG, recipe, "input");
+    o.recipe = "/none";
+    REFUSED(q_quantize(A, NULL, 1, src, dst, &o, NULL), LQ_E_IO, "/none");
+    o.recipe = NULL;
+    o.scheme = "q4_0+imatrix";
+    REFUSED(q_quantize(A, NULL, 1, src, dst, &o, NULL), LQ_E_ARG, "q4_0+imatrix", "lq calibrate");
 }
 END_TEST
 
@@ -802,6 +849,8 @@ static Suite *suite(void) {
     tcase_add_test(c, ragged_rows_fall_back_with_a_warning);
     tcase_add_test(c, the_same_format_is_copied);
     tcase_add_loop_test(c, importance_moves_errors_to_inputs_that_matter_less, 0, 9);
+    tcase_add_test(c, a_recipe_file_chooses_per_tensor);
+    tcase_add_test(c, a_recipe_file_chooses_per_tensor);
     tcase_add_test(c, importance_is_recorded_and_may_change_formats);
     tcase_add_test(c, importance_has_nothing_to_say_of_floats);
     tcase_add_test(c, importance_files_that_do_not_fit);

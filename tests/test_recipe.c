@@ -172,6 +172,66 @@ START_TEST(a_format_name_is_a_scheme) {
 }
 END_TEST
 
+static const char *quantizer_of(const q_recipe *r, const char *role, int32_t layer) {
+    char name[64];
+    const q_recipe_tensor t = tensor(name, sizeof name, role, layer);
+    return choose(r, &t).quantizer->name;
+}
+
+/* What users join to a name: the quantizer of the layers' matrices, and that statistics must be there. */
+START_TEST(words_of_a_scheme) {
+    q_recipe *r = find("q4_k_m:rtn");
+    ck_assert_str_eq(quantizer_of(r, "ffn_up", 0), "rtn");
+    ck_assert_str_eq(quantizer_of(r, "token_embd", -1), "search");
+    ck_assert_str_eq(quantizer_of(r, "output", -1), "search");
+    ck_assert_str_eq(format_of(r, "ffn_down", 0), "q6_k");
+    ck_assert_int_eq(q_recipe_file_type(r), 15);
+    ck_assert(!q_recipe_demands_statistics(r));
+    q_recipe_close(r);
+    static const char *const spelled[] = {"q4_k:rtn+imatrix", "imatrix+q4_k:rtn", "importance+q4_k:rtn"};
+    for (size_t i = 0; i < Q_COUNT(spelled); i++) {
+        r = find(spelled[i]);
+        ck_assert(q_recipe_demands_statistics(r));
+        ck_assert_str_eq(quantizer_of(r, "ffn_up", 0), "rtn");
+        q_recipe_close(r);
+    }
+    static const struct {
+        const char *scheme, *says[3];
+    } wrong[] = {
+        {"q4_k_n", {"no scheme or format 'q4_k_n'", "nearest is q4_k_m", "iq4_xs"}},
+        {"q4_k_m:magic", {"no quantizer 'magic'", "rtn", "search"}},
+        {"q4_k_m:", {"no quantizer ''"}},
+        {"q4_k_m+q4_0", {"names two: 'q4_k_m' and 'q4_0'"}},
+        {"q4_k_m+", {"names two: 'q4_k_m' and ''"}},
+        {"imatrix", {"names no recipe"}},
+        {"", {"no scheme or format ''"}},
+        {"f16:search", {"f16", "search"}},
+    };
+    for (size_t i = 0; i < Q_COUNT(wrong); i++) {
+        r = NULL;
+        ck_assert_int_eq(q_recipe_find(A, wrong[i].scheme, &r), LQ_E_ARG);
+        ck_assert_ptr_null(r);
+        for (size_t j = 0; j < 3 && wrong[i].says[j]; j++)
+            ck_assert_msg(strstr(lq_error_detail(), wrong[i].says[j]) != NULL, "%s: %s", wrong[i].scheme, lq_error_detail());
+    }
+    char longest[300];
+    memset(longest, 'q', sizeof longest - 1);
+    longest[sizeof longest - 1] = 0;
+    ck_assert_int_eq(q_recipe_find(A, longest, &r), LQ_E_ARG);
+    ck_assert_ptr_nonnull(strstr(lq_error_detail(), "longer than"));
+}
+END_TEST
+
+/* A rule's own quantizer stands above the scheme's. */
+START_TEST(a_rule_names_its_quantizer) {
+    q_recipe *r = parse("attn_v q8_0:search\n* q4_0\n");
+    ck_assert_int_eq(q_recipe_set_quantizer(r, q_quantizer_find("rtn")), LQ_OK);
+    ck_assert_str_eq(quantizer_of(r, "attn_v", 0), "search");
+    ck_assert_str_eq(quantizer_of(r, "attn_k", 0), "rtn");
+    q_recipe_close(r);
+}
+END_TEST
+
 START_TEST(ragged_rows_fall_back) {
     static const struct {
         uint64_t k;
@@ -310,6 +370,8 @@ static Suite *suite(void) {
     tcase_add_test(c, conditions_on_heads_and_importance);
     tcase_add_test(c, conditions_on_tying);
     tcase_add_test(c, a_format_name_is_a_scheme);
+    tcase_add_test(c, words_of_a_scheme);
+    tcase_add_test(c, a_rule_names_its_quantizer);
     tcase_add_test(c, ragged_rows_fall_back);
     tcase_add_test(c, language);
     tcase_add_test(c, stars_do_not_explode);

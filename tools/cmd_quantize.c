@@ -9,7 +9,7 @@
 #include <sys/stat.h>
 
 typedef struct args {
-    const char *src, *dst, *scheme, *importance;
+    const char *src, *dst, *scheme, *recipe, *importance;
     uint64_t threads;
     uint32_t dry_run, force, requantize, verbose;
 } args;
@@ -21,7 +21,24 @@ static const cli_operand operands[] = {
 
 static const cli_option options[] = {
     {.type = CLI_GROUP, .name = "What to write"},
-    CLI_OPT_SCHEME(args),
+    {.type = CLI_TEXT,
+     .letter = 's',
+     .name = "scheme",
+     .value = "NAME",
+     .at = offsetof(args, scheme),
+     .help = "which format each tensor gets, such as q4_k_m; `lq info --schemes` lists all.\n"
+             "A format's name (`lq info --formats`) gives every tensor that format.\n"
+             "NAME:rtn rounds to nearest, NAME:search (what is done without) looks for the\n"
+             "scales with the least error; NAME+imatrix insists on --importance",
+     .also = "|bits|type|quant|method|format|",
+     .values = CLI_SCHEMES},
+    {.type = CLI_TEXT,
+     .name = "recipe",
+     .value = "FILE",
+     .at = offsetof(args, recipe),
+     .help = "instead of --scheme: a text that says per tensor what it gets, a rule a line,\n"
+             "the first that fits wins: PATTERN [CONDITION...] FORMAT[:QUANTIZER]",
+     .also = "|recipe-file|tensor-type|config|"},
     CLI_OPT_IMPORTANCE(args),
     {.type = CLI_FLAG,
      .letter = 'n',
@@ -94,7 +111,10 @@ static void on_tensor(void *user, const lq_tensor_report *t) {
         cli_set_text(o, "wanted", t->wanted);
         cli_set_int(o, "weights", t->weights);
         cli_set_int(o, "bytes", t->bytes);
+        cli_set_text(o, "quantizer", t->quantizer);
+        cli_set_real(o, "bits_per_weight", t->bits_per_weight);
         cli_set_real(o, "rel_error", t->rel_error);
+        cli_set_real(o, "weighted_error", t->weighted_error);
         if (s->a->importance) cli_set_bool(o, "importance", t->importance != 0);
         (void)json_array_append_new(s->tensors, o);
     }
@@ -110,28 +130,16 @@ static void on_tensor(void *user, const lq_tensor_report *t) {
     }
     if (!s->table) return;
     cli_progress_clear(&s->progress);
-    if (!s->begun) printf("%-32s %-7s %-7s %12s %12s  %s\n", "tensor", "from", "to", "weights", "bytes", "rel. error");
-    s->begun = true;
-    printf("%-32s %-7s %-7s %12llu %12llu  %.5f%s\n", cli_safe(t->name).s, t->from, t->to,
-           (unsigned long long)t->weights, (unsigned long long)t->bytes, t->rel_error,
-           t->importance ? "  by importance" : "");
-}
-
-static const char *any_scheme(size_t i) {
-    const uint32_t schemes = lq_scheme_count();
-    lq_format_info f = {.size = sizeof f};
-    if (i < schemes) return lq_scheme_name((uint32_t)i, NULL);
-    return lq_format_info_get((uint32_t)i - schemes, &f) == LQ_OK ? f.name : "";
-}
-
-/* The scheme's name is checked before anything is read. */
-static int check_scheme(cli *c, const char *scheme) {
-    const size_t count = (size_t)lq_scheme_count() + lq_format_count();
-    for (size_t i = 0; i < count; i++) {
-        if (strcmp(any_scheme(i), scheme) == 0) return 0;
+    if (!s->begun) {
+        printf("%-32s %-7s %-7s %-7s %12s %12s %6s  %-10s  %s\n", "tensor", "from", "to", "by", "weights", "bytes", "bits/w",
+               "rel. error", "weighted");
     }
-    return cli_usage(c, "--scheme %s: there is no such scheme; the nearest is %s, and `lq info --schemes` lists all", scheme,
-                     cli_nearest(scheme, any_scheme, count));
+    s->begun = true;
+    printf("%-32s %-7s %-7s %-7s %12llu %12llu %6.3f  %-10.5f", cli_safe(t->name).s, t->from, t->to,
+           t->quantizer[0] ? t->quantizer : "copy", (unsigned long long)t->weights, (unsigned long long)t->bytes,
+           t->bits_per_weight, t->rel_error);
+    if (t->importance) printf("  %.5f", t->weighted_error);
+    putchar('\n');
 }
 
 /* Which option would have allowed what was refused: read off the files, not off the message. */
@@ -168,7 +176,7 @@ static int print_json(cli *c, const args *a, state *s, const lq_quantize_result 
     json_t *o = json_object();
     cli_set_text(o, "source", a->src);
     cli_set_text(o, "destination", a->dst);
-    cli_set_text(o, "scheme", a->scheme);
+    cli_set_text(o, a->recipe ? "recipe" : "scheme", a->recipe ? a->recipe : a->scheme);
     cli_set_bool(o, "dry_run", a->dry_run != 0);
     cli_set_int(o, "tensors", r->tensors);
     cli_set_int(o, "fallbacks", r->fallbacks);
@@ -191,8 +199,10 @@ static int print_json(cli *c, const args *a, state *s, const lq_quantize_result 
 static int quantize(cli *c, const args *a, state *s) {
     lq_ctx *ctx;
     lq_quantize_result r = {.size = sizeof r};
-    int code = check_scheme(c, a->scheme);
-    if (code == 0) code = cli_open(c, a->threads, NULL, NULL, &ctx);
+    if (!a->scheme && !a->recipe)
+        return cli_usage(c, "no scheme was given: --scheme q4_k_m is the usual choice, and `lq info --schemes` lists all");
+    if (a->scheme && a->recipe) return cli_usage(c, "--scheme and --recipe: a recipe says itself what each tensor gets");
+    int code = cli_open(c, a->threads, NULL, NULL, &ctx);
     if (code != 0) return code;
     cli_progress_begin(&s->progress, "quantize");
     const lq_quantize_options o = {.size = sizeof o,
@@ -204,7 +214,8 @@ static int quantize(cli *c, const args *a, state *s) {
                                    .progress = on_progress,
                                    .report = on_tensor,
                                    .user = s,
-                                   .importance = a->importance};
+                                   .importance = a->importance,
+                                   .recipe = a->recipe};
     const lq_status status = lq_quantize(ctx, a->src, a->dst, &o, &r);
     cli_progress_clear(&s->progress);
     if (status != LQ_OK) {
@@ -240,7 +251,9 @@ const cli_command cli_command_quantize = {
     .options = options,
     .examples = "  lq quantize my-model/ my-model.q4_k_m.gguf --scheme q4_k_m\n"
                 "  lq quantize my-model.f16.gguf small.gguf -s q2_k --dry-run -v\n"
-                "  lq quantize my-model/ small.gguf -s iq4_xs --importance stats.gguf\n"
+                "  lq quantize my-model/ small.gguf -s iq4_xs+imatrix --importance stats.gguf\n"
+                "  lq quantize my-model/ mine.gguf --recipe mine.txt       # mine.txt: attn_v,ffn_down more q6_k\n"
+                "                                                          #           * q4_k\n"
                 "  lq quantize old.q8_0.gguf new.gguf -s q4_0 --requantize --force --json\n",
     .args_size = sizeof(args),
     .run = run,

@@ -151,7 +151,8 @@ class TensorInfo(Record):
 
 class TensorReport(Record):
     _fields_ = [("size", c_uint32), ("name", c_char_p), ("from_", c_char_p), ("to", c_char_p), ("wanted", c_char_p),
-                ("weights", c_uint64), ("bytes", c_uint64), ("rel_error", c_double), ("importance", c_uint32)]
+                ("weights", c_uint64), ("bytes", c_uint64), ("rel_error", c_double), ("importance", c_uint32),
+                ("quantizer", c_char_p), ("weighted_error", c_double), ("bits_per_weight", c_double)]
 
 
 _REPORT = ctypes.CFUNCTYPE(None, c_void_p, POINTER(TensorReport))
@@ -160,7 +161,7 @@ _REPORT = ctypes.CFUNCTYPE(None, c_void_p, POINTER(TensorReport))
 class _QuantizeOptions(Record):
     _fields_ = [("size", c_uint32), ("scheme", c_char_p), ("threads", c_uint32), ("force", c_uint32),
                 ("requantize", c_uint32), ("dry_run", c_uint32), ("progress", _PROGRESS), ("report", _REPORT),
-                ("user", c_void_p), ("importance", c_char_p)]
+                ("user", c_void_p), ("importance", c_char_p), ("recipe", c_char_p)]
 
 
 class QuantizeResult(Record):
@@ -489,16 +490,18 @@ class Context(_Handle):
         _check(load().lq_model_open(self._handle, _path(path), byref(options), byref(out)))
         return Model(out.value or 0, self)
 
-    def quantize(self, src: Path, dst: Path, scheme: str, threads: int = 0, force: bool = False,
+    def quantize(self, src: Path, dst: Path, scheme: Optional[str] = None, threads: int = 0, force: bool = False,
                  requantize: bool = False, dry_run: bool = False, importance: Optional[Path] = None,
                  progress: Optional[Progress] = None,
-                 report: Optional[Callable[[TensorReport], None]] = None) -> QuantizeResult:
-        """Write the model at `src` to the GGUF file `dst`. `importance` is a file that Session.calibrate or another
-        engine made. `report` gets a TensorReport after each tensor, valid during the call alone."""
+                 report: Optional[Callable[[TensorReport], None]] = None,
+                 recipe: Optional[Path] = None) -> QuantizeResult:
+        """Write the model at `src` to the GGUF file `dst`, by a scheme ("q4_k_m") or by a recipe in a file. `importance` is a
+        file that Session.calibrate or another engine made. `report` gets a TensorReport after each tensor, valid during the call alone."""
         calls, result = _Calls(progress, report), QuantizeResult()
         options = _QuantizeOptions(scheme=_text(scheme), threads=threads, force=force, requantize=requantize,
                                    dry_run=dry_run, progress=calls.progress, report=calls.report,
-                                   importance=None if importance is None else _path(importance))
+                                   importance=None if importance is None else _path(importance),
+                                   recipe=None if recipe is None else _path(recipe))
         calls.finish(load().lq_quantize(self._handle, _path(src), _path(dst), byref(options), byref(result)))
         return result
 
