@@ -148,7 +148,7 @@ START_TEST(test_golden) {
         cases++;
     }
     ck_assert_int_eq(fclose(f), 0);
-    ck_assert_int_ge(cases, 9);
+    ck_assert_int_ge(cases, 25);
 }
 END_TEST
 
@@ -177,6 +177,7 @@ typedef struct bad {
     const char *hfrom, *hto;   /* in the header */
     const char *tensor;        /* its value at `at` becomes `value` */
     uint32_t at, value;
+    const char *text, *text2;  /* of the same length, in the data */
     lq_status code;
     const char *word, *word2;
 } bad;
@@ -207,7 +208,70 @@ static const bad bads[] = {
     {"gptq4", .hfrom = "\"m.scales\":{\"dtype\":\"F16\"", .hto = "\"m.scales\":{\"dtype\":\"I16\"", .code = LQ_E_INCONSISTENT, .word = "m.scales"},
     {"gptq4", .hfrom = "\"m.qweight\":{\"dtype\":\"I32\"", .hto = "\"m.qweight\":{\"dtype\":\"F32\"", .code = LQ_E_INCONSISTENT, .word = "m.qweight"},
     {"gptq4-row", .tensor = "m.scales", .at = 3, .value = 0x47800000 /* 65536 */, .code = LQ_E_NUMERIC, .word = "m.scales"},
+    {"gptq8", .tensor = "m.qzeros", .value = 0xFFFFFFFF, .code = LQ_E_UNSUPPORTED, .word = "m.qzeros", .word2 = "256"},
+    /* S13 */
+    {"awq-g64", .from = "\"bits\": 4", .to = "\"bits\": 3", .code = LQ_E_UNSUPPORTED, .word = "quantization_config.bits"},
+    {"awq-row", .from = "\"w_bit\": 4", .to = "\"w_bit\": 8", .code = LQ_E_UNSUPPORTED, .word = "quantization_config.w_bit"},
+    {"awq-g64", .from = "\"bits\": 4, ", .to = "", .code = LQ_E_INCONSISTENT, .word = "quantization_config.bits", .word2 = "missing"},
+    {"awq-g64", .from = "\"group_size\": 64", .to = "\"group_size\": 32", .code = LQ_E_INCONSISTENT, .word = "m.scales"},
+    {"awq-g64", .from = "\"group_size\": 64", .to = "\"group_size\": 96", .code = LQ_E_INCONSISTENT, .word = "m.qweight", .word2 = "divide"},
+    {"awq-g64", .from = "\"group_size\": 64", .to = "\"group_size\": 8", .code = LQ_E_UNSUPPORTED, .word = "quantization_config.group_size"},
+    {"awq-g64", .from = "\"gemm\"", .to = "\"gemv\"", .code = LQ_E_UNSUPPORTED, .word = "quantization_config.version", .word2 = "gemv"},
+    {"awq-row", .from = "\"autoawq\"", .to = "\"llm-awq\"", .code = LQ_E_UNSUPPORTED, .word = "llm-awq"},
+    {"awq-g64", .from = "\"zero_point\": true", .to = "\"zero_point\": false", .code = LQ_E_UNSUPPORTED, .word = "zero_point"},
+    {"awq-g64", .hfrom = "\"shape\":[128,3]", .hto = "\"shape\":[96,4]", .code = LQ_E_INCONSISTENT, .word = "m."},
+    {"awq-g64", .hfrom = "m.scales", .hto = "m.scalez", .code = LQ_E_INCONSISTENT, .word = "m.scales", .word2 = "missing"},
+    {"awq-g64", .from = "awq", .to = "gptq", .code = LQ_E_UNSUPPORTED, .word = "quantization_config."},
+    /* S14 */
+    {"bnb-nf4", .hfrom = "m.weight.absmax", .hto = "m.weight.absmay", .code = LQ_E_INCONSISTENT, .word = "m.weight.absmax"},
+    {"bnb-nf4", .hfrom = "\"m.weight.absmax\":{\"dtype\":\"F32\",\"shape\":[16]", .hto = "\"m.weight.absmax\":{\"dtype\":\"F64\",\"shape\":[8]",
+     .code = LQ_E_INCONSISTENT, .word = "m.weight.absmax"},
+    {"bnb-nf4", .tensor = "m.weight.quant_state.bitsandbytes__nf4", .value = 0x22222222, .code = LQ_E_FORMAT, .word = "quant_state"},
+    {"bnb-nf4", .text = "\"blocksize\": 64", .text2 = "\"blocksize\": 0 ", .code = LQ_E_INCONSISTENT, .word = "quant_state", .word2 = "blocksize"},
+    {"bnb-nf4", .text = "\"blocksize\": 64", .text2 = "\"blocksize\": 96", .code = LQ_E_INCONSISTENT, .word = "quant_state", .word2 = "96"},
+    {"bnb-nf4", .text = "\"blocksize\": 64", .text2 = "\"blocksize\": 32", .code = LQ_E_UNSUPPORTED, .word = "quant_state", .word2 = "32"},
+    {"bnb-nf4", .text = "\"blocksize\": 64", .text2 = "\"blokksize\": 64", .code = LQ_E_UNSUPPORTED, .word = "blokksize"},
+    {"bnb-nf4", .text = "[16, 64]", .text2 = "[64, 64]", .code = LQ_E_INCONSISTENT, .word = "m.weight"},
+    {"bnb-nf4", .text = "[16, 64]", .text2 = "[-6, 64]", .code = LQ_E_INCONSISTENT, .word = "shape"},
+    {"bnb-nf4", .text = "[16, 64]", .text2 = "[64, 16]", .code = LQ_E_UNSUPPORTED, .word = "rows of 16"},
+    {"bnb-nf4", .text = "\"nf4\"", .text2 = "\"fp4\"", .code = LQ_E_INCONSISTENT, .word = "quant_type"},
+    {"bnb-nf4", .tensor = "m.weight.quant_map", .at = 3, .value = 0x3F000000, .code = LQ_E_UNSUPPORTED, .word = "m.weight.quant_map", .word2 = "level 3"},
+    {"bnb-nf4-dq", .hfrom = "m.weight.nested_absmax", .hto = "m.weight.nested_absmay", .code = LQ_E_INCONSISTENT, .word = "m.weight.nested_absmax"},
+    {"bnb-nf4-dq", .text = "\"nested_blocksize\": 256", .text2 = "\"nested_blocksize\": 16 ", .code = LQ_E_INCONSISTENT, .word = "m.weight.nested_absmax"},
+    {"bnb-nf4-dq", .text = "nested_offset", .text2 = "nested_offzet", .code = LQ_E_UNSUPPORTED, .word = "nested_offzet"},
+    {"bnb-int8", .hfrom = "m.SCB", .hto = "m.SCC", .code = LQ_E_INCONSISTENT, .word = "m.weight_format"},
+    {"bnb-int8", .hfrom = "\"m.SCB\":{\"dtype\":\"F32\"", .hto = "\"m.SCB\":{\"dtype\":\"I32\"", .code = LQ_E_INCONSISTENT, .word = "m.SCB"},
+    /* compressed-tensors, floats of 8 bits */
+    {"ct-int4", .from = "\"num_bits\": 4", .to = "\"num_bits\": 8", .code = LQ_E_INCONSISTENT, .word = "m.weight_packed", .word2 = "4 bits"},
+    {"ct-int4", .from = "\"num_bits\": 4", .to = "\"num_bits\": 5", .code = LQ_E_UNSUPPORTED, .word = "group_0.weights.num_bits"},
+    {"ct-int4", .from = "\"group_size\": 64", .to = "\"group_size\": 32", .code = LQ_E_INCONSISTENT, .word = "m.weight_packed", .word2 = "groups of 64"},
+    {"ct-int4", .from = "\"group_size\": 64", .to = "\"group_size\": null", .code = LQ_E_INCONSISTENT, .word = "group_size"},
+    {"ct-int4", .from = "\"symmetric\": true", .to = "\"symmetric\": false", .code = LQ_E_INCONSISTENT, .word = "m.weight_packed"},
+    {"ct-int4", .from = "\"output_activations\": null", .to = "\"output_activations\": {\"num_bits\": 8}", .code = LQ_E_UNSUPPORTED, .word = "output_activations"},
+    {"ct-int4", .from = "\"kv_cache_scheme\": null", .to = "\"kv_cache_scheme\": {\"num_bits\": 8}", .code = LQ_E_UNSUPPORTED, .word = "kv_cache_scheme"},
+    {"ct-int4", .from = "\"sparsity_config\": {}", .to = "\"sparsity_config\": {\"format\": \"sparse-24\"}", .code = LQ_E_UNSUPPORTED, .word = "sparse-24"},
+    {"ct-int4", .from = "{\"group_0\": ", .to = "{\"W4A16\": [\"Linear\"], \"group_0\": ", .code = LQ_E_UNSUPPORTED, .word = "W4A16"},
+    {"ct-int4", .tensor = "m.weight_shape", .at = 2, .value = 96, .code = LQ_E_INCONSISTENT, .word = "m.weight_packed"},
+    {"ct-int4", .tensor = "m.weight_shape", .at = 2, .value = 0, .code = LQ_E_INCONSISTENT, .word = "m.weight_shape"},
+    {"ct-int4-asym", .hfrom = "\"m.weight_zero_point\":{\"dtype\":\"I32\",\"shape\":[3,2]", .hto = "\"m.weight_zero_point\":{\"dtype\":\"I32\",\"shape\":[2,3]",
+     .code = LQ_E_INCONSISTENT, .word = "m.weight_zero_point"},
+    {"ct-w8a8", .hfrom = "m.weight_scale", .hto = "m.weight_skale", .code = LQ_E_INCONSISTENT, .word = "m.weight_scale"},
+    {"ct-w8a8", .from = "\"type\": \"int\"", .to = "\"type\": \"float\"", .code = LQ_E_INCONSISTENT, .word = "m.weight"},
+    {"fp8", .from = "[16, 16]", .to = "[16, 0]", .code = LQ_E_UNSUPPORTED, .word = "weight_block_size"},
+    {"fp8", .from = "[16, 16]", .to = "[16]", .code = LQ_E_INCONSISTENT, .word = "weight_block_size"},
+    {"fp8", .from = "[16, 16]", .to = "[8, 16]", .code = LQ_E_INCONSISTENT, .word = "m.weight_scale_inv"},
+    {"fp8", .from = "e4m3", .to = "e5m2", .code = LQ_E_UNSUPPORTED, .word = "e5m2"},
+    {"fp8", .hfrom = "m.weight_scale_inv", .hto = "m.weight_scale_jnv", .code = LQ_E_INCONSISTENT, .word = "m.weight_scale_inv"},
     /* S15 */
+    {"awq-g64", .from = "\"awq\", \"bits\": 4, \"group_size\": 64, \"zero_point\": true, \"version\": \"gemm\", \"modules_to_not_convert\": null",
+     .to = "\"gptq\", \"bits\": 4, \"group_size\": 64", .code = LQ_E_INCONSISTENT, .word = "m."},
+    {"gptq4", .from = "\"gptq\", \"bits\": 4, \"group_size\": 32, \"desc_act\": false, \"sym\": false, \"damp_percent\": 0.01, "
+     "\"static_groups\": false, \"true_sequential\": true, \"model_name_or_path\": null, ", .to = "\"awq\", \"bits\": 4, \"group_size\": 32, ",
+     .code = LQ_E_INCONSISTENT, .word = "m.qweight", .word2 = "multiples"},
+    {"bnb-nf4", .from = "\"load_in_4bit\": true", .to = "\"load_in_8bit_\": true", .code = LQ_E_UNSUPPORTED, .word = "load_in_8bit_"},
+    {"bnb-int8", .from = "\"_load_in_8bit\": true, \"load_in_8bit\": true", .to = "\"_load_in_4bit\": true", .code = LQ_E_INCONSISTENT, .word = "m.SCB", .word2 = "load_in_8bit"},
+    {"bnb-nf4", .from = "\"bnb_4bit_quant_type\": \"nf4\"", .to = "\"bnb_4bit_quant_type\": \"fp4\"", .code = LQ_E_INCONSISTENT, .word = "bitsandbytes__nf4"},
+    {"ct-int4", .hfrom = "m.weight_packed", .hto = "m.weight_packet", .code = LQ_E_INCONSISTENT, .word = "m.weight_"},
     {"gptq4", .from = "quantization_config", .to = "quantizationconfig", .code = LQ_E_INCONSISTENT, .word = "m.", .word2 = "no quantization_config"},
     {"gptq4", .from = "gptq", .to = "hqq", .code = LQ_E_UNSUPPORTED, .word = "hqq", .word2 = "gptq"},
     {"gptq4", .from = "\"quant_method\": \"gptq\", ", .to = "", .code = LQ_E_UNSUPPORTED, .word = "quant_method"},
@@ -220,6 +284,12 @@ START_TEST(test_bad) {
     if (b->from) edit_config(b->from, b->to);
     if (b->hfrom) edit_header(b->hfrom, b->hto);
     if (b->tensor) memcpy(data_of(b->tensor) + 4 * (size_t)b->at, &b->value, 4);
+    if (b->text) {
+        size_t i = 8 + (size_t)q_load64(weights);
+        while (i < n_weights && memcmp(weights + i, b->text, strlen(b->text)) != 0) i++;
+        ck_assert_msg(i < n_weights && strlen(b->text) == strlen(b->text2), "no %s", b->text);
+        memcpy(weights + i, b->text2, strlen(b->text2));
+    }
     const lq_status s = open_it(_i & 1, &q_alloc_libc, &dir);
     ck_assert_msg(s == b->code, "%s, %s%s%s: %s instead of %s (%s)", b->seed, b->to ? b->to : "", b->hto ? b->hto : "",
                   b->tensor ? b->tensor : "", lq_status_name(s), lq_status_name(b->code), s ? lq_error_detail() : "opened");
@@ -247,7 +317,7 @@ static void give(void *user, void *p, size_t n) {
     if (p) m->held--;
     free(p);
 }
-static const char *const all_seeds[] = {"gptq4", "gptq2-act"};
+static const char *const all_seeds[] = {"gptq4", "gptq2-act", "awq-g64", "bnb-nf4-dq", "bnb-int8", "ct-int4-asym", "ct-w8a8", "fp8"};
 START_TEST(test_memory) {
     uint64_t k = 0;
     lq_status s = LQ_E_NOMEM;

@@ -402,7 +402,7 @@ START_TEST(test_entries) { /* S05, S06 */
         {"{" T("t", "F32", "4294967296,4294967296,0", 0, 0) "}", LQ_E_FORMAT, "overflow"},
         {"{" T("t", "F32", "1,1,1,1,1,1,1,1,1", 0, 4) "}", LQ_E_LIMIT, "8 dimensions"},
         {"{" T("t", "F8_E5M2", "4", 0, 4) "}", LQ_E_UNSUPPORTED, "F8_E5M2"},
-        {"{" T("t", "F8_E4M3", "4", 0, 4) "}", LQ_E_UNSUPPORTED, "F8_E4M3"},
+        {"{" T("t", "F8_E8M0", "4", 0, 4) "}", LQ_E_UNSUPPORTED, "F8_E8M0"},
         {"{" T("t", "F4", "8", 0, 4) "}", LQ_E_UNSUPPORTED, "F4"},
         {"{" T("t", "f32", "1", 0, 4) "}", LQ_E_UNSUPPORTED, "f32"},
         {"{" T("t", "", "1", 0, 4) "}", LQ_E_UNSUPPORTED, "''"},

@@ -5,7 +5,7 @@
  * first version of the layout stores zero - 1, the second zero; checkpoint_format says which, but is not to be trusted:
  * where all zero points are the middle of the range, as symmetric quantization has them, they tell themselves. Inputs whose
  * groups are not contiguous (act-order) are put in order, and the view says which input is where.
- * Codes of 2, 3 and 4 bits become the i4 formats, which hold them exactly. Refuses other layouts (marlin), groups that are no
+ * Codes of 2, 3 and 4 bits become the i4 formats, which hold them exactly, those of 8 bits i8. Refuses other layouts (marlin), groups that are no
  * multiple of 32, and rules that change from module to module. Layer L2. */
 #include "hf_view.h"
 
@@ -40,15 +40,6 @@ static const q_hf_field fields[] = {
 
 /* ------------------------------------------------------------------------------------------------ rows */
 
-/* Code i of a stream of words that lie `stride` apart. */
-static uint32_t code_at(const uint32_t *words, uint64_t stride, uint64_t i, uint32_t bits) {
-    const uint64_t at = i * bits, w = at / 32;
-    const uint32_t shift = (uint32_t)(at % 32);
-    uint32_t v = words[w * stride] >> shift;
-    if (shift + bits > 32) v |= words[(w + 1) * stride] << (32 - shift);
-    return v & ((1u << bits) - 1);
-}
-
 /* Where the parts of a strip lie while it is made. */
 typedef struct strip {
     uint32_t *words; /* [in * bits / 32][n] */
@@ -76,11 +67,11 @@ static void make_row(const q_tensor *t, const gptq *g, const strip *s, uint64_t 
     const int32_t *order = g->strips.view.order;
     for (uint64_t k = 0; k < g->groups; k++) {
         s->d[k] = s->halves[k * n + c];
-        s->z[k] = (uint8_t)(code_at(s->zeros + k * zeros, 1, c, g->bits) + g->add);
+        s->z[k] = (uint8_t)(q_hf_code(s->zeros + k * zeros, 1, 0, c, g->bits) + g->add);
     }
-    for (uint64_t i = 0; i < g->in; i++) s->codes[i] = (uint8_t)code_at(s->words + c, n, i, g->bits);
+    for (uint64_t i = 0; i < g->in; i++) s->codes[i] = (uint8_t)q_hf_code(s->words + c, n, 0, i, g->bits);
     for (uint64_t i = 0; order && i < g->in; i++) s->mixed[i] = s->codes[order[i]];
-    q_hf_i4_row(t->format, g->in, g->group, order ? s->mixed : s->codes, s->d, s->z, out);
+    q_hf_row(t->format, g->in, g->group, order ? s->mixed : s->codes, s->d, s->z, out);
 }
 
 static lq_status gptq_fill(const q_directory *dir, const q_tensor *t, uint64_t first, uint64_t n, uint8_t *out) {
@@ -104,7 +95,7 @@ static lq_status gptq_fill(const q_directory *dir, const q_tensor *t, uint64_t f
 
 static lq_status read_scheme(q_hf_reader *r, scheme *s) {
     int64_t bits;
-    Q_TRY(q_hf_check_fields(r, fields, Q_COUNT(fields)));
+    Q_TRY(q_hf_check_fields(r, "", fields, Q_COUNT(fields)));
     Q_TRY(q_hf_integer(r, "bits", 2, 8, 0, &bits));
     if (bits > 4 && bits != 8)
         return q_fail(LQ_E_UNSUPPORTED, "config.json: the field 'quantization_config.bits' is %lld; 2, 3, 4 and 8 are read",
@@ -129,7 +120,7 @@ static lq_status choose_version(q_hf_reader *r, scheme *s, gptq *g) {
     const uint64_t row = g->out * g->bits / 32;
     for (uint64_t k = 0; k < g->groups; k++)
         for (uint64_t c = 0; c < g->out; c++) {
-            const uint32_t z = code_at((const uint32_t *)all + k * row, 1, c, g->bits);
+            const uint32_t z = q_hf_code((const uint32_t *)all + k * row, 1, 0, c, g->bits);
             least = Q_MIN(least, z);
             most = Q_MAX(most, z);
         }
@@ -138,6 +129,8 @@ static lq_status choose_version(q_hf_reader *r, scheme *s, gptq *g) {
     if (s->sym && least == most && (least == middle || least == middle - 1)) v2 = least == middle;
     if (v2 != s->v2 && s->relabelled++ == 0) s->first = g->qzeros->name;
     g->add = !v2;
+    if (g->add && g->bits == 8 && most == top)
+        return q_hf_at(r, q_fail(LQ_E_UNSUPPORTED, "a zero point of 256, which no format holds"), g->qzeros);
     if (g->add && most == top && s->widened++ == 0 && !s->relabelled) s->first = g->qzeros->name;
     return LQ_OK;
 }
@@ -195,13 +188,8 @@ static lq_status add_module(q_hf_reader *r, scheme *s, const q_tensor *qweight, 
         Q_TRY(q_hf_order(r, g_idx, g->in, g->group, &g->strips.view.order));
     }
     Q_TRY(drop_zero_bias(r, module));
-    if (g->bits == 8) return q_hf_at(r, q_fail(LQ_E_UNSUPPORTED, "codes of 8 bits are not read yet"), qweight);
-    const q_format *format = q_hf_i4(g->in, g->group);
-    uint64_t row_bytes;
-    if (!q_row_bytes(format, g->in, &row_bytes)) return q_hf_at(r, q_fail(LQ_E_INTERNAL, "%s", format->name), qweight);
-    q_hf_strips_init(r, &g->strips, row_bytes);
     g->strips.fill = gptq_fill;
-    return q_hf_add(r, module, qweight, format, g->in, g->out, &g->strips.view);
+    return q_hf_add_strips(r, module, qweight, q_hf_grouped(g->bits, g->in, g->group), g->in, g->out, true, &g->strips);
 }
 
 static lq_status gptq_read(q_hf_reader *r) {

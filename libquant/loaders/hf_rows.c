@@ -1,4 +1,4 @@
-/* hf_rows.c: rows of quantized directories: strips of rows that lie across the file, scales as halves, rows of the i4 formats.
+/* hf_rows.c: rows of quantized directories: strips of rows that lie across the file, scales as halves, rows of codes in groups.
  *
  * A strip is made whole, since reading one column of a file costs what reading many side by side does. Rows that are then
  * asked for one by one, by several threads, come from a cache of a few strips; each of its places has a lock, under which a
@@ -48,11 +48,6 @@ void q_hf_cache_close(q_hf_cache *c) {
     q_delete(a, c);
 }
 
-void q_hf_strips_init(const q_hf_reader *r, q_hf_strips *s, uint64_t row_bytes) {
-    s->view.read = q_hf_read_strips;
-    s->cache = r->cache;
-    s->height = Q_MAX(STRIP_BYTES / Q_MAX(row_bytes, (uint64_t)1) / 32 * 32, (uint64_t)32);
-}
 
 /* The lock is held. */
 static lq_status make_strip(const q_directory *dir, const q_tensor *t, const q_hf_strips *s, place *p, uint64_t strip) {
@@ -70,7 +65,14 @@ static lq_status make_strip(const q_directory *dir, const q_tensor *t, const q_h
     return LQ_OK;
 }
 
-lq_status q_hf_read_strips(const q_directory *dir, const q_tensor *t, uint64_t first, uint64_t n, uint8_t *out) {
+static lq_status read_along(const q_directory *dir, const q_tensor *t, uint64_t first, uint64_t n, uint8_t *out) {
+    const q_hf_strips *s = (const q_hf_strips *)t->view;
+    for (uint64_t i = 0; i < n; i += s->height)
+        Q_TRY(s->fill(dir, t, first + i, Q_MIN(n - i, s->height), out + i * t->row_bytes));
+    return LQ_OK;
+}
+
+static lq_status read_across(const q_directory *dir, const q_tensor *t, uint64_t first, uint64_t n, uint8_t *out) {
     const q_hf_strips *s = (const q_hf_strips *)t->view;
     while (n) {
         const uint64_t strip = first / s->height, at = strip * s->height, rows = Q_MIN(s->height, t->rows - at);
@@ -93,17 +95,27 @@ lq_status q_hf_read_strips(const q_directory *dir, const q_tensor *t, uint64_t f
     return LQ_OK;
 }
 
+lq_status q_hf_add_strips(q_hf_reader *r, q_str module, const q_tensor *part, const q_format *format, uint64_t k, uint64_t rows,
+                          bool across, q_hf_strips *s) {
+    uint64_t row_bytes = 0;
+    (void)q_row_bytes(format, k, &row_bytes); /* q_hf_add refuses what does not fit */
+    s->view.read = across ? read_across : read_along;
+    s->cache = r->cache;
+    s->height = Q_MAX(STRIP_BYTES / Q_MAX(row_bytes, (uint64_t)1) / 32 * 32, (uint64_t)32);
+    return q_hf_add(r, module, part, format, k, rows, &s->view);
+}
+
 /* ------------------------------------------------------------------------------------------------ scales */
 
+static uint32_t scale_bytes(const q_tensor *t) { return strcmp(t->type_name, "f32") == 0 ? 4 : 2; }
 static float scale_of(const q_tensor *t, const uint8_t *p) {
-    return t->row_bytes / Q_MAX(t->shape[0], (uint64_t)1) == 4 ? q_bits_f32(q_load32(p))
-           : t->type_name[0] == 'b'                            ? q_bf16_to_f32(q_load16(p))
-                                                               : q_half_to_f32(q_load16(p));
+    return scale_bytes(t) == 4                  ? q_bits_f32(q_load32(p))
+           : strcmp(t->type_name, "bf16") == 0 ? q_bf16_to_f32(q_load16(p))
+                                                : q_half_to_f32(q_load16(p));
 }
-static uint32_t scale_bytes(const q_tensor *t) { return t->type_name[0] == 'f' && t->type_name[1] == '3' ? 4 : 2; }
 
 lq_status q_hf_check_scales(const q_hf_reader *r, const q_tensor *t) {
-    if (t->type_name[0] == 'f' && t->type_name[1] == '1') return LQ_OK;
+    if (strcmp(t->type_name, "f16") == 0) return LQ_OK;
     const uint32_t size = scale_bytes(t);
     double most = 0;
     void *all;
@@ -121,37 +133,50 @@ lq_status q_hf_check_scales(const q_hf_reader *r, const q_tensor *t) {
     return s;
 }
 
-lq_status q_hf_halves(const q_directory *dir, const q_tensor *t, uint64_t first, uint64_t n, uint16_t *out) {
+enum { PIECE = 256 };
+
+lq_status q_hf_floats(const q_directory *dir, const q_tensor *t, uint64_t first, uint64_t n, float *out) {
     const uint32_t size = scale_bytes(t);
-    uint8_t piece[1024];
-    if (t->type_name[0] == 'f' && size == 2) return q_hf_bytes(dir, t, first * 2, out, n * 2);
-    for (uint64_t i = 0; i < n;) {
-        const uint64_t take = Q_MIN(n - i, (uint64_t)(sizeof piece / size));
+    uint8_t piece[PIECE * 4];
+    for (uint64_t i = 0; i < n; i += PIECE) {
+        const uint64_t take = Q_MIN(n - i, (uint64_t)PIECE);
         Q_TRY(q_hf_bytes(dir, t, (first + i) * size, piece, take * size));
-        for (uint64_t j = 0; j < take; j++) out[i + j] = q_f32_to_half(scale_of(t, piece + j * size));
-        i += take;
+        for (uint64_t j = 0; j < take; j++) out[i + j] = scale_of(t, piece + j * size);
     }
     return LQ_OK;
 }
 
-/* ------------------------------------------------------------------------------------------------ i4 rows, order */
-
-const q_format *q_hf_i4(uint64_t in, uint64_t group) {
-    return q_format_find(group == in        ? "i4_row"
-                         : group % 128 == 0 ? "i4_g128"
-                         : group % 64 == 0  ? "i4_g64"
-                                            : "i4_g32");
+lq_status q_hf_halves(const q_directory *dir, const q_tensor *t, uint64_t first, uint64_t n, uint16_t *out) {
+    float piece[PIECE];
+    if (strcmp(t->type_name, "f16") == 0) return q_hf_bytes(dir, t, first * 2, out, n * 2);
+    for (uint64_t i = 0; i < n; i += PIECE) {
+        const uint64_t take = Q_MIN(n - i, (uint64_t)PIECE);
+        Q_TRY(q_hf_floats(dir, t, first + i, take, piece));
+        for (uint64_t j = 0; j < take; j++) out[i + j] = q_f32_to_half(piece[j]);
+    }
+    return LQ_OK;
 }
 
-void q_hf_i4_row(const q_format *f, uint64_t in, uint64_t group, const uint8_t *codes, const uint16_t *d, const uint8_t *z,
-                 uint8_t *out) {
+/* ------------------------------------------------------------------------------------------------ codes in groups, order */
+
+const q_format *q_hf_grouped(uint32_t bits, uint64_t in, uint64_t group) {
+    static const char *const names[2][3] = {{"i4_g32", "i4_g64", "i4_g128"}, {"i8_g32", "i8_g64", "i8_g128"}};
+    if (bits <= 4 && group == in) return q_format_find("i4_row");
+    return q_format_find(names[bits > 4][group % 128 == 0 ? 2 : group % 64 == 0 ? 1 : 0]);
+}
+
+void q_hf_row(const q_format *f, uint64_t in, uint64_t group, const uint8_t *codes, const uint16_t *d, const uint8_t *z,
+              uint8_t *out) {
     const uint64_t block = f->row_head ? in : (uint64_t)f->weights;
+    const bool wide = f->bytes == f->weights + 4; /* i8: a byte per weight, code - 128 */
     for (uint64_t at = 0; at < in; at += block) {
         q_store16(out, d[at / group]);
         out[2] = z[at / group];
         out[3] = 0;
         out += 4;
-        for (const uint8_t *c = codes + at, *end = c + block; c < end; c += 32, out += 16)
+        for (uint64_t i = 0; wide && i < block; i++) out[i] = codes[at + i] ^ 0x80;
+        if (wide) out += block;
+        for (const uint8_t *c = codes + at, *end = c + block; !wide && c < end; c += 32, out += 16)
             for (int i = 0; i < 16; i++) out[i] = (uint8_t)(c[i] | c[i + 16] << 4);
     }
 }

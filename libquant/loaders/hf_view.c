@@ -41,11 +41,14 @@ static bool listed(const char *list, const char *word) {
     return false;
 }
 
-lq_status q_hf_check_fields(q_hf_reader *r, const q_hf_field *fields, size_t n) {
+lq_status q_hf_check_fields(q_hf_reader *r, const char *base, const q_hf_field *fields, size_t n) {
+    const size_t skip = sizeof prefix - 1 + strlen(base);
     for (uint32_t i = 0; i < r->dir->n_meta; i++) {
         const q_meta *m = &r->dir->meta[i];
-        if (m->key.n < sizeof prefix - 1 || memcmp(m->key.p, prefix, sizeof prefix - 1) != 0) continue;
-        const q_str key = {m->key.p + sizeof prefix - 1, m->key.n - (sizeof prefix - 1)};
+        if (m->key.n < skip || memcmp(m->key.p, prefix, sizeof prefix - 1) != 0 ||
+            memcmp(m->key.p + sizeof prefix - 1, base, strlen(base)) != 0)
+            continue;
+        const q_str key = {m->key.p + skip, m->key.n - skip};
         size_t f = 0;
         while (f < n && !under(key, fields[f].name)) f++;
         if (q_str_is(key, "quant_method")) continue;

@@ -38,7 +38,8 @@ void q_hf_cache_close(q_hf_cache *cache);
 typedef struct q_hf_field {
     const char *name, *allowed;
 } q_hf_field;
-lq_status q_hf_check_fields(q_hf_reader *r, const q_hf_field *fields, size_t n);
+/* Of the fields that begin with `base` ("" = all). */
+lq_status q_hf_check_fields(q_hf_reader *r, const char *base, const q_hf_field *fields, size_t n);
 const q_meta *q_hf_key(const q_hf_reader *r, const char *name);
 /* `otherwise` < min: the field must be there. */
 lq_status q_hf_integer(const q_hf_reader *r, const char *name, int64_t min, int64_t max, int64_t otherwise, int64_t *out);
@@ -69,33 +70,48 @@ lq_status q_hf_all(const q_hf_reader *r, const q_tensor *part, void **out);
  * cannot hold is LQ_E_NUMERIC, what it holds less exactly a warning. */
 #define Q_HF_SCALES "f16,bf16,f32"
 lq_status q_hf_check_scales(const q_hf_reader *r, const q_tensor *scales);
+lq_status q_hf_floats(const q_directory *dir, const q_tensor *scales, uint64_t first, uint64_t n, float *out);
 lq_status q_hf_halves(const q_directory *dir, const q_tensor *scales, uint64_t first, uint64_t n, uint16_t *out);
 
-/* ---- rows that lie across the file */
+/* ---- rows in strips */
 
-/* A view whose rows are columns of the file: they are made a strip of many at a time, and strips are kept in the
+/* A view whose rows are made a strip of many at a time. Where they lie across the file, as columns, strips are kept in the
  * directory's cache while their rows are read one by one. Begins the view's own struct. */
 typedef struct q_hf_strips {
-    q_source view; /* read = q_hf_read_strips */
+    q_source view;
     q_hf_cache *cache;
-    uint64_t height; /* rows of a strip: a multiple of 32; q_hf_strips_init chooses it */
-    /* Rows [first, first + n), at most a strip. */
+    uint64_t height; /* rows of a strip: a multiple of 32 */
+    /* Rows [first, first + n), at most a strip; across the file: from a multiple of 32 on, a whole strip. */
     lq_status (*fill)(const q_directory *dir, const q_tensor *t, uint64_t first, uint64_t n, uint8_t *out);
 } q_hf_strips;
-void q_hf_strips_init(const q_hf_reader *r, q_hf_strips *s, uint64_t row_bytes);
-lq_status q_hf_read_strips(const q_directory *dir, const q_tensor *t, uint64_t first, uint64_t n, uint8_t *out);
+/* module.weight, as q_hf_add, with its rows made by `fill`. */
+lq_status q_hf_add_strips(q_hf_reader *r, q_str module, const q_tensor *part, const q_format *format, uint64_t k, uint64_t rows,
+                          bool across, q_hf_strips *s);
 
-/* ---- rows of the i4 formats */
+/* ---- rows of the formats with a scale and a zero point per group: i4 for codes of up to 4 bits, i8 */
 
 /* The format for rows of `in` weights in groups of `group` (which divides it, a multiple of 32): repeated where ours are
  * shorter. */
-const q_format *q_hf_i4(uint64_t in, uint64_t group);
-/* A row: a code per weight (0 .. 15), a half and a zero point (0 .. 16) per group. */
-void q_hf_i4_row(const q_format *f, uint64_t in, uint64_t group, const uint8_t *codes, const uint16_t *d, const uint8_t *z,
-                 uint8_t *out);
+const q_format *q_hf_grouped(uint32_t bits, uint64_t in, uint64_t group);
+/* A row: a code per weight (0 .. 15, or 255), a half and a zero point (0 .. 16, or 255) per group. */
+void q_hf_row(const q_format *f, uint64_t in, uint64_t group, const uint8_t *codes, const uint16_t *d, const uint8_t *z,
+              uint8_t *out);
+
+/* Code i of a little-endian stream of codes of `bits` bits in words that lie `stride` apart; `skip` bits come first. */
+static inline uint32_t q_hf_code(const uint32_t *words, uint64_t stride, uint64_t skip, uint64_t i, uint32_t bits) {
+    const uint64_t at = skip + i * bits, w = at / 32;
+    const uint32_t shift = (uint32_t)(at % 32);
+    uint32_t v = words[w * stride] >> shift;
+    if (shift + bits > 32) v |= words[(w + 1) * stride] << (32 - shift);
+    return v & ((1u << bits) - 1);
+}
 
 /* Inputs in contiguous groups: *order, in the arena, from the group of each of `in` inputs; NULL where they are already.
  * `g_idx`: i32, or i64. LQ_E_INCONSISTENT unless each of in / group groups has `group` inputs. */
 lq_status q_hf_order(const q_hf_reader *r, const q_tensor *g_idx, uint64_t in, uint64_t group, const int32_t **order);
+
+/* ---- floats of 8 bits (hf_fp8.c): a weight in E4M3, with a scale for each block, becomes module.weight in bf16 */
+lq_status q_hf_add_fp8(q_hf_reader *r, q_str module, const q_tensor *weight, const q_tensor *scale, uint64_t block_rows,
+                       uint64_t block_k);
 
 #endif

@@ -5,8 +5,8 @@
  * kept. Reads no tensor data; what makes a model directory, and the loader's record, are in hf_dir.c. Layer L2. */
 #include "safetensors.h"
 
-/* Element types. Floats that the engine computes with carry a format; the others are kept, never computed with. Floats
- * of less than 16 bits are not here: they need scales that this loader does not know. */
+/* Element types. Floats that the engine computes with carry a format; the others are kept, never computed with. Of floats
+ * of less than 16 bits, which mean nothing without their scales, only that one is here of which hf_fp8.c makes weights. */
 static const struct {
     const char *dtype, *type_name;
     uint32_t bytes;
@@ -15,7 +15,7 @@ static const struct {
     {"F32", "f32", 4, true}, {"F16", "f16", 2, true}, {"BF16", "bf16", 2, true}, {"F64", "f64", 8, false},
     {"BOOL", "bool", 1, false}, {"U8", "u8", 1, false}, {"I8", "i8", 1, false}, {"U16", "u16", 2, false},
     {"I16", "i16", 2, false}, {"U32", "u32", 4, false}, {"I32", "i32", 4, false}, {"U64", "u64", 8, false},
-    {"I64", "i64", 8, false},
+    {"I64", "i64", 8, false}, {"F8_E4M3", "f8_e4m3", 1, false},
 };
 
 lq_status q_st_header_length(const uint8_t head[9], uint64_t size, uint64_t *n) {

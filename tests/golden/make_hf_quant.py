@@ -50,7 +50,7 @@ def gptq(name, bits, group, inputs=128, outputs=16, sym=False, act=False, v2=Fal
     idx = np.arange(inputs) // g
     if act:
         idx = rng.permutation(idx)
-    form = "i4_row" if g == inputs else "i4_g%d" % max(b for b in (32, 64, 128) if g % b == 0)
+    form = "i4_row" if g == inputs and bits < 8 else f"i{8 if bits == 8 else 4}_g%d" % max(b for b in (32, 64, 128) if g % b == 0)
     w = (s.astype(np.float32)[idx] * (q - z[idx]).astype(np.float32)).T
     stored = z - (0 if v2 else 1)
     t = {"m.qweight": stream(q, bits), "m.qzeros": stream(stored.T, bits).T.copy(), "m.scales": s,
@@ -72,13 +72,172 @@ gptq("gptq4-mislabelled-v2", 4, 64, sym=True, v2=True, label="gptq")
 gptq("gptq4-zero16", 4, 64, zeros=[16, 1, 16])
 gptq("gptq4-row", 4, -1, inputs=96, act=True, dtype=np.float32)
 gptq("gptq3", 3, 96, inputs=192, outputs=32)
+gptq("gptq8", 8, 64, inputs=64, outputs=8)
+gptq("gptq8-row-sym-act", 8, -1, inputs=128, outputs=8, sym=True, act=True)
 gptq("gptq2-act", 2, 64, act=True)
+
+
+def awq(name, group, inputs=128, outputs=16, zero=None, names=("bits", "group_size"), **more):
+    """AutoAWQ's WQLinear_GEMM: nibble i of a word is output order[i]; zero points as they are."""
+    order = [0, 2, 4, 6, 1, 3, 5, 7]
+    g = inputs if group < 0 else group
+    n = inputs // g
+    q = rng.integers(0, 16, (inputs, outputs))
+    z = rng.integers(0, 16, (n, outputs))
+    s = scales(n, outputs)
+
+    def pack(v):
+        v = v.reshape(v.shape[0], -1, 8)[:, :, order].astype(np.uint32)
+        return (v << np.arange(0, 32, 4, dtype=np.uint32)).sum(axis=2).astype(np.uint32).view(np.int32)
+
+    idx = np.arange(inputs) // g
+    w = (s.astype(np.float32)[idx] * (q - z[idx]).astype(np.float32)).T
+    config = {"quant_method": "awq", names[0]: 4, names[1]: group, "zero_point": True, "version": "gemm",
+              "modules_to_not_convert": None, **more}
+    form = "i4_row" if g == inputs else "i4_g%d" % max(b for b in (32, 64, 128) if g % b == 0)
+    cases.append((name, config, {"m.qweight": pack(q), "m.qzeros": pack(z), "m.scales": s}, {"m.weight": (form, w)}))
+
+
+awq("awq-g64", 64, outputs=24)
+awq("awq-row", -1, inputs=96, names=("w_bit", "q_group_size"), version="GEMM", backend="autoawq")
+
+
+def dynamic_map():
+    """bitsandbytes' signed 8-bit map, with each step rounded to float32: what torch.linspace gave before it was vectorized (now
+    42 of the 256 entries differ in the last bit)."""
+    f = np.float32
+    values = [f(0), f(1)]
+    for i in range(7):
+        n = 1 << i
+        step = (f(1) - f(0.1)) / f(n)
+        p = [f(0.1) + step * f(j) if 2 * j < n else f(1) - step * f(n - j) for j in range(n + 1)]
+        values += [s * f(10 ** (i - 6)) * ((p[j] + p[j + 1]) * f(0.5)) for j in range(n) for s in (f(1), f(-1))]
+    return np.sort(np.array(values, np.float32))
+
+
+def bnb4(name, kind, nested, block=64, shape=(16, 256), dtype=None, nmap=False):
+    """bitsandbytes' own code, on the processor; the decoded weights before they are rounded to the model's type."""
+    import torch
+    import bitsandbytes.functional as F
+    w = torch.from_numpy(rng.standard_normal(shape).astype(np.float32))
+    codes, state = F.quantize_4bit(w, blocksize=block, compress_statistics=nested, quant_type=kind)
+    t = {"m.weight": codes.numpy()}
+    if nested:  # nmap: as this version of torch makes it
+        assert np.allclose(state.state2.code.numpy(), dynamic_map(), rtol=2e-7, atol=0)
+        if not nmap:
+            state.state2.code = torch.from_numpy(dynamic_map())
+    for k, v in state.as_dict(packed=True).items():
+        t["m.weight." + k] = v.numpy()
+    y = F.dequantize_4bit(codes, state).numpy()
+    absmax = state.absmax
+    if nested:
+        absmax = F.dequantize_blockwise(state.absmax, state.state2) + state.offset
+    flat = codes.numpy().reshape(-1)
+    q = np.stack([flat >> 4, flat & 15], axis=1).reshape(-1, block)
+    own = (absmax.numpy().astype(np.float32)[:, None] * state.code.numpy()[q]).reshape(shape)
+    if block <= shape[1]:
+        assert np.array_equal(own, y)
+    else:  # blocks over several rows: the package's code for processors (0.50) takes other blocks' absmax, its GPU code does not
+        assert np.abs(own - w.numpy()).mean() < np.abs(y - w.numpy()).mean()
+        y = own
+    config = {"quant_method": "bitsandbytes", "_load_in_4bit": True, "load_in_4bit": True, "load_in_8bit": False,
+              "bnb_4bit_quant_type": kind, "bnb_4bit_use_double_quant": nested, "bnb_4bit_compute_dtype": "bfloat16",
+              "bnb_4bit_quant_storage": "uint8", "llm_int8_threshold": 6.0, "llm_int8_skip_modules": None}
+    form = "nf4_dq" if nested and kind == "nf4" and shape[1] % 256 == 0 and not nmap else kind
+    cases.append((name, config, t, {"m.weight": (form, y)}))
+
+
+def bnb8(name, shape=(8, 64)):
+    import torch
+    import bitsandbytes.functional as F
+    w = torch.from_numpy(rng.standard_normal(shape).astype(np.float16))
+    q, scb, _ = F.int8_vectorwise_quant(w)
+    y = (scb.numpy() / np.float32(127))[:, None] * q.numpy().astype(np.float32)
+    theirs = F.int8_vectorwise_dequant(q, scb).numpy()  # q * scb * (1 / 127): other roundings
+    assert np.allclose(y, theirs, rtol=3e-7, atol=0)
+    config = {"quant_method": "bitsandbytes", "_load_in_8bit": True, "load_in_8bit": True, "load_in_4bit": False}
+    cases.append((name, config, {"m.weight": q.numpy(), "m.SCB": scb.numpy(), "m.weight_format": np.zeros((), np.uint8)},
+                  {"m.weight": ("i8_row", y)}))
+
+
+bnb4("bnb-nf4", "nf4", False, shape=(16, 64))
+bnb4("bnb-nf4-dq", "nf4", True)
+bnb4("bnb-nf4-dq-128", "nf4", True, block=128, shape=(8, 64))
+bnb4("bnb-nf4-map", "nf4", True, nmap=True)
+bnb4("bnb-fp4-256", "fp4", False, block=256, shape=(16, 64))
+bnb8("bnb-int8")
+
+
+def ct(name, fmt, shape, bits=4, kind="int", strategy="group", group=None, sym=True, dtype="bfloat16", form=None, block=None,
+       acts=None):
+    """compressed-tensors' own compressors."""
+    import torch
+    from compressed_tensors.compressors import BaseCompressor
+    from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
+    args = QuantizationArgs(num_bits=bits, type=kind, strategy=strategy, group_size=group, symmetric=sym, block_structure=block)
+    scheme = QuantizationScheme(targets=["Linear"], weights=args)
+    w = torch.from_numpy(0.1 * rng.standard_normal(shape).astype(np.float32))
+    cells = {"group": (shape[0], shape[1] // (group or 1)), "channel": (shape[0], 1), "tensor": (1,)}.get(strategy)
+    if block:
+        cells = (-(-shape[0] // block[0]), -(-shape[1] // block[1]))
+    top = 448.0 if kind == "float" else 2.0 ** (bits - 1)
+    scale = torch.from_numpy(((0.2 + 0.2 * rng.random(cells)) / top).astype(np.float32)).to(getattr(torch, dtype))
+    state = {"weight": w, "weight_scale": scale}
+    if not sym:
+        state["weight_zero_point"] = torch.from_numpy(rng.integers(-(1 << bits - 1), 1 << bits - 1, cells).astype(np.int8))
+    comp = BaseCompressor.get_value_from_registry(fmt)
+    packed = comp.compress(state, scheme)
+    back = comp.decompress(packed, scheme)["weight"]
+    if bits == 8 and kind == "float":
+        y = back.to(torch.bfloat16).float().numpy()
+    else:  # in float32, without rounding to the type of the scales
+        state32 = dict(packed, weight_scale=packed["weight_scale"].float())
+        y = comp.decompress(state32, scheme)["weight"].float().numpy()
+        assert np.allclose(y, back.float().numpy(), rtol=1e-2)
+    from safetensors.torch import save as save_torch
+    weights = json.loads(args.model_dump_json())
+    config = {"quant_method": "compressed-tensors", "format": fmt, "quantization_status": "compressed",
+              "config_groups": {"group_0": {"targets": ["Linear"], "weights": weights, "input_activations": acts,
+                                            "output_activations": None}},
+              "ignore": ["lm_head"], "kv_cache_scheme": None, "sparsity_config": {}, "version": "0.20.1"}
+    cases.append((name, config, save_torch({"m." + k: v.contiguous() for k, v in packed.items()}), {"m.weight": (form, y)}))
+
+
+ct("ct-int4", "pack-quantized", (16, 128), group=64, form="i4_g64")
+ct("ct-int4-asym", "pack-quantized", (24, 64), group=32, sym=False, form="i4_g32", dtype="float16")
+ct("ct-int3-asym-row", "pack-quantized", (44, 32), bits=3, strategy="channel", sym=False, form="i4_row")
+ct("ct-int8-packed", "pack-quantized", (8, 64), bits=8, group=32, form="i8_g32")
+ct("ct-w8a8", "int-quantized", (8, 64), bits=8, strategy="channel", form="i8_row", dtype="float32",
+   acts={"num_bits": 8, "type": "int", "dynamic": True, "strategy": "token", "symmetric": True})
+ct("ct-fp8", "float-quantized", (8, 64), bits=8, kind="float", strategy="channel", form="bf16")
+ct("ct-fp8-tensor", "float-quantized", (8, 64), bits=8, kind="float", strategy="tensor", form="bf16", dtype="float32")
+
+
+def fp8(name, shape, block, dtype="float32"):
+    """As transformers decodes what its kernels cannot take: float32 product, rounded to bf16."""
+    import torch
+    from safetensors.torch import save as save_torch
+    codes = torch.from_numpy(rng.integers(0, 256, shape).astype(np.uint8))
+    codes[codes & 127 == 127] = 0  # no NaN
+    w = codes.view(torch.float8_e4m3fn)
+    grid = (-(-shape[0] // block[0]), -(-shape[1] // block[1])) if block else ()
+    s = torch.from_numpy(np.asarray(rng.random(grid) * 0.01, dtype=np.float32))
+    full = s.repeat_interleave(block[0], 0)[:shape[0]].repeat_interleave(block[1], 1)[:, :shape[1]] if block else s
+    y = (w.float() * full).to(torch.bfloat16).float().numpy()
+    config = {"quant_method": "fp8", "activation_scheme": "dynamic", "fmt": "e4m3", "weight_block_size": block,
+              "modules_to_not_convert": ["lm_head"]}
+    cases.append((name, config, save_torch({"m.weight": w, "m.weight_scale_inv": s}), {"m.weight": ("bf16", y)}))
+
+
+fp8("fp8", (24, 40), [16, 16])
+fp8("fp8-tensor", (8, 32), None)
 
 if __name__ == "__main__":
     out = sys.argv[1]
     with open(os.path.join(out, "hf_quant.txt"), "w") as f:
         for name, config, tensors, weights in cases:
             with open(os.path.join(out, "fuzz-hf", "quant-" + name), "wb") as c:
-                c.write(b"\x10" + json.dumps({"quantization_config": config}).encode() + b"\0" + save(tensors))
+                c.write(b"\x10" + json.dumps({"quantization_config": config}).encode() + b"\0" +
+                        (tensors if isinstance(tensors, bytes) else save(tensors)))
             for key, (form, w) in weights.items():
                 print(name, key, form, *w.shape, f"{fnv(w):016x}", file=f)
