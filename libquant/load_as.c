@@ -174,12 +174,14 @@ lq_status q_load_as_all(lq_model *m, lq_status (*each)(lq_model *m, q_pool *pool
         to += bytes;
         count++;
     }
-    if (count && !m->plan_only) Q_TRY(q_pool_open(m->alloc, m->ctx->threads, &pool));
+    bool views = false;
+    for (uint32_t i = 0; i < n && !views; i++) views = m->binding->items[i].src->view != NULL;
+    if ((count || views) && !m->plan_only) Q_TRY(q_pool_open(m->alloc, m->ctx->threads, &pool));
     lq_status s = LQ_OK;
     for (uint32_t i = 0; i < n && s == LQ_OK; i++) {
         s = each(m, pool, i, check);
         done += q_load_as_bytes(m, i);
-        if (!pool || done * 4 / to == said) continue;
+        if (!pool || !count || done * 4 / to == said) continue;
         said = (uint32_t)(done * 4 / to);
         q_log_write(&m->ctx->log, LQ_LOG_INFO, "quantizing: %u %% after %.2f s", 25 * said, q_clock() - begin);
     }

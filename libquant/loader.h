@@ -51,6 +51,7 @@ struct q_tensor;
 typedef struct q_source {
     /* Rows [first, first + n), row_bytes each, in the tensor's format. Thread-safe. */
     lq_status (*read)(const struct q_directory *dir, const struct q_tensor *t, uint64_t first, uint64_t n, uint8_t *out);
+    uint64_t strip;       /* rows that are best read together, counted from the first; 0 = any */
     const int32_t *order; /* [shape[0]] as q_weight.order: value i of a row belongs to input order[i]; NULL = input i */
 } q_source;
 

@@ -120,7 +120,34 @@ static bool is_copied(const lq_model *m, uint32_t i) {
     return !item->src->data || item->map != Q_MAP_SAME;
 }
 
-static lq_status resolve_weight(lq_model *m, uint32_t i) {
+/* Rows of a view are made as they are read: by all threads. */
+typedef struct rows_job {
+    const lq_model *m;
+    const q_bind_item *item;
+    uint8_t *out;
+    _Atomic int failed; /* the status of some failure; LQ_OK = none */
+} rows_job;
+
+static void read_rows(void *arg, int64_t begin, int64_t end, uint32_t thread) {
+    rows_job *j = (rows_job *)arg;
+    Q_UNUSED(thread);
+    if (atomic_load(&j->failed) != LQ_OK) return;
+    const lq_status s = q_bind_read_raw(j->m->binding, j->item, (uint64_t)begin, (uint64_t)(end - begin),
+                                        j->out + (uint64_t)begin * j->item->src->row_bytes);
+    if (s != LQ_OK) atomic_store(&j->failed, s);
+}
+
+/* A failure is met again by this thread, which then has its sentence. */
+static lq_status read_all(lq_model *m, q_pool *pool, const q_bind_item *item, uint8_t *out) {
+    const q_tensor *t = item->src;
+    rows_job j = {.m = m, .item = item, .out = out};
+    if (!pool || !t->view) return q_bind_read_raw(m->binding, item, 0, t->rows, out);
+    q_pool_for(pool, (int64_t)t->rows, (int64_t)Q_MAX(t->view->strip, (uint64_t)32), read_rows, &j);
+    return atomic_load(&j.failed) == LQ_OK ? LQ_OK : q_bind_read_raw(m->binding, item, 0, t->rows, out);
+}
+
+/* check: somebody looks at the values, of a model that is opened for its plan alone too. */
+static lq_status resolve_weight(lq_model *m, q_pool *pool, uint32_t i, bool check) {
     const q_bind_item *item = &m->binding->items[i];
     const q_tensor *t = item->src;
     q_weight *w = &m->weights[i];
@@ -139,7 +166,7 @@ static lq_status resolve_weight(lq_model *m, uint32_t i) {
     m->owned[i] = copy;
     m->owned_bytes += t->bytes;
     w->data = copy;
-    return q_bind_read_raw(m->binding, item, 0, t->rows, copy);
+    return m->plan_only && t->view && !check ? LQ_OK : read_all(m, pool, item, copy);
 }
 
 /* Every value finite: a damaged scale would otherwise surface as a strange answer. */
@@ -189,7 +216,7 @@ static lq_status lock_weights(lq_model *m) {
 }
 
 static lq_status resolve_one(lq_model *m, q_pool *pool, uint32_t i, bool check) {
-    Q_TRY(resolve_weight(m, i));
+    Q_TRY(resolve_weight(m, pool, i, check));
     if (check) Q_TRY(check_values(m, i));
     Q_TRY(q_load_as_weight(m, pool, i));
     return q_place_write(m, i);

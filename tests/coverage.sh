@@ -9,7 +9,9 @@ set -u
 cd "$(dirname "$0")/.." || exit 1
 B=${B:-build-coverage} FUZZ=${FUZZ:-0} LEAST=${LEAST:-95}
 parsers='libquant/importance.c libquant/json.c libquant/recipe.c libquant/text.c libquant/match.c libquant/loader.c libquant/importance.c
-    libquant/loaders/gguf.c libquant/loaders/gguf_types.c libquant/loaders/hf_config.c libquant/loaders/hf_dir.c
+    libquant/loaders/gguf.c libquant/loaders/gguf_types.c libquant/loaders/hf_config.c libquant/loaders/hf_dir.c libquant/loaders/hf_awq.c
+    libquant/loaders/hf_bnb.c libquant/loaders/hf_ct.c libquant/loaders/hf_fp8.c libquant/loaders/hf_gptq.c libquant/loaders/hf_rows.c
+    libquant/loaders/hf_view.c
     libquant/loaders/safetensors.c libquant/tokenizers/spm.c tools/cli_args.c'
 
 command -v gcovr >/dev/null 2>&1 || { echo "coverage.sh: gcovr is needed (Debian package gcovr)" >&2; exit 1; }

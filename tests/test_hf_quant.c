@@ -4,6 +4,7 @@
  * The directories are seeds of a fuzz target, golden/fuzz-hf/quant-NAME: a byte, config.json, NUL, model.safetensors. Bad ones
  * are good ones with one thing changed. */
 #include "harness.h"
+#include "help_model.h"
 
 #include <sys/stat.h>
 #include <unistd.h>
@@ -300,6 +301,138 @@ START_TEST(test_bad) {
 }
 END_TEST
 
+/* ---- a whole model */
+
+/* A container as it grows. */
+typedef struct box {
+    char header[1 << 15];
+    size_t n, bytes;
+    uint8_t *data;
+} box;
+static void *box_add(box *b, q_str name, const char *dtype, uint64_t rows, uint64_t k, size_t bytes) {
+    char shape[48];
+    if (rows) snprintf(shape, sizeof shape, "%lu,%lu", (unsigned long)rows, (unsigned long)k);
+    else snprintf(shape, sizeof shape, "%lu", (unsigned long)k);
+    b->n += (size_t)snprintf(b->header + b->n, sizeof b->header - b->n, "%c\"%.*s\":{\"dtype\":\"%s\",\"shape\":[%s],\"data_offsets\":[%zu,%zu]}",
+                             b->n ? ',' : '{', (int)name.n, name.p, dtype, shape, b->bytes, b->bytes + bytes);
+    b->bytes += bytes;
+    ck_assert(b->bytes < 1 << 20 && b->n < sizeof b->header - 300);
+    return b->data + b->bytes - bytes;
+}
+static void box_write(box *b) {
+    const uint64_t n = b->n + 1;
+    uint8_t *all = malloc(8 + n + b->bytes);
+    memcpy(all, &n, 8);
+    memcpy(all + 8, b->header, b->n);
+    all[8 + b->n] = '}';
+    memcpy(all + 8 + n, b->data, b->bytes);
+    put("model.safetensors", all, 8 + n + b->bytes);
+    free(all);
+}
+
+/* The matrix of a layer as random codes of GPTQ with act-order, and as the floats that these are. */
+static void add_pair(const q_tensor *t, box *gptq, box *plain, uint64_t *seed) {
+    const uint64_t in = t->shape[0], out = t->rows, groups = in / 32;
+    char names[4][128];
+    q_str part[4];
+    static const char *const ends[] = {"qweight", "qzeros", "scales", "g_idx"};
+    for (int i = 0; i < 4; i++) {
+        snprintf(names[i], sizeof names[i], "%.*s.%s", (int)t->name.n - 7, t->name.p, ends[i]);
+        part[i] = q_str_of(names[i]);
+    }
+    uint32_t *qweight = box_add(gptq, part[0], "I32", in / 8, out, in / 2 * out);
+    uint32_t *qzeros = box_add(gptq, part[1], "I32", groups, out / 8, groups * out / 2);
+    uint16_t *scales = box_add(gptq, part[2], "F16", groups, out, groups * out * 2);
+    int32_t *g_idx = box_add(gptq, part[3], "I32", 0, in, in * 4);
+    float *w = box_add(plain, t->name, "F32", out, in, in * out * 4);
+    for (uint64_t i = 0; i < in / 8 * out; i++) qweight[i] = (uint32_t)t_rand(seed);
+    for (uint64_t i = 0; i < groups * out / 8; i++) qzeros[i] = (uint32_t)t_rand(seed) & 0x77777777;
+    for (uint64_t i = 0; i < groups * out; i++) scales[i] = q_f32_to_half(0.02f + 0.01f * t_uniform(seed));
+    for (uint64_t i = 0; i < in; i++) g_idx[i] = (int32_t)(i % groups); /* as unordered as can be */
+    for (uint64_t o = 0; o < out; o++)
+        for (uint64_t i = 0; i < in; i++) {
+            const uint64_t g = (uint64_t)g_idx[i];
+            const int code = (int)(qweight[i / 8 * out + o] >> i % 8 * 4 & 15), zero = (int)(qzeros[g * out / 8 + o / 8] >> o % 8 * 4 & 15) + 1;
+            w[o * in + i] = q_half_to_f32(scales[g * out + o]) * (float)(code - zero);
+        }
+}
+
+/* Logits of five tokens in float32, and of the model quantized anew with inputs in their own order. */
+static void logits_of(const char *path, float *out) {
+    lq_ctx *ctx;
+    lq_model *m = NULL;
+    lq_session *s;
+    const int32_t ids[5] = {1, 100, 261, 7, 30};
+    const lq_session_options o = {.size = sizeof o, .activations = "f32"};
+    ck_assert_int_eq(lq_open(NULL, &ctx), LQ_OK);
+    ck_assert_msg(lq_model_open(ctx, path, NULL, &m) == LQ_OK, "%s", lq_error_detail());
+    ck_assert_msg(lq_session_open(m, &o, &s) == LQ_OK, "%s", lq_error_detail());
+    ck_assert_int_eq(lq_decode(s, ids, 5, 4), LQ_OK);
+    const float *l = NULL;
+    ck_assert_int_eq(lq_logits(s, 0, &l), LQ_OK);
+    memcpy(out, l, 262 * sizeof *out);
+    lq_session_close(s);
+    lq_model_close(m);
+    lq_close(ctx);
+}
+
+START_TEST(test_whole_model) {
+    static tiny t;
+    static box gptq, plain;
+    char paths[3][512], gguf[520];
+    uint64_t seed = 5;
+    for (int i = 0; i < 3; i++) {
+        snprintf(paths[i], sizeof paths[i], "%s/whole-%d-%d", t_tmp(), (int)getpid(), i);
+        ck_assert_int_eq(mkdir(paths[i], 0700), 0);
+        tiny_init(&t, "f16");
+        tiny_write_hf(&t, paths[i]); /* two of them lose their weights again */
+    }
+    gptq.data = calloc(1, 1 << 20);
+    plain.data = calloc(1, 1 << 20);
+    const q_load_options o = {.alloc = &q_alloc_libc, .map = true};
+    q_directory *dir;
+    ck_assert_int_eq(q_directory_open(paths[0], &o, &dir), LQ_OK);
+    for (uint32_t i = 0; i < dir->n_tensors; i++) {
+        const q_tensor *x = &dir->tensors[i];
+        if (x->name.n > 12 && memcmp(x->name.p + x->name.n - 12, "_proj.weight", 12) == 0) {
+            add_pair(x, &gptq, &plain, &seed);
+            continue;
+        }
+        memcpy(box_add(&gptq, x->name, "F16", x->rank > 1 ? x->rows : 0, x->shape[0], x->bytes), x->data, x->bytes);
+        memcpy(box_add(&plain, x->name, "F16", x->rank > 1 ? x->rows : 0, x->shape[0], x->bytes), x->data, x->bytes);
+    }
+    q_directory_close(dir);
+    snprintf(dir_path, sizeof dir_path, "%s", paths[1]);
+    box_write(&plain);
+    snprintf(dir_path, sizeof dir_path, "%s", paths[2]);
+    box_write(&gptq);
+    char path[600], text[4096];
+    FILE *f = fopen(t_path(path, sizeof path, dir_path, "config.json"), "r+");
+    text[fread(text, 1, sizeof text - 1, f)] = 0;
+    ck_assert_int_eq(fseek(f, (long)(strrchr(text, '}') - text), SEEK_SET), 0);
+    fprintf(f, ",\"quantization_config\":{\"quant_method\":\"gptq\",\"bits\":4,\"group_size\":32,\"desc_act\":true,\"sym\":false}}\n");
+    ck_assert_int_eq(fclose(f), 0);
+
+    float want[262], got[262];
+    logits_of(paths[1], want);
+    logits_of(paths[2], got);
+    for (int i = 0; i < 262; i++) ck_assert_float_eq_tol(got[i], want[i], 1e-4f);
+    snprintf(gguf, sizeof gguf, "%s.gguf", paths[2]);
+    lq_ctx *ctx;
+    ck_assert_int_eq(lq_open(NULL, &ctx), LQ_OK);
+    lq_quantize_options q = {.size = sizeof q, .scheme = "f32", .threads = 2};
+    ck_assert_int_eq(lq_quantize(ctx, paths[2], gguf, &q, NULL), LQ_E_ARG);
+    ck_assert_ptr_nonnull(strstr(lq_error_detail(), "i4_g32"));
+    q.requantize = 1;
+    ck_assert_msg(lq_quantize(ctx, paths[2], gguf, &q, NULL) == LQ_OK, "%s", lq_error_detail());
+    lq_close(ctx);
+    logits_of(gguf, got);
+    for (int i = 0; i < 262; i++) ck_assert_float_eq_tol(got[i], want[i], 1e-4f);
+    free(gptq.data);
+    free(plain.data);
+}
+END_TEST
+
 /* Every allocation refused in turn: the same code, nothing left behind. */
 typedef struct miser {
     uint64_t left, held;
@@ -349,6 +482,7 @@ static Suite *suite(void) {
     tcase_add_test(c, test_golden);
     tcase_add_loop_test(c, test_told, 0, (int)Q_COUNT(told));
     tcase_add_loop_test(c, test_bad, 0, (int)Q_COUNT(bads));
+    tcase_add_test(c, test_whole_model);
     tcase_add_loop_test(c, test_memory, 0, (int)Q_COUNT(all_seeds));
     suite_add_tcase(s, c);
     return s;

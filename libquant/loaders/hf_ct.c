@@ -57,7 +57,7 @@ static lq_status packed_fill(const q_directory *dir, const q_tensor *t, uint64_t
     for (uint64_t r = 0; r < n && s == LQ_OK; r++) {
         for (uint64_t g = 0; w->zeros && g < w->groups; g++)
             z[g] = (uint8_t)q_hf_code(zeros + g, w->groups, first * w->bits % 32, r, w->bits);
-        for (uint64_t i = 0; i < w->in; i++) row[i] = (uint8_t)q_hf_code(codes + r * words, 1, 0, i, w->bits);
+        q_hf_unpack(codes + r * words, 1, w->in, w->bits, row);
         for (uint64_t i = 0; order && i < w->in; i++) mixed[i] = row[order[i]];
         q_hf_row(t->format, w->in, w->group, order ? mixed : row, halves + r * w->groups, z, out + r * t->row_bytes);
     }

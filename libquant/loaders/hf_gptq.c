@@ -69,7 +69,7 @@ static void make_row(const q_tensor *t, const gptq *g, const strip *s, uint64_t 
         s->d[k] = s->halves[k * n + c];
         s->z[k] = (uint8_t)(q_hf_code(s->zeros + k * zeros, 1, 0, c, g->bits) + g->add);
     }
-    for (uint64_t i = 0; i < g->in; i++) s->codes[i] = (uint8_t)q_hf_code(s->words + c, n, 0, i, g->bits);
+    q_hf_unpack(s->words + c, n, g->in, g->bits, s->codes);
     for (uint64_t i = 0; order && i < g->in; i++) s->mixed[i] = s->codes[order[i]];
     q_hf_row(t->format, g->in, g->group, order ? s->mixed : s->codes, s->d, s->z, out);
 }

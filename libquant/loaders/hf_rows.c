@@ -7,7 +7,7 @@
 
 #include "hf_view.h"
 
-enum { PLACES = 8, STRIP_BYTES = 1 << 20 };
+enum { PLACES = 8, STRIP_BYTES = 1 << 19 };
 
 /* ------------------------------------------------------------------------------------------------ strips */
 
@@ -51,7 +51,7 @@ void q_hf_cache_close(q_hf_cache *c) {
 
 /* The lock is held. */
 static lq_status make_strip(const q_directory *dir, const q_tensor *t, const q_hf_strips *s, place *p, uint64_t strip) {
-    const uint64_t first = strip * s->height, n = Q_MIN(s->height, t->rows - first), bytes = n * t->row_bytes;
+    const uint64_t first = strip * s->view.strip, n = Q_MIN(s->view.strip, t->rows - first), bytes = n * t->row_bytes;
     p->tensor = NULL;
     if (bytes > p->cap) {
         q_delete(s->cache->alloc, p->rows);
@@ -67,15 +67,15 @@ static lq_status make_strip(const q_directory *dir, const q_tensor *t, const q_h
 
 static lq_status read_along(const q_directory *dir, const q_tensor *t, uint64_t first, uint64_t n, uint8_t *out) {
     const q_hf_strips *s = (const q_hf_strips *)t->view;
-    for (uint64_t i = 0; i < n; i += s->height)
-        Q_TRY(s->fill(dir, t, first + i, Q_MIN(n - i, s->height), out + i * t->row_bytes));
+    for (uint64_t i = 0; i < n; i += s->view.strip)
+        Q_TRY(s->fill(dir, t, first + i, Q_MIN(n - i, s->view.strip), out + i * t->row_bytes));
     return LQ_OK;
 }
 
 static lq_status read_across(const q_directory *dir, const q_tensor *t, uint64_t first, uint64_t n, uint8_t *out) {
     const q_hf_strips *s = (const q_hf_strips *)t->view;
     while (n) {
-        const uint64_t strip = first / s->height, at = strip * s->height, rows = Q_MIN(s->height, t->rows - at);
+        const uint64_t strip = first / s->view.strip, at = strip * s->view.strip, rows = Q_MIN(s->view.strip, t->rows - at);
         const uint64_t take = Q_MIN(n, at + rows - first);
         lq_status status;
         if (take == rows) { /* all of it: straight to the caller */
@@ -101,7 +101,7 @@ lq_status q_hf_add_strips(q_hf_reader *r, q_str module, const q_tensor *part, co
     (void)q_row_bytes(format, k, &row_bytes); /* q_hf_add refuses what does not fit */
     s->view.read = across ? read_across : read_along;
     s->cache = r->cache;
-    s->height = Q_MAX(STRIP_BYTES / Q_MAX(row_bytes, (uint64_t)1) / 32 * 32, (uint64_t)32);
+    s->view.strip = Q_MAX(STRIP_BYTES / Q_MAX(row_bytes, (uint64_t)1) / 32 * 32, (uint64_t)32);
     return q_hf_add(r, module, part, format, k, rows, &s->view);
 }
 
@@ -163,6 +163,19 @@ const q_format *q_hf_grouped(uint32_t bits, uint64_t in, uint64_t group) {
     static const char *const names[2][3] = {{"i4_g32", "i4_g64", "i4_g128"}, {"i8_g32", "i8_g64", "i8_g128"}};
     if (bits <= 4 && group == in) return q_format_find("i4_row");
     return q_format_find(names[bits > 4][group % 128 == 0 ? 2 : group % 64 == 0 ? 1 : 0]);
+}
+
+/* Bits that divide 32 lie within words. */
+static inline void unpack_words(const uint32_t *words, uint64_t stride, uint64_t n, uint32_t bits, uint8_t *codes) {
+    for (uint64_t i = 0; i < n; i += 32 / bits, words += stride)
+        for (uint32_t j = 0; j < 32 / bits; j++) codes[i + j] = (uint8_t)(*words >> j * bits & ((1u << bits) - 1));
+}
+
+void q_hf_unpack(const uint32_t *words, uint64_t stride, uint64_t n, uint32_t bits, uint8_t *codes) {
+    if (bits == 4) unpack_words(words, stride, n, 4, codes); /* constants, for the compiler */
+    else if (bits == 8) unpack_words(words, stride, n, 8, codes);
+    else if (bits == 2) unpack_words(words, stride, n, 2, codes);
+    else for (uint64_t i = 0; i < n; i++) codes[i] = (uint8_t)q_hf_code(words, stride, 0, i, bits);
 }
 
 void q_hf_row(const q_format *f, uint64_t in, uint64_t group, const uint8_t *codes, const uint16_t *d, const uint8_t *z,

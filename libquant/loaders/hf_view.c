@@ -242,12 +242,13 @@ static lq_status make_views(q_hf_reader *r, q_tensor **out, uint32_t *n) {
     return LQ_OK;
 }
 
-lq_status q_hf_views(const q_alloc *a, const q_log *log, q_arena *arena, const q_directory *dir, q_hf_cache **cache,
-                     q_tensor **out, uint32_t *n) {
+lq_status q_hf_views(const q_alloc *a, const q_log *log, q_arena *arena, q_directory *dir, q_hf_cache **cache, q_tensor **out,
+                     uint32_t *n) {
     q_hf_reader r = {.alloc = a, .log = log, .arena = arena, .dir = dir};
     Q_TRY(q_hf_cache_open(a, cache));
     r.cache = *cache;
     const lq_status s = make_views(&r, out, n);
+    if (r.kind) snprintf(dir->container, sizeof dir->container, "huggingface %.19s", r.kind->method);
     q_delete(a, r.tensors);
     q_delete(a, r.state);
     return s;

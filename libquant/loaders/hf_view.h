@@ -24,10 +24,10 @@ struct q_hf_reader {
 };
 
 /* Turn the directory's quantized tensors into views: *n tensors in `out` (the caller's to free), with the directory's own
- * when nothing is quantized. LQ_E_UNSUPPORTED for a method or a field that is not known, LQ_E_INCONSISTENT where
+ * when nothing is quantized. The container's name comes to say the method. LQ_E_UNSUPPORTED for a method or a field that is not known, LQ_E_INCONSISTENT where
  * configuration and tensors disagree. `cache`: the caller's, to be closed after the last read. */
-lq_status q_hf_views(const q_alloc *a, const q_log *log, q_arena *arena, const q_directory *dir, q_hf_cache **cache,
-                     q_tensor **out, uint32_t *n);
+lq_status q_hf_views(const q_alloc *a, const q_log *log, q_arena *arena, q_directory *dir, q_hf_cache **cache, q_tensor **out,
+                     uint32_t *n);
 lq_status q_hf_cache_open(const q_alloc *a, q_hf_cache **out);
 void q_hf_cache_close(q_hf_cache *cache);
 
@@ -78,9 +78,8 @@ lq_status q_hf_halves(const q_directory *dir, const q_tensor *scales, uint64_t f
 /* A view whose rows are made a strip of many at a time. Where they lie across the file, as columns, strips are kept in the
  * directory's cache while their rows are read one by one. Begins the view's own struct. */
 typedef struct q_hf_strips {
-    q_source view;
+    q_source view; /* strip: a multiple of 32 */
     q_hf_cache *cache;
-    uint64_t height; /* rows of a strip: a multiple of 32 */
     /* Rows [first, first + n), at most a strip; across the file: from a multiple of 32 on, a whole strip. */
     lq_status (*fill)(const q_directory *dir, const q_tensor *t, uint64_t first, uint64_t n, uint8_t *out);
 } q_hf_strips;
@@ -105,6 +104,9 @@ static inline uint32_t q_hf_code(const uint32_t *words, uint64_t stride, uint64_
     if (shift + bits > 32) v |= words[(w + 1) * stride] << (32 - shift);
     return v & ((1u << bits) - 1);
 }
+
+/* The first n codes of such a stream, n a multiple of 32. */
+void q_hf_unpack(const uint32_t *words, uint64_t stride, uint64_t n, uint32_t bits, uint8_t *codes);
 
 /* Inputs in contiguous groups: *order, in the arena, from the group of each of `in` inputs; NULL where they are already.
  * `g_idx`: i32, or i64. LQ_E_INCONSISTENT unless each of in / group groups has `group` inputs. */
