@@ -36,6 +36,10 @@ void q_fit_zero(const q_fit_in *in, int64_t n, int32_t top, uint8_t head[4]);
 /* The nearest code 0 .. top under d and the zero point mn[0] of a grid. */
 int32_t q_fit_nearest_zero(const q_grid *grid, int32_t top, float x, float *value);
 
+/* For scales of which there are few: that of `count` under which n values have the least weighted error, each at the nearest of
+ * the shape's 16 levels. */
+int32_t q_fit_choose(const q_shape *s, const float *x, const float *weight, int32_t n, const float *scales, int32_t count);
+
 /* Round to the nearest half that is finite. */
 uint16_t q_fit_half(float f);
 

@@ -1,6 +1,7 @@
-/* fit_row.c: the fits that fit.c's blocks do not cover: one scale for any number of weights, and a scale with a zero point.
+/* fit_row.c: the fits that fit.c's blocks do not cover: one scale for any number of weights, a scale with a zero point, and
+ * scales that are chosen from a few.
  *
- * Both try scales around the closed-form one, solve the least squares for the codes that each gives, and keep what leaves
+ * The first two try scales around the closed-form one, solve the least squares for the codes that each gives, and keep what leaves
  * the least weighted error once it is stored; the reference stays where nothing is better. Never a parameter that is not
  * finite. Layer L1. */
 #include "fit.h"
@@ -104,4 +105,28 @@ int32_t q_fit_nearest_zero(const q_grid *grid, int32_t top, float x, float *valu
         }
     }
     return code;
+}
+
+int32_t q_fit_choose(const q_shape *s, const float *x, const float *weight, int32_t n, const float *scales, int32_t count) {
+    const q_fit_in in = {x, weight, true, NULL};
+    double best = HUGE_VAL, total = 0;
+    float mid[15];
+    int32_t chosen = 0;
+    for (int32_t k = 0; k < 15; k++) mid[k] = (q_fit_level(s, k) + q_fit_level(s, k + 1)) * 0.5f;
+    for (int32_t i = 0; i < n; i++) total += weight_of(&in, i);
+    for (int32_t j = 0; j < count; j++) {
+        const float inv = scales[j] != 0.0f ? 1.0f / scales[j] : 0.0f;
+        double error = 0;
+        for (int32_t i = 0; i < n; i++) {
+            const float v = x[i] * inv;
+            int32_t c = v > mid[7] ? 8 : 0; /* bisection without branches */
+            c += v > mid[c + 3] ? 4 : 0;
+            c += v > mid[c + 1] ? 2 : 0;
+            c += v > mid[c] ? 1 : 0;
+            const double r = (double)x[i] - (double)scales[j] * (double)q_fit_level(s, c);
+            error += (total > 0 ? weight_of(&in, i) : 1) * r * r;
+        }
+        if (error < best) best = error, chosen = j;
+    }
+    return chosen;
 }

@@ -23,7 +23,8 @@ static inline const scale_place *scale_place_of(const q_format *f) {
         {"i4_g32", false, -1, {0, -1}}, {"i4_g64", false, -1, {0, -1}}, {"i4_g128", false, -1, {0, -1}},
         {"i4_row", false, 0, {-1, -1}}, {"nf4", true, -1, {0, -1}},     {"nf4_dq", true, 0, {0, -1}},
         {"i8_row", true, 0, {-1, -1}},  {"fp4", true, -1, {0, -1}},     {"i8_g32", false, -1, {0, -1}},
-        {"i8_g64", false, -1, {0, -1}}, {"i8_g128", false, -1, {0, -1}},
+        {"i8_g64", false, -1, {0, -1}}, {"i8_g128", false, -1, {0, -1}}, {"tq1_0", false, -1, {52, -1}},
+        {"tq2_0", false, -1, {64, -1}}, {"mxfp4", false, -1, {-1, -1}}, {"nvfp4", false, -1, {-1, -1}},
     };
     for (size_t i = 0; i < Q_COUNT(places); i++)
         if (strcmp(places[i].format, f->name) == 0) return &places[i];

@@ -17,6 +17,21 @@ enum { ROW = 1024 };
     } while (0)
 #define NEED(ok) NEED_MSG(ok, "%s", #ok)
 
+/* What the reference encoders of formats with few scales or levels may miss, where others miss less: of normally distributed
+ * values, and of values that are all the same. */
+typedef struct coarse {
+    const char *name;
+    double normal, same;
+} coarse;
+static const coarse *coarse_of(const q_format *f) {
+    static const coarse list[] = {{"tq1_0", 0.85, 0.012}, {"tq2_0", 0.85, 0.012}, /* the largest magnitude is a level */
+                                  {"mxfp4", 0.14, 0.251},   /* scales are powers of two, and 6 follows 4 */
+                                  {"nvfp4", 0.12, 0.05}};  /* scales have four bits of mantissa */
+    for (size_t i = 0; i < Q_COUNT(list); i++)
+        if (strcmp(list[i].name, f->name) == 0) return &list[i];
+    return NULL;
+}
+
 static bool same_bits(float a, float b) { return q_f32_bits(a) == q_f32_bits(b) || (isnan(a) && isnan(b)); }
 
 /* Weighted squared error over the weighted squares, as a root. */
@@ -120,7 +135,7 @@ START_TEST(row_sizes) {
 }
 END_TEST
 
-/* decode says what split says, on any bytes; where split rounds levels, within half a step of the integers. */
+/* decode says what split says, on any bytes; where split rounds levels or integer scales, within half a step of these. */
 START_TEST(split_formula) {
     uint64_t seed = 1;
     for (uint32_t i = 0; i < q_format_count(); i++) {
@@ -147,7 +162,8 @@ START_TEST(split_formula) {
                     const float want = f->has_min ? product - least : product;
                     if (f->span == Q_SPAN_ROW) NEED(sc[g] == 1);
                     if (f->split_nmse > 0) {
-                        NEED_MSG(!isfinite(d[0]) || fabs((double)y[k] - want) <= 0.5001 * fabs((double)d[0]),
+                        const double step = fabs((double)d[0]) * (sc[0] == 1 && sc[1] == 1 ? 1 : abs(q[k]));
+                        NEED_MSG(!isfinite(d[0]) || fabs((double)y[k] - (double)want) <= 0.5001 * step,
                                  "%s: weight %d of unit %d is %g, its integers say %g", f->name, k, sub, (double)y[k],
                                  (double)want);
                         continue;
@@ -211,7 +227,9 @@ START_TEST(error_bounds) {
     }
     for (uint32_t i = 0; i < q_format_count(); i++) {
         const q_format *f = q_formats[i];
-        const double bits = 8.0 * f->bytes / f->weights, bound = f->weights == 1 ? 1.0 / 256 : 2.6 * exp2(-bits);
+        const coarse *few = coarse_of(f);
+        const double bits = 8.0 * f->bytes / f->weights;
+        const double bound = f->weights == 1 ? 1.0 / 256 : few ? few->normal : 2.6 * exp2(-bits);
         there_and_back(f, x, NULL, false, ROW, y);
         there_and_back(f, x, NULL, true, ROW, z);
         const double reference = error_of(x, y, NULL, ROW), search = error_of(x, z, NULL, ROW);
@@ -293,8 +311,9 @@ START_TEST(special_blocks) {
                     if (kind < 2) NEED_MSG(y[k] == 0.0f, "%s, %s: %g", f->name, kinds[kind], (double)y[k]);
                     /* Within 1 %: a constant, an outlier, a lone value. An out-of-range scale still gives the sign. */
                     const bool sharp = kind == 2 || kind == 3 || (kind == 8 && k % 32 == 5) || (kind == 11 && k == 17);
+                    const double miss = coarse_of(f) ? coarse_of(f)->same : 0.012;
                     if (sharp && way < 2)
-                        NEED_MSG(fabs((double)(y[k] / x[k]) - 1) < (way ? 0.1 : 0.012), "%s, %s: %g became %g",
+                        NEED_MSG(fabs((double)(y[k] / x[k]) - 1) < (way ? fmax(0.1, miss) : miss), "%s, %s: %g became %g",
                                       f->name, kinds[kind], (double)x[k], (double)y[k]);
                     if (kind == 6 && way < 2) NEED(f->has_min ? y[k] <= 0 || x[k] > 0 : (y[k] > 0) == (x[k] > 0));
                 }
@@ -377,10 +396,30 @@ START_TEST(reference_encoders) {
     for (int k = 0; k < 64; k++) x[k] += 9.0f; /* 4 .. 11.75: the range is widened to zero */
     q_encode_row(q_format_find("i4_row"), x, NULL, false, 64, block);
     NEED(q_load16(block) == q_f32_to_half(11.75f / 15) && block[2] == 0 && (block[4] & 15) == 5);
+    for (int k = 0; k < 64; k++) x[k] = (float)(k % 32 - 20) * 0.25f;
+    q_encode_row(q_format_find("mxfp4"), x, NULL, false, 32, block); /* 5 = 2^2 * 1.25: e counts 1 */
+    NEED(block[0] == 127 && (block[1] & 15) == 15 && block[16] >> 4 == 5 && (block[5] >> 4) == 0);
+    q_encode_row(q_format_find("nvfp4"), x, NULL, false, 64, block); /* 5 / 6 in eighths of a power of two: 13 / 16 */
+    NEED(block[0] == (6 << 3 | 5) && (block[4] & 15) == 15);
+    for (int k = 0; k < 64; k++) x[k] += 9.0f;
     /* A tie takes the lower level: half way between 0 and the next. */
     for (int k = 0; k < 64; k++) x[k] = k == 0 ? 1.0f : 0.07958029955625534f / 2;
     q_encode_row(q_format_find("nf4"), x, NULL, false, 64, block);
     NEED(block[4] == (15 << 4 | 7));
+}
+END_TEST
+
+/* Three values of any scale come back, in every place; and the bytes are those that other programs write (goldens). */
+START_TEST(ternary) {
+    uint64_t seed = 8;
+    float x[256], y[256];
+    for (int turn = 0; turn < 50; turn++) {
+        for (int k = 0; k < 256; k++) x[k] = (float)((int)(t_rand(&seed) % 3) - 1) * (turn % 2 ? 0.5f : 3.0f);
+        for (int f = 0; f < 4; f++) {
+            there_and_back(q_format_find(f & 1 ? "tq1_0" : "tq2_0"), x, NULL, f > 1, 256, y);
+            NEED(memcmp(x, y, sizeof x) == 0);
+        }
+    }
 }
 END_TEST
 
@@ -410,7 +449,8 @@ START_TEST(rounded_levels) {
             }
         }
         const double states = (double)f->split_nmse;
-        NEED_MSG(moved / norm <= states && moved / norm >= states / 2, "%s: rounded levels move weights by %g, not %g",
+        const bool exact = moved == 0 && strcmp(f->name, "nvfp4") == 0; /* it is where neighbours have like scales */
+        NEED_MSG(moved / norm <= states && (exact || moved / norm >= states / 2), "%s: rounded levels move weights by %g, not %g",
                  f->name, moved / norm, states);
         free(row);
     }
@@ -490,6 +530,7 @@ static Suite *make_suite(void) {
     tcase_add_test(t, ragged_rows);
     tcase_add_test(t, single_values);
     tcase_add_test(t, reference_encoders);
+    tcase_add_test(t, ternary);
     tcase_add_test(t, rounded_levels);
     tcase_add_test(t, not_a_number);
     tcase_add_test(t, goldens);

@@ -483,7 +483,7 @@ START_TEST(test_types) { /* G13 */
         uint32_t id;
         const char *words;
     } bad[] = {{4, "q4_2"},   {5, "q4_3"},      {31, "q4_0_4_4"}, {19, "iq1_s"},  {29, "iq1_m"},
-               {16, "iq2_xxs"}, {34, "tq1_0"},  {9, "q8_1"},      {255, "255"},   {UINT32_MAX, "4294967295"},
+               {16, "iq2_xxs"}, {22, "iq2_s"},  {9, "q8_1"},      {255, "255"},   {UINT32_MAX, "4294967295"},
                {7000, "7000"}};
     for (size_t i = 0; i < Q_COUNT(bad); i++) {
         bytes b = one_tensor(1, (const uint64_t[]){256}, bad[i].id, 0);

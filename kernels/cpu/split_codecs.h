@@ -15,8 +15,10 @@
 #include "../../libquant/formats/i8_row.c"
 #include "../../libquant/formats/iq4_nl.c"
 #include "../../libquant/formats/iq4_xs.c"
+#include "../../libquant/formats/mxfp4.c"
 #include "../../libquant/formats/nf4.c"
 #include "../../libquant/formats/nf4_dq.c"
+#include "../../libquant/formats/nvfp4.c"
 #include "../../libquant/formats/q2_k.c"
 #include "../../libquant/formats/q3_k.c"
 #include "../../libquant/formats/q4_0.c"
@@ -27,6 +29,8 @@
 #include "../../libquant/formats/q5_k.c"
 #include "../../libquant/formats/q6_k.c"
 #include "../../libquant/formats/q8_0.c"
+#include "../../libquant/formats/tq1_0.c"
+#include "../../libquant/formats/tq2_0.c"
 
 /* DO(format, argument) for each. */
 #define Q_SPLIT_CODECS(DO, argument) \
@@ -41,8 +45,10 @@
     DO(i8_row, argument) \
     DO(iq4_nl, argument) \
     DO(iq4_xs, argument) \
+    DO(mxfp4, argument) \
     DO(nf4, argument) \
     DO(nf4_dq, argument) \
+    DO(nvfp4, argument) \
     DO(q2_k, argument) \
     DO(q3_k, argument) \
     DO(q4_0, argument) \
@@ -52,7 +58,9 @@
     DO(q5_1, argument) \
     DO(q5_k, argument) \
     DO(q6_k, argument) \
-    DO(q8_0, argument)
+    DO(q8_0, argument) \
+    DO(tq1_0, argument) \
+    DO(tq2_0, argument)
 
 /* name_unit(): weights 32 u .. 32 u + 31 of a row of the format `name` as floats; `unit` is of a file's own choice. */
 #define Q_SPLIT_UNIT(name, unit, target)                                             \

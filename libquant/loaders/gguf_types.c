@@ -16,10 +16,9 @@ static const struct {
 } others[] = {
     {4, true, "q4_2"},        {5, true, "q4_3"},        {9, false, "q8_1"},       {15, false, "q8_k"},
     {16, false, "iq2_xxs"},   {17, false, "iq2_xs"},    {18, false, "iq3_xxs"},   {19, false, "iq1_s"},
-    {20, false, "iq4_nl"},    {21, false, "iq3_s"},     {22, false, "iq2_s"},     {23, false, "iq4_xs"},
-    {29, false, "iq1_m"},     {31, true, "q4_0_4_4"},   {32, true, "q4_0_4_8"},   {33, true, "q4_0_8_8"},
-    {34, false, "tq1_0"},     {35, false, "tq2_0"},     {36, true, "iq4_nl_4_4"}, {37, true, "iq4_nl_4_8"},
-    {38, true, "iq4_nl_8_8"}, {39, false, "mxfp4"},     {40, false, "nvfp4"},
+    {21, false, "iq3_s"},     {22, false, "iq2_s"},     {29, false, "iq1_m"},     {31, true, "q4_0_4_4"},
+    {32, true, "q4_0_4_8"},   {33, true, "q4_0_8_8"},   {36, true, "iq4_nl_4_4"}, {37, true, "iq4_nl_4_8"},
+    {38, true, "iq4_nl_8_8"},
 };
 
 lq_status q_gguf_type_of(uint32_t id, q_gguf_type *out) {

@@ -94,6 +94,26 @@ def from_cards(rng):
         line(name, raw, np.float32(scale) * (q - np.float32(zero)))
 
 
+def from_package(rng):
+    """Types of which we have no files: random bytes, decoded by the package; and its own encoding of ternary weights."""
+    for name, at in (("TQ1_0", 52), ("TQ2_0", 64), ("MXFP4", None), ("NVFP4", None)):
+        kind = gguf.GGMLQuantizationType[name]
+        block, size = gguf.GGML_QUANT_SIZES[kind]
+        for turn in range(2):
+            raw = rng.integers(0, 256, (256 // block, size), dtype=np.uint8)
+            if at:
+                raw[:, at:] = np.array([(0.0371, -1.75)[turn]], dtype="<f2").view(np.uint8)
+            elif name == "MXFP4":
+                raw[:, 0] = (0, 1, 2, 120, 127, 130, 252, 7) if turn else rng.integers(100, 140, len(raw))
+            elif turn:
+                raw[:, :4] = np.array([0, 1, 7, 8, 9, 126, 127, 128, 255, 56, 57, 64, 240, 120, 3, 15]).reshape(-1, 4)
+            line(name.lower(), raw.tobytes(), gguf.quants.dequantize(raw.reshape(-1), kind))
+        if at:
+            values = rng.integers(-1, 2, 256).astype(np.float32) * np.float32(0.25)
+            raw = gguf.quants.quantize(values, kind)
+            line(name.lower(), raw.tobytes(), values)
+
+
 def from_checkpoints(rng):
     """Formats that other checkpoints are read into, in our own layout of rows."""
     fp4 = np.array([0, 0.0625, 8, 12, 4, 6, 2, 3], dtype=np.float32) / np.float32(12)
@@ -117,3 +137,4 @@ if __name__ == "__main__":
     from_files(sys.argv[1])
     from_definitions()
     from_checkpoints(np.random.default_rng(2))
+    from_package(np.random.default_rng(3))

@@ -16,6 +16,7 @@
 #include "neon.h"
 
 #include "../../../libquant/formats/nf4_dq.c"
+#include "../../../libquant/formats/nvfp4.c"
 
 #define Q_UNITS_INLINE Q_PART Q_UNITS_TARGET
 
@@ -43,6 +44,7 @@ typedef struct q_units {
     float (*scale)(const uint8_t *row, int64_t u);   /* d of unit u of a row, where no half has it; else NULL */
     int scale_units;                                 /* units that share it */
     int8x16x2_t (*codes)(const uint8_t *p, int unit);
+    float (*least)(const uint8_t *p); /* dmin of a block, where no half has it (dmin is then 0); else NULL */
 } q_units;
 
 Q_NEON_INLINE int64_t q_units_of(int units, int64_t k) { return units ? units : k / 32; }
@@ -103,6 +105,14 @@ Q_NEON_INLINE float32x4_t q_units_d(const q_units *f, const uint8_t *const *row,
     return vld1q_f32(v);
 }
 
+/* dmin of block i of four rows. */
+Q_NEON_INLINE float32x4_t q_units_dmin(const q_units *f, const uint8_t *const *row, int64_t i) {
+    if (!f->least) return q_units_halves(row, i * f->bytes + f->dmin);
+    float v[Q_UNITS_R];
+    Q_UNROLL for (int r = 0; r < Q_UNITS_R; r++) v[r] = f->least(row[r] + i * f->bytes);
+    return vld1q_f32(v);
+}
+
 /* Lane r = the sum of the lanes of v[r]. */
 Q_NEON_INLINE int32x4_t q_units_across(const int32x4_t v[Q_UNITS_R]) {
     return vpaddq_s32(vpaddq_s32(v[0], v[1]), vpaddq_s32(v[2], v[3]));
@@ -159,7 +169,7 @@ Q_UNITS_INLINE void q_units_rows(const q_units *f, int C, const uint8_t *const *
         q_units_head head[Q_UNITS_R];
         if (f->scales) Q_UNROLL for (int r = 0; r < Q_UNITS_R; r++) f->head(row[r] + i * f->bytes, &head[r]);
         float32x4_t d = q_units_d(f, row, i, i * units), dmin = d;
-        if (f->dmin >= 0) dmin = q_units_halves(row, i * f->bytes + f->dmin);
+        if (f->dmin >= 0) dmin = q_units_dmin(f, row, i);
         for (int first = 0; first < units; first += act, at += 4 + 36 * act) {
             int32x4_t total[Q_UNITS_FEW][Q_UNITS_R];
             Q_UNROLL for (int j = 0; j < C * Q_UNITS_R; j++) total[j / Q_UNITS_R][j % Q_UNITS_R] = vdupq_n_s32(0);
@@ -237,8 +247,8 @@ Q_NEON_INLINE void q_units_unpack(const q_units *f, const uint8_t *const *row, i
             vst1q_f32(ends + 4, d[1]);
             to += 4 * Q_UNITS_P;
             if (f->dmin < 0) continue;
-            vst1q_f32(ends + 8, q_units_halves(row, i * f->bytes + f->dmin));
-            vst1q_f32(ends + 12, q_units_halves(row + 4, i * f->bytes + f->dmin));
+            vst1q_f32(ends + 8, q_units_dmin(f, row, i));
+            vst1q_f32(ends + 12, q_units_dmin(f, row + 4, i));
             to += 4 * Q_UNITS_P;
         }
     }
@@ -479,7 +489,28 @@ Q_NEON_INLINE int8x16x2_t q6_k_codes(const uint8_t *p, int unit) {
                         q_units_signed(vorrq_u8(q_units_cut(low + 16, shift, 15), b), 32));
 }
 
-/* What model cards name: INT8 per row, 4-bit groups with zero points, NF4. */
+/* Ternary codes: two bits each, or digits to the base 3 (tq1_0.c). */
+Q_NEON_INLINE int8x16x2_t tq2_0_codes(const uint8_t *p, int unit) {
+    const uint8_t *at = p + 32 * (unit / 4);
+    const int shift = 2 * (unit & 3);
+    return q_units_pair(q_units_signed(q_units_cut(at, shift, 3), 1), q_units_signed(q_units_cut(at + 16, shift, 3), 1));
+}
+Q_NEON_INLINE int8x16_t tq1_0_digits(uint8x16_t bytes, uint8x16_t by) {
+    const uint8x16_t v = vmulq_u8(bytes, by), three = vdupq_n_u8(3);
+    const uint8x8_t low = vshrn_n_u16(vmull_u8(vget_low_u8(v), vget_low_u8(three)), 8);
+    return q_units_signed(vcombine_u8(low, vshrn_n_u16(vmull_high_u8(v, three), 8)), 1);
+}
+Q_NEON_INLINE int8x16x2_t tq1_0_codes(const uint8_t *p, int unit) {
+    static const uint8_t power[6] = {1, 3, 9, 27, 81, 243}, last[16] = {1, 1, 1, 1, 3, 3, 3, 3, 9, 9, 9, 9, 27, 27, 27, 27};
+    const bool few = unit >= 5;
+    const int n = few ? 2 * (unit - 5) : unit;
+    uint8x16_t a = vld1q_u8(p + (few ? 32 : 0)), b = vld1q_u8(p + (few ? 32 : 16));
+    uint8x16_t by = vdupq_n_u8(power[few ? n + 1 : n]);
+    if (unit == 7) b = vreinterpretq_u8_u32(vdupq_n_u32(q_load32(p + 48))), by = vld1q_u8(last);
+    return q_units_pair(tq1_0_digits(a, vdupq_n_u8(power[n])), tq1_0_digits(b, by));
+}
+
+/* What model cards name: INT8 per row, 4-bit and 8-bit groups with zero points, NF4, 4-bit floats. */
 Q_NEON_INLINE int8x16x2_t i8_row_codes(const uint8_t *p, int unit) { return q_units_load(p + 4 + 32 * unit); }
 Q_NEON_INLINE float i8_row_scale(const uint8_t *row, int64_t u) {
     Q_UNUSED(u);
@@ -488,12 +519,19 @@ Q_NEON_INLINE float i8_row_scale(const uint8_t *row, int64_t u) {
 
 Q_NEON_INLINE int8x16x2_t i4_codes(const uint8_t *p, int unit) { return q_units_nibbles(p + 4 + 16 * unit, p[2] & 31); }
 
-/* The integers of nf4_levels.h for 32 nibbles, of each byte the high one first. */
-Q_NEON_INLINE int8x16x2_t nf4_looked_up(const uint8_t *p) {
-    static const int8_t book[16] = {-124, -86, -65, -49, -35, -23, -11, 0, 10, 20, 31, 42, 55, 70, 90, 124};
+Q_NEON_INLINE int8x16x2_t i8_codes(const uint8_t *p, int unit) { return q_units_load(p + 4 + 32 * unit); }
+Q_NEON_INLINE float i8_least(const uint8_t *p) { return q_half_to_f32(q_load16(p)) * (float)(128 - p[2]); }
+
+/* 32 nibbles, of each byte the high one first, by a table. */
+Q_NEON_INLINE int8x16x2_t high_first(const int8_t book[16], const uint8_t *p) {
     const int8x16_t t = vld1q_s8(book);
     const uint8x16_t v = vld1q_u8(p), low = vandq_u8(v, vdupq_n_u8(15)), high = vshrq_n_u8(v, 4);
     return q_units_pair(vqtbl1q_s8(t, vzip1q_u8(high, low)), vqtbl1q_s8(t, vzip2q_u8(high, low)));
+}
+/* The integers of nf4_levels.h. */
+Q_NEON_INLINE int8x16x2_t nf4_looked_up(const uint8_t *p) {
+    static const int8_t book[16] = {-124, -86, -65, -49, -35, -23, -11, 0, 10, 20, 31, 42, 55, 70, 90, 124};
+    return high_first(book, p);
 }
 Q_NEON_INLINE int8x16x2_t nf4_codes(const uint8_t *p, int unit) { return nf4_looked_up(p + 4 + 16 * unit); }
 Q_NEON_INLINE float nf4_scale(const uint8_t *row, int64_t u) {
@@ -505,27 +543,77 @@ Q_NEON_INLINE float nf4_dq_scale(const uint8_t *row, int64_t u) {
     return nf4_dq_absmax(row, (int)(u / 8), (int)(u % 8 / 2)) * q_float(NF4_SCALE);
 }
 
+Q_NEON_INLINE int8x16x2_t fp4_codes(const uint8_t *p, int unit) {
+    static const int8_t book[16] = {0, 1, 80, 120, 40, 60, 20, 30, 0, -1, -80, -120, -40, -60, -20, -30};
+    return high_first(book, p + 4 + 16 * unit);
+}
+Q_NEON_INLINE float fp4_scale(const uint8_t *row, int64_t u) {
+    return q_bits_f32(q_load32(row + u / 2 * 36)) * 0.008333333333333333f;
+}
+
+/* The integers of e2m1.h by 16 codes. */
+Q_NEON_INLINE int8x16_t e2m1_of(uint8x16_t codes) {
+    static const int8_t book[16] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};
+    return vqtbl1q_s8(vld1q_s8(book), codes);
+}
+Q_NEON_INLINE int8x16x2_t mxfp4_codes(const uint8_t *p, int unit) {
+    const uint8x16_t v = vld1q_u8(p + 1 + 0 * unit);
+    return q_units_pair(e2m1_of(vandq_u8(v, vdupq_n_u8(15))), e2m1_of(vshrq_n_u8(v, 4)));
+}
+Q_NEON_INLINE float mxfp4_scale(const uint8_t *row, int64_t u) {
+    const uint32_t e = row[17 * u];
+    return q_bits_f32(e < 2 ? 2097152u << e : (e - 1) << 23);
+}
+Q_NEON_INLINE int8x16x2_t nvfp4_codes(const uint8_t *p, int unit) { /* of each eight bytes the low nibbles, then the high ones */
+    const uint8x16_t v = vld1q_u8(p + 4 + 16 * unit), low = vandq_u8(v, vdupq_n_u8(15)), high = vshrq_n_u8(v, 4);
+    return q_units_pair(e2m1_of(vcombine_u8(vget_low_u8(low), vget_low_u8(high))),
+                        e2m1_of(vcombine_u8(vget_high_u8(low), vget_high_u8(high))));
+}
+Q_NEON_INLINE float nvfp4_scale(const uint8_t *row, int64_t u) {
+    int q[32], sc[2], mn[2];
+    float d[2];
+    nvfp4_split(row, (int)(u / 2), (int)(u % 2), q, sc, mn, d);
+    return d[0];
+}
+Q_NEON_INLINE void nvfp4_head(const uint8_t *p, q_units_head *h) {
+    for (int u = 0; u < 2; u++) {
+        int q[32], sc[2], mn[2];
+        float d[2];
+        nvfp4_split(p, 0, u, q, sc, mn, d);
+        h->sc[2 * u] = (int16_t)sc[0];
+        h->sc[2 * u + 1] = (int16_t)sc[1];
+    }
+}
+
 /* DO(isa, name, activations, what its record holds). */
 #define Q_UNITS_FORMATS(DO, isa)                                                      \
-    DO(isa, q8_0, a8_32, 34, 1, 1, 0, -1, 0, NULL, NULL, 0, q8_0_codes)               \
-    DO(isa, q4_0, a8_32, 18, 1, 1, 0, -1, 0, NULL, NULL, 0, q4_0_codes)               \
-    DO(isa, q4_1, a8_32, 20, 1, 1, 0, 2, 0, NULL, NULL, 0, q4_1_codes)                \
-    DO(isa, q5_0, a8_32, 22, 1, 1, 0, -1, 0, NULL, NULL, 0, q5_0_codes)               \
-    DO(isa, q5_1, a8_32, 24, 1, 1, 0, 2, 0, NULL, NULL, 0, q5_1_codes)                \
-    DO(isa, iq4_nl, a8_32, 18, 1, 1, 0, -1, 0, NULL, NULL, 0, iq4_nl_codes)           \
-    DO(isa, iq4_xs, a8_256, 136, 8, 8, 0, -1, 1, iq4_xs_head, NULL, 0, iq4_xs_codes)  \
-    DO(isa, q2_k, a8_256, 84, 8, 8, 80, 82, 2, q2_k_head, NULL, 0, q2_k_codes)        \
-    DO(isa, q3_k, a8_256, 110, 8, 8, 108, -1, 2, q3_k_head, NULL, 0, q3_k_codes)      \
-    DO(isa, q4_k, a8_256, 144, 8, 8, 0, 2, 1, q_units_head6, NULL, 0, q4_k_codes)     \
-    DO(isa, q5_k, a8_256, 176, 8, 8, 0, 2, 1, q_units_head6, NULL, 0, q5_k_codes)     \
-    DO(isa, q6_k, a8_32, 210, 8, 1, 208, -1, 2, q6_k_head, NULL, 0, q6_k_codes)       \
-    DO(isa, i8_row, a8_row, 0, 0, 0, 0, -1, 0, NULL, i8_row_scale, 1, i8_row_codes)   \
-    DO(isa, i4_g32, a8_32, 20, 1, 1, 0, -1, 0, NULL, NULL, 0, i4_codes)               \
-    DO(isa, i4_g64, a8_32, 36, 2, 1, 0, -1, 0, NULL, NULL, 0, i4_codes)               \
-    DO(isa, i4_g128, a8_32, 68, 4, 1, 0, -1, 0, NULL, NULL, 0, i4_codes)              \
-    DO(isa, i4_row, a8_32, 0, 0, 1, 0, -1, 0, NULL, NULL, 0, i4_codes)                \
-    DO(isa, nf4, a8_32, 36, 2, 1, 0, -1, 0, NULL, nf4_scale, 2, nf4_codes)            \
-    DO(isa, nf4_dq, a8_32, 136, 8, 1, 0, -1, 0, NULL, nf4_dq_scale, 2, nf4_dq_codes)
+    DO(isa, q8_0, a8_32, 34, 1, 1, 0, -1, 0, NULL, NULL, 0, q8_0_codes, NULL)               \
+    DO(isa, q4_0, a8_32, 18, 1, 1, 0, -1, 0, NULL, NULL, 0, q4_0_codes, NULL)               \
+    DO(isa, q4_1, a8_32, 20, 1, 1, 0, 2, 0, NULL, NULL, 0, q4_1_codes, NULL)                \
+    DO(isa, q5_0, a8_32, 22, 1, 1, 0, -1, 0, NULL, NULL, 0, q5_0_codes, NULL)               \
+    DO(isa, q5_1, a8_32, 24, 1, 1, 0, 2, 0, NULL, NULL, 0, q5_1_codes, NULL)                \
+    DO(isa, iq4_nl, a8_32, 18, 1, 1, 0, -1, 0, NULL, NULL, 0, iq4_nl_codes, NULL)           \
+    DO(isa, iq4_xs, a8_256, 136, 8, 8, 0, -1, 1, iq4_xs_head, NULL, 0, iq4_xs_codes, NULL)  \
+    DO(isa, q2_k, a8_256, 84, 8, 8, 80, 82, 2, q2_k_head, NULL, 0, q2_k_codes, NULL)        \
+    DO(isa, q3_k, a8_256, 110, 8, 8, 108, -1, 2, q3_k_head, NULL, 0, q3_k_codes, NULL)      \
+    DO(isa, q4_k, a8_256, 144, 8, 8, 0, 2, 1, q_units_head6, NULL, 0, q4_k_codes, NULL)     \
+    DO(isa, q5_k, a8_256, 176, 8, 8, 0, 2, 1, q_units_head6, NULL, 0, q5_k_codes, NULL)     \
+    DO(isa, q6_k, a8_32, 210, 8, 1, 208, -1, 2, q6_k_head, NULL, 0, q6_k_codes, NULL)       \
+    DO(isa, i8_row, a8_row, 0, 0, 0, 0, -1, 0, NULL, i8_row_scale, 1, i8_row_codes, NULL)   \
+    DO(isa, i4_g32, a8_32, 20, 1, 1, 0, -1, 0, NULL, NULL, 0, i4_codes, NULL)               \
+    DO(isa, i4_g64, a8_32, 36, 2, 1, 0, -1, 0, NULL, NULL, 0, i4_codes, NULL)               \
+    DO(isa, i4_g128, a8_32, 68, 4, 1, 0, -1, 0, NULL, NULL, 0, i4_codes, NULL)              \
+    DO(isa, i4_row, a8_32, 0, 0, 1, 0, -1, 0, NULL, NULL, 0, i4_codes, NULL)                \
+    DO(isa, nf4, a8_32, 36, 2, 1, 0, -1, 0, NULL, nf4_scale, 2, nf4_codes, NULL)            \
+    DO(isa, nf4_dq, a8_32, 136, 8, 1, 0, -1, 0, NULL, nf4_dq_scale, 2, nf4_dq_codes, NULL)  \
+    DO(isa, fp4, a8_32, 36, 2, 1, 0, -1, 0, NULL, fp4_scale, 2, fp4_codes, NULL)            \
+    DO(isa, mxfp4, a8_32, 17, 1, 1, 0, -1, 0, NULL, mxfp4_scale, 1, mxfp4_codes, NULL)      \
+    DO(isa, nvfp4, a8_32, 36, 2, 1, 0, -1, 2, nvfp4_head, nvfp4_scale, 1, nvfp4_codes, NULL) \
+    DO(isa, tq1_0, a8_256, 54, 8, 8, 52, -1, 0, NULL, NULL, 0, tq1_0_codes, NULL)           \
+    DO(isa, tq2_0, a8_256, 66, 8, 8, 64, -1, 0, NULL, NULL, 0, tq2_0_codes, NULL)           \
+    DO(isa, i8_g32, a8_32, 36, 1, 1, 0, 0, 0, NULL, NULL, 0, i8_codes, i8_least)      \
+    DO(isa, i8_g64, a8_32, 68, 2, 1, 0, 0, 0, NULL, NULL, 0, i8_codes, i8_least)      \
+    DO(isa, i8_g128, a8_32, 132, 4, 1, 0, 0, 0, NULL, NULL, 0, i8_codes, i8_least)
 
 #define Q_UNITS_RECORD(isa, name, act, ...) static const q_units name##_##isa##_units = {__VA_ARGS__};
 

@@ -1,14 +1,18 @@
 /* matmul_cards_avx512vnni.c: products of packed weights (rows16_cards.c) in the formats of model cards with 8-bit
- * activations. 4-bit groups and NF4 are records of rows16_formats_avx512.h; INT8 per row with one scale per column has a loop of
+ * activations. All but one are records of rows16_formats_avx512.h, and formats that are packed into the same layout share a
+ * product (kernels.def); INT8 per row with one scale per column has a loop of
  * its own for a few columns, in which the integers of a whole row are one sum, and panels like theirs for more. Layer L2. */
 #include "rows16_formats_avx512.h"
 
 Q_P_PRODUCT(matmul_i4_g32_a8_32_rows16__avx512vnni, q_p_i4_g32)
 Q_P_PRODUCT(matmul_i4_g64_a8_32_rows16__avx512vnni, q_p_i4_g64)
 Q_P_PRODUCT(matmul_i4_g128_a8_32_rows16__avx512vnni, q_p_i4_g128)
-Q_P_PRODUCT(matmul_i4_row_a8_32_rows16__avx512vnni, q_p_i4_row)
 Q_P_PRODUCT(matmul_nf4_a8_32_rows16__avx512vnni, q_p_nf4)
-Q_P_PRODUCT(matmul_nf4_dq_a8_32_rows16__avx512vnni, q_p_nf4)
+Q_P_PRODUCT(matmul_fp4_a8_32_rows16__avx512vnni, q_p_fp4)
+Q_P_PRODUCT(matmul_mxfp4_a8_32_rows16__avx512vnni, q_p_mxfp4)
+Q_P_PRODUCT(matmul_nvfp4_a8_32_rows16__avx512vnni, q_p_nvfp4)
+Q_P_PRODUCT(matmul_tq2_0_a8_256_rows16__avx512vnni, q_p_tq2_0)
+Q_P_PRODUCT(matmul_i8_g_a8_32_rows16__avx512vnni, q_p_i8_g)
 
 /* ------------------------------------------------------------------------------------------------------------ INT8 */
 

@@ -1,7 +1,7 @@
 /* matmul_rows16_amx.c: products of packed weights with 8-bit activations by AMX tiles. The formats are records of
  * rows16_formats_avx512.h; what is said here is in how many planes their codes times scales fit, and from how many columns
- * on tiles are faster than the AVX-512 VNNI kernel of the same layout (measured: bench/SPEED.md). Q6_K, with two planes for
- * each 32 weights, is not. INT8 per row with one
+ * on tiles are faster than the AVX-512 VNNI kernel of the same layout (measured: bench/SPEED.md). Q6_K and NVFP4, with two planes
+ * for each 32 weights, are not. INT8 per row with one
  * scale per column has a loop of its own, in which tiles hold the sums of a whole row. Layer L2. */
 #include "panel_amx.h"
 
@@ -33,12 +33,16 @@ Q_T_PRODUCT(matmul_i4_g64_a8_32_rows16__amx, matmul_i4_g64_a8_32_rows16__avx512v
             {.p = &q_p_i4_g64, .planes = 1, .from = 64})
 Q_T_PRODUCT(matmul_i4_g128_a8_32_rows16__amx, matmul_i4_g128_a8_32_rows16__avx512vnni,
             {.p = &q_p_i4_g128, .planes = 1, .from = 64})
-Q_T_PRODUCT(matmul_i4_row_a8_32_rows16__amx, matmul_i4_row_a8_32_rows16__avx512vnni,
-            {.p = &q_p_i4_row, .planes = 1, .from = 64})
 Q_T_PRODUCT(matmul_nf4_a8_32_rows16__amx, matmul_nf4_a8_32_rows16__avx512vnni,
             {.p = &q_p_nf4, .planes = 1, .from = 64})
-Q_T_PRODUCT(matmul_nf4_dq_a8_32_rows16__amx, matmul_nf4_dq_a8_32_rows16__avx512vnni,
-            {.p = &q_p_nf4, .planes = 1, .from = 64})
+Q_T_PRODUCT(matmul_fp4_a8_32_rows16__amx, matmul_fp4_a8_32_rows16__avx512vnni,
+            {.p = &q_p_fp4, .planes = 1, .from = 64})
+Q_T_PRODUCT(matmul_mxfp4_a8_32_rows16__amx, matmul_mxfp4_a8_32_rows16__avx512vnni,
+            {.p = &q_p_mxfp4, .planes = 1, .from = 64})
+Q_T_PRODUCT(matmul_tq2_0_a8_256_rows16__amx, matmul_tq2_0_a8_256_rows16__avx512vnni,
+            {.p = &q_p_tq2_0, .planes = 1, .from = 32})
+Q_T_PRODUCT(matmul_i8_g_a8_32_rows16__amx, matmul_i8_g_a8_32_rows16__avx512vnni,
+            {.p = &q_p_i8_g, .planes = 1, .from = 64})
 
 /* ------------------------------------------------------------------------------------------------------------ INT8 */
 

@@ -86,7 +86,8 @@ VNNI_INLINE void columns(const q_unit_format *f, int C, const uint8_t *const *pa
         for (int sub = 0; sub < f->units; sub += f->act, act += q_unit_act_bytes(f->act)) {
             const uint8_t *const first[2] = {unit[0], unit[1]};
             __m256i total[2][COLUMNS];
-            if (f->scales) Q_UNROLL for (int c = 0; c < C; c++) total[0][c] = total[1][c] = _mm256_setzero_si256();
+            if (f->scales || f->act > 1)
+                Q_UNROLL for (int c = 0; c < C; c++) total[0][c] = total[1][c] = _mm256_setzero_si256();
             for (int u = 0; u < f->act; u++, unit[0] += bytes, unit[1] += bytes) {
                 const int64_t codes = act + 4 + 4 * f->act + 32 * u, sums = act + 4 + 4 * u;
                 const int pieces = f->scales == 2 ? 2 : 1;
@@ -97,6 +98,7 @@ VNNI_INLINE void columns(const q_unit_format *f, int C, const uint8_t *const *pa
                         const __m256i sc = f->scales ? q_load256(unit[p] + CODES + 32 * g) : _mm256_setzero_si256();
                         Q_UNROLL for (int c = 0; c < C; c++) {
                             if (f->scales) sum[p][c] = _mm256_add_epi32(total[p][c], _mm256_mullo_epi32(sum[p][c], sc));
+                            else if (f->act > 1) sum[p][c] = _mm256_add_epi32(total[p][c], sum[p][c]);
                             total[p][c] = sum[p][c];
                         }
                     }

@@ -102,7 +102,7 @@ Q_VNNI_INLINE void q_t_unpack(const q_t_format *f, const uint8_t *p, int64_t uni
     for (int64_t b = 0; b < units; b += pf->units, p += pf->bytes) {
         if (pf->s.act > 1) q_t_unpack_head(f, p, 0, to);
         for (int i = 0; i < pf->units / pf->span; i++) {
-            if (pf->units == 2 && b + i >= units) break; /* a last block that is not full */
+            if (pf->units < 8 && b + i >= units) break; /* a last block that is not full */
             Q_UNROLL for (int u = 0; u < pf->span; u++) {
                 const int unit = pf->span * i + u;
                 if (pf->s.act > 1) {

@@ -104,10 +104,12 @@ Q_VNNI_INLINE int64_t q_z_sums_at(const q_z_shape *f, int64_t from) {
 /* Beside the activations: what a unit of a column owes, made ready once for all rows. Of formats with a bias, what sums
  * begin with: minus the bias times the sums of activations, of a unit or of each half. Of formats with minima, what
  * these are multiplied with: sums of two units as int16, or minus the sum of a unit, as a float. In chunks:
- * [half][unit]. With act 0 one value of a chunk. (Multiplications in the loops instead would compete with vpdpbusd for
+ * [half][unit]; where a unit owes both, what sums begin with and then the floats. With act 0 one value of a chunk. (Multiplications in the loops instead would compete with vpdpbusd for
  * the two ports that have a multiplier.) */
+Q_VNNI_INLINE bool q_z_owes_both(const q_z_shape *f) { return f->act == 1 && f->bias && f->minima; }
 Q_VNNI_INLINE int64_t q_z_owed_bytes(const q_z_shape *f) { /* of a column */
     if (f->act == 0) return 4;
+    if (q_z_owes_both(f)) return 8 * Q_Z_UNITS;
     return f->scales == 2 ? (f->bias ? 8 * Q_Z_UNITS : 0) : f->bias || f->minima ? 4 * Q_Z_UNITS : 0;
 }
 
@@ -135,6 +137,8 @@ Q_VNNI_INLINE void q_z_owe(const q_z_shape *f, const uint8_t *sums, int64_t unit
         const __m512i v = _mm512_madd_epi16(all, first);
         _mm512_store_si512(to, f->bias ? v : _mm512_castps_si512(_mm512_cvtepi32_ps(v)));
         if (halves) _mm512_store_si512(to + 64, _mm512_madd_epi16(all, second));
+        if (q_z_owes_both(f))
+            _mm512_store_ps(to + 64, _mm512_cvtepi32_ps(_mm512_madd_epi16(all, _mm512_set1_epi16(-1))));
         return;
     }
     for (int64_t i = 0; i < units / 8; i++) {
@@ -192,7 +196,7 @@ Q_VNNI_INLINE void q_z_unit(const q_z_shape *f, int C, const uint8_t *const *uni
             const __m512 scf = _mm512_castsi512_ps(sc);
             Q_UNROLL for (int c = 0; c < C; c++) {
                 const __m512 v = _mm512_cvtepi32_ps(sum[p][c]), was = _mm512_castsi512_ps(total[p][c]);
-                total[p][c] = !f->scales ? sum[p][c]
+                total[p][c] = !f->scales ? (f->act > 1 ? _mm512_add_epi32(total[p][c], sum[p][c]) : sum[p][c])
                               : !f->exact ? _mm512_add_epi32(total[p][c], _mm512_mullo_epi32(sum[p][c], sc))
                               : _mm512_castps_si512(fresh && g == 0 ? _mm512_mul_ps(v, scf)
                                                                     : _mm512_fmadd_ps(v, scf, was));
@@ -261,7 +265,7 @@ Q_VNNI_INLINE void q_z_columns32(const q_z_shape *f, int C, const q_z_operands *
             q_z_apply(C, d, o->x, act, false, t, acc);
             if (!f->minima) continue;
             Q_UNROLL for (int c = 0; c < C; c++) t[0][c] = t[1][c] =
-                q_z_spread_f32(o->owed + c * q_z_owed_bytes(f) + owed);
+                q_z_spread_f32(o->owed + c * q_z_owed_bytes(f) + owed + (q_z_owes_both(f) ? 4 * Q_Z_UNITS : 0));
             q_z_apply(C, dmin, o->x, act, true, t, acc);
         }
         block[0] += q_z_block_bytes(f);

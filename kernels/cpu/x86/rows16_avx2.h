@@ -33,7 +33,7 @@ typedef struct q_y_format {
     int bytes, units; /* of a block of the layout: bytes, and units of 32 weights */
     int head;         /* whole: bytes of a panel ahead of its blocks */
     int act;          /* units per block of activations: 1, or 8 as `units` */
-    int span;         /* units whose codes share bytes, so that loops go by that many; 1 where `units` is 2 */
+    int span;         /* units whose codes share bytes, so that loops go by that many; 1 where `units` is below 8 */
     int most;         /* see above */
     int bias;         /* a code is a weight plus this; with integer scales even, at most 32, and a scale per 16 */
     int scales;       /* integer scales per unit: 0, 1 or 2 */
@@ -308,7 +308,7 @@ Q_Y_INLINE void q_y_some(const q_y_format *f, int H, int h0, int C, const q_mm *
     for (int64_t b = 0; !f->whole && b < units; b += f->units, w += f->bytes) {
         if (f->act > 1) q_y_act(f, H, h0, C, w, 0, 0, x, at, ahead, acc), at += act_bytes;
         for (int i = 0; f->act == 1 && i < f->units / f->span; i++) {
-            if (f->units == 2 && b + i >= units) break;
+            if (f->units < 8 && b + i >= units) break;
             Q_UNROLL for (int u = 0; u < f->span; u++, at += act_bytes) {
                 if (ahead) q_y_ask_in(f, w, i, u);
                 q_y_act(f, H, h0, C, w, i, u, x, at, ahead, acc);

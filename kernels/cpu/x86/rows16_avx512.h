@@ -20,7 +20,7 @@ enum {
 
 typedef struct q_p_format {
     int bytes, units; /* of a block of the layout: bytes, and units of 32 weights */
-    int span;         /* units whose codes share bytes, so that loops go by that many; 1 where `units` is 2 */
+    int span;         /* units whose codes share bytes, so that loops go by that many; 1 where `units` is below 8 */
     q_z_shape s;      /* of the panel it is unpacked to: blocks of as many units as the activations' */
 
     /* Codes 4g .. 4g + 3 of unit `span` * i + u, u < span, of the block at p. What depends on u is a constant. */
@@ -83,7 +83,9 @@ Q_VNNI_INLINE void q_p_unit(const q_p_format *f, int P, int C, const uint8_t *co
         Q_UNROLL for (int p = 0; p < P; p++) {
             const __m512i sc = f->s.scales ? f->scale(w[p], unit, h) : _mm512_setzero_si512();
             Q_UNROLL for (int c = 0; c < C; c++) total[p][c] =
-                f->s.scales ? _mm512_add_epi32(total[p][c], _mm512_mullo_epi32(sum[p][c], sc)) : sum[p][c];
+                f->s.scales    ? _mm512_add_epi32(total[p][c], _mm512_mullo_epi32(sum[p][c], sc))
+                : f->s.act > 1 ? _mm512_add_epi32(total[p][c], sum[p][c])
+                               : sum[p][c];
         }
     }
 }
@@ -160,7 +162,7 @@ Q_VNNI_INLINE void q_p_columns(const q_p_format *f, int P, int C, const uint8_t 
     for (int64_t b = 0; b < units; b += f->units) {
         if (f->s.act > 1) q_p_act(f, P, C, w, 0, 0, x, at, ahead, acc), at += act_bytes;
         for (int i = 0; f->s.act == 1 && i < f->units / f->span; i++) {
-            if (f->units == 2 && b + i >= units) break; /* a last block that is not full */
+            if (f->units < 8 && b + i >= units) break; /* a last block that is not full */
             if (ahead) q_p_ask(f, P, w, i);
             Q_UNROLL for (int u = 0; u < f->span; u++, at += act_bytes) q_p_act(f, P, C, w, i, u, x, at, ahead, acc);
         }
@@ -236,7 +238,7 @@ Q_VNNI_INLINE void q_p_unpack_rest(const q_p_format *f, const uint8_t *p, int un
 Q_VNNI_INLINE void q_p_unpack_panel(const q_p_format *f, const uint8_t *p, int64_t units, uint8_t *to) {
     for (int64_t b = 0; b < units; b += f->units, p += f->bytes) {
         for (int i = 0; i < f->units / f->span; i++) {
-            if (f->units == 2 && b + i >= units) break; /* a last block that is not full */
+            if (f->units < 8 && b + i >= units) break; /* a last block that is not full */
             Q_UNROLL for (int u = 0; u < f->span; u++) {
                 const int unit = f->span * i + u;
                 q_p_unpack_unit(f, p, i, u, to + (f->s.units > 1 ? unit * q_z_unit_bytes(&f->s) : 0));

@@ -225,7 +225,6 @@ Q_Y_INLINE __m256i codes_i4(const uint8_t *p, int i, int u, int g, int h) {
 static const q_y_format i4_g32 = I4(1, Q_ROWS16_I4_G32);
 static const q_y_format i4_g64 = I4(2, Q_ROWS16_I4_G64);
 static const q_y_format i4_g128 = I4(4, Q_ROWS16_I4_G128);
-static const q_y_format i4_row = I4(2, Q_ROWS16_I4_G64);
 
 /* The integers of nf4_levels.h. */
 Q_Y_INLINE __m256i codes_nf4(const uint8_t *p, int i, int u, int g, int h) {
@@ -237,6 +236,90 @@ Q_Y_INLINE __m256 d_nf4(const uint8_t *p, int unit, int h) {
 }
 static const q_y_format nf4 = {
     .bytes = Q_ROWS16_NF4, .units = 2, .act = 1, .span = 1, .codes = codes_nf4, .d = d_nf4};
+
+/* The integers of fp4.c. */
+Q_Y_INLINE __m256i codes_fp4(const uint8_t *p, int i, int u, int g, int h) {
+    const __m128i t = _mm_setr_epi8(0, 1, 80, 120, 40, 60, 20, 30, 0, -1, -80, -120, -40, -60, -20, -30);
+    return _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(t), nibbles_of(p, i + u, g, h));
+}
+Q_Y_INLINE __m256 d_fp4(const uint8_t *p, int unit, int h) {
+    return _mm256_mul_ps(d_float(p, unit, h), _mm256_set1_ps(0.008333333333333333f));
+}
+static const q_y_format fp4 = {
+    .bytes = Q_ROWS16_NF4, .units = 2, .act = 1, .span = 1, .codes = codes_fp4, .d = d_fp4};
+
+/* Eight bytes to lanes. */
+Q_Y_INLINE __m256i lanes_of(const uint8_t *p) {
+    return _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)(const void *)p));
+}
+
+/* The integers of e2m1.h plus 12. */
+Q_Y_INLINE __m256i codes_mxfp4(const uint8_t *p, int i, int u, int g, int h) {
+    const __m128i t = _mm_setr_epi8(12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0);
+    return _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(t), nibbles_of(p, i + u, g, h));
+}
+/* 2^(e - 128): below e = 2 it is subnormal. */
+Q_Y_INLINE __m256 d_mxfp4(const uint8_t *p, int unit, int h) {
+    const __m256i e = lanes_of(p + 16 * unit + 8 * h);
+    const __m256i v = _mm256_sub_epi32(_mm256_slli_epi32(e, 23), _mm256_set1_epi32(1 << 23));
+    const __m256i small = _mm256_sllv_epi32(_mm256_set1_epi32(1 << 21), e);
+    return _mm256_castsi256_ps(_mm256_blendv_epi8(v, small, _mm256_cmpgt_epi32(_mm256_set1_epi32(2), e)));
+}
+static const q_y_format mxfp4 = {.bytes = Q_ROWS16_MXFP4,
+                                 .units = 4,
+                                 .act = 1,
+                                 .span = 1,
+                                 .most = 4,
+                                 .bias = 12,
+                                 .codes = codes_mxfp4,
+                                 .d = d_mxfp4};
+
+Q_Y_INLINE __m256i codes_nvfp4(const uint8_t *p, int i, int u, int g, int h) { return codes_mxfp4(p + 128, i, u, g, h); }
+Q_Y_INLINE __m256i scale_nvfp4(const uint8_t *p, int unit, int half, int h) {
+    return q_y_bytes(p + 64 + 32 * unit + 16 * half + 8 * h);
+}
+Q_Y_INLINE __m256 d_nvfp4(const uint8_t *p, int unit, int h) {
+    return _mm256_castsi256_ps(_mm256_slli_epi32(lanes_of(p + 16 * unit + 8 * h), 23));
+}
+static const q_y_format nvfp4 = {.bytes = Q_ROWS16_NVFP4,
+                                 .units = 4,
+                                 .act = 1,
+                                 .span = 1,
+                                 .most = 4,
+                                 .bias = 12,
+                                 .scales = 2,
+                                 .codes = codes_nvfp4,
+                                 .scale = scale_nvfp4,
+                                 .d = d_nvfp4};
+
+Q_Y_INLINE __m256i codes_tq2_0(const uint8_t *p, int i, int u, int g, int h) {
+    return low2(q_y_load(p + 64 + 512 * i + 64 * g + 32 * h), 2 * u);
+}
+static const q_y_format tq2_0 = {.bytes = Q_ROWS16_TQ2_0,
+                                 .units = 8,
+                                 .act = 8,
+                                 .span = 4,
+                                 .most = 8,
+                                 .bias = 1,
+                                 .codes = codes_tq2_0,
+                                 .d = d_float};
+
+Q_Y_INLINE __m256i codes_i8_g(const uint8_t *p, int i, int u, int g, int h) {
+    return q_y_load(p + 192 + 512 * (i + u) + 64 * g + 32 * h);
+}
+/* d * (128 - z). */
+Q_Y_INLINE __m256 dmin_i8_g(const uint8_t *p, int unit, int h) {
+    const __m256i z = _mm256_sub_epi32(_mm256_set1_epi32(128), lanes_of(p + 128 + 16 * unit + 8 * h));
+    return _mm256_mul_ps(d_pair(p, unit, h), _mm256_cvtepi32_ps(z));
+}
+static const q_y_format i8_g = {.bytes = Q_ROWS16_I8_G,
+                                .units = 4,
+                                .act = 1,
+                                .span = 1,
+                                .minima = 1,
+                                .codes = codes_i8_g,
+                                .d = d_pair,
+                                .dmin = dmin_i8_g};
 
 Q_Y_INLINE __m256i codes_i8_row(const uint8_t *p, int i, int u, int g, int h) {
     return q_y_load(p + 512 * (i + u) + 64 * g + 32 * h);
@@ -266,9 +349,12 @@ static const q_y_format i8_row = {.bytes = Q_ROWS16_I8_ROW,
     Q_Y_PRODUCT(matmul_i4_g32_a8_32_rows16__##isa, i4_g32) \
     Q_Y_PRODUCT(matmul_i4_g64_a8_32_rows16__##isa, i4_g64) \
     Q_Y_PRODUCT(matmul_i4_g128_a8_32_rows16__##isa, i4_g128) \
-    Q_Y_PRODUCT(matmul_i4_row_a8_32_rows16__##isa, i4_row) \
     Q_Y_PRODUCT(matmul_nf4_a8_32_rows16__##isa, nf4) \
-    Q_Y_PRODUCT(matmul_nf4_dq_a8_32_rows16__##isa, nf4) \
+    Q_Y_PRODUCT(matmul_fp4_a8_32_rows16__##isa, fp4) \
+    Q_Y_PRODUCT(matmul_mxfp4_a8_32_rows16__##isa, mxfp4) \
+    Q_Y_PRODUCT(matmul_nvfp4_a8_32_rows16__##isa, nvfp4) \
+    Q_Y_PRODUCT(matmul_tq2_0_a8_256_rows16__##isa, tq2_0) \
+    Q_Y_PRODUCT(matmul_i8_g_a8_32_rows16__##isa, i8_g) \
     Q_Y_PRODUCT(matmul_i8_row_a8_row_rows16__##isa, i8_row)
 
 #endif

@@ -212,7 +212,6 @@ Q_VNNI_INLINE __m512 q_p_d_halves(const uint8_t *p, int unit) { return q_p_halve
 Q_P_I4(q_p_i4_g32, 1, Q_ROWS16_I4_G32)
 Q_P_I4(q_p_i4_g64, 2, Q_ROWS16_I4_G64)
 Q_P_I4(q_p_i4_g128, 4, Q_ROWS16_I4_G128)
-Q_P_I4(q_p_i4_row, 2, Q_ROWS16_I4_G64)
 #undef Q_P_I4
 
 /* ------------------------------------------------------------------------------------------------------------ NF4 */
@@ -233,5 +232,87 @@ static const q_p_format q_p_nf4 = {.bytes = Q_ROWS16_NF4,
                                    .s = {.units = 1, .act = 1, .bias = 128},
                                    .codes = q_p_codes_nf4,
                                    .d = q_p_d_nf4};
+
+/* ------------------------------------------------------------------------------------------------ FP4, 4-bit floats */
+
+/* The integers of fp4.c plus 128. */
+Q_VNNI_INLINE __m512i q_p_codes_fp4(const uint8_t *p, int i, int u, int g) {
+    const __m128i t = _mm_setr_epi8((char)128, (char)129, (char)208, (char)248, (char)168, (char)188, (char)148, (char)158,
+                                    (char)128, 127, 48, 8, 88, 68, 108, 98);
+    return _mm512_shuffle_epi8(_mm512_broadcast_i32x4(t), q_p_nibbles_of(p, i + u, g));
+}
+Q_VNNI_INLINE __m512 q_p_d_fp4(const uint8_t *p, int unit) {
+    return _mm512_mul_ps(_mm512_load_ps((const float *)(const void *)(p + 0 * unit)), _mm512_set1_ps(0.008333333333333333f));
+}
+static const q_p_format q_p_fp4 = {.bytes = Q_ROWS16_NF4,
+                                   .units = 2,
+                                   .span = 1,
+                                   .s = {.units = 1, .act = 1, .bias = 128},
+                                   .codes = q_p_codes_fp4,
+                                   .d = q_p_d_fp4};
+
+/* The integers of e2m1.h plus 12. */
+Q_VNNI_INLINE __m512i q_p_codes_mxfp4(const uint8_t *p, int i, int u, int g) {
+    const __m128i t = _mm_setr_epi8(12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0);
+    return _mm512_shuffle_epi8(_mm512_broadcast_i32x4(t), q_p_nibbles_of(p, i + u, g));
+}
+/* 2^(e - 128): below e = 2 it is subnormal. */
+Q_VNNI_INLINE __m512 q_p_d_mxfp4(const uint8_t *p, int unit) {
+    const __m512i e = q_p_bytes(p + 16 * unit);
+    const __m512i v = _mm512_sub_epi32(_mm512_slli_epi32(e, 23), _mm512_set1_epi32(1 << 23));
+    return _mm512_castsi512_ps(_mm512_mask_sllv_epi32(v, _mm512_cmplt_epi32_mask(e, _mm512_set1_epi32(2)),
+                                                      _mm512_set1_epi32(1 << 21), e));
+}
+static const q_p_format q_p_mxfp4 = {.bytes = Q_ROWS16_MXFP4,
+                                     .units = 4,
+                                     .span = 1,
+                                     .s = {.units = 1, .act = 1, .bias = 12},
+                                     .codes = q_p_codes_mxfp4,
+                                     .d = q_p_d_mxfp4};
+
+Q_VNNI_INLINE __m512i q_p_codes_nvfp4(const uint8_t *p, int i, int u, int g) { return q_p_codes_mxfp4(p + 128, i, u, g); }
+Q_VNNI_INLINE __m512i q_p_scale_nvfp4(const uint8_t *p, int unit, int half) {
+    return q_p_bytes(p + 64 + 32 * unit + 16 * half);
+}
+Q_VNNI_INLINE __m512 q_p_d_nvfp4(const uint8_t *p, int unit) {
+    return _mm512_castsi512_ps(_mm512_slli_epi32(q_p_bytes(p + 16 * unit), 23));
+}
+static const q_p_format q_p_nvfp4 = {.bytes = Q_ROWS16_NVFP4,
+                                     .units = 4,
+                                     .span = 1,
+                                     .s = {.units = 1, .act = 1, .bias = 12, .scales = 2, .exact = 1},
+                                     .codes = q_p_codes_nvfp4,
+                                     .scale = q_p_scale_nvfp4,
+                                     .d = q_p_d_nvfp4};
+
+/* --------------------------------------------------------------------------------------------------------- ternary */
+
+Q_VNNI_INLINE __m512i q_p_codes_tq2_0(const uint8_t *p, int i, int u, int g) {
+    return q_p_low2(q_p_load(p + 64 + 512 * i + 64 * g), u);
+}
+static const q_p_format q_p_tq2_0 = {.bytes = Q_ROWS16_TQ2_0,
+                                     .units = 8,
+                                     .span = 4,
+                                     .s = {.units = 8, .act = 8, .bias = 1},
+                                     .codes = q_p_codes_tq2_0,
+                                     .d = q_p_d_float};
+
+/* ---------------------------------------------------------------------------------------------------- 8-bit groups */
+
+Q_VNNI_INLINE __m512i q_p_codes_i8_g(const uint8_t *p, int i, int u, int g) {
+    return _mm512_xor_si512(q_p_load(p + 192 + 512 * (i + u) + 64 * g), _mm512_set1_epi8((char)0x80));
+}
+/* d * (128 - z). */
+Q_VNNI_INLINE __m512 q_p_dmin_i8_g(const uint8_t *p, int unit) {
+    const __m512i z = _mm512_sub_epi32(_mm512_set1_epi32(128), q_p_bytes(p + 128 + 16 * unit));
+    return _mm512_mul_ps(q_p_d_pair(p, unit), _mm512_cvtepi32_ps(z));
+}
+static const q_p_format q_p_i8_g = {.bytes = Q_ROWS16_I8_G,
+                                    .units = 4,
+                                    .span = 1,
+                                    .s = {.units = 1, .act = 1, .bias = 128, .minima = true},
+                                    .codes = q_p_codes_i8_g,
+                                    .d = q_p_d_pair,
+                                    .dmin = q_p_dmin_i8_g};
 
 #endif

@@ -129,6 +129,30 @@ Q_AVX2_PART q_unit q_unit_q6_k(const uint8_t *p, int sub) {
     return (q_unit){_mm256_sub_epi8(u, _mm256_set1_epi8(32)), {sc[0], sc[1]}, {0, 0}};
 }
 
+Q_AVX2_PART q_unit q_unit_tq2_0(const uint8_t *p, int sub) {
+    const __m256i v = _mm256_srli_epi16(q_load256(p + 32 * (sub / 4)), 2 * (sub & 3));
+    return (q_unit){_mm256_sub_epi8(_mm256_and_si256(v, _mm256_set1_epi8(3)), _mm256_set1_epi8(1)), {1, 1}, {0, 0}};
+}
+/* 16 bytes times `by`, 16-bit powers of three, less what passes 256: what they have of thirds, less 1. */
+Q_AVX2_PART __m128i q_unit_digits(__m128i bytes, __m256i by) {
+    const __m256i low = _mm256_set1_epi16(255);
+    const __m256i v = _mm256_and_si256(_mm256_mullo_epi16(_mm256_cvtepu8_epi16(bytes), by), low);
+    const __m256i q = _mm256_srli_epi16(_mm256_mullo_epi16(v, _mm256_set1_epi16(3)), 8);
+    const __m128i packed = _mm_packus_epi16(_mm256_castsi256_si128(q), _mm256_extracti128_si256(q, 1));
+    return _mm_sub_epi8(packed, _mm_set1_epi8(1));
+}
+Q_AVX2_PART q_unit q_unit_tq1_0(const uint8_t *p, int sub) {
+    static const int16_t power[6] = {1, 3, 9, 27, 81, 243};
+    const int n = sub < 5 ? sub : 2 * (sub - 5);
+    __m128i a = q_load128(p + (sub < 5 ? 0 : 32)), b = q_load128(p + (sub < 5 ? 16 : 32));
+    __m256i by_a = _mm256_set1_epi16(power[n]), by_b = _mm256_set1_epi16(power[sub < 5 ? n : n + 1]);
+    if (sub == 7) { /* the last 16: four digits of four bytes */
+        b = _mm_set1_epi32((int)q_load32(p + 48));
+        by_b = _mm256_setr_epi16(1, 1, 1, 1, 3, 3, 3, 3, 9, 9, 9, 9, 27, 27, 27, 27);
+    }
+    return (q_unit){_mm256_set_m128i(q_unit_digits(b, by_b), q_unit_digits(a, by_a)), {1, 1}, {0, 0}};
+}
+
 /* DO(format, activations, what its record holds) for those without a kernel of their own shape in AVX2, and for the
  * others. */
 #define Q_UNITS_SHARED(DO)                      \
@@ -139,7 +163,9 @@ Q_AVX2_PART q_unit q_unit_q6_k(const uint8_t *p, int sub) {
     DO(iq4_xs, a8_256, 136, 8, 8, 0, -1, 1, 128) \
     DO(q2_k, a8_256, 84, 8, 8, 80, 82, 2, 0)    \
     DO(q3_k, a8_256, 110, 8, 8, 108, -1, 2, 4)  \
-    DO(q5_k, a8_256, 176, 8, 8, 0, 2, 1, 0)
+    DO(q5_k, a8_256, 176, 8, 8, 0, 2, 1, 0)     \
+    DO(tq1_0, a8_256, 54, 8, 8, 52, -1, 0, 1)   \
+    DO(tq2_0, a8_256, 66, 8, 8, 64, -1, 0, 1)
 #define Q_UNITS_OWN(DO)                      \
     DO(q8_0, a8_32, 34, 1, 1, 0, -1, 0, 128) \
     DO(q4_0, a8_32, 18, 1, 1, 0, -1, 0, 8)   \
