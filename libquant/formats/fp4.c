@@ -15,8 +15,6 @@ Q_TABLE(float, fp4_table, 16) = {0.0, 0.0052083334885537624, 0.6666666865348816,
 
 Q_TABLE(int, fp4_integers, 16) = {0, 1, 80, 120, 40, 60, 20, 30, 0, -1, -80, -120, -40, -60, -20, -30};
 
-#define FP4_SCALE 0.008333333333333333 /* 1 / 120: split's d is absmax times this, in float32 */
-
 Q_FN void fp4_decode(Q_SRC row, int block, int sub, Q_OUT(float, y, 32)) {
     int base = block * 36;
     Q_LOCAL_float(absmax, 1);
@@ -31,7 +29,7 @@ Q_FN void fp4_decode(Q_SRC row, int block, int sub, Q_OUT(float, y, 32)) {
 Q_FN void fp4_split(Q_SRC row, int block, int sub, Q_OUT(int, q, 32), Q_OUT(int, sc, 2), Q_OUT(int, mn, 2),
                     Q_OUT(float, d, 2)) {
     int base = block * 36;
-    d[0] = q_f32(row, base) * q_float(FP4_SCALE);
+    d[0] = q_f32(row, base) * q_float(0.008333333333333333); /* 1 / 120, in float32 */
     d[1] = 0.0;
     for (int g = 0; g < 2; g++) {
         sc[g] = 1;
