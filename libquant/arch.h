@@ -42,6 +42,7 @@ typedef struct q_hparam_row {
     double min, max;    /* allowed range, inclusive */
     double otherwise;
     q_hparam same_as, over; /* Q_HP_NONE = none; both stand earlier in the table */
+    const char *hf_also;    /* another path, of other versions of the library that writes it; both must agree; NULL = none */
 } q_hparam_row;
 
 /* A configuration value that must be as given, or absent: "hidden_act" = "silu". Anything else is LQ_E_UNSUPPORTED. */

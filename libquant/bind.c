@@ -83,7 +83,14 @@ static lq_status read_hparam(q_binding *b, const q_hparam_row *r) {
     char buf[160];
     const char *key = row_key(b, r->gguf, r->hf, buf, sizeof buf);
     const q_meta *m = key ? q_directory_meta(b->dir, key) : NULL;
+    const q_meta *also = r->hf_also && b->dir->names == Q_NAMES_HF ? q_directory_meta(b->dir, r->hf_also) : NULL;
     double v;
+    if (m && also && m->f != also->f)
+        return q_fail(LQ_E_INCONSISTENT, "the key '%s' is %g, '%s' %g", key, m->f, r->hf_also, also->f);
+    if (!m && also) {
+        m = also;
+        key = r->hf_also;
+    }
     if (m) {
         if (!is_number(m)) return q_fail(LQ_E_INCONSISTENT, "the key '%s' is not a single number", key);
         const bool is_float = m->type == Q_META_F32 || m->type == Q_META_F64;
@@ -132,6 +139,7 @@ static bool key_known(const q_binding *b, q_str key) {
     for (uint32_t i = 0; i < a->n_hparams; i++) {
         const char *k = row_key(b, a->hparams[i].gguf, a->hparams[i].hf, buf, sizeof buf);
         if (k && q_str_is(key, k)) return true;
+        if (a->hparams[i].hf_also && b->dir->names == Q_NAMES_HF && q_str_is(key, a->hparams[i].hf_also)) return true;
     }
     for (uint32_t i = 0; i < a->n_fixed; i++) {
         const char *k = row_key(b, a->fixed[i].gguf, a->fixed[i].hf, buf, sizeof buf);

@@ -21,7 +21,7 @@ static const q_hparam_row hparams[] = {
     {.id = Q_HP_ROT, .gguf = "rope.dimension_count", .hf = NULL, .integer = true, .optional = true, .min = 2, .max = 4096,
      .same_as = Q_HP_HEAD_K},
     {.id = Q_HP_ROPE_BASE, .gguf = "rope.freq_base", .hf = "rope_theta", .optional = true, .min = 1, .max = 1e12,
-     .otherwise = 10000},
+     .otherwise = 10000, .hf_also = "rope_parameters.rope_theta"},
     {.id = Q_HP_VOCAB, .gguf = "vocab_size", .hf = "vocab_size", .integer = true, .optional = true, .min = 1, .max = 1 << 24,
      .otherwise = -1 /* bind.c counts the tokens */},
 };
