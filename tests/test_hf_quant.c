@@ -158,7 +158,7 @@ static const struct {
     const char *seed, *word;
 } told[] = {
     {"gptq4", ""}, {"gptq4-mislabelled", "those of gptq: "}, {"gptq4-mislabelled-v2", "those of gptq_v2: "},
-    {"gptq4-zero16", "beyond all codes"}, {"gptq4-g128-v2", ""},
+    {"gptq4-zero16", "beyond all codes"}, {"gptq4-g128-v2", ""}, {"ct-int4-act", ""},
 };
 START_TEST(test_told) {
     q_directory *dir = NULL;
@@ -166,6 +166,20 @@ START_TEST(test_told) {
     ck_assert_int_eq(open_it(false, &q_alloc_libc, &dir), LQ_OK);
     if (told[_i].word[0]) ck_assert_msg(strstr(said, told[_i].word) != NULL, "%s: said %s", told[_i].seed, said);
     else ck_assert_str_eq(said, "");
+    q_directory_close(dir);
+}
+END_TEST
+
+START_TEST(test_rounded_scales) { /* what a half does not hold is told, and rounded */
+    q_directory *dir = NULL;
+    load_seed("ct-int4-act");
+    const uint32_t x = q_f32_bits(0.0123456f);
+    memcpy(data_of("m.weight_scale"), &x, 4);
+    ck_assert_int_eq(open_it(true, &q_alloc_libc, &dir), LQ_OK);
+    ck_assert_msg(strstr(said, "m.weight_scale") && strstr(said, "halves"), "said %s", said);
+    uint8_t head[2];
+    ck_assert_int_eq(q_tensor_read(dir, &dir->tensors[0], 0, head, 2), LQ_OK);
+    ck_assert_uint_eq(q_load16(head), q_f32_to_half(0.0123456f));
     q_directory_close(dir);
 }
 END_TEST
@@ -263,7 +277,20 @@ static const bad bads[] = {
     {"fp8", .from = "[16, 16]", .to = "[8, 16]", .code = LQ_E_INCONSISTENT, .word = "m.weight_scale_inv"},
     {"fp8", .from = "e4m3", .to = "e5m2", .code = LQ_E_UNSUPPORTED, .word = "e5m2"},
     {"fp8", .hfrom = "m.weight_scale_inv", .hto = "m.weight_scale_jnv", .code = LQ_E_INCONSISTENT, .word = "m.weight_scale_inv"},
+    {"ct-int4", .from = "\"group_size\": 64", .to = "\"group_size\": 48", .code = LQ_E_UNSUPPORTED, .word = "group_0.weights.group_size"},
+    {"ct-fp8", .from = "\"num_bits\": 8", .to = "\"num_bits\": 4", .code = LQ_E_UNSUPPORTED, .word = "floats of 4 bits"},
+    {"ct-fp8-block", .from = "[16, 16]", .to = "[16, 0]", .code = LQ_E_UNSUPPORTED, .word = "block_structure"},
+    {"ct-fp8-block", .from = "[16, 16]", .to = "\"16x16\"", .code = LQ_E_UNSUPPORTED, .word = "block_structure"},
+    {"ct-fp8-block", .from = "[16, 16]", .to = "[16, 8]", .code = LQ_E_INCONSISTENT, .word = "m.weight_scale"},
+    {"ct-w8a8", .tensor = "m.weight_zero_point", .value = 1, .code = LQ_E_UNSUPPORTED, .word = "m.weight_zero_point"},
+    {"ct-int4-act", .tensor = "m.weight_g_idx", .at = 7, .value = 2, .code = LQ_E_INCONSISTENT, .word = "m.weight_g_idx"},
+    {"ct-int4-act", .hfrom = "\"m.weight_scale\":{\"dtype\":\"F32\",\"shape\":[8,2]", .hto = "\"m.weight_scale\":{\"dtype\":\"F32\",\"shape\":[2,8]",
+     .code = LQ_E_INCONSISTENT, .word = "m.weight_scale", .word2 = "groups"},
+    {"awq-g64", .hfrom = "\"m.qweight\":{\"dtype\":\"I32\"", .hto = "\"m.qweight\":{\"dtype\":\"F32\"", .code = LQ_E_INCONSISTENT, .word = "m.qweight", .word2 = "unknown"},
+    {"bnb-int8", .hfrom = "\"m.weight\":{\"dtype\":\"I8\"", .hto = "\"m.weight\":{\"dtype\":\"U8\"", .code = LQ_E_INCONSISTENT, .word = "m.weight"},
+    {"bnb-nf4-dq", .text = "\"nested_dtype\": \"float32\"", .text2 = "\"nested_dtype\": \"float16\"", .code = LQ_E_UNSUPPORTED, .word = "nested_dtype"},
     /* S15 */
+    {"fp8", .hfrom = "\"F8_E4M3\"", .hto = "\"U8\"", .code = LQ_E_INCONSISTENT, .word = "m.weight_scale_inv"},
     {"awq-g64", .from = "\"awq\", \"bits\": 4, \"group_size\": 64, \"zero_point\": true, \"version\": \"gemm\", \"modules_to_not_convert\": null",
      .to = "\"gptq\", \"bits\": 4, \"group_size\": 64", .code = LQ_E_INCONSISTENT, .word = "m."},
     {"gptq4", .from = "\"gptq\", \"bits\": 4, \"group_size\": 32, \"desc_act\": false, \"sym\": false, \"damp_percent\": 0.01, "
@@ -481,6 +508,7 @@ static Suite *suite(void) {
     TCase *c = tcase_create("all");
     tcase_add_test(c, test_golden);
     tcase_add_loop_test(c, test_told, 0, (int)Q_COUNT(told));
+    tcase_add_test(c, test_rounded_scales);
     tcase_add_loop_test(c, test_bad, 0, (int)Q_COUNT(bads));
     tcase_add_test(c, test_whole_model);
     tcase_add_loop_test(c, test_memory, 0, (int)Q_COUNT(all_seeds));

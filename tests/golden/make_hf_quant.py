@@ -200,6 +200,8 @@ def ct(name, fmt, shape, bits=4, kind="int", strategy="group", group=None, sym=T
               "config_groups": {"group_0": {"targets": ["Linear"], "weights": weights, "input_activations": acts,
                                             "output_activations": None}},
               "ignore": ["lm_head"], "kv_cache_scheme": None, "sparsity_config": {}, "version": "0.20.1"}
+    if kind == "int" and strategy == "channel" and bits == 8:  # says nothing
+        packed["weight_zero_point"] = torch.zeros(cells, dtype=torch.int8)
     cases.append((name, config, save_torch({"m." + k: v.contiguous() for k, v in packed.items()}), {"m.weight": (form, y)}))
 
 
@@ -211,6 +213,29 @@ ct("ct-w8a8", "int-quantized", (8, 64), bits=8, strategy="channel", form="i8_row
    acts={"num_bits": 8, "type": "int", "dynamic": True, "strategy": "token", "symmetric": True})
 ct("ct-fp8", "float-quantized", (8, 64), bits=8, kind="float", strategy="channel", form="bf16")
 ct("ct-fp8-tensor", "float-quantized", (8, 64), bits=8, kind="float", strategy="tensor", form="bf16", dtype="float32")
+
+
+ct("ct-fp8-block", "float-quantized", (24, 40), bits=8, kind="float", strategy="block", block=[16, 16], form="bf16")
+
+
+def ct_act(name, rows=8, inputs=64, group=32):
+    """weight_g_idx, which earlier versions wrote with actorder "group": codes by input, scales by group."""
+    idx = rng.permutation(np.arange(inputs) // group)
+    q = rng.integers(0, 16, (rows, inputs))
+    s = scales(rows, inputs // group).astype(np.float32)  # halves, stored wide
+    w = s[:, idx] * (q - 8).astype(np.float32)
+    config = {"quant_method": "compressed-tensors", "format": "pack-quantized", "quantization_status": "compressed",
+              "config_groups": {"group_0": {"targets": ["Linear"], "weights": {
+                  "num_bits": 4, "type": "int", "symmetric": True, "strategy": "group", "group_size": group,
+                  "actorder": "group", "dynamic": False}}}}
+    cases.append((name, config, {"m.weight_packed": stream(q.T, 4).T.copy(), "m.weight_scale": s, "m.weight_g_idx": idx.astype(np.int32),
+                                 "m.weight_shape": np.array([rows, inputs])}, {"m.weight": ("i4_g32", w)}))
+
+
+ct_act("ct-int4-act")
+for case in cases:  # tensors that say nothing
+    if case[0] == "gptq4":
+        case[2]["m.bias"] = np.zeros(16, np.float16)
 
 
 def fp8(name, shape, block, dtype="float32"):
