@@ -100,9 +100,9 @@ void q_hf_row(const q_format *f, uint64_t in, uint64_t group, const uint8_t *cod
 static inline uint32_t q_hf_code(const uint32_t *words, uint64_t stride, uint64_t skip, uint64_t i, uint32_t bits) {
     const uint64_t at = skip + i * bits, w = at / 32;
     const uint32_t shift = (uint32_t)(at % 32);
-    uint32_t v = words[w * stride] >> shift;
-    if (shift + bits > 32) v |= words[(w + 1) * stride] << (32 - shift);
-    return v & ((1u << bits) - 1);
+    uint64_t v = words[w * stride];
+    if (shift + bits > 32) v |= (uint64_t)words[(w + 1) * stride] << 32;
+    return (uint32_t)(v >> shift) & ((1u << bits) - 1);
 }
 
 /* The first n codes of such a stream, n a multiple of 32. */
