@@ -100,6 +100,7 @@ typedef struct q_directory {
     const uint8_t *tokenizer; /* its bytes */
     uint64_t tokenizer_bytes;
     void *owner;             /* the loader's */
+    void (*idle)(struct q_directory *dir); /* gives back memory that reading views took; nobody reads meanwhile. NULL = none */
     /* Lookup by name. A loader that builds them to find duplicates leaves them here; q_directory_open builds the rest
      * and q_directory_close frees them (with alloc). Without cells, as in a directory made by hand, lookups scan. */
     const q_alloc *alloc;

@@ -238,6 +238,7 @@ static lq_status resolve_weights(lq_model *m, const lq_model_options *o) {
     }
     Q_TRY(q_memory_check("copying the weights", copies + passing, 0));
     Q_TRY(q_load_as_all(m, resolve_one, o->check_tensors != 0));
+    if (m->dir->idle) m->dir->idle(m->dir);
     if (!o->no_pack) Q_TRY(q_pack_weights(m, o->pack_at_open != 0));
     Q_TRY(lock_weights(m));
     return q_place_finish(m);

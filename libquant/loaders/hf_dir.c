@@ -354,11 +354,14 @@ static lq_status read_configs(hf_dir *h, const char *dir) {
     return q_fail_in(s == LQ_E_INCONSISTENT ? LQ_E_FORMAT : s, "%s/%s", dir, config_name);
 }
 
+static void hf_idle(q_directory *dir) { q_hf_cache_empty(((hf_dir *)dir->owner)->cache); }
+
 /* Weights in quantized form become one tensor each. */
 static lq_status see_quantized(hf_dir *h, const q_log *log, const char *dir) {
     uint32_t n;
     lq_status s = q_hf_views(h->alloc, log, &h->arena, &h->dir, &h->cache, &h->seen, &n);
     if (s != LQ_OK) return strstr(lq_error_detail(), dir) ? s : q_fail_in(s, "%s", dir);
+    h->dir.idle = hf_idle;
     h->dir.tensors = h->seen;
     h->dir.n_tensors = n;
     q_delete(h->alloc, h->dir.tensor_index.cells);

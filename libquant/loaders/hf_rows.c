@@ -38,14 +38,21 @@ lq_status q_hf_cache_open(const q_alloc *a, q_hf_cache **out) {
     return LQ_OK;
 }
 
+void q_hf_cache_empty(q_hf_cache *c) {
+    for (uint32_t i = 0; i < c->n; i++) {
+        place *p = &c->places[i];
+        q_delete(c->alloc, p->rows);
+        p->rows = NULL;
+        p->cap = 0;
+        p->tensor = NULL;
+    }
+}
+
 void q_hf_cache_close(q_hf_cache *c) {
     if (!c) return;
-    const q_alloc *a = c->alloc;
-    for (uint32_t i = 0; i < c->n; i++) {
-        q_mutex_close(&c->places[i].lock);
-        q_delete(a, c->places[i].rows);
-    }
-    q_delete(a, c);
+    q_hf_cache_empty(c);
+    for (uint32_t i = 0; i < c->n; i++) q_mutex_close(&c->places[i].lock);
+    q_delete(c->alloc, c);
 }
 
 

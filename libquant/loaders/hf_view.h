@@ -30,6 +30,7 @@ lq_status q_hf_views(const q_alloc *a, const q_log *log, q_arena *arena, q_direc
                      uint32_t *n);
 lq_status q_hf_cache_open(const q_alloc *a, q_hf_cache **out);
 void q_hf_cache_close(q_hf_cache *cache);
+void q_hf_cache_empty(q_hf_cache *cache);
 
 /* ---- the configuration: names are those below "quantization_config." */
 

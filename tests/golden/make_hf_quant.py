@@ -6,7 +6,8 @@
 Writes fuzz-hf/quant-NAME, which are seeds of that fuzz target too: a byte, config.json, NUL, model.safetensors; and
 hf_quant.txt: "NAME TENSOR format rows inputs hash", the hash being FNV-1a (64 bits) over the decoded weights as float32, row
 by row. Packing follows the published layouts (AutoGPTQ's
-and AutoAWQ's modules, which need a GPU to be imported, are written out here), or is the packages' own where they run on a
+and AutoAWQ's modules, which need a GPU to be imported, are written out here; AutoAWQ 0.2.9's dequantize_gemm decodes these files to the same
+values, and AutoGPTQ 0.7.1's QuantLinear.pack makes the same words of the same codes), or is the packages' own where they run on a
 processor.
 """
 import json
