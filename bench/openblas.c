@@ -23,6 +23,12 @@ static const char *core_for(q_isas isas) {
     return NULL;
 }
 
+void bench_openblas_tell(void) {
+    q_isas isas;
+    const char *core = q_isa_choose(NULL, &isas) == LQ_OK ? core_for(isas) : NULL;
+    if (core) setenv("OPENBLAS_CORETYPE", core, 0);
+}
+
 lq_status bench_openblas_open(bench_openblas *b, q_isas isas, uint32_t threads) {
     *b = (bench_openblas){.core = "", .wanted = core_for(isas)};
     if (b->wanted) setenv("OPENBLAS_CORETYPE", b->wanted, 0); /* a user's own word stands, and its row shows it */

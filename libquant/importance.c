@@ -15,20 +15,21 @@ enum { LIMIT_NAME = 65535, DAT_ENTRY = 4 + 1 + 4 + 4 + 4 /* bytes of the shortes
 
 /* ------------------------------------------------------------------------------------------------ values */
 
-/* Check the sums of one entry and scale each matrix to a largest value of 1: only ratios count, and a product with
- * weights can then neither overflow nor vanish. */
-static lq_status take_values(q_importance_entry *e) {
-    for (uint64_t m = 0; m < e->matrices; m++) {
-        float *v = e->values + m * e->inputs, largest = 0.0f;
-        for (uint64_t i = 0; i < e->inputs; i++) {
-            if (!(v[i] >= 0.0f && isfinite(v[i])))
-                return q_fail(LQ_E_INCONSISTENT, "entry \"%.*s\": the sum of squares %g of input %llu is %s",
-                              Q_STR_ARG(e->name), (double)v[i], (unsigned long long)i,
-                              isfinite(v[i]) ? "negative" : "not finite");
-            largest = fmaxf(largest, v[i]);
-        }
-        for (uint64_t i = 0; largest > 0.0f && i < e->inputs; i++) v[i] = (float)((double)v[i] / (double)largest);
+/* To a largest value of 1: only ratios count, and a product with weights can then neither overflow nor vanish. */
+lq_status q_importance_scale(q_str name, float *v, uint64_t inputs) {
+    float largest = 0.0f;
+    for (uint64_t i = 0; i < inputs; i++) {
+        if (!(v[i] >= 0.0f && isfinite(v[i])))
+            return q_fail(LQ_E_INCONSISTENT, "entry \"%.*s\": the sum of squares %g of input %llu is %s", Q_STR_ARG(name),
+                          (double)v[i], (unsigned long long)i, isfinite(v[i]) ? "negative" : "not finite");
+        largest = fmaxf(largest, v[i]);
     }
+    for (uint64_t i = 0; largest > 0.0f && i < inputs; i++) v[i] = (float)((double)v[i] / (double)largest);
+    return LQ_OK;
+}
+
+static lq_status take_values(q_importance_entry *e) {
+    for (uint64_t m = 0; m < e->matrices; m++) Q_TRY(q_importance_scale(e->name, e->values + m * e->inputs, e->inputs));
     return LQ_OK;
 }
 
@@ -74,6 +75,9 @@ static lq_status read_keys(q_importance *im, const q_directory *d) {
     if (sets && (sets->type != Q_META_ARRAY || sets->item != Q_META_STRING))
         return wrong_key(Q_IMPORTANCE_DATASETS, "an array of strings");
     if (sets && sets->count) Q_TRY(copy_text(im, sets->strs[0], &im->dataset));
+    const q_meta *scheme = q_directory_meta(d, Q_HESSIAN_SCHEME);
+    if (scheme && scheme->type != Q_META_STRING) return wrong_key(Q_HESSIAN_SCHEME, "a string");
+    if (scheme) Q_TRY(copy_text(im, scheme->s, &im->scheme));
     static const char *const numbers[] = {Q_IMPORTANCE_CHUNKS, Q_IMPORTANCE_CHUNK_SIZE};
     for (size_t i = 0; i < Q_COUNT(numbers); i++) {
         const q_meta *m = q_directory_meta(d, numbers[i]);
@@ -136,7 +140,46 @@ static lq_status read_entry(q_importance *im, const q_directory *d, q_str base, 
     Q_TRY(read_counts(im, d, counts, e));
     Q_TRY(q_tensor_read(d, sums, 0, e->values, sums->bytes));
     im->n_entries++;
+    Q_TRY(partner(im, d, base, Q_IMPORTANCE_HESSIAN, &e->hessian));
     return take_values(e);
+}
+
+/* A triangle for as many inputs as the sums have. */
+static lq_status check_hessian(const q_tensor *t, uint64_t inputs, uint64_t matrices) {
+    uint64_t n;
+    if (matrices != 1)
+        return q_fail(LQ_E_UNSUPPORTED, "tensor \"%.*s\" is for %llu matrices; one is known", Q_STR_ARG(t->name),
+                      (unsigned long long)matrices);
+    if (inputs > INT32_MAX || q_mul_overflow(inputs, inputs + 1, &n))
+        return q_fail(LQ_E_LIMIT, "tensor \"%.*s\" is for more inputs than can be counted", Q_STR_ARG(t->name));
+    return check_tensor(t, n / 2, 1);
+}
+
+static lq_status texts_of(const q_directory *d, const char *key, const q_meta **out) {
+    *out = q_directory_meta(d, key);
+    if (!*out || ((*out)->type == Q_META_ARRAY && (*out)->item == Q_META_STRING)) return LQ_OK;
+    return wrong_key(key, "an array of strings");
+}
+
+/* Tensors that share the Hessian of another. */
+static lq_status share_hessians(q_importance *im, const q_directory *d) {
+    const q_meta *names, *of;
+    Q_TRY(texts_of(d, Q_HESSIAN_TENSORS, &names));
+    Q_TRY(texts_of(d, Q_HESSIAN_OF, &of));
+    if (!names && !of) return LQ_OK;
+    if (!names || !of || names->count != of->count)
+        return q_fail(LQ_E_INCONSISTENT, "keys \"%s\" and \"%s\" are not of one length", Q_HESSIAN_TENSORS, Q_HESSIAN_OF);
+    for (uint64_t i = 0; i < names->count; i++) {
+        const int64_t at = q_index_find(&im->index, im->entries, sizeof *im->entries, names->strs[i]);
+        const q_tensor *t;
+        Q_TRY(partner(im, d, of->strs[i], Q_IMPORTANCE_HESSIAN, &t));
+        if (at < 0 || !t)
+            return q_fail(LQ_E_INCONSISTENT, "key \"%s\" gives \"%.*s\" the Hessian of \"%.*s\", and the file lacks one of them",
+                          Q_HESSIAN_OF, Q_STR_ARG(names->strs[i]), Q_STR_ARG(of->strs[i]));
+        Q_TRY(check_hessian(t, im->entries[at].inputs, im->entries[at].matrices));
+        im->entries[at].hessian = t;
+    }
+    return LQ_OK;
 }
 
 static lq_status read_directory(q_importance *im, const q_directory *d) {
@@ -150,8 +193,8 @@ static lq_status read_directory(q_importance *im, const q_directory *d) {
             Q_TRY(read_entry(im, d, base, t));
             continue;
         }
-        const bool means = takes_suffix(&base, MEANS);
-        if (!means && !takes_suffix(&base, Q_IMPORTANCE_COUNTS))
+        const bool means = takes_suffix(&base, MEANS), hessian = !means && takes_suffix(&base, Q_IMPORTANCE_HESSIAN);
+        if (!means && !hessian && !takes_suffix(&base, Q_IMPORTANCE_COUNTS))
             return q_fail(LQ_E_UNSUPPORTED, "tensor \"%.*s\" is none that an importance file is known to have",
                           Q_STR_ARG(t->name));
         Q_TRY(partner(im, d, base, Q_IMPORTANCE_SUMS, &sums));
@@ -159,6 +202,7 @@ static lq_status read_directory(q_importance *im, const q_directory *d) {
             return q_fail(LQ_E_INCONSISTENT, "tensor \"%.*s\" has no partner \"%s\"", Q_STR_ARG(t->name),
                           Q_IMPORTANCE_SUMS);
         if (means) Q_TRY(check_tensor(t, sums->shape[0], sums->shape[1]));
+        if (hessian) Q_TRY(check_hessian(t, sums->shape[0], sums->shape[1]));
     }
     return LQ_OK;
 }
@@ -167,9 +211,21 @@ static lq_status read_gguf(q_importance *im, const q_log *log, const char *path)
     const q_load_options o = {.alloc = im->alloc, .log = log};
     q_directory *d;
     Q_TRY(q_directory_open(path, &o, &d)); /* names the path */
+    im->dir = d;
     const lq_status status = read_directory(im, d);
-    q_directory_close(d);
     return status == LQ_OK ? LQ_OK : q_fail_in(status, "%s", path);
+}
+
+/* What is read later keeps the file open. */
+static lq_status finish_gguf(q_importance *im) {
+    bool any = false;
+    if (!im->dir) return LQ_OK;
+    Q_TRY(share_hessians(im, im->dir));
+    for (uint32_t i = 0; i < im->n_entries; i++) any |= im->entries[i].hessian != NULL;
+    if (any) return LQ_OK;
+    q_directory_close(im->dir);
+    im->dir = NULL;
+    return LQ_OK;
 }
 
 /* ------------------------------------------------------------------------------------------------ imatrix.dat */
@@ -298,6 +354,7 @@ lq_status q_importance_open(const q_alloc *a, const q_log *log, const char *path
         status = q_fail(LQ_E_FORMAT, "%s: an importance file without entries", path);
     if (status == LQ_OK) {
         status = q_index_build(a, im->entries, sizeof *im->entries, im->n_entries, "entry", &im->index);
+        if (status == LQ_OK) status = finish_gguf(im);
         if (status != LQ_OK) q_fail_in(status, "%s", path);
     }
     if (status != LQ_OK) {
@@ -314,6 +371,7 @@ void q_importance_close(q_importance *im) {
     const q_alloc *a = im->alloc;
     q_delete(a, im->index.cells);
     q_delete(a, im->entries);
+    if (im->dir) q_directory_close(im->dir);
     q_arena_free(&im->arena);
     q_delete(a, im);
 }
@@ -339,4 +397,21 @@ lq_status q_importance_find(q_importance *im, q_str name, uint64_t inputs, uint6
 const float *q_importance_of(const q_importance_entry *e, uint64_t inputs, uint64_t matrix) {
     if (!e || !e->seen[e->matrices == 1 ? 0 : matrix]) return NULL;
     return e->values + matrix * inputs;
+}
+
+lq_status q_importance_hessian(const q_importance *im, const q_importance_entry *e, float *out) {
+    Q_TRY(q_tensor_read(im->dir, e->hessian, 0, out, e->hessian->bytes));
+    const float *row = out;
+    for (uint64_t i = 0; i < e->inputs; row += ++i) {
+        if (!(row[i] >= 0.0f && isfinite(row[i])))
+            return q_fail(LQ_E_INCONSISTENT, "tensor \"%.*s\": %g is no mean square of input %llu", Q_STR_ARG(e->hessian->name),
+                          (double)row[i], (unsigned long long)i);
+        const float *diagonal = out; /* row j, whose last value is that of its input */
+        for (uint64_t j = 0; j < i; diagonal += ++j) /* no product of two inputs exceeds their squares on average */
+            if (!((double)row[j] * (double)row[j] <= (double)row[i] * (double)diagonal[j] * 1.01))
+                return q_fail(LQ_E_INCONSISTENT, "tensor \"%.*s\": %g of inputs %llu and %llu is beyond what their squares "
+                              "allow", Q_STR_ARG(e->hessian->name), (double)row[j], (unsigned long long)i,
+                              (unsigned long long)j);
+    }
+    return LQ_OK;
 }

@@ -16,6 +16,13 @@
 #define Q_IMPORTANCE_CHUNK_SIZE "imatrix.chunk_size"
 #define Q_IMPORTANCE_SUMS ".in_sum2"
 #define Q_IMPORTANCE_COUNTS ".counts"
+/* What we add, and other engines pass over: NAME.hessian float32 [inputs * (inputs + 1) / 2], 2/n times the sum of x x' over
+ * the n inputs x, its lower triangle row after row. Tensors with the same inputs share one: that of OF[i] is also that of
+ * TENSORS[i]. With SCHEME the inputs are those of a model whose earlier matrices were quantized so, else of the model. */
+#define Q_IMPORTANCE_HESSIAN ".hessian"
+#define Q_HESSIAN_TENSORS "libquant.hessian.tensors"
+#define Q_HESSIAN_OF "libquant.hessian.of"
+#define Q_HESSIAN_SCHEME "libquant.hessian.scheme"
 
 typedef struct q_importance_entry {
     q_str name;         /* of the tensor in GGUF files */
@@ -23,6 +30,7 @@ typedef struct q_importance_entry {
     float *values;      /* [matrices][inputs], scaled so that the largest of a matrix is 1 (or all are 0) */
     bool *seen;         /* [matrices]; false: no token came by, its values mean nothing */
     bool matched;       /* q_importance_find returned it */
+    const q_tensor *hessian; /* NULL = none */
 } q_importance_entry;
 
 typedef struct q_importance {
@@ -30,6 +38,8 @@ typedef struct q_importance {
     uint32_t n_entries;
     uint32_t chunks;    /* 0 = the file does not say */
     q_str dataset;      /* the first text it names; empty = none */
+    q_str scheme;       /* for which its Hessians were measured; empty = the model as it is */
+    q_directory *dir;   /* with Hessians: where they are read from, one at a time; else NULL */
     /* private */
     const q_alloc *alloc;
     q_arena arena;
@@ -47,5 +57,10 @@ lq_status q_importance_find(q_importance *im, q_str name, uint64_t inputs, uint6
                             const q_importance_entry **out);
 /* The importance of the inputs of one matrix; NULL without an entry, or where no token came by. */
 const float *q_importance_of(const q_importance_entry *e, uint64_t inputs, uint64_t matrix);
+/* Read its Hessian, inputs * (inputs + 1) / 2 values. LQ_E_INCONSISTENT when it cannot be one: a value that is not finite, or
+ * one that is larger than its row and column allow. */
+lq_status q_importance_hessian(const q_importance *im, const q_importance_entry *e, float *out);
+/* Check the sums of squares of one matrix and scale them as entries have them; `name` is for messages. */
+lq_status q_importance_scale(q_str name, float *values, uint64_t inputs);
 
 #endif

@@ -112,7 +112,7 @@ static void quantize_rows(void *arg, int64_t begin, int64_t end, uint32_t thread
             return;
         }
     }
-    const q_quant_job job = {j->format, x, end - begin, k, NULL, NULL};
+    const q_quant_job job = {.format = j->format, .x = x, .rows = end - begin, .k = k};
     (void)j->quantizer->quantize(&job, j->out + (uint64_t)begin * j->row_bytes); /* the shapes fit: q_load_as_bytes */
 }
 

@@ -64,6 +64,7 @@ typedef struct work {
     const q_recipe_choice *choice;
     const q_importance_entry *entry;
     bool copy;
+    void *shared;           /* what the quantizer prepared for the tensor */
     uint64_t first_row, row_bytes;
     uint64_t span_floats;   /* room per thread: twice this many floats */
     float *floats;          /* [threads][2][span_floats] */
@@ -106,7 +107,7 @@ static lq_status check_source(const work *w) {
 
 /* ---- formats */
 
-static bool is_copied(const q_bind_item *item, const q_recipe_choice *c) {
+bool q_quantize_copies(const q_bind_item *item, const q_recipe_choice *c) {
     if (item->src->view && item->src->view->order) return false; /* a GGUF file keeps inputs in their order */
     return item->src->format == c->format && (item->map == Q_MAP_SAME || item->map == Q_MAP_ROPE_PAIRS);
 }
@@ -121,27 +122,40 @@ static lq_status choose_importance(work *w, uint32_t i) {
         const lq_status st = q_importance_find(w->importance, item->name, k, item->src->rows / rows, &e);
         if (st != LQ_OK) return q_fail_in(st, "%s", w->options->importance);
         /* Where every value has a scale of its own, or the bits are the source's, there is nothing to weigh. */
-        const bool bits = c->format->weights > 1 && c->quantizer->uses != Q_NEEDS_NONE && !is_copied(item, c);
+        const bool bits = c->format->weights > 1 && c->quantizer->uses != Q_NEEDS_NONE && !q_quantize_copies(item, c);
         w->entries[i] = bits ? e : NULL;
         w->result.with_importance += bits && e;
         w->result.without_importance += bits && !e;
     }
     const bool enough = c->quantizer->needs == Q_NEEDS_NONE ||
-                        (c->quantizer->needs == Q_NEEDS_DIAGONAL && w->entries[i]);
+                        (c->quantizer->needs == Q_NEEDS_DIAGONAL && w->entries[i]) ||
+                        (c->quantizer->needs == Q_NEEDS_HESSIAN && w->entries[i] && w->entries[i]->hessian) ||
+                        q_quantize_copies(item, c);
     if (enough) return LQ_OK;
-    return q_fail(LQ_E_ARG, "tensor %.*s: quantizer %s needs calibration statistics", Q_STR_ARG(item->name),
-                  c->quantizer->name);
+    const bool hessian = c->quantizer->needs == Q_NEEDS_HESSIAN;
+    return q_fail(LQ_E_ARG, "tensor %.*s: quantizer %s needs calibration statistics%s%s; `lq calibrate MODEL --text FILE -o "
+                  "STATS%s` makes them", Q_STR_ARG(item->name), c->quantizer->name, hessian ? " with Hessians" : "",
+                  w->importance ? ", which the file given has not for it" : "", hessian ? " --hessians" : "");
 }
 
-static lq_status choose_one(work *w, uint32_t i, int32_t gqa, bool tied) {
+/* What the recipe says of a tensor. */
+lq_status q_quantize_choose(const q_recipe *recipe, const q_binding *b, uint32_t i, bool importance, q_recipe_choice *out) {
+    const q_bind_item *item = &b->items[i];
+    const double heads = b->hp.v[Q_HP_HEADS], kv = b->hp.v[Q_HP_HEADS_KV];
+    bool tied = true; /* no item plays the part of an output matrix */
+    for (uint32_t j = 0; j < b->n_items; j++) tied &= strcmp(b->arch->weights[b->items[j].role].role, "output") != 0;
+    const q_recipe_tensor about = {
+        .name = item->name, .role = b->arch->weights[item->role].role, .layer = item->layer, .layers = b->layers,
+        .gqa = kv >= 1 && heads >= kv ? (int32_t)(heads / kv) : 1, .rank = item->src->rank, .k = item->src->shape[0],
+        .tied = tied, .importance = importance};
+    return q_recipe_choose(recipe, &about, out);
+}
+
+static lq_status choose_one(work *w, uint32_t i) {
     const q_bind_item *item = &w->binding->items[i];
     const q_tensor *t = item->src;
-    const q_recipe_tensor about = {
-        .name = item->name, .role = w->binding->arch->weights[item->role].role, .layer = item->layer,
-        .layers = w->binding->layers, .gqa = gqa, .rank = t->rank, .k = t->shape[0], .tied = tied,
-        .importance = w->importance != NULL};
     q_recipe_choice *c = &w->choices[i];
-    Q_TRY(q_recipe_choose(w->recipe, &about, c));
+    Q_TRY(q_quantize_choose(w->recipe, w->binding, i, w->importance != NULL, c));
     Q_TRY(choose_importance(w, i));
     q_out_tensor *o = &w->outs[i];
     o->name = item->name;
@@ -185,11 +199,7 @@ static lq_status choose_formats(work *w) {
     w->entries = Q_NEW(w->alloc, const q_importance_entry *, b->n_items);
     w->outs = Q_NEW(w->alloc, q_out_tensor, b->n_items);
     if (!w->choices || !w->entries || !w->outs) return LQ_E_NOMEM;
-    const double heads = b->hp.v[Q_HP_HEADS], kv = b->hp.v[Q_HP_HEADS_KV];
-    const int32_t gqa = kv >= 1 && heads >= kv ? (int32_t)(heads / kv) : 1;
-    bool tied = true; /* no item plays the part of an output matrix */
-    for (uint32_t i = 0; i < b->n_items; i++) tied &= strcmp(b->arch->weights[b->items[i].role].role, "output") != 0;
-    for (uint32_t i = 0; i < b->n_items; i++) Q_TRY(choose_one(w, i, gqa, tied));
+    for (uint32_t i = 0; i < b->n_items; i++) Q_TRY(choose_one(w, i));
     if (w->importance) Q_TRY(check_importance(w));
     w->result.tensors = b->n_items;
     w->result.bits_per_weight = w->result.weights ? 8.0 * (double)w->tensor_bytes / (double)w->result.weights : 0;
@@ -344,7 +354,7 @@ static lq_status quantize_rows(const work *w, uint64_t first, uint64_t n, const 
         const uint64_t matrix = (first + r) / rows;
         end = Q_MIN(n, (matrix + 1) * rows - first);
         const q_quant_job job = {w->choice->format, x + r * k, (int64_t)(end - r), (int64_t)k,
-                                 q_importance_of(w->entry, k, matrix), NULL};
+                                 q_importance_of(w->entry, k, matrix), w->shared, w->alloc};
         Q_TRY(w->choice->quantizer->quantize(&job, out + r * w->row_bytes));
     }
     return LQ_OK;
@@ -405,27 +415,60 @@ static lq_status first_trouble(const work *w) {
 
 /* ---- all tensors */
 
-static uint64_t span_rows(uint64_t k) { return k >= SPAN_WEIGHTS ? 1 : SPAN_WEIGHTS / Q_MAX(k, (uint64_t)1); }
-static uint64_t piece_rows(const work *w, const q_tensor *t) {
+static uint64_t span_rows(const q_quantizer *q, uint64_t k) {
+    return Q_MAX(SPAN_WEIGHTS / Q_MAX(k, (uint64_t)1), Q_MAX((uint64_t)q->rows, (uint64_t)1));
+}
+static uint64_t piece_rows(const work *w, uint32_t i) {
+    const q_tensor *t = w->binding->items[i].src;
     const uint64_t weights = Q_MAX((uint64_t)w->threads * PIECE_PER_THREAD, (uint64_t)PIECE_WEIGHTS);
-    return Q_MIN(t->rows, Q_MAX(weights / Q_MAX(t->shape[0], (uint64_t)1), (uint64_t)1));
+    const uint64_t rows = weights / Q_MAX(t->shape[0], (uint64_t)1);
+    return Q_MIN(t->rows, Q_MAX(rows, w->threads * (uint64_t)Q_MAX(w->choices[i].quantizer->rows, 1)));
+}
+
+/* While a tensor with a Hessian is quantized: its triangle, what the quantizer makes of it, and what it needs to do so. */
+static uint64_t hessian_bytes(const work *w, uint32_t i) {
+    const uint64_t k = w->binding->items[i].src->shape[0];
+    if (!w->choices[i].quantizer->prepare || !w->entries[i]) return 0;
+    return k * k * (sizeof(float) + sizeof(double)) + k * (k + 1) / 2 * sizeof(float) + w->threads * k * 256 * sizeof(double);
+}
+static lq_status prepare_hessian(work *w, uint32_t i) {
+    const q_quantizer *q = w->choices[i].quantizer;
+    const uint64_t k = w->item->src->shape[0];
+    if (!q->prepare || w->copy) return LQ_OK;
+    float *h = (float *)q_new_raw(w->alloc, k * (k + 1) / 2, sizeof *h);
+    char *name = (char *)q_new(w->alloc, w->item->name.n + 1, 1);
+    lq_status s = h && name ? q_importance_hessian(w->importance, w->entry, h) : LQ_E_NOMEM;
+    if (s == LQ_E_INCONSISTENT) s = q_fail_in(s, "%s", w->options->importance);
+    if (s == LQ_OK) {
+        memcpy(name, w->item->name.p, (size_t)w->item->name.n);
+        const q_quant_stats stats = {w->alloc, w->log, w->pool, name, w->choice->format, (int64_t)k, h};
+        s = q->prepare(&stats, &w->shared);
+    }
+    q_delete(w->alloc, h);
+    q_delete(w->alloc, name);
+    return s;
+}
+static void release_hessian(work *w) {
+    if (w->shared) w->choice->quantizer->release(w->alloc, w->shared);
+    w->shared = NULL;
 }
 
 static lq_status make_buffers(work *w) {
-    uint64_t out = 0, rows = 0;
+    uint64_t out = 0, rows = 0, hessian = 0;
     for (uint32_t i = 0; i < w->binding->n_items; i++) {
         const q_tensor *t = w->binding->items[i].src;
         uint64_t row_bytes;
         if (!q_row_bytes(w->outs[i].format, t->shape[0], &row_bytes)) return LQ_E_INTERNAL;
-        const uint64_t n = piece_rows(w, t);
+        const uint64_t n = piece_rows(w, i);
+        hessian = Q_MAX(hessian, hessian_bytes(w, i));
         rows = Q_MAX(rows, n);
         out = Q_MAX(out, n * row_bytes);
-        w->span_floats = Q_MAX(w->span_floats, Q_MIN(span_rows(t->shape[0]), n) * t->shape[0]);
+        w->span_floats = Q_MAX(w->span_floats, Q_MIN(span_rows(w->choices[i].quantizer, t->shape[0]), n) * t->shape[0]);
     }
     const uint64_t floats = (uint64_t)w->threads * 2 * w->span_floats * sizeof(float);
     /* The writer's header, then reading it back with its strings and a buffer. */
     const uint64_t writer = 4 * (w->result.bytes - w->tensor_bytes) + WRITER_BYTES;
-    Q_TRY(q_memory_check("quantizing", floats + out + rows * sizeof(row_sums) + w->threads * sizeof(trouble) + writer,
+    Q_TRY(q_memory_check("quantizing", floats + out + hessian + rows * sizeof(row_sums) + w->threads * sizeof(trouble) + writer,
                          q_pool_stacks(w->threads)));
     w->floats = (float *)q_new_raw(w->alloc, (uint64_t)w->threads * 2, w->span_floats * sizeof(float));
     w->out = (uint8_t *)q_new_raw(w->alloc, out, 1);
@@ -460,7 +503,7 @@ static lq_status report(const work *w, uint32_t i, const row_sums *sums) {
         .size = (uint32_t)sizeof r, .name = name, .from = item->src->format->name, .to = c->format->name,
         .wanted = c->wanted->name, .weights = k * item->src->rows, .bytes = row_bytes * item->src->rows,
         .rel_error = rel_error, .importance = w->entries[i] != NULL,
-        .quantizer = is_copied(item, c) ? "" : c->quantizer->name,
+        .quantizer = q_quantize_copies(item, c) ? "" : c->quantizer->name,
         .weighted_error = sums->weighted_norm > 0 ? relative(sums->weighted_error, sums->weighted_norm) : rel_error,
         .bits_per_weight = k ? 8.0 * (double)row_bytes / (double)k : 0};
     w->options->report(w->options->user, &r);
@@ -473,15 +516,16 @@ static lq_status write_tensor(work *w, uint32_t i) {
     w->choice = &w->choices[i];
     w->entry = w->entries[i];
     const q_tensor *t = w->item->src;
-    const uint64_t k = t->shape[0], n = piece_rows(w, t);
-    w->copy = is_copied(w->item, w->choice);
+    const uint64_t k = t->shape[0], n = piece_rows(w, i);
+    w->copy = q_quantize_copies(w->item, w->choice);
     if (!q_row_bytes(w->choice->format, k, &w->row_bytes)) return LQ_E_INTERNAL;
     row_sums sums = {0};
+    Q_TRY(prepare_hessian(w, i));
     for (uint64_t row = 0; row < t->rows; row += n) {
         Q_TRY(progress(w));
         const uint64_t rows = Q_MIN(n, t->rows - row);
         w->first_row = row;
-        q_pool_for(w->pool, (int64_t)rows, (int64_t)Q_MIN(span_rows(k), n), span, w);
+        q_pool_for(w->pool, (int64_t)rows, (int64_t)Q_MIN(span_rows(w->choice->quantizer, k), n), span, w);
         Q_TRY(first_trouble(w));
         for (uint64_t r = 0; r < rows && !w->copy; r++) {
             sums.error += w->sums[r].error;
@@ -492,6 +536,7 @@ static lq_status write_tensor(work *w, uint32_t i) {
         Q_TRY(q_writer_gguf.write(w->writer, w->out, rows * w->row_bytes));
         w->done += rows * k;
     }
+    release_hessian(w);
     return report(w, i, &sums);
 }
 
@@ -538,6 +583,7 @@ static lq_status run(work *w) {
 
 static void release(work *w) {
     q_writer_gguf.discard(w->writer);
+    release_hessian(w);
     if (w->pool) q_pool_close(w->pool);
     q_delete(w->alloc, w->floats);
     q_delete(w->alloc, w->out);

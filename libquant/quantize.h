@@ -6,10 +6,16 @@
 #define Q_QUANTIZE_H
 
 #include "bind.h"
+#include "recipe.h"
 
 /* lq_quantize (libquant.h) with an allocator, a log and the default number of threads. `options` and `result` are
  * whole structs of this build (api.c converts); `result` may be NULL. `dst` may be NULL with dry_run. */
 lq_status q_quantize(const q_alloc *a, const q_log *log, uint32_t threads, const char *src, const char *dst,
                      const lq_quantize_options *options, lq_quantize_result *result);
+
+/* Format and quantizer of item i of a binding; `importance`: calibration statistics are at hand. */
+lq_status q_quantize_choose(const q_recipe *recipe, const q_binding *b, uint32_t i, bool importance, q_recipe_choice *out);
+/* The tensor's bits are the source's. */
+bool q_quantize_copies(const q_bind_item *item, const q_recipe_choice *c);
 
 #endif

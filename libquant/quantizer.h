@@ -6,15 +6,30 @@
 #define Q_QUANTIZER_H
 
 #include "format.h"
+#include "log.h"
+#include "threads.h"
 
 typedef enum { Q_NEEDS_NONE, Q_NEEDS_DIAGONAL, Q_NEEDS_HESSIAN } q_stats_kind;
+
+/* The Hessian of a matrix's error: 2/n times the sum of x x' over n calibration inputs x, in any unit. Symmetric: its lower
+ * triangle row after row, k * (k + 1) / 2 finite values with no negative one on the diagonal. */
+typedef struct q_quant_stats {
+    const q_alloc *alloc;
+    const q_log *log;
+    q_pool *pool;
+    const char *name;       /* the tensor's, for messages */
+    const q_format *format;
+    int64_t k;
+    const float *hessian;
+} q_quant_stats;
 
 typedef struct q_quant_job {
     const q_format *format;
     const float *x;         /* rows x k, finite */
     int64_t rows, k;        /* k is a multiple of the format's block */
     const float *diagonal;  /* [k] mean square of each input over calibration tokens, in any unit; NULL = none */
-    const float *hessian;   /* [k][k]; NULL = none */
+    const void *shared;     /* what prepare made of the matrix's Hessian */
+    const q_alloc *alloc;   /* for what the rows need meanwhile */
 } q_quant_job;
 
 typedef struct q_quantizer {
@@ -24,6 +39,10 @@ typedef struct q_quantizer {
     /* Write rows * row_bytes bytes. */
     lq_status (*quantize)(const q_quant_job *job, uint8_t *dst);
     q_stats_kind uses;      /* what it makes use of where it is at hand; at least `needs` */
+    int32_t rows;           /* it is fastest with so many at a time; the bytes do not depend on it */
+    /* Where it needs the Hessian: what all rows of a matrix share, made once, outside the pool's runs, and then only read. */
+    lq_status (*prepare)(const q_quant_stats *stats, void **shared);
+    void (*release)(const q_alloc *a, void *shared); /* NULL is fine */
 } q_quantizer;
 
 extern const q_quantizer *const q_quantizers[]; /* from quantizers.def */

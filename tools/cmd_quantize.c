@@ -4,6 +4,8 @@
  * summary, and for each refusal the option that lifts it. */
 #include "cli.h"
 
+#include "../bench/openblas.h"
+
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -202,6 +204,7 @@ static int quantize(cli *c, const args *a, state *s) {
     if (!a->scheme && !a->recipe)
         return cli_usage(c, "no scheme was given: --scheme q4_k_m is the usual choice, and `lq info --schemes` lists all");
     if (a->scheme && a->recipe) return cli_usage(c, "--scheme and --recipe: a recipe says itself what each tensor gets");
+    bench_openblas_tell(); /* some quantizers use it */
     int code = cli_open(c, a->threads, NULL, NULL, &ctx);
     if (code != 0) return code;
     cli_progress_begin(&s->progress, "quantize");

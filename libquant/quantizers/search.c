@@ -73,4 +73,5 @@ static lq_status quantize(const q_quant_job *job, uint8_t *dst) {
     return LQ_OK;
 }
 
-const q_quantizer q_quantizer_search = {"search", Q_NEEDS_NONE, accepts, quantize, Q_NEEDS_DIAGONAL};
+const q_quantizer q_quantizer_search = {.name = "search", .needs = Q_NEEDS_NONE, .accepts = accepts, .quantize = quantize,
+                                        .uses = Q_NEEDS_DIAGONAL};
