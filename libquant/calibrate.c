@@ -4,13 +4,11 @@
  * up the squares, on the caller's thread and token after token, so that the sums depend neither on threads nor on how
  * chunks are cut into batches. The output is opened first: what would prevent it is known before the long part. Refuses
  * steps whose inputs a tap does not tell apart (experts, matrices per head). Layer L3. */
-#include "engine.h"
+#include "calibrate.h"
 
 #include <math.h>
 
-#include "importance.h"
-
-enum { DEFAULT_WINDOW = 512, KEYS = 4 };
+enum { DEFAULT_WINDOW = 512 };
 
 /* The inputs of one matrix. Matrices that share an input are kept apart: a file names tensors. */
 typedef struct tally {
@@ -29,7 +27,8 @@ typedef struct work {
     q_out_tensor *outs; /* two per tally: sums, counts */
     float *row;         /* the widest */
     int32_t *ids;       /* one chunk */
-    uint32_t n_tallies, window, chunks;
+    uint32_t n_tallies;
+    q_calibrate_text text;
     q_writer *writer;
     uint64_t bytes;
 } work;
@@ -89,9 +88,9 @@ static void see(void *user, const q_inst *s, const float *x, int32_t n, int32_t 
 
 /* ------------------------------------------------------------------------------------------------ the file */
 
-static lq_status name_tensor(work *w, const char *base, const char *suffix, uint64_t n, q_out_tensor *out) {
+lq_status q_calibrate_tensor(q_arena *arena, const char *base, const char *suffix, uint64_t n, q_out_tensor *out) {
     const size_t a = strlen(base), b = strlen(suffix);
-    char *name = (char *)q_arena_new(&w->arena, a + b + 1, 1);
+    char *name = (char *)q_arena_new(arena, a + b + 1, 1);
     if (!name) return LQ_E_NOMEM;
     memcpy(name, base, a);
     memcpy(name + a, suffix, b);
@@ -104,6 +103,14 @@ static q_meta number_key(const char *key, uint32_t v) {
     return (q_meta){.key = q_str_of(key), .type = Q_META_U32, .count = 1, .u = v, .i = v, .f = v};
 }
 
+void q_calibrate_keys(const q_str *dataset, const q_calibrate_text *t, q_meta keys[Q_CALIBRATE_KEYS]) {
+    keys[0] = (q_meta){.key = q_str_of("general.type"), .type = Q_META_STRING, .count = 1, .s = q_str_of(Q_IMPORTANCE_TYPE)};
+    keys[1] = (q_meta){.key = q_str_of(Q_IMPORTANCE_DATASETS), .type = Q_META_ARRAY, .item = Q_META_STRING, .strs = dataset,
+                       .count = dataset ? 1 : 0};
+    keys[2] = number_key(Q_IMPORTANCE_CHUNKS, t->chunks);
+    keys[3] = number_key(Q_IMPORTANCE_CHUNK_SIZE, t->window);
+}
+
 static lq_status open_output(work *w, const char *dst) {
     const lq_calibrate_options *o = w->options;
     Q_TRY(q_directory_spares(w->session->model->dir, dst));
@@ -111,17 +118,14 @@ static lq_status open_output(work *w, const char *dst) {
     if (!w->outs) return LQ_E_NOMEM;
     for (uint32_t i = 0; i < w->n_tallies; i++) {
         const q_weight *m = w->tallies[i].weight;
-        Q_TRY(name_tensor(w, m->name, Q_IMPORTANCE_SUMS, (uint64_t)m->k, &w->outs[2 * i]));
-        Q_TRY(name_tensor(w, m->name, Q_IMPORTANCE_COUNTS, 1, &w->outs[2 * i + 1]));
+        Q_TRY(q_calibrate_tensor(&w->arena, m->name, Q_IMPORTANCE_SUMS, (uint64_t)m->k, &w->outs[2 * i]));
+        Q_TRY(q_calibrate_tensor(&w->arena, m->name, Q_IMPORTANCE_COUNTS, 1, &w->outs[2 * i + 1]));
     }
     const q_str dataset = q_str_of(o->dataset ? o->dataset : "");
-    const q_meta meta[KEYS] = {
-        {.key = q_str_of("general.type"), .type = Q_META_STRING, .count = 1, .s = q_str_of(Q_IMPORTANCE_TYPE)},
-        {.key = q_str_of(Q_IMPORTANCE_DATASETS), .type = Q_META_ARRAY, .item = Q_META_STRING, .strs = &dataset,
-         .count = o->dataset ? 1 : 0},
-        number_key(Q_IMPORTANCE_CHUNKS, w->chunks), number_key(Q_IMPORTANCE_CHUNK_SIZE, w->window)};
-    Q_TRY(q_writer_gguf.measure(meta, KEYS, w->outs, w->n_tallies * 2, &w->bytes));
-    return q_writer_gguf.open(w->alloc, dst, o->force != 0, meta, KEYS, w->outs, w->n_tallies * 2, &w->writer);
+    q_meta meta[Q_CALIBRATE_KEYS];
+    q_calibrate_keys(o->dataset ? &dataset : NULL, &w->text, meta);
+    Q_TRY(q_writer_gguf.measure(meta, Q_CALIBRATE_KEYS, w->outs, w->n_tallies * 2, &w->bytes));
+    return q_writer_gguf.open(w->alloc, dst, o->force != 0, meta, Q_CALIBRATE_KEYS, w->outs, w->n_tallies * 2, &w->writer);
 }
 
 static lq_status write_output(work *w) {
@@ -144,46 +148,49 @@ static lq_status write_output(work *w) {
 
 /* ------------------------------------------------------------------------------------------------ the run */
 
-static lq_status prepare(work *w, const int32_t *ids, size_t count) {
-    const lq_session *s = w->session;
-    const lq_calibrate_options *o = w->options;
+lq_status q_calibrate_cut(const lq_session *s, const int32_t *ids, size_t count, const lq_calibrate_options *o,
+                          q_calibrate_text *out) {
     const uint32_t trained = (uint32_t)s->model->binding->hp.v[Q_HP_CONTEXT];
-    w->window = o->window ? o->window : Q_MIN(trained, (uint32_t)DEFAULT_WINDOW);
-    if (w->window < 2 || w->window > s->shape.context)
-        return q_fail(LQ_E_ARG, "windows of %u tokens: must be 2 to %u, the context of the session", w->window,
-                      s->shape.context);
+    const uint32_t window = o->window ? o->window : Q_MIN(trained, (uint32_t)DEFAULT_WINDOW);
+    if (window < 2 || window > s->shape.context)
+        return q_fail(LQ_E_ARG, "windows of %u tokens: must be 2 to %u, the context of the session", window, s->shape.context);
     const uint64_t tokens = o->max_tokens ? Q_MIN((uint64_t)count, o->max_tokens) : count;
-    if (tokens < w->window)
-        return q_fail(LQ_E_ARG, "the text has %llu tokens; at least %u are required", (unsigned long long)tokens,
-                      w->window);
-    if (tokens / w->window > UINT32_MAX) return q_fail(LQ_E_LIMIT, "the text has more than 2^32 chunks");
-    w->chunks = (uint32_t)(tokens / w->window);
+    if (tokens < window)
+        return q_fail(LQ_E_ARG, "the text has %llu tokens; at least %u are required", (unsigned long long)tokens, window);
+    if (tokens / window > UINT32_MAX) return q_fail(LQ_E_LIMIT, "the text has more than 2^32 chunks");
     for (size_t i = 0; i < count; i++)
         if (ids[i] < 0 || ids[i] >= s->plan->vocab)
             return q_fail(LQ_E_ARG, "token %zu is %d, outside the vocabulary", i, ids[i]);
-    w->ids = (int32_t *)q_arena_new(&w->arena, w->window, sizeof *w->ids);
-    return w->ids ? LQ_OK : LQ_E_NOMEM;
+    *out = (q_calibrate_text){window, (uint32_t)(tokens / window)};
+    return LQ_OK;
+}
+
+void q_calibrate_chunk(const lq_session *s, const int32_t *ids, const q_calibrate_text *t, uint32_t i, int32_t *to) {
+    const q_vocab *v = q_text_vocab(s->model->text);
+    memcpy(to, ids + (uint64_t)i * t->window, t->window * sizeof *ids);
+    if (v->add_bos && v->bos >= 0) to[0] = v->bos;
 }
 
 static lq_status run_text(work *w, const int32_t *ids) {
     const lq_calibrate_options *o = w->options;
-    const q_vocab *v = q_text_vocab(w->session->model->text);
-    const uint64_t total = (uint64_t)w->chunks * w->window;
-    for (uint32_t chunk = 0; chunk < w->chunks; chunk++) {
-        const uint64_t done = (uint64_t)chunk * w->window;
+    const uint32_t window = w->text.window;
+    const uint64_t total = (uint64_t)w->text.chunks * window;
+    for (uint32_t chunk = 0; chunk < w->text.chunks; chunk++) {
+        const uint64_t done = (uint64_t)chunk * window;
         if (o->progress && o->progress(o->user, done, total, "tokens"))
             return q_fail(LQ_E_CANCELLED, "cancelled by the progress callback");
-        memcpy(w->ids, ids + done, w->window * sizeof *ids);
-        if (v->add_bos && v->bos >= 0) w->ids[0] = v->bos;
+        q_calibrate_chunk(w->session, ids, &w->text, chunk, w->ids);
         w->session->length = 0;
-        Q_TRY(q_session_decode(w->session, w->ids, w->window, w->window));
+        Q_TRY(q_session_decode(w->session, w->ids, window, window));
     }
     if (o->progress) o->progress(o->user, total, total, "tokens");
     return LQ_OK;
 }
 
 static lq_status run(work *w, const int32_t *ids, size_t count, const char *dst) {
-    Q_TRY(prepare(w, ids, count));
+    Q_TRY(q_calibrate_cut(w->session, ids, count, w->options, &w->text));
+    w->ids = (int32_t *)q_arena_new(&w->arena, w->text.window, sizeof *w->ids);
+    if (!w->ids) return LQ_E_NOMEM;
     Q_TRY(find_products(w));
     Q_TRY(open_output(w, dst));
     w->session->tap = see;
@@ -201,13 +208,16 @@ lq_status q_calibrate(lq_session *s, const int32_t *ids, size_t count, const cha
         return q_fail(LQ_E_UNSUPPORTED, "a model on %s cannot be calibrated: the inputs of its products are seen on the "
                       "processor alone; open it without a device", s->model->places[1].name);
     Q_TRY(q_struct_in(options, &o, sizeof o, "lq_calibrate_options"));
+    if (!o.hessians && (o.scheme || o.max_ram))
+        return q_fail(LQ_E_ARG, "lq_calibrate: a scheme or a limit of memory is for calibration with Hessians");
+    if (o.hessians) return q_calibrate_hessians(s, ids, count, dst, &o, result);
     work w = {.session = s, .alloc = s->alloc, .options = &o, .arena = {.alloc = s->alloc}};
     const lq_status st = run(&w, ids, count, dst);
     q_writer_gguf.discard(w.writer);
     q_arena_free(&w.arena);
     if (st != LQ_OK) return st;
-    *result = (lq_calibrate_result){.size = sizeof *result, .window = w.window, .chunks = w.chunks,
-                                    .entries = w.n_tallies, .tokens = (uint64_t)w.chunks * w.window, .bytes = w.bytes,
+    *result = (lq_calibrate_result){.size = sizeof *result, .window = w.text.window, .chunks = w.text.chunks,
+                                    .entries = w.n_tallies, .tokens = (uint64_t)w.text.chunks * w.text.window, .bytes = w.bytes,
                                     .seconds = q_clock() - begin};
     return LQ_OK;
 }

@@ -486,6 +486,66 @@ void q_outfile_discard(q_outfile *f) {
     free_outfile(f);
 }
 
+lq_status q_path_remove(const char *path) {
+    if (unlinkat(AT_FDCWD, path, 0) == 0 || errno == ENOENT) return LQ_OK;
+    return fail_errno(errno, "remove", path);
+}
+
+/* ------------------------------------------------------------------------------------------------ scratch */
+
+struct q_scratch {
+    const q_alloc *alloc;
+    q_outfile *file; /* its temporary: no name of its own is ever given to it */
+};
+
+lq_status q_scratch_open(const q_alloc *a, const char *path, uint64_t bytes, q_scratch **out) {
+    q_scratch *s = Q_NEW(a, q_scratch, 1);
+    char *name = (char *)q_new(a, strlen(path) + sizeof ".scratch", 1);
+    lq_status status = s && name ? LQ_OK : LQ_E_NOMEM;
+    if (status == LQ_OK) {
+        s->alloc = a;
+        snprintf(name, strlen(path) + sizeof ".scratch", "%s.scratch", path);
+        status = q_outfile_open(a, name, bytes, true, &s->file);
+    }
+    if (status == LQ_OK && unlinkat(s->file->dir, s->file->temp_name, 0) != 0)
+        status = fail_errno(errno, "remove", s->file->temp);
+    q_delete(a, name);
+    if (status != LQ_OK) {
+        q_scratch_close(s);
+        return status;
+    }
+    *out = s;
+    return LQ_OK;
+}
+
+lq_status q_scratch_write(q_scratch *s, uint64_t offset, const void *data, uint64_t n) {
+    const uint8_t *p = (const uint8_t *)data;
+    for (uint64_t done = 0; done < n;) {
+        const ssize_t put = pwrite(s->file->fd, p + done, (size_t)Q_MIN(n - done, (uint64_t)PIECE), (off_t)(offset + done));
+        if (put < 0 && errno == EINTR) continue;
+        if (put <= 0) return fail_errno(put < 0 ? errno : EIO, "write", s->file->temp);
+        done += (uint64_t)put;
+    }
+    return LQ_OK;
+}
+
+lq_status q_scratch_read(const q_scratch *s, uint64_t offset, void *data, uint64_t n) {
+    uint8_t *p = (uint8_t *)data;
+    for (uint64_t done = 0; done < n;) {
+        const ssize_t got = pread(s->file->fd, p + done, (size_t)Q_MIN(n - done, (uint64_t)PIECE), (off_t)(offset + done));
+        if (got < 0 && errno == EINTR) continue;
+        if (got <= 0) return fail_errno(got < 0 ? errno : EIO, "read", s->file->temp);
+        done += (uint64_t)got;
+    }
+    return LQ_OK;
+}
+
+void q_scratch_close(q_scratch *s) {
+    if (!s) return;
+    if (s->file) free_outfile(s->file);
+    q_delete(s->alloc, s);
+}
+
 /* ------------------------------------------------------------------------------------------------ libraries */
 
 void *q_library_open(const char *name) { return dlopen(name, RTLD_NOW | RTLD_LOCAL); }

@@ -55,6 +55,17 @@ lq_status q_outfile_commit(q_outfile *f);
 /* Remove the temporary; frees f. NULL is fine. */
 void q_outfile_discard(q_outfile *f);
 
+/* Remove a file; that there is none is no failure. */
+lq_status q_path_remove(const char *path);
+
+/* A file without a name, in the directory of `path`, of `bytes` bytes: memory that lies on the disk. It is gone with the
+ * process. */
+typedef struct q_scratch q_scratch;
+lq_status q_scratch_open(const q_alloc *a, const char *path, uint64_t bytes, q_scratch **out);
+lq_status q_scratch_write(q_scratch *s, uint64_t offset, const void *data, uint64_t n);
+lq_status q_scratch_read(const q_scratch *s, uint64_t offset, void *data, uint64_t n);
+void q_scratch_close(q_scratch *s); /* NULL is fine */
+
 /* A shared library of the system that the program can do without; NULL = not here. Its name is one that the system's
  * linker looks for ("libvulkan.so.1"). */
 void *q_library_open(const char *name);

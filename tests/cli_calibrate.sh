@@ -65,6 +65,27 @@ done
 # shellcheck disable=SC2154 # set by eval
 compare "divergence with importance" "$by" "<" "$plain"
 
+# With Hessians, and gptq by them.
+exits 2 "--for alone" calibrate --text prose.txt -o x.gguf --for q4_k:gptq; says "--for alone" "--hessians"
+exits 2 "--max-ram" calibrate --text prose.txt -o x.gguf --hessians --max-ram 8X; says "--max-ram" "8X"
+exits 2 "--samples" calibrate --text prose.txt -o x.gguf --samples 4 --max-tokens 999; says "--samples" "--max-tokens"
+exits 2 "gptq without" q x.gguf -s q4_k:gptq --importance stats.gguf; says "gptq without" "attn_q.*gptq.*--hessians"
+calibrate --text "$TEXT/calibration.txt" -o h.gguf --hessians --for q4_k:gptq --samples $((few / 256)) --max-ram 64M 2>"$err"
+case $? in
+6)  says "without OpenBLAS" "libopenblas0-serial"; skip "OpenBLAS is not installed (libopenblas0-serial)" ;;
+0)  pass
+    exits 0 "gptq" q gptq.gguf -s q4_k:gptq --importance h.gguf -v; says "gptq" "attn_q.* gptq" "$out"
+    exits 0 "search" q search.gguf -s q4_k --importance h.gguf
+    for f in search gptq; do
+        exits 0 "eval $f" "$LQ" eval $f.gguf --against f16.gguf --text "$TEXT/technical.txt" --max-tokens $few --json
+        eval "$f=\$(json kld_mean)"
+    done
+    # shellcheck disable=SC2154 # set by eval
+    compare "divergence with gptq" "$gptq" "<" "$search" ;;
+*)  fail "calibrate --hessians: $(cat "$err")" ;;
+esac
+holds "nothing is left of it" -z "$(find . -name 'h.gguf.*')"
+
 # Files that do not do.
 touch mark
 exits 6 "a model as STATS" q x.gguf -s q4_0 --importance f16.gguf; says "a model as STATS" "f16.gguf.*general.type"

@@ -1,7 +1,8 @@
 /* fuzz_imatrix.c: libFuzzer target over importance files, GGUF and imatrix.dat.
  *
  * The input becomes an unnamed file. Whatever is let through must keep its word: entries found by their names, values
- * between 0 and 1 with a largest of 1 in each matrix, lengths that agree with what is asked and none that do not.
+ * between 0 and 1 with a largest of 1 in each matrix, lengths that agree with what is asked and none that do not, and
+ * Hessians that can be some.
  * Seeds: tests/golden/fuzz-imatrix. */
 #include "help_fuzz.h"
 
@@ -33,6 +34,18 @@ static void check_entry(q_importance *im, uint32_t i, uint64_t size) {
     }
 }
 
+/* A Hessian that is let through has squares on its diagonal, and no product beyond them. */
+static void check_hessian(const q_importance *im, const q_importance_entry *e, uint64_t size) {
+    if (!e->hessian) return;
+    demand(im->dir && e->matrices == 1 && e->inputs * (e->inputs + 1) / 2 <= size / 4);
+    float *h = (float *)q_new_raw(&q_alloc_libc, e->inputs * (e->inputs + 1) / 2, sizeof *h);
+    if (!h) abort();
+    const lq_status s = q_importance_hessian(im, e, h);
+    demand(s == LQ_OK || (s == LQ_E_INCONSISTENT && lq_error_detail()[0]));
+    for (uint64_t i = 0; i < e->inputs * (e->inputs + 1) / 2 && s == LQ_OK; i++) demand(h[i] - h[i] == 0.0f);
+    q_delete(&q_alloc_libc, h);
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n) {
     static int fd = -1;
     if (fd < 0) fd = memfd_create("imatrix", 0);
@@ -47,6 +60,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n) {
     }
     demand(im->n_entries > 0);
     for (uint32_t i = 0; i < im->n_entries; i++) check_entry(im, i, n);
+    for (uint32_t i = 0; i < im->n_entries; i++) check_hessian(im, &im->entries[i], n);
     q_importance_close(im);
     return 0;
 }

@@ -9,10 +9,12 @@
 #include <string.h>
 #include <sys/stat.h>
 
+#include "../bench/openblas.h"
+
 typedef struct args {
-    const char *model, *text, *output, *isa;
-    uint64_t ctx, max_tokens, threads;
-    uint32_t force;
+    const char *model, *text, *output, *isa, *scheme, *max_ram;
+    uint64_t ctx, max_tokens, threads, samples;
+    uint32_t force, hessians;
 } args;
 
 static const cli_operand operands[] = {
@@ -42,9 +44,39 @@ static const cli_option options[] = {
      .at = offsetof(args, force),
      .help = "replace STATS if it exists",
      .also = "|overwrite|replace|"},
+    {.type = CLI_FLAG,
+     .letter = 'H',
+     .name = "hessians",
+     .at = offsetof(args, hessians),
+     .help = "measure also what the quantizer gptq needs: how the inputs of a matrix go together.\n"
+             "STATS then has some 4 bytes per weight of the layers; needs OpenBLAS",
+     .also = "|hessian|gptq|"},
+    {.type = CLI_TEXT,
+     .name = "for",
+     .value = "NAME",
+     .at = offsetof(args, scheme),
+     .help = "with --hessians: the scheme that the model will be quantized by, as q4_k_m:gptq. Each matrix's\n"
+             "inputs are then measured behind matrices that are quantized already",
+     .also = "|scheme|quantize|",
+     .values = CLI_SCHEMES},
     CLI_OPT_CTX(args),
     CLI_OPT_MAX_TOKENS(args),
+    {.type = CLI_UINT,
+     .name = "samples",
+     .value = "N",
+     .at = offsetof(args, samples),
+     .min = 1,
+     .max = 1e9,
+     .help = "use the first N windows of the text (default: all); 128 are usual for gptq",
+     .also = "|nsamples|windows|chunks|"},
     {.type = CLI_GROUP, .name = "How"},
+    {.type = CLI_TEXT,
+     .name = "max-ram",
+     .value = "BYTES",
+     .at = offsetof(args, max_ram),
+     .help = "with --hessians: use at most about so much memory (8G, 500M) beside the model; where the text\n"
+             "needs more, it lies in a file beside STATS",
+     .also = "|memory|ram|"},
     CLI_OPT_THREADS(args),
     CLI_OPT_ISA(args),
     {.type = CLI_END}};
@@ -59,6 +91,25 @@ static int check_output(cli *c, const args *a) {
     }
     if (text.st_dev != output.st_dev || text.st_ino != output.st_ino) return 0;
     return cli_usage(c, "--output %s is the text itself", a->output);
+}
+
+/* "8G": a number, and what it counts. */
+static int read_bytes(cli *c, const char *text, uint64_t *out) {
+    char *end;
+    *out = 0;
+    if (!text) return 0;
+    errno = 0;
+    const double v = strtod(text, &end);
+    const char *const units = "KMGT";
+    const char *unit = *end ? strchr(units, *end >= 'a' ? *end - 'a' + 'A' : *end) : NULL;
+    double scale = 1;
+    for (const char *u = units; unit && u <= unit; u++) scale *= 1024;
+    if (unit) end++;
+    if (*end == 'B') end++;
+    if (errno || *end || !(v * scale >= 1 && v * scale < 1e18))
+        return cli_usage(c, "--max-ram %s: not a number of bytes, such as 8G", text);
+    *out = (uint64_t)(v * scale);
+    return 0;
 }
 
 /* What the file calls the text: its name without folders, so that the same text gives the same file anywhere. */
@@ -85,9 +136,15 @@ static int print_json(cli *c, const args *a, const lq_calibrate_result *r) {
 static int measure(cli *c, const args *a, lq_session *session, uint32_t window, const int32_t *ids, size_t count) {
     lq_calibrate_result r = {.size = sizeof r};
     cli_progress progress;
-    const lq_calibrate_options o = {.size = sizeof o,
+    uint64_t max_ram;
+    const int wrong = read_bytes(c, a->max_ram, &max_ram);
+    if (wrong) return wrong;
+    const lq_calibrate_options o = {.hessians = a->hessians,
+                                    .scheme = a->scheme,
+                                    .max_ram = max_ram,
+                                    .size = sizeof o,
                                     .window = window,
-                                    .max_tokens = a->max_tokens,
+                                    .max_tokens = a->samples ? a->samples * window : a->max_tokens,
                                     .force = a->force,
                                     .dataset = text_name(a->text),
                                     .progress = cli_progress_update,
@@ -139,6 +196,10 @@ static int run(cli *c, const void *arguments) {
     lq_ctx *ctx;
     lq_model *model;
     int code = check_output(c, a);
+    if (code == 0 && !a->hessians && (a->scheme || a->max_ram))
+        code = cli_usage(c, "--%s goes with --hessians", a->scheme ? "for" : "max-ram");
+    if (code == 0 && a->samples && a->max_tokens) code = cli_usage(c, "--samples and --max-tokens exclude each other");
+    if (code == 0 && a->hessians) bench_openblas_tell();
     if (code == 0) code = cli_open(c, a->threads, a->isa, NULL, &ctx);
     if (code != 0) return code;
     const lq_model_options mo = cli_model_options("f32");
@@ -158,11 +219,15 @@ const cli_command cli_command_calibrate = {
              "that the text is like those the model will see. Other engines read and write the same file\n"
              "(\"imatrix\").\n\n"
              "STATS appears only when it is complete; whatever goes wrong before, no file is left under that\n"
-             "name.\n",
+             "name.\n\n"
+             "With --hessians the text goes through the model layer by layer, and each finished layer is kept\n"
+             "beside STATS: the same command goes on where it was interrupted.\n",
     .operands = operands,
     .options = options,
     .examples = "  lq calibrate my-model/ --text examples.txt -o stats.gguf\n"
-                "  lq quantize my-model/ my-model.q4_k_m.gguf --scheme q4_k_m --importance stats.gguf\n",
+                "  lq quantize my-model/ my-model.q4_k_m.gguf --scheme q4_k_m --importance stats.gguf\n"
+                "  lq calibrate my-model/ --text examples.txt -o gptq.gguf --hessians --for q4_k_m:gptq --samples 128\n"
+                "  lq quantize my-model/ my-model.gptq.gguf --scheme q4_k_m:gptq --importance gptq.gguf\n",
     .args_size = sizeof(args),
     .run = run,
 };

@@ -1,0 +1,27 @@
+/* calibrate.h: what both ways of calibrating share: how a text is cut, and the names and keys of the file. Layer L3. */
+#ifndef Q_CALIBRATE_H
+#define Q_CALIBRATE_H
+
+#include "engine.h"
+#include "importance.h"
+
+/* Chunks of `window` tokens; what does not fill one is left out. */
+typedef struct q_calibrate_text {
+    uint32_t window, chunks;
+} q_calibrate_text;
+/* LQ_E_ARG: a window that the session has no room for, a text too short, a token outside the vocabulary. */
+lq_status q_calibrate_cut(const lq_session *s, const int32_t *ids, size_t count, const lq_calibrate_options *o,
+                          q_calibrate_text *out);
+/* Copy chunk i; its first token becomes BOS where the model wants one. */
+void q_calibrate_chunk(const lq_session *s, const int32_t *ids, const q_calibrate_text *t, uint32_t i, int32_t *to);
+
+enum { Q_CALIBRATE_KEYS = 4 };
+void q_calibrate_keys(const q_str *dataset, const q_calibrate_text *t, q_meta keys[Q_CALIBRATE_KEYS]);
+/* A tensor of n values, called `base` and `suffix`. */
+lq_status q_calibrate_tensor(q_arena *arena, const char *base, const char *suffix, uint64_t n, q_out_tensor *out);
+
+/* With lq_calibrate_options.hessians (hessians.c). */
+lq_status q_calibrate_hessians(lq_session *s, const int32_t *ids, size_t count, const char *dst,
+                               const lq_calibrate_options *o, lq_calibrate_result *result);
+
+#endif

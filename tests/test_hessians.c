@@ -1,0 +1,371 @@
+/* test_hessians.c: lq_calibrate with Hessians: what it measures, on the model as it is and behind quantized matrices; that
+ * neither threads, files for memory nor a killed process change a byte; and files of statistics that are none. */
+#include "harness.h"
+#include "help_model.h"
+
+#include <dirent.h>
+#include <math.h>
+#include <signal.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "../libquant/dense.h"
+#include "../libquant/importance.h"
+
+static const q_alloc *const A = &q_alloc_libc;
+enum { WIDTH = 64, FFN = 96, VOCAB = 262, WINDOW = 16, TOKENS = 330 /* twenty windows and a rest */, CHUNKS = 20 };
+
+static char folder[1024], paths[6][1400];
+static lq_ctx *ctx;
+static lq_model *model;
+static int32_t ids[TOKENS];
+
+static const char *in_tmp(int slot, const char *name) { return t_path(paths[slot], sizeof paths[slot], folder, name); }
+static int files_in_tmp(void) {
+    int n = 0;
+    DIR *d = opendir(folder);
+    for (struct dirent *e; (e = readdir(d)) != NULL;) n += strcmp(e->d_name, ".") != 0 && strcmp(e->d_name, "..") != 0;
+    closedir(d);
+    return n;
+}
+static bool has_dense(void) {
+    q_dense *d;
+    if (q_dense_open(A, &d) != LQ_OK) return false;
+    q_dense_close(d);
+    return true;
+}
+#define NEEDS_DENSE() \
+    if (!has_dense()) T_SKIP("OpenBLAS is not installed (libopenblas0-serial)")
+
+static void open_model(const char *path) {
+    const lq_options o = {.size = sizeof o, .threads = 3};
+    ck_assert_msg(lq_open(&o, &ctx) == LQ_OK, "%s", lq_error_detail());
+    ck_assert_msg(lq_model_open(ctx, path, NULL, &model) == LQ_OK, "%s", lq_error_detail());
+}
+static void close_model(void) {
+    lq_model_close(model);
+    lq_close(ctx);
+}
+static void setup(void) {
+    static tiny t;
+    uint64_t seed = 3;
+    snprintf(folder, sizeof folder, "%s/hessians-%ld", t_tmp(), (long)getpid());
+    ck_assert_int_eq(mkdir(folder, 0777), 0);
+    for (int i = 0; i < TOKENS; i++) ids[i] = 3 + (int32_t)(t_rand(&seed) % (VOCAB - 3));
+    tiny_init(&t, "f32");
+    tiny_write(&t, in_tmp(0, "model.gguf"));
+    open_model(paths[0]);
+}
+static void teardown(void) {
+    close_model();
+    DIR *d = opendir(folder);
+    for (struct dirent *e; (e = readdir(d)) != NULL;) {
+        char path[1400];
+        snprintf(path, sizeof path, "%s/%s", folder, e->d_name);
+        if (strcmp(e->d_name, ".") != 0 && strcmp(e->d_name, "..") != 0) unlink(path);
+    }
+    closedir(d);
+    rmdir(folder);
+}
+
+static lq_calibrate_options options(const char *scheme) {
+    return (lq_calibrate_options){.size = sizeof(lq_calibrate_options), .window = WINDOW, .hessians = 1, .scheme = scheme,
+                                  .force = 1, .dataset = "text.txt"};
+}
+static lq_status calibrate(const char *dst, uint32_t threads, const lq_calibrate_options *o) {
+    const lq_session_options so = {.size = sizeof so, .context = WINDOW, .threads = threads, .activations = "f32"};
+    lq_session *s = NULL;
+    ck_assert_msg(lq_session_open(model, &so, &s) == LQ_OK, "%s", lq_error_detail());
+    const lq_status st = lq_calibrate(s, ids, TOKENS, dst, o, NULL);
+    lq_session_close(s);
+    return st;
+}
+static void calibrated(const char *dst, uint32_t threads, const lq_calibrate_options *o) {
+    const lq_status st = calibrate(dst, threads, o);
+    ck_assert_msg(st == LQ_OK, "%s", lq_error_detail());
+}
+static q_directory *directory(const char *path) {
+    const q_load_options o = {.alloc = A, .map = true};
+    q_directory *d;
+    ck_assert_msg(q_directory_open(path, &o, &d) == LQ_OK, "%s", lq_error_detail());
+    return d;
+}
+static const float *tensor(const q_directory *d, const char *name, uint64_t n) {
+    const q_tensor *t = q_directory_tensor(d, q_str_of(name));
+    ck_assert_msg(t != NULL, "no %s", name);
+    ck_assert_uint_eq(t->shape[0] * t->rows, n);
+    return (const float *)(const void *)t->data;
+}
+static uint64_t hash_of(const char *path) {
+    uint8_t *data;
+    uint64_t n;
+    ck_assert_msg(q_file_slurp(A, path, 1 << 24, &data, &n) == LQ_OK, "%s", lq_error_detail());
+    const uint64_t h = q_fnv64(data, n);
+    q_delete(A, data);
+    return h;
+}
+
+/* ---- what is measured */
+
+START_TEST(a_hessian_agrees_with_float64) {
+    NEEDS_DENSE();
+    const lq_calibrate_options o = options(NULL);
+    calibrated(in_tmp(1, "stats.gguf"), 2, &o);
+    q_directory *m = directory(paths[0]), *d = directory(paths[1]);
+    const float *embd = tensor(m, "token_embd.weight", WIDTH * VOCAB), *norm = tensor(m, "blk.0.attn_norm.weight", WIDTH);
+    const double eps = q_directory_meta(m, "llama.attention.layer_norm_rms_epsilon")->f;
+    static double want[WIDTH][WIDTH];
+    memset(want, 0, sizeof want);
+    for (int i = 0; i < CHUNKS * WINDOW; i++) {
+        const float *x = embd + (i % WINDOW ? ids[i] : 1) * WIDTH;
+        double square = 0, v[WIDTH];
+        for (int j = 0; j < WIDTH; j++) square += (double)x[j] * x[j];
+        for (int j = 0; j < WIDTH; j++) v[j] = x[j] / sqrt(square / WIDTH + eps) * norm[j];
+        for (int r = 0; r < WIDTH; r++)
+            for (int c = 0; c <= r; c++) want[r][c] += v[r] * v[c] * 2 / (CHUNKS * WINDOW);
+    }
+    const float *h = tensor(d, "blk.0.attn_q.weight.hessian", WIDTH * (WIDTH + 1) / 2);
+    for (int r = 0; r < WIDTH; r++)
+        for (int c = 0; c <= r; c++, h++)
+            ck_assert_double_eq_tol((double)*h, want[r][c], 1e-5 * sqrt(want[r][r] * want[c][c]));
+    q_directory_close(d);
+    q_directory_close(m);
+    q_importance *im; /* tensors with the same input share one */
+    const q_importance_entry *q, *v, *down;
+    ck_assert_msg(q_importance_open(A, NULL, paths[1], &im) == LQ_OK, "%s", lq_error_detail());
+    ck_assert_int_eq(q_importance_find(im, q_str_of("blk.0.attn_q.weight"), WIDTH, 1, &q), LQ_OK);
+    ck_assert_int_eq(q_importance_find(im, q_str_of("blk.0.attn_v.weight"), WIDTH, 1, &v), LQ_OK);
+    ck_assert_int_eq(q_importance_find(im, q_str_of("blk.1.ffn_down.weight"), FFN, 1, &down), LQ_OK);
+    ck_assert(q->hessian && v->hessian == q->hessian && down->hessian && down->hessian != q->hessian);
+    float *out = (float *)malloc(FFN * (FFN + 1) / 2 * sizeof *out);
+    ck_assert_msg(q_importance_hessian(im, down, out) == LQ_OK, "%s", lq_error_detail());
+    free(out);
+    q_importance_close(im);
+}
+END_TEST
+
+/* The stages give the sums that one pass through the model gives, to the bit, and others' tensors are all there. */
+START_TEST(the_sums_are_those_of_a_whole_pass) {
+    NEEDS_DENSE();
+    lq_calibrate_options o = options(NULL);
+    calibrated(in_tmp(1, "stats.gguf"), 3, &o);
+    o.hessians = 0;
+    calibrated(in_tmp(2, "plain.gguf"), 3, &o);
+    q_directory *a = directory(paths[1]), *b = directory(paths[2]);
+    ck_assert_uint_eq(b->n_tensors, 28);
+    ck_assert_uint_eq(a->n_tensors, 28 + 8);
+    for (uint32_t i = 0; i < b->n_tensors; i++) {
+        const q_tensor *t = q_directory_tensor(a, b->tensors[i].name);
+        ck_assert(t && t->bytes == b->tensors[i].bytes);
+        ck_assert_msg(memcmp(t->data, b->tensors[i].data, t->bytes) == 0, "%.*s", Q_STR_ARG(t->name));
+    }
+    q_directory_close(a);
+    q_directory_close(b);
+}
+END_TEST
+
+static void quantized(const char *scheme, const char *stats, const char *dst) {
+    const lq_quantize_options q = {.size = sizeof q, .scheme = scheme, .importance = stats, .force = 1, .threads = 2};
+    ck_assert_msg(lq_quantize(ctx, paths[0], dst, &q, NULL) == LQ_OK, "%s", lq_error_detail());
+}
+
+/* Behind quantized matrices the inputs are those of the model that lq_quantize then makes. */
+START_TEST(with_a_scheme_the_inputs_are_those_of_the_result) {
+    NEEDS_DENSE();
+    lq_calibrate_options o = options("q4_0:gptq");
+    calibrated(in_tmp(1, "stats.gguf"), 2, &o);
+    quantized("q4_0:gptq", paths[1], in_tmp(2, "q4_0.gguf"));
+    close_model();
+    open_model(paths[2]);
+    o.hessians = 0;
+    o.scheme = NULL;
+    calibrated(in_tmp(3, "of_result.gguf"), 2, &o);
+    q_directory *a = directory(paths[1]), *b = directory(paths[3]);
+    for (uint32_t i = 0; i < b->n_tensors; i++) {
+        const q_tensor *t = &b->tensors[i];
+        const float *want = (const float *)(const void *)t->data;
+        char name[96];
+        snprintf(name, sizeof name, "%.*s", Q_STR_ARG(t->name));
+        const float *have = tensor(a, name, t->shape[0] * t->rows);
+        for (uint64_t j = 0; j < t->shape[0]; j++)
+            ck_assert_msg(fabsf(have[j] - want[j]) <= 1e-4f * want[j], "%s %d: %g, %g", name, (int)j, (double)have[j], (double)want[j]);
+    }
+    ck_assert(q_str_is(q_directory_meta(a, Q_HESSIAN_SCHEME)->s, "q4_0:gptq"));
+    q_directory_close(a);
+    q_directory_close(b);
+}
+END_TEST
+
+START_TEST(neither_threads_nor_files_for_memory_change_a_byte) {
+    NEEDS_DENSE();
+    lq_calibrate_options o = options("q4_0:gptq");
+    calibrated(in_tmp(1, "one.gguf"), 1, &o);
+    const uint64_t want = hash_of(paths[1]);
+    for (uint32_t i = 2; i <= 3; i++) {
+        o.max_ram = i == 2 ? 1 << 20 : 0; /* less than the text carries, enough for a stage */
+        calibrated(in_tmp(2, "other.gguf"), i, &o);
+        ck_assert_uint_eq(hash_of(paths[2]), want);
+        quantized("q4_0:gptq", paths[2], in_tmp(3 + (int)(i - 2), i == 2 ? "a.gguf" : "b.gguf"));
+    }
+    ck_assert_uint_eq(hash_of(paths[3]), hash_of(paths[4]));
+    ck_assert_int_eq(files_in_tmp(), 5);
+    o.max_ram = 1000;
+    ck_assert_int_eq(calibrate(paths[2], 1, &o), LQ_E_NOMEM);
+}
+END_TEST
+
+/* ---- interruptions */
+
+static int calls, kill_at, cancel_at;
+static int progress(void *user, uint64_t done, uint64_t total, const char *what) {
+    Q_UNUSED(user);
+    ck_assert_uint_le(done, total);
+    ck_assert(strncmp(what, "layer ", 6) == 0);
+    calls++;
+    if (calls == kill_at) raise(SIGKILL);
+    return calls == cancel_at;
+}
+
+START_TEST(a_killed_run_goes_on_and_ends_with_the_same_bytes) {
+    NEEDS_DENSE();
+    lq_calibrate_options o = options("q4_0:gptq");
+    o.progress = progress;
+    calls = kill_at = cancel_at = 0;
+    calibrated(in_tmp(1, "whole.gguf"), 1, &o);
+    const uint64_t want = hash_of(paths[1]);
+    const int all = calls, at[] = {2, all / 3, all * 2 / 3, all - 1};
+    for (size_t i = 0; i < Q_COUNT(at); i++) {
+        in_tmp(2, "stats.gguf");
+        const pid_t child = fork();
+        if (child == 0) {
+            calls = 0;
+            kill_at = at[i];
+            calibrate(paths[2], 1, &o);
+            _exit(0);
+        }
+        int status;
+        ck_assert_int_eq(waitpid(child, &status, 0), child);
+        ck_assert(WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL);
+        ck_assert_int_ne(access(paths[2], F_OK), 0); /* nothing under its name before it is complete */
+        calls = kill_at = 0;
+        calibrated(paths[2], 1, &o);
+        ck_assert_uint_eq(hash_of(paths[2]), want);
+        if (at[i] > all / 2) ck_assert_int_lt(calls, all); /* what was finished is not done again */
+        unlink(paths[2]);
+        ck_assert_int_eq(files_in_tmp(), 2); /* and then goes */
+    }
+}
+END_TEST
+
+START_TEST(what_was_kept_for_something_else_is_left_alone) {
+    NEEDS_DENSE();
+    lq_calibrate_options o = options("q4_0:gptq");
+    o.progress = progress;
+    calls = kill_at = cancel_at = 0;
+    calibrated(in_tmp(1, "whole.gguf"), 1, &o);
+    const int all = calls;
+    cancel_at = all * 2 / 3;
+    calls = 0;
+    ck_assert_int_eq(calibrate(in_tmp(2, "stats.gguf"), 1, &o), LQ_E_CANCELLED);
+    const int kept = files_in_tmp();
+    ck_assert_int_gt(kept, 2);
+    calls = cancel_at = 0;
+    o.scheme = "q8_0:gptq"; /* another calibration begins anew */
+    calibrated(paths[2], 1, &o);
+    ck_assert_int_ge(calls, all);
+    ck_assert_int_eq(files_in_tmp(), kept + 1);
+    /* What is damaged is not used. */
+    DIR *d = opendir(folder);
+    for (struct dirent *e; (e = readdir(d)) != NULL;) {
+        char path[1400];
+        snprintf(path, sizeof path, "%s/%s", folder, e->d_name);
+        if (!strstr(e->d_name, ".rows")) continue;
+        FILE *f = fopen(path, "r+b");
+        fseek(f, 100, SEEK_SET);
+        fputc(0x55, f);
+        fclose(f);
+    }
+    closedir(d);
+    o.scheme = "q4_0:gptq";
+    calls = 0;
+    calibrated(paths[2], 1, &o);
+    ck_assert_int_ge(calls, all);
+    ck_assert_uint_eq(hash_of(paths[2]), hash_of(paths[1]));
+}
+END_TEST
+
+/* ---- refusals */
+
+#define REFUSED(expr, code, ...)                                                                      \
+    do {                                                                                              \
+        ck_assert_int_eq((expr), (code));                                                             \
+        const char *says_[] = {__VA_ARGS__};                                                          \
+        for (size_t i_ = 0; i_ < Q_COUNT(says_); i_++)                                                \
+            ck_assert_msg(strstr(lq_error_detail(), says_[i_]) != NULL, "'%s' does not say '%s'",     \
+                          lq_error_detail(), says_[i_]);                                              \
+    } while (0)
+
+START_TEST(what_is_refused) {
+    NEEDS_DENSE();
+    lq_calibrate_options o = options("q4_9:gptq");
+    REFUSED(calibrate(in_tmp(1, "stats.gguf"), 1, &o), LQ_E_ARG, "q4_9");
+    o = options("q4_0:gptq");
+    o.hessians = 0;
+    REFUSED(calibrate(paths[1], 1, &o), LQ_E_ARG, "Hessians");
+    ck_assert_int_eq(files_in_tmp(), 1);
+    o.scheme = NULL;
+    calibrated(paths[1], 1, &o);
+    lq_quantize_options q = {.size = sizeof q, .scheme = "q4_0:gptq"};
+    REFUSED(lq_quantize(ctx, paths[0], in_tmp(2, "out.gguf"), &q, NULL), LQ_E_ARG, "attn_q", "gptq", "--hessians");
+    q.importance = paths[1]; /* statistics, but no Hessians */
+    REFUSED(lq_quantize(ctx, paths[0], paths[2], &q, NULL), LQ_E_ARG, "attn_q", "gptq", "--hessians");
+}
+END_TEST
+
+/* One value of a Hessian replaced; `row` and `column` of it. */
+static void spoil(const char *path, const char *name, int row, int column, float v) {
+    q_directory *d = directory(path);
+    const q_tensor *t = q_directory_tensor(d, q_str_of(name));
+    ck_assert_ptr_nonnull(t);
+    const long offset = (long)((const uint8_t *)t->data - q_file_data(d->files[0])) + (row * (row + 1) / 2 + column) * 4L;
+    q_directory_close(d);
+    FILE *f = fopen(path, "r+b");
+    fseek(f, offset, SEEK_SET);
+    fwrite(&v, sizeof v, 1, f);
+    fclose(f);
+}
+
+START_TEST(values_that_no_hessian_has) {
+    NEEDS_DENSE();
+    static const struct { int row, column; float v; const char *says; } bad[] = {
+        {5, 5, NAN, "no mean square of input 5"}, {5, 5, -1.0f, "no mean square of input 5"}, {9, 4, NAN, "of inputs 9 and 4"},
+        {9, 4, 1e30f, "of inputs 9 and 4"}, {63, 0, INFINITY, "of inputs 63 and 0"}};
+    const lq_calibrate_options o = options(NULL);
+    for (size_t i = 0; i < Q_COUNT(bad); i++) {
+        const lq_quantize_options q = {.size = sizeof q, .scheme = "q4_0:gptq", .importance = in_tmp(1, "stats.gguf")};
+        calibrated(paths[1], 2, &o);
+        spoil(paths[1], "blk.1.ffn_gate.weight.hessian", bad[i].row, bad[i].column, bad[i].v);
+        REFUSED(lq_quantize(ctx, paths[0], in_tmp(2, "out.gguf"), &q, NULL), LQ_E_INCONSISTENT, "stats.gguf",
+                "blk.1.ffn_gate.weight.hessian", bad[i].says);
+        ck_assert_int_eq(files_in_tmp(), 2);
+    }
+}
+END_TEST
+
+static Suite *make(void) {
+    Suite *s = suite_create("hessians");
+    TCase *c = tcase_create("hessians");
+    tcase_add_checked_fixture(c, setup, teardown);
+    tcase_add_test(c, a_hessian_agrees_with_float64);
+    tcase_add_test(c, the_sums_are_those_of_a_whole_pass);
+    tcase_add_test(c, with_a_scheme_the_inputs_are_those_of_the_result);
+    tcase_add_test(c, neither_threads_nor_files_for_memory_change_a_byte);
+    tcase_add_test(c, a_killed_run_goes_on_and_ends_with_the_same_bytes);
+    tcase_add_test(c, what_was_kept_for_something_else_is_left_alone);
+    tcase_add_test(c, what_is_refused);
+    tcase_add_test(c, values_that_no_hessian_has);
+    suite_add_tcase(s, c);
+    return s;
+}
+HARNESS_MAIN(make)
