@@ -1,20 +1,28 @@
 /* dense.c: OpenBLAS at run time, and the blocked algorithms that call it tile by tile. See dense.h.
  *
  * The factor comes without inverting: A = M M' with M upper triangular is the Cholesky factor of A with rows and columns
- * in reverse, U = M^-1 then has U' U = A^-1, and half the work of inverting first and factoring again. Layer L1. */
+ * in reverse, U = M^-1 then has U' U = A^-1, and half the work of inverting first and factoring again.
+ *
+ * Whose calls may overlap: the build with threads claims its buffers under a lock, and works for many callers at once while
+ * it is held to one thread itself. Debian's build without threads (0.3.21) looks for a free buffer and takes it with no
+ * lock held: two callers were seen to get the same one, and a factor came out wrong. So with any other build calls wait
+ * for one another. Layer L1. */
 #include "dense.h"
 
 #include <math.h>
 
 #include "file.h"
 
-enum { TILE = 256, MOST_THREADS = 64 /* OpenBLAS has buffers for 128 callers at once */ };
+enum { TILE = 256, MOST_THREADS = 64 /* Debian's OpenBLAS has buffers for 128 callers at once */ };
 enum { ROW_MAJOR = 101, NO_TRANS = 111, TRANS = 112, LOWER = 122, NON_UNIT = 131, LEFT = 141, RIGHT = 142 }; /* of cblas.h */
 
 struct q_dense {
     const q_alloc *alloc;
     void *library;
-    int before; /* its threads before it was held to one; 0 = it has none of its own */
+    int before;   /* its threads before it was held to one; 0 = it has none of its own */
+    bool one;     /* one call at a time: */
+    bool has_turn;
+    q_mutex *turn;
     void (*set_threads)(int n);
     void (*sgemm)(int order, int ta, int tb, int m, int n, int k, float alpha, const float *a, int lda, const float *b,
                   int ldb, float beta, float *c, int ldc);
@@ -27,9 +35,11 @@ struct q_dense {
 
 /* ------------------------------------------------------------------------------------------------ the library */
 
-/* The build for one thread first: Debian keeps it beside the one that the linker finds. */
-static const char *const names[] = {"/usr/lib/x86_64-linux-gnu/openblas-serial/libopenblas.so.0",
-                                    "/usr/lib/aarch64-linux-gnu/openblas-serial/libopenblas.so.0", "libopenblas.so.0"};
+enum { THREADS_OF_ITS_OWN = 1 }; /* openblas_get_parallel: 0 = none, 2 = OpenMP's */
+
+/* The build with threads first: Debian keeps several, of which the linker finds one. */
+static const char *const names[] = {"/usr/lib/x86_64-linux-gnu/openblas-pthread/libopenblas.so.0",
+                                    "/usr/lib/aarch64-linux-gnu/openblas-pthread/libopenblas.so.0", "libopenblas.so.0"};
 
 static bool find(const q_dense *d, const char *name, void *function) {
     void *address = q_library_symbol(d->library, name);
@@ -41,7 +51,7 @@ static lq_status open_library(q_dense *d) {
     for (size_t i = 0; i < Q_COUNT(names) && !d->library; i++) d->library = q_library_open(names[i]);
     if (!d->library)
         return q_fail(LQ_E_UNSUPPORTED, "OpenBLAS (libopenblas.so.0) is not here, and Hessians need it; on Debian the package "
-                      "libopenblas0-serial brings it");
+                      "libopenblas0-pthread brings it");
     int (*parallel)(void), (*get_threads)(void);
     const bool all = find(d, "cblas_sgemm", &d->sgemm) && find(d, "cblas_dgemm", &d->dgemm) &&
                      find(d, "cblas_dtrsm", &d->dtrsm) && find(d, "dpotrf_", &d->dpotrf) &&
@@ -49,11 +59,16 @@ static lq_status open_library(q_dense *d) {
                      find(d, "openblas_set_num_threads", &d->set_threads);
     if (!all)
         return q_fail(LQ_E_UNSUPPORTED, "libopenblas.so.0 lacks functions that OpenBLAS has; on Debian the package "
-                      "libopenblas0-serial brings one that has them");
+                      "libopenblas0-pthread brings one that has them");
+    d->one = parallel() != THREADS_OF_ITS_OWN;
     if (parallel() != 0) {
         d->before = get_threads();
         d->set_threads(1);
     }
+    d->turn = Q_NEW(d->alloc, q_mutex, 1);
+    if (!d->turn) return LQ_E_NOMEM;
+    Q_TRY(q_mutex_open(d->turn));
+    d->has_turn = true;
     return LQ_OK;
 }
 
@@ -73,8 +88,17 @@ lq_status q_dense_open(const q_alloc *a, q_dense **out) {
 void q_dense_close(q_dense *d) {
     if (!d) return;
     if (d->before) d->set_threads(d->before);
+    if (d->has_turn) q_mutex_close(d->turn);
+    q_delete(d->alloc, d->turn);
     q_library_close(d->library);
     q_delete(d->alloc, d);
+}
+
+static void enter(const q_dense *d) {
+    if (d->one) q_mutex_lock(d->turn);
+}
+static void leave(const q_dense *d) {
+    if (d->one) q_mutex_unlock(d->turn);
 }
 
 /* ------------------------------------------------------------------------------------------------ tiles */
@@ -125,8 +149,10 @@ static void on_threads(work *w, void (*run)(void *arg, uint32_t thread)) {
 
 static void gram_tile(const work *w, int64_t i, int64_t j, uint32_t thread) {
     Q_UNUSED(thread);
+    enter(w->d);
     w->d->sgemm(ROW_MAJOR, TRANS, NO_TRANS, size_of(w, i), size_of(w, j), (int)w->n, 1.0f, w->x + i * TILE, (int)w->stride,
                 w->x + j * TILE, (int)w->stride, 1.0f, w->h + i * TILE * w->k + j * TILE, (int)w->k);
+    leave(w->d);
 }
 
 void q_dense_gram(const q_dense *d, q_pool *pool, const float *x, int64_t n, int64_t stride, int64_t k, float *h) {
@@ -141,14 +167,18 @@ static double *tile_at(const work *w, int64_t i, int64_t j) { return w->a + i * 
 /* Below a factored tile. */
 static void panel_tile(const work *w, int64_t i, int64_t j, uint32_t thread) {
     Q_UNUSED(thread);
+    enter(w->d);
     w->d->dtrsm(ROW_MAJOR, RIGHT, LOWER, TRANS, NON_UNIT, size_of(w, i), size_of(w, j), 1, tile_at(w, j, j), (int)w->k,
                 tile_at(w, i, j), (int)w->k);
+    leave(w->d);
 }
 /* What is left of a later tile when a column of tiles is known. */
 static void rest_tile(const work *w, int64_t i, int64_t j, uint32_t thread) {
     Q_UNUSED(thread);
+    enter(w->d);
     w->d->dgemm(ROW_MAJOR, NO_TRANS, TRANS, size_of(w, i), size_of(w, j), TILE, -1, tile_at(w, i, w->at), (int)w->k,
                 tile_at(w, j, w->at), (int)w->k, 1, tile_at(w, i, j), (int)w->k);
+    leave(w->d);
 }
 /* The columns of a tile's width of L^-1, and where they lie in U. */
 static void inverse_tile(const work *w, int64_t i, int64_t j, uint32_t thread) {
@@ -157,7 +187,9 @@ static void inverse_tile(const work *w, int64_t i, int64_t j, uint32_t thread) {
     double *b = w->room + (int64_t)thread * w->k * TILE;
     memset(b, 0, (size_t)(n * width) * sizeof *b);
     for (int64_t c = 0; c < width; c++) b[c * width + c] = 1;
+    enter(w->d);
     w->d->dtrsm(ROW_MAJOR, LEFT, LOWER, NO_TRANS, NON_UNIT, (int)n, (int)width, 1, tile_at(w, i, i), (int)w->k, b, (int)width);
+    leave(w->d);
     for (int64_t r = 0; r < w->k; r++) {
         float *last = w->u + (w->k - 1 - r) * w->k + (w->k - 1 - from); /* rows and columns in reverse */
         for (int64_t c = 0; c < width; c++) last[-c] = r < from + c ? 0.0f : (float)b[(r - from) * width + c];

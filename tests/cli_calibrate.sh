@@ -72,7 +72,7 @@ exits 2 "--samples" calibrate --text prose.txt -o x.gguf --samples 4 --max-token
 exits 2 "gptq without" q x.gguf -s q4_k:gptq --importance stats.gguf; says "gptq without" "attn_q.*gptq.*--hessians"
 calibrate --text "$TEXT/calibration.txt" -o h.gguf --hessians --for q4_k:gptq --samples $((few / 256)) --max-ram 64M 2>"$err"
 case $? in
-6)  says "without OpenBLAS" "libopenblas0-serial"; skip "OpenBLAS is not installed (libopenblas0-serial)" ;;
+6)  says "without OpenBLAS" "libopenblas0-pthread"; skip "OpenBLAS is not installed (libopenblas0-pthread)" ;;
 0)  pass
     exits 0 "gptq" q gptq.gguf -s q4_k:gptq --importance h.gguf -v; says "gptq" "attn_q.* gptq" "$out"
     exits 0 "search" q search.gguf -s q4_k --importance h.gguf

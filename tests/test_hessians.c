@@ -36,7 +36,7 @@ static bool has_dense(void) {
     return true;
 }
 #define NEEDS_DENSE() \
-    if (!has_dense()) T_SKIP("OpenBLAS is not installed (libopenblas0-serial)")
+    if (!has_dense()) T_SKIP("OpenBLAS is not installed (libopenblas0-pthread)")
 
 static void open_model(const char *path) {
     const lq_options o = {.size = sizeof o, .threads = 3};

@@ -14,8 +14,7 @@ optional='glslang-tools clang libclang-rt-14-dev gcovr' # shader checks of the f
 optional="$optional g++ python3 mandoc zsh fish"         # C++ header; binding; manual pages; completion
 # The Vulkan backend: headers and loader, compiler of shaders; a device without a GPU, and judges of what it is given.
 optional="$optional libvulkan-dev glslc mesa-vulkan-drivers vulkan-validationlayers spirv-tools"
-optional="$optional libopenblas0-serial"  # Hessians: `lq calibrate --hessians`, the quantizer gptq
-optional="$optional libopenblas0-pthread" # `lq bench kernels` times it beside our products
+optional="$optional libopenblas0-pthread" # Hessians: `lq calibrate --hessians`, the quantizer gptq; and `lq bench kernels`
 cc=${CC:-cc} foreign=
 case "${1:-}" in
 '') ;;
