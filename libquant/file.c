@@ -502,8 +502,8 @@ lq_status q_scratch_open(const q_alloc *a, const char *path, uint64_t bytes, q_s
     q_scratch *s = Q_NEW(a, q_scratch, 1);
     char *name = (char *)q_new(a, strlen(path) + sizeof ".scratch", 1);
     lq_status status = s && name ? LQ_OK : LQ_E_NOMEM;
+    if (s) s->alloc = a;
     if (status == LQ_OK) {
-        s->alloc = a;
         snprintf(name, strlen(path) + sizeof ".scratch", "%s.scratch", path);
         status = q_outfile_open(a, name, bytes, true, &s->file);
     }

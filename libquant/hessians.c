@@ -139,21 +139,40 @@ static lq_status quantize(work *w, uint32_t item, const q_recipe_choice *c, cons
     return status;
 }
 
-static lq_status quantize_part(work *w, part *p) {
+/* What a quantizer makes of a stage's Hessian serves all its matrices. */
+typedef struct prepared {
+    const q_quantizer *by;
+    void *shared;
+} prepared;
+
+static void unprepare(const work *w, prepared *p) {
+    if (p->by) p->by->release(w->alloc, p->shared);
+    *p = (prepared){NULL, NULL};
+}
+
+static lq_status quantize_part(work *w, part *p, prepared *h) {
     const q_bind_item *b = item_of(w, p->item);
     q_recipe_choice c;
-    void *shared = NULL;
     Q_TRY(q_quantize_choose(w->recipe, w->model->binding, p->item, true, &c));
     if (q_quantize_copies(b, &c)) return LQ_OK;
     p->weights = (float *)q_new_raw(w->alloc, b->src->rows * b->src->shape[0], sizeof *p->weights);
     if (!p->weights) return LQ_E_NOMEM;
-    if (c.quantizer->prepare) {
-        const q_quant_stats s = {w->alloc, &w->model->ctx->log, w->pool, b->name.p, c.format, (int64_t)b->src->shape[0], w->h};
-        Q_TRY(c.quantizer->prepare(&s, &shared));
+    if (c.quantizer->prepare && c.quantizer != h->by) {
+        const q_quant_stats s = {w->alloc, &w->model->ctx->log, w->pool, b->name.p, (int64_t)b->src->shape[0], w->h};
+        unprepare(w, h);
+        Q_TRY(c.quantizer->prepare(&s, &h->shared));
+        h->by = c.quantizer;
     }
-    const lq_status status = quantize(w, p->item, &c, w->sums, shared, p->weights, NULL);
-    if (c.quantizer->release) c.quantizer->release(w->alloc, shared);
-    if (status == LQ_OK) q_stream_replace(w->stream, p->item, p->weights);
+    Q_TRY(quantize(w, p->item, &c, w->sums, c.quantizer->prepare ? h->shared : NULL, p->weights, NULL));
+    q_stream_replace(w->stream, p->item, p->weights);
+    return LQ_OK;
+}
+
+static lq_status quantize_stage(work *w, uint32_t stage) {
+    prepared h = {NULL, NULL};
+    lq_status status = LQ_OK;
+    for (uint32_t i = 0; i < w->n_parts[stage] && status == LQ_OK; i++) status = quantize_part(w, &w->parts[stage][i], &h);
+    unprepare(w, &h);
     return status;
 }
 
@@ -215,7 +234,7 @@ static lq_status run_stage(work *w, uint32_t stage) {
     if (stage + 1 == q_stream_stages(w->stream)) return LQ_OK; /* nobody sees what it gives */
     if (w->recipe) {
         Q_TRY(q_importance_scale(item_of(w, w->parts[stage][0].item)->name, w->sums, k)); /* as the file will be read */
-        for (uint32_t i = 0; i < w->n_parts[stage]; i++) Q_TRY(quantize_part(w, &w->parts[stage][i]));
+        Q_TRY(quantize_stage(w, stage));
     }
     return q_stream_advance(w->stream, after_run, w);
 }
@@ -456,6 +475,7 @@ lq_status q_calibrate_hessians(lq_session *s, const int32_t *ids, size_t count, 
     const double begin = q_clock();
     work w = {.session = s, .model = s->model, .alloc = s->alloc, .options = o, .dst = dst, .arena = {.alloc = s->alloc}};
     const lq_status status = run(&w, ids, count);
+    if (status == LQ_E_CANCELLED) atomic_store(&s->cancel, 0);
     if (status == LQ_OK)
         *result = (lq_calibrate_result){.size = sizeof *result, .window = w.text.window, .chunks = w.text.chunks,
                                         .entries = w.entries, .tokens = tokens(&w), .bytes = w.out_bytes,

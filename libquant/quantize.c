@@ -441,7 +441,7 @@ static lq_status prepare_hessian(work *w, uint32_t i) {
     if (s == LQ_E_INCONSISTENT) s = q_fail_in(s, "%s", w->options->importance);
     if (s == LQ_OK) {
         memcpy(name, w->item->name.p, (size_t)w->item->name.n);
-        const q_quant_stats stats = {w->alloc, w->log, w->pool, name, w->choice->format, (int64_t)k, h};
+        const q_quant_stats stats = {w->alloc, w->log, w->pool, name, (int64_t)k, h};
         s = q->prepare(&stats, &w->shared);
     }
     q_delete(w->alloc, h);

@@ -18,7 +18,6 @@ typedef struct q_quant_stats {
     const q_log *log;
     q_pool *pool;
     const char *name;       /* the tensor's, for messages */
-    const q_format *format;
     int64_t k;
     const float *hessian;
 } q_quant_stats;
@@ -40,7 +39,8 @@ typedef struct q_quantizer {
     lq_status (*quantize)(const q_quant_job *job, uint8_t *dst);
     q_stats_kind uses;      /* what it makes use of where it is at hand; at least `needs` */
     int32_t rows;           /* it is fastest with so many at a time; the bytes do not depend on it */
-    /* Where it needs the Hessian: what all rows of a matrix share, made once, outside the pool's runs, and then only read. */
+    /* Where it needs the Hessian: what all rows of a matrix share, and other matrices with the same inputs, whatever their
+     * format. Made once, outside the pool's runs, and then only read. */
     lq_status (*prepare)(const q_quant_stats *stats, void **shared);
     void (*release)(const q_alloc *a, void *shared); /* NULL is fine */
 } q_quantizer;

@@ -173,10 +173,10 @@ static void on_log(void *user, lq_log_level level, const char *message) {
     if (level == LQ_LOG_WARN) snprintf(warned, sizeof warned, "%s", message);
 }
 
-static lq_status prepare(const q_format *f, const float *h, int k, uint32_t threads, void **shared) {
+static lq_status prepare(const float *h, int k, uint32_t threads, void **shared) {
     q_pool *p = pool(threads);
     const q_log log = {on_log, NULL};
-    const q_quant_stats s = {A, &log, p, "blk.7.ffn_up.weight", f, k, h};
+    const q_quant_stats s = {A, &log, p, "blk.7.ffn_up.weight", k, h};
     warned[0] = 0;
     const lq_status st = q_quantizer_find("gptq")->prepare(&s, shared);
     q_pool_close(p);
@@ -230,7 +230,7 @@ START_TEST(its_error_is_the_least) {
         const q_format *f = q_format_find(cases[c].format);
         uint8_t *out = (uint8_t *)malloc(ROWS * bytes_of(f));
         void *shared;
-        ck_assert_int_eq(prepare(f, h, K, 2, &shared), LQ_OK);
+        ck_assert_int_eq(prepare(h, K, 2, &shared), LQ_OK);
         quantize("gptq", f, w, diagonal, shared, ROWS, out);
         const double gptq = error_of(f, w, out, x);
         quantize("rtn", f, w, NULL, NULL, ROWS, out);
@@ -256,7 +256,7 @@ START_TEST(bytes_depend_on_the_matrix_alone) {
     static const int steps[] = {ROWS, 1, 5, 16};
     for (uint32_t i = 0; i < Q_COUNT(steps); i++) {
         void *shared;
-        ck_assert_int_eq(prepare(f, h, K, 1 + i % 3, &shared), LQ_OK);
+        ck_assert_int_eq(prepare(h, K, 1 + i % 3, &shared), LQ_OK);
         quantize("gptq", f, w, NULL, shared, steps[i], i ? out : want);
         if (i) ck_assert_int_eq(memcmp(out, want, n), 0);
         q_quantizer_find("gptq")->release(A, shared);
@@ -275,7 +275,7 @@ START_TEST(dead_inputs_get_no_weight) {
     uint8_t *out = (uint8_t *)malloc(ROWS * bytes_of(f));
     void *shared;
     w[33] = 100.0f; /* would spoil the scale of its block */
-    ck_assert_int_eq(prepare(f, h, K, 1, &shared), LQ_OK);
+    ck_assert_int_eq(prepare(h, K, 1, &shared), LQ_OK);
     quantize("gptq", f, w, NULL, shared, ROWS, out);
     q_decode_row(f, out, K, y);
     ck_assert(y[33] == 0.0f && y[500] == 0.0f);
@@ -291,18 +291,17 @@ START_TEST(what_is_not_positive_definite) {
     enum { KK = 64 };
     float h[KK * (KK + 1) / 2];
     void *shared = NULL;
-    const q_format *f = q_format_find("q4_0");
     for (int i = 0; i < KK; i++) /* pairs with eigenvalues 2.05 and -0.05 */
         for (int j = 0; j <= i; j++) h[i * (i + 1) / 2 + j] = i == j ? 1.0f : i / 2 == j / 2 ? 1.05f : 0.0f;
-    ck_assert_int_eq(prepare(f, h, KK, 1, &shared), LQ_OK);
+    ck_assert_int_eq(prepare(h, KK, 1, &shared), LQ_OK);
     ck_assert_msg(strstr(warned, "blk.7.ffn_up.weight") && strstr(warned, "0.1 of the mean"), "%s", warned);
     q_quantizer_find("gptq")->release(A, shared);
     for (int i = 0; i < KK; i++) /* an eigenvalue of -62 */
         for (int j = 0; j <= i; j++) h[i * (i + 1) / 2 + j] = i == j ? 1.0f : -1.0f;
-    ck_assert_int_eq(prepare(f, h, KK, 1, &shared), LQ_E_NUMERIC);
+    ck_assert_int_eq(prepare(h, KK, 1, &shared), LQ_E_NUMERIC);
     ck_assert_msg(strstr(lq_error_detail(), "blk.7.ffn_up.weight"), "%s", lq_error_detail());
     memset(h, 0, sizeof h); /* nothing was ever seen: all inputs are dead */
-    ck_assert_int_eq(prepare(f, h, KK, 1, &shared), LQ_OK);
+    ck_assert_int_eq(prepare(h, KK, 1, &shared), LQ_OK);
     q_quantizer_find("gptq")->release(A, shared);
     q_dense_close(d);
 }
