@@ -215,6 +215,30 @@ START_TEST(neither_threads_nor_files_for_memory_change_a_byte) {
 }
 END_TEST
 
+static char warned[1024];
+static void on_log(void *user, lq_log_level level, const char *message) {
+    Q_UNUSED(user);
+    if (level == LQ_LOG_WARN && strstr(message, "Hessians")) snprintf(warned, sizeof warned, "%s", message);
+}
+
+START_TEST(hessians_for_another_scheme_are_used_with_a_warning) {
+    NEEDS_DENSE();
+    const lq_options o = {.size = sizeof o, .threads = 2, .log = on_log};
+    const lq_calibrate_options c = options("q4_0:gptq");
+    lq_quantize_options q = {.size = sizeof q, .scheme = "q4_0:gptq", .importance = in_tmp(1, "stats.gguf")};
+    lq_ctx *other;
+    calibrated(paths[1], 2, &c);
+    ck_assert_int_eq(lq_open(&o, &other), LQ_OK);
+    warned[0] = 0;
+    ck_assert_int_eq(lq_quantize(other, paths[0], in_tmp(2, "a.gguf"), &q, NULL), LQ_OK);
+    ck_assert_str_eq(warned, "");
+    q.scheme = "q8_0:gptq";
+    ck_assert_int_eq(lq_quantize(other, paths[0], in_tmp(3, "b.gguf"), &q, NULL), LQ_OK);
+    ck_assert_msg(strstr(warned, "q4_0:gptq, not q8_0:gptq") != NULL, "%s", warned);
+    lq_close(other);
+}
+END_TEST
+
 /* ---- interruptions */
 
 static int calls, kill_at, cancel_at;
@@ -361,6 +385,7 @@ static Suite *make(void) {
     tcase_add_test(c, the_sums_are_those_of_a_whole_pass);
     tcase_add_test(c, with_a_scheme_the_inputs_are_those_of_the_result);
     tcase_add_test(c, neither_threads_nor_files_for_memory_change_a_byte);
+    tcase_add_test(c, hessians_for_another_scheme_are_used_with_a_warning);
     tcase_add_test(c, a_killed_run_goes_on_and_ends_with_the_same_bytes);
     tcase_add_test(c, what_was_kept_for_something_else_is_left_alone);
     tcase_add_test(c, what_is_refused);
