@@ -15,14 +15,14 @@
 #include <float.h>
 #include <math.h>
 
-enum { MAX_TURNS = 4, POLISH = 6, CHUNK = 16 /* divides every group */, LANES = CHUNK / 4 };
+enum { MAX_TURNS = 3, POLISH = 6, MAX_STARTS = 32, FINALISTS = 3, CHUNK = 16 /* divides every group */ };
 
 /* One block, normalised: x = value * 2^-exponent. */
 typedef struct problem {
     const q_shape *shape;
     int n;                  /* values per group */
     int exponent;
-    float x[Q_MAX_BLOCK], w[Q_MAX_BLOCK];
+    _Alignas(64) float x[Q_MAX_BLOCK], w[Q_MAX_BLOCK];
     float total[Q_MAX_GROUPS]; /* sum of w by group */
     float book[16], mid[15]; /* of a codebook: its levels and the borders between them */
     float top, bottom;      /* highest and lowest level */
@@ -37,22 +37,41 @@ uint16_t q_fit_half(float f) {
     return q_f32_to_half(f > 65504.0f ? 65504.0f : f < -65504.0f ? -65504.0f : f);
 }
 
-/* Fill p; false when all values are zero. */
-static bool prepare(const q_shape *s, const q_fit_in *in, problem *p) {
-    float amax = 0.0f, wmax = 0.0f;
-    p->shape = s;
-    p->n = s->weights / s->groups;
-    for (int i = 0; i < s->weights; i++) {
-        amax = fmaxf(amax, fabsf(in->x[i]));
-        if (in->weight && in->weight[i] <= FLT_MAX) wmax = fmaxf(wmax, in->weight[i]);
-    }
-    if (!(amax > 0.0f && amax <= FLT_MAX)) return false;
-    (void)frexpf(amax, &p->exponent);
-    const double down = ldexp(1.0, -p->exponent);
+/* As fmaxf and fminf, which are calls, of numbers. */
+static inline float larger(float a, float b) { return a > b ? a : b; }
+static inline float smaller(float a, float b) { return a < b ? a : b; }
+
+/* Lowest and highest of n values, a multiple of CHUNK. */
+Q_UNCHECKED static void extremes(const float *x, int n, float *lo, float *hi) {
+    float l[CHUNK], h[CHUNK];
+    for (int i = 0; i < CHUNK; i++) l[i] = h[i] = x[i];
+    for (int at = CHUNK; at < n; at += CHUNK)
+        for (int i = 0; i < CHUNK; i++) {
+            l[i] = smaller(l[i], x[at + i]);
+            h[i] = larger(h[i], x[at + i]);
+        }
+    for (int i = 0; i < 8; i++) l[i] = smaller(l[i], l[i + 8]);
+    for (int i = 0; i < 8; i++) h[i] = larger(h[i], h[i + 8]);
+    for (int i = 0; i < 4; i++) l[i] = smaller(l[i], l[i + 4]);
+    for (int i = 0; i < 4; i++) h[i] = larger(h[i], h[i + 4]);
+    *lo = smaller(smaller(l[0], l[1]), smaller(l[2], l[3]));
+    *hi = larger(larger(h[0], h[1]), larger(h[2], h[3]));
+}
+
+/* Multiplied by a power of two, in double: exact until it is a float again. */
+Q_UNCHECKED static void multiply(const float *x, int n, double by, float *y) {
+    for (int at = 0; at < n; at += CHUNK)
+        for (int i = 0; i < CHUNK; i++) y[at + i] = (float)((double)x[at + i] * by);
+}
+
+/* What a search needs besides: how much each error counts, brought to a maximum of 1, and a codebook's levels. */
+static void prepare_search(const q_shape *s, const q_fit_in *in, problem *p) {
+    float wmax = 0.0f;
+    for (int i = 0; in->weight && i < s->weights; i++)
+        if (in->weight[i] <= FLT_MAX) wmax = larger(wmax, in->weight[i]);
     for (int i = 0; i < s->weights; i++) {
         const float w = wmax > 0.0f ? in->weight[i] : 1.0f;
-        p->x[i] = (float)((double)in->x[i] * down);
-        p->w[i] = w > 0.0f && w <= FLT_MAX ? (float)((double)w / (wmax > 0.0f ? (double)wmax : 1.0)) : 0.0f;
+        p->w[i] = w > 0.0f && w <= FLT_MAX ? wmax > 0.0f ? (float)((double)w / (double)wmax) : 1.0f : 0.0f;
     }
     for (int g = 0; g < s->groups; g++) { /* a group that does not count still wants parameters of its own */
         float total = 0.0f;
@@ -60,10 +79,23 @@ static bool prepare(const q_shape *s, const q_fit_in *in, problem *p) {
         for (int k = 0; !(total > 0.0f) && k < p->n; k++) p->w[g * p->n + k] = 1e-6f;
         p->total[g] = total > 0.0f ? total : 1e-6f * (float)p->n;
     }
-    p->bottom = q_fit_level(s, s->lo);
-    p->top = q_fit_level(s, s->hi);
     for (int k = 0; q_fit_book(s) && k < 16; k++) p->book[k] = q_fit_level(s, k);
     for (int k = 0; q_fit_book(s) && k < 15; k++) p->mid[k] = (p->book[k] + p->book[k + 1]) * 0.5f;
+}
+
+/* Fill p; false when all values are zero. */
+static bool prepare(const q_shape *s, const q_fit_in *in, problem *p) {
+    float lo, hi;
+    p->shape = s;
+    p->n = s->weights / s->groups;
+    extremes(in->x, s->weights, &lo, &hi);
+    const float amax = larger(-lo, hi);
+    if (!(amax > 0.0f && amax <= FLT_MAX)) return false;
+    (void)frexpf(amax, &p->exponent);
+    multiply(in->x, s->weights, ldexp(1.0, -p->exponent), p->x);
+    p->bottom = q_fit_level(s, s->lo);
+    p->top = q_fit_level(s, s->hi);
+    if (in->search) prepare_search(s, in, p);
     return true;
 }
 
@@ -79,32 +111,29 @@ Q_UNCHECKED static inline void levels_linear(const problem *p, const float *x, f
 }
 
 Q_UNCHECKED static inline void levels_book(const problem *p, const float *x, float inv, float *l) {
-    for (int i = 0; i < CHUNK; i++) { /* bisection without branches */
-        const float v = x[i] * inv;
-        int c = v > p->mid[7] ? 8 : 0;
-        c += v > p->mid[c + 3] ? 4 : 0;
-        c += v > p->mid[c + 1] ? 2 : 0;
-        c += v > p->mid[c] ? 1 : 0;
-        l[i] = p->book[c];
+    float v[CHUNK];
+    int c[CHUNK] = {0};
+    for (int i = 0; i < CHUNK; i++) v[i] = x[i] * inv;
+    for (int k = 0; k < 15; k++) { /* how many borders lie below: in wide registers quicker than a bisection */
+        const float border = p->mid[k];
+        for (int i = 0; i < CHUNK; i++) c[i] += v[i] > border ? 1 : 0;
     }
+    for (int i = 0; i < CHUNK; i++) l[i] = p->book[c[i]];
 }
 
-Q_UNCHECKED static inline void add_values(const float *t, float *lanes) {
-    for (int i = 0; i < LANES; i++) lanes[i] += (t[i] + t[i + LANES]) + (t[i + 2 * LANES] + t[i + 3 * LANES]);
+/* A lane for each value of a chunk: wide registers then add without moving values about. */
+Q_UNCHECKED static inline float add_lanes(const float *a) {
+    float b[8], c[4];
+    for (int i = 0; i < 8; i++) b[i] = a[i] + a[i + 8];
+    for (int i = 0; i < 4; i++) c[i] = b[i] + b[i + 4];
+    return (c[0] + c[2]) + (c[1] + c[3]);
 }
-Q_UNCHECKED static inline void add_products(const float *a, const float *b, float *lanes) {
-    float t[CHUNK];
-    for (int i = 0; i < CHUNK; i++) t[i] = a[i] * b[i];
-    add_values(t, lanes);
-}
-
-Q_UNCHECKED static inline float add_lanes(const float *a) { return (a[0] + a[2]) + (a[1] + a[3]); }
 
 /* Everything about group g under (s, m). Without minima only wrr, wll and wrl. */
 Q_UNCHECKED static void sums_at(const problem *p, int g, float s, float m, sums *out) {
     const float inv = s != 0.0f ? 1.0f / s : 0.0f;
     const bool book = q_fit_book(p->shape), with_min = p->shape->mn_hi != 0;
-    float a[5][LANES] = {{0}};
+    float rr[CHUNK] = {0}, ll[CHUNK] = {0}, rl[CHUNK] = {0}, rs[CHUNK] = {0}, ls[CHUNK] = {0};
     for (int at = g * p->n; at < (g + 1) * p->n; at += CHUNK) {
         const float *x = p->x + at, *w = p->w + at;
         float l[CHUNK], r[CHUNK], wr[CHUNK], wl[CHUNK];
@@ -115,16 +144,21 @@ Q_UNCHECKED static void sums_at(const problem *p, int g, float s, float m, sums 
             wr[i] = w[i] * r[i];
             wl[i] = w[i] * l[i];
         }
-        add_products(wr, r, a[0]);
-        add_products(wl, l, a[1]);
-        add_products(wr, l, a[2]);
-        if (with_min) {
-            add_values(wr, a[3]);
-            add_values(wl, a[4]);
+        for (int i = 0; i < CHUNK; i++) {
+            rr[i] += wr[i] * r[i];
+            ll[i] += wl[i] * l[i];
+            rl[i] += wr[i] * l[i];
+        }
+        if (!with_min) continue;
+        for (int i = 0; i < CHUNK; i++) {
+            rs[i] += wr[i];
+            ls[i] += wl[i];
         }
     }
-    *out = (sums){.w = p->total[g], .wr = add_lanes(a[3]), .wrr = add_lanes(a[0]), .wl = add_lanes(a[4]),
-                  .wll = add_lanes(a[1]), .wrl = add_lanes(a[2])};
+    *out = (sums){.w = p->total[g], .wrr = add_lanes(rr), .wll = add_lanes(ll), .wrl = add_lanes(rl)};
+    if (!with_min) return;
+    out->wr = add_lanes(rs);
+    out->wl = add_lanes(ls);
 }
 
 /* Least squares: the changes of s and m that suit the levels best; returns the error that then remains. A shape with
@@ -136,8 +170,9 @@ static float solve(const sums *t, bool with_min, float *s, float *m) {
     if (with_min) {
         const double det = W * LL - L * L;
         if (det > 1e-9 * W * LL) {
-            ds = (W * RL - L * R) / det;
-            dm = (L * RL - LL * R) / det;
+            const double inverse = 1 / det;
+            ds = (W * RL - L * R) * inverse;
+            dm = (L * RL - LL * R) * inverse;
         } else {
             ds = 0;
             dm = W > 0 ? -R / W : 0;
@@ -183,10 +218,11 @@ static float polish(const problem *p, int g, float *s, float *m, int turns) {
 
 /* The value of largest magnitude of a group. */
 static float extreme(const problem *p, int g) {
-    float best = 0.0f;
-    for (int i = 0; i < p->n; i++)
-        if (fabsf(p->x[g * p->n + i]) > fabsf(best)) best = p->x[g * p->n + i];
-    return best;
+    float lo, hi;
+    extremes(p->x + g * p->n, p->n, &lo, &hi);
+    if (hi != -lo) return hi > -lo ? hi : lo;
+    for (int i = g * p->n;; i++) /* of two alike the first */
+        if (fabsf(p->x[i]) == hi) return p->x[i];
 }
 
 static float reference_scale(const problem *p, int g) {
@@ -216,15 +252,10 @@ static float search_scale(const problem *p, int g) {
 
 /* Lowest and highest of the range that levels 0 .. hi are spread over. */
 static void range(const problem *p, int g, float *lo, float *hi) {
-    *lo = FLT_MAX;
-    *hi = -FLT_MAX;
-    for (int i = 0; i < p->n; i++) {
-        *lo = fminf(*lo, p->x[g * p->n + i]);
-        *hi = fmaxf(*hi, p->x[g * p->n + i]);
-    }
+    extremes(p->x + g * p->n, p->n, lo, hi);
     if (p->shape->mn_hi > 0) { /* a stored minimum can only lower */
-        *lo = fminf(*lo, 0.0f);
-        *hi = fmaxf(*hi, *lo);
+        *lo = smaller(*lo, 0.0f);
+        *hi = larger(*hi, *lo);
     }
 }
 
@@ -242,17 +273,26 @@ static void search_min(const problem *p, int g, float *s, float *m) {
     *s = 0.0f;
     *m = -lo;
     if (!(hi > lo)) return;
-    for (int k = 0; k <= sh->steps; k++) {
-        const float t = sh->from + (sh->to - sh->from) * (float)k / (float)sh->steps;
-        float ts = (hi - lo) / t, tm = -lo;
+    float starts[MAX_STARTS][3]; /* scale, minimum, and the error that they leave for their levels */
+    const int n = Q_MIN(sh->steps + 1, MAX_STARTS);
+    for (int k = 0; k < n; k++) {
+        float *t = starts[k];
         sums at;
-        sums_at(p, g, ts, tm, &at);
-        (void)solve_bounded(p, &at, &ts, &tm);
-        const float e = polish(p, g, &ts, &tm, p->top < 4.0f ? 4 : 2);
+        t[0] = (hi - lo) / (sh->from + (sh->to - sh->from) * (float)k / (float)sh->steps);
+        t[1] = -lo;
+        sums_at(p, g, t[0], t[1], &at);
+        t[2] = solve_bounded(p, &at, &t[0], &t[1]);
+    }
+    for (int turn = 0; turn < (p->top < 4.0f ? n : Q_MIN(n, FINALISTS)); turn++) {
+        float *t = starts[0];
+        for (int k = 1; k < n; k++)
+            if (starts[k][2] < t[2]) t = starts[k];
+        const float e = polish(p, g, &t[0], &t[1], p->top < 4.0f ? 4 : 2);
+        t[2] = FLT_MAX;
         if (e < best) {
             best = e;
-            *s = ts;
-            *m = tm;
+            *s = t[0];
+            *m = t[1];
         }
     }
     polish(p, g, s, m, POLISH);
@@ -410,3 +450,31 @@ static void fit(const q_shape *s, const q_fit_in *in, q_grid *grid, bool with_mi
 
 void q_fit_symmetric(const q_shape *s, const q_fit_in *in, q_grid *grid) { fit(s, in, grid, false); }
 void q_fit_minimum(const q_shape *s, const q_fit_in *in, q_grid *grid) { fit(s, in, grid, true); }
+
+/* q_fit_nearest for a group of integer levels; false when some value lies near a border, where that one decides. */
+Q_UNCHECKED static bool codes_linear(const q_shape *s, float scale, float min, const float *x, int n, int32_t *codes) {
+    const float lo = (float)s->lo, hi = (float)s->hi, limit = 0.499f * fabsf(scale);
+    int near[CHUNK] = {0};
+    for (int at = 0; at < n; at += CHUNK)
+        for (int i = 0; i < CHUNK; i++) {
+            float v = (x[at + i] + min) / scale;
+            v = v > lo ? v : lo;
+            v = v < hi ? v : hi;
+            v = q_fit_round(v);
+            codes[at + i] = (int32_t)v;
+            near[i] |= fabsf(x[at + i] - (scale * v - min)) < limit ? 0 : 1;
+        }
+    int any = 0;
+    for (int i = 0; i < CHUNK; i++) any |= near[i];
+    return any == 0;
+}
+
+void q_fit_codes(const q_shape *s, const q_grid *grid, const float *x, int32_t *codes) {
+    const int n = s->weights / s->groups;
+    for (int g = 0; g < s->groups; g++, x += n, codes += n) {
+        const float scale = grid->scale[g];
+        float value;
+        if (!q_fit_book(s) && scale != 0.0f && codes_linear(s, scale, grid->min[g], x, n, codes)) continue;
+        for (int j = 0; j < n; j++) codes[j] = q_fit_nearest(s, grid, g * n + j, x[j], &value);
+    }
+}

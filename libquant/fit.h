@@ -96,4 +96,7 @@ static inline int32_t q_fit_nearest(const q_shape *s, const q_grid *grid, int32_
     return code;
 }
 
+/* q_fit_nearest of all weights of a block. */
+void q_fit_codes(const q_shape *s, const q_grid *grid, const float *x, int32_t *codes);
+
 #endif

@@ -50,6 +50,12 @@ void q_decode_row(const q_format *f, const uint8_t *row, int64_t n, float *y) {
     }
 }
 
+void q_format_codes(const q_format *f, const q_grid *grid, const float *x, int32_t *codes) {
+    float value;
+    if (f->codes) f->codes(grid, x, codes);
+    for (int32_t j = 0; !f->codes && j < f->weights; j++) codes[j] = f->nearest(grid, j, x[j], &value);
+}
+
 void q_encode_row(const q_format *f, const float *x, const float *weight, bool search, int64_t n, uint8_t *row) {
     q_grid grid;
     int32_t codes[Q_MAX_BLOCK];
@@ -59,10 +65,7 @@ void q_encode_row(const q_format *f, const float *x, const float *weight, bool s
     for (int64_t at = 0; at < n; at += f->weights, row += f->bytes) {
         const q_fit_in in = {x + at, weight ? weight + at : NULL, search, head};
         f->fit(&in, &grid);
-        for (int32_t j = 0; j < f->weights; j++) {
-            float value;
-            codes[j] = f->nearest(&grid, j, x[at + j], &value);
-        }
+        q_format_codes(f, &grid, x + at, codes);
         f->emit(&grid, codes, row);
     }
 }

@@ -50,6 +50,8 @@ typedef struct q_format {
     void (*fit)(const q_fit_in *in, q_grid *grid);
     /* The best code for value x as weight j of the block; *value = what it decodes to. */
     int32_t (*nearest)(const q_grid *grid, int32_t j, float x, float *value);
+    /* The same for all weights of a block at once; NULL = one by one. */
+    void (*codes)(const q_grid *grid, const float *x, int32_t *codes);
     /* Write `bytes` bytes from `weights` codes. */
     void (*emit)(const q_grid *grid, const int32_t *codes, uint8_t *block);
 } q_format;
@@ -76,5 +78,8 @@ void q_decode_row(const q_format *f, const uint8_t *row, int64_t n, float *y);
 
 /* Encode a row with fit / nearest / emit, block by block; weight may be NULL, else n entries. */
 void q_encode_row(const q_format *f, const float *x, const float *weight, bool search, int64_t n, uint8_t *row);
+
+/* The codes of a block under its grid. */
+void q_format_codes(const q_format *f, const q_grid *grid, const float *x, int32_t *codes);
 
 #endif

@@ -36,7 +36,7 @@ typedef struct rule {
     condition conditions[LIMIT_WORDS];
     uint32_t n_conditions;
     const q_format *format;
-    const q_quantizer *quantizer; /* NULL = the rule names none */
+    const q_quantizer *quantizer; /* NULL = the rule names none: search */
     struct rule *next;
 } rule;
 
@@ -45,7 +45,7 @@ struct q_recipe {
     const char *name;
     int32_t file_type;
     const q_format *vector;
-    const q_quantizer *quantizer; /* of the layers' matrices where a rule names none; NULL = search */
+    const q_quantizer *quantizer; /* of the layers' matrices, whatever rules say; NULL = as they say */
     bool statistics;              /* the scheme says that it wants them */
     rule *rules;
 };
@@ -443,7 +443,7 @@ lq_status q_recipe_read(const q_alloc *a, const char *path, q_recipe **out) {
 lq_status q_recipe_set_quantizer(q_recipe *recipe, const q_quantizer *quantizer) {
     bool any = false;
     for (const rule *r = recipe->rules; r && !any; r = r->next)
-        any = !r->quantizer && r->format->weights > 1 && quantizer->accepts(r->format);
+        any = r->format->weights > 1 && quantizer->accepts(r->format);
     if (!any)
         return q_fail(LQ_E_ARG, "scheme %s has no format whose bits %s could choose", recipe->name, quantizer->name);
     recipe->quantizer = quantizer;
@@ -507,7 +507,8 @@ lq_status q_recipe_choose(const q_recipe *recipe, const q_recipe_tensor *t, q_re
         if (!r)
             return q_fail(LQ_E_INTERNAL, "recipe %s has no rule for tensor %.*s", recipe->name, Q_STR_ARG(t->name));
         c.wanted = r->format;
-        c.quantizer = r->quantizer ? r->quantizer : recipe->quantizer && t->layer >= 0 ? recipe->quantizer : c.quantizer;
+        if (recipe->quantizer && t->layer >= 0) c.quantizer = recipe->quantizer;
+        else if (r->quantizer) c.quantizer = r->quantizer;
     }
     /* Every chain of fall-backs ends in a float format; the count guards against a circle in the table. */
     c.format = c.wanted;

@@ -21,13 +21,13 @@
  *            more                  the layers that carry most: the first and last eighth, and every third between
  *            tied untied           the embedding also serves as output matrix, or not
  *            importance no-importance   calibration statistics are at hand, or not
- * QUANTIZER  of quantizers.def; without it the scheme's for the matrices of the layers, `search` for the others
+ * QUANTIZER  of quantizers.def; `search` without it
  *
  * A scheme is what users name: a recipe or a format, and what changes it, in any order (scheme.c):
  *
  *   q4_k_m           the recipe
  *   q4_k             a format's name: everything that format
- *   q4_k_m:gptq      the matrices of the layers by that quantizer, where the recipe names none itself
+ *   q4_k_m:gptq      the matrices of the layers by that quantizer, whatever the recipe says
  *   q4_k_m+imatrix   nothing else, but refused without calibration statistics
  *
  * Layer L3. */
@@ -55,7 +55,7 @@ lq_status q_recipe_read(const q_alloc *a, const char *path, q_recipe **out);
 lq_status q_recipe_parse(const q_alloc *a, const char *name, const char *text, size_t n, q_recipe **out);
 void q_recipe_close(q_recipe *recipe);
 
-/* What a scheme adds to a recipe. LQ_E_ARG: no rule without a quantizer of its own has a format that this one fills. */
+/* What a scheme adds to a recipe. LQ_E_ARG: no rule has a format that this one fills. */
 lq_status q_recipe_set_quantizer(q_recipe *recipe, const q_quantizer *quantizer);
 void q_recipe_demand_statistics(q_recipe *recipe);
 bool q_recipe_demands_statistics(const q_recipe *recipe);

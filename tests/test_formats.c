@@ -207,6 +207,15 @@ START_TEST(nearest_is_nearest) {
                               f->name, (double)x[j], (double)value[j]);
             }
             float y[Q_MAX_BLOCK];
+            q_format_codes(f, &grid, x, other); /* all at once, and with borders between two codes among them */
+            NEED_MSG(memcmp(other, codes, sizeof *codes * (size_t)f->weights) == 0, "%s", f->name);
+            for (int j = 0; j < f->weights; j++) y[j] = j % 3 ? x[j] : (reach[128 + j % 4][j] + reach[129 + j % 4][j]) / 2;
+            if (f->weights > 1) y[1] = NAN, y[2] = INFINITY;
+            q_format_codes(f, &grid, y, other);
+            for (int j = 0; j < f->weights; j++) {
+                float one;
+                NEED_MSG(other[j] == f->nearest(&grid, j, y[j], &one), "%s: weight %d, %.9g", f->name, j, (double)y[j]);
+            }
             f->emit(&grid, codes, block);
             q_decode_row(f, row, f->weights, y);
             for (int j = 0; j < f->weights; j++)

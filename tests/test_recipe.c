@@ -222,12 +222,19 @@ START_TEST(words_of_a_scheme) {
 }
 END_TEST
 
-/* A rule's own quantizer stands above the scheme's. */
-START_TEST(a_rule_names_its_quantizer) {
-    q_recipe *r = parse("attn_v q8_0:search\n* q4_0\n");
+/* A scheme's word stands above what its recipe says of the layers. */
+START_TEST(a_scheme_names_the_quantizer) {
+    q_recipe *r = parse("attn_v q8_0:search\noutput q8_0:search\n* q4_0\n");
     ck_assert_int_eq(q_recipe_set_quantizer(r, q_quantizer_find("rtn")), LQ_OK);
-    ck_assert_str_eq(quantizer_of(r, "attn_v", 0), "search");
+    ck_assert_str_eq(quantizer_of(r, "attn_v", 0), "rtn");
     ck_assert_str_eq(quantizer_of(r, "attn_k", 0), "rtn");
+    ck_assert_str_eq(quantizer_of(r, "output", -1), "search");
+    q_recipe_close(r);
+    r = find("q8_0");
+    ck_assert_str_eq(quantizer_of(r, "attn_k", 0), "rtn");
+    q_recipe_close(r);
+    r = find("q8_0:search");
+    ck_assert_str_eq(quantizer_of(r, "attn_k", 0), "search");
     q_recipe_close(r);
 }
 END_TEST
@@ -371,7 +378,7 @@ static Suite *suite(void) {
     tcase_add_test(c, conditions_on_tying);
     tcase_add_test(c, a_format_name_is_a_scheme);
     tcase_add_test(c, words_of_a_scheme);
-    tcase_add_test(c, a_rule_names_its_quantizer);
+    tcase_add_test(c, a_scheme_names_the_quantizer);
     tcase_add_test(c, ragged_rows_fall_back);
     tcase_add_test(c, language);
     tcase_add_test(c, stars_do_not_explode);

@@ -46,10 +46,7 @@ static void encode_weighted(const q_format *f, const float *x, const float *im, 
         q_grid grid;
         memset(&grid, 0, sizeof grid);
         f->fit(&in, &grid);
-        for (int32_t j = 0; j < f->weights; j++) {
-            float value;
-            codes[j] = f->nearest(&grid, j, x[at + j], &value);
-        }
+        q_format_codes(f, &grid, x + at, codes);
         f->emit(&grid, codes, row);
     }
 }
