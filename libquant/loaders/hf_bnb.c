@@ -262,7 +262,7 @@ static lq_status add_8bit(q_hf_reader *r, const q_tensor *scb, q_str module) {
 static lq_status check_bits(const q_hf_reader *r, const q_tensor *t, const char *name, const char *other) {
     bool flag, under;
     char key[32] = "_";
-    strcpy(key + 1, name);
+    memcpy(key + 1, name, strlen(name) + 1);
     Q_TRY(q_hf_flag(r, name, false, &flag));
     Q_TRY(q_hf_flag(r, key, false, &under));
     if (flag || under) return LQ_OK;
