@@ -3,10 +3,12 @@
  *
  * Owns the rule that only regular files are read (opened without blocking, judged by fstat, so a FIFO or a device never
  * holds us), and the life of an output: a locked temporary in the destination's directory, checked for space before the
- * first byte, renamed over the final name only after fsync. Refuses everything else with the path in the sentence.
+ * first byte, renamed over the final name only after fsync; a directory of files lives the same life. Refuses everything
+ * else with the path in the sentence.
  * Layer L0. */
 #include "file.h"
 
+#include <dirent.h>
 #include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -308,7 +310,7 @@ static lq_status check_target(const q_outfile *f) {
     return LQ_OK;
 }
 
-/* Lock what we opened as the temporary; *ours is false when its name leads elsewhere by now. */
+/* Lock what we opened as the temporary, a file or a directory; *ours is false when its name leads elsewhere by now. */
 static lq_status lock_temp(const q_outfile *f, bool *ours) {
     struct stat own, named;
     int rc;
@@ -319,7 +321,8 @@ static lq_status lock_temp(const q_outfile *f, bool *ours) {
     if (fstat(f->fd, &own) != 0) return fail_errno(errno, "inspect", f->temp);
     rc = fstatat(f->dir, f->temp_name, &named, AT_SYMLINK_NOFOLLOW);
     if (rc != 0 && errno != ENOENT) return fail_errno(errno, "inspect", f->temp);
-    *ours = rc == 0 && S_ISREG(own.st_mode) && named.st_dev == own.st_dev && named.st_ino == own.st_ino;
+    const bool plain = S_ISREG(own.st_mode) || S_ISDIR(own.st_mode);
+    *ours = rc == 0 && plain && named.st_dev == own.st_dev && named.st_ino == own.st_ino;
     return LQ_OK;
 }
 
@@ -349,11 +352,8 @@ static lq_status open_temp(q_outfile *f) {
     return q_fail(LQ_E_BUSY, "%s: other writers keep replacing its temporary file", f->path);
 }
 
-/* Free space before the first byte, by the file system's count and by reserving the blocks where it can. */
-static lq_status reserve(const q_outfile *f, uint64_t bytes) {
-    if (bytes > f->most)
-        return q_fail(LQ_E_IO, "%s needs %llu bytes; this process may write files of at most %llu", f->path,
-                      (unsigned long long)bytes, (unsigned long long)f->most);
+/* Free space before the first byte, by the file system's count. */
+static lq_status check_space(const q_outfile *f, uint64_t bytes) {
     struct statvfs v;
     int rc;
     do rc = fstatvfs(f->dir, &v);
@@ -365,6 +365,16 @@ static lq_status reserve(const q_outfile *f, uint64_t bytes) {
             return q_fail(LQ_E_IO, "%s needs %llu bytes; its file system has %llu left", f->path,
                           (unsigned long long)bytes, (unsigned long long)left);
     }
+    return LQ_OK;
+}
+
+/* The same, and the blocks reserved where the file system can do that. */
+static lq_status reserve(const q_outfile *f, uint64_t bytes) {
+    int rc;
+    if (bytes > f->most)
+        return q_fail(LQ_E_IO, "%s needs %llu bytes; this process may write files of at most %llu", f->path,
+                      (unsigned long long)bytes, (unsigned long long)f->most);
+    Q_TRY(check_space(f, bytes));
     if (bytes == 0) return LQ_OK;
     if (bytes > INT64_MAX) return q_fail(LQ_E_IO, "%s needs more bytes than a file can have", f->path);
     do rc = fallocate(f->fd, FALLOC_FL_KEEP_SIZE, 0, (off_t)bytes);
@@ -461,6 +471,21 @@ static lq_status rename_temp(const q_outfile *f) {
     return LQ_OK;
 }
 
+/* Some file systems cannot sync a directory; that is no loss we could mend. */
+static lq_status sync_directory(int fd) {
+    int rc;
+    do rc = fsync(fd);
+    while (rc != 0 && errno == EINTR);
+    return rc == 0 || errno == EINVAL || errno == EROFS || errno == ENOTSUP ? LQ_OK : LQ_E_IO;
+}
+
+/* After the rename. */
+static lq_status sync_parent(const q_outfile *f) {
+    if (sync_directory(f->dir) == LQ_OK) return LQ_OK;
+    const lq_status status = fail_errno(errno, "flush the directory of", f->path);
+    return q_fail_in(status, "%s is complete, but a power failure may still undo it", f->path);
+}
+
 lq_status q_outfile_commit(q_outfile *f) {
     lq_status status = f->dirty || f->written == 0 ? q_outfile_sync(f) : LQ_OK;
     if (status == LQ_OK) status = rename_temp(f);
@@ -468,14 +493,7 @@ lq_status q_outfile_commit(q_outfile *f) {
         q_outfile_discard(f);
         return status;
     }
-    int rc;
-    do rc = fsync(f->dir);
-    while (rc != 0 && errno == EINTR);
-    /* Some file systems cannot sync a directory; that is no loss we could mend. */
-    if (rc != 0 && errno != EINVAL && errno != EROFS && errno != ENOTSUP) {
-        status = fail_errno(errno, "flush the directory of", f->path);
-        status = q_fail_in(status, "%s is complete, but a power failure may still undo it", f->path);
-    }
+    status = sync_parent(f);
     free_outfile(f);
     return status;
 }
@@ -544,6 +562,196 @@ void q_scratch_close(q_scratch *s) {
     if (!s) return;
     if (s->file) free_outfile(s->file);
     q_delete(s->alloc, s);
+}
+
+/* ------------------------------------------------------------------------------------------------ directories */
+
+/* An outfile whose temporary is a directory: f.fd holds it open and locked. */
+struct q_outdir {
+    q_outfile f;
+    const char *mark;
+};
+
+/* Go through what a directory holds: LQ_E_ARG (naming `path`) at anything but files and links; with `remove` they go. *has
+ * says whether one is called `mark`, *n how many there are. */
+static lq_status go_through(int fd, const char *path, bool remove, const char *mark, bool *has, uint32_t *n) {
+    const int copy = openat(fd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    DIR *d = copy < 0 ? NULL : fdopendir(copy);
+    if (!d) {
+        const int error = errno;
+        if (copy >= 0) close(copy);
+        return fail_errno(error, "look into", path);
+    }
+    lq_status status = LQ_OK;
+    struct stat st;
+    *has = false;
+    *n = 0;
+    for (struct dirent *e; status == LQ_OK && (errno = 0, e = readdir(d)) != NULL;) {
+        if (strcmp(e->d_name, ".") == 0 || strcmp(e->d_name, "..") == 0) continue;
+        *has |= strcmp(e->d_name, mark) == 0;
+        ++*n;
+        if (fstatat(fd, e->d_name, &st, AT_SYMLINK_NOFOLLOW) != 0) status = fail_errno(errno, "look into", path);
+        else if (!S_ISREG(st.st_mode) && !S_ISLNK(st.st_mode))
+            status = q_fail(LQ_E_ARG, "%s holds %s, '%.200s': it is not replaced", path, kind_name(st.st_mode), e->d_name);
+        else if (remove && unlinkat(fd, e->d_name, 0) != 0 && errno != ENOENT)
+            status = fail_errno(errno, "remove a file of", path);
+    }
+    closedir(d);
+    return status;
+}
+
+static lq_status empty_directory(int fd, const char *path) {
+    bool has;
+    uint32_t n;
+    Q_TRY(go_through(fd, path, false, "", &has, &n)); /* all or nothing */
+    return n ? go_through(fd, path, true, "", &has, &n) : LQ_OK;
+}
+
+static int open_directory_at(int dir, const char *name) {
+    int fd;
+    do fd = openat(dir, name, O_RDONLY | O_DIRECTORY | O_CLOEXEC | O_NOFOLLOW);
+    while (fd < 0 && errno == EINTR);
+    return fd;
+}
+
+/* What lies at the final name now; *there = a directory that force replaces. */
+static lq_status check_target_dir(const q_outdir *d, bool *there) {
+    const q_outfile *f = &d->f;
+    struct stat st;
+    *there = false;
+    if (fstatat(f->dir, f->name, &st, AT_SYMLINK_NOFOLLOW) != 0)
+        return errno == ENOENT ? LQ_OK : fail_errno(errno, "write", f->path);
+    if (!S_ISDIR(st.st_mode))
+        return q_fail(LQ_E_ARG, "%s is %s: it cannot be replaced by a directory", f->path,
+                      S_ISREG(st.st_mode) ? "a file" : S_ISLNK(st.st_mode) ? "a symbolic link" : kind_name(st.st_mode));
+    if (!f->force) return q_fail(LQ_E_ARG, "%s exists already", f->path);
+    const int fd = open_directory_at(f->dir, f->name);
+    if (fd < 0) return fail_errno(errno, "look into", f->path);
+    bool has;
+    uint32_t n;
+    lq_status status = go_through(fd, f->path, false, d->mark, &has, &n);
+    if (status == LQ_OK && n && !has)
+        status = q_fail(LQ_E_ARG, "%s holds files but no %s: it is no model, and is not replaced", f->path, d->mark);
+    close(fd);
+    *there = status == LQ_OK;
+    return status;
+}
+
+/* Make, open and lock the temporary directory, as open_temp does for files. */
+static lq_status open_temp_dir(q_outfile *f) {
+    for (int attempt = 0; attempt < 16; attempt++) {
+        const bool made = mkdirat(f->dir, f->temp_name, 0777) == 0;
+        if (!made && errno != EEXIST) return fail_errno(errno, "create", f->temp);
+        f->fd = open_directory_at(f->dir, f->temp_name);
+        if (f->fd < 0 && errno == ENOENT) continue; /* removed in between */
+        if (f->fd < 0) {
+            const int error = errno;
+            if (made) unlinkat(f->dir, f->temp_name, AT_REMOVEDIR);
+            return fail_errno(error, "use as a temporary directory", f->temp);
+        }
+        bool ours = false;
+        const lq_status status = lock_temp(f, &ours);
+        if (status == LQ_OK && ours) return LQ_OK;
+        if (status != LQ_OK && status != LQ_E_BUSY) unlinkat(f->dir, f->temp_name, AT_REMOVEDIR);
+        close(f->fd);
+        f->fd = -1;
+        Q_TRY(status);
+    }
+    return q_fail(LQ_E_BUSY, "%s: other writers keep replacing its temporary directory", f->path);
+}
+
+static void free_outdir(q_outdir *d) {
+    if (d->f.fd >= 0) close(d->f.fd);
+    if (d->f.dir >= 0) close(d->f.dir);
+    q_delete(d->f.alloc, d->f.path);
+    q_delete(d->f.alloc, d->f.temp);
+    q_delete(d->f.alloc, d);
+}
+
+lq_status q_outdir_open(const q_alloc *a, const char *path, uint64_t bytes, bool force, const char *mark, q_outdir **out) {
+    q_outdir *d = Q_NEW(a, q_outdir, 1);
+    char *bare = copy_text(a, path);
+    if (!d || !bare) {
+        q_delete(a, d);
+        q_delete(a, bare);
+        return LQ_E_NOMEM;
+    }
+    for (size_t n = strlen(bare); n > 1 && bare[n - 1] == '/'; n--) bare[n - 1] = 0;
+    q_outfile *f = &d->f;
+    f->alloc = a;
+    f->dir = f->fd = -1;
+    f->force = force;
+    d->mark = mark;
+    bool there;
+    lq_status status = name_temp(f, bare);
+    q_delete(a, bare);
+    if (status == LQ_OK) status = open_dir(f);
+    if (status == LQ_OK) status = check_target_dir(d, &there);
+    if (status == LQ_OK) status = open_temp_dir(f);
+    if (status != LQ_OK) {
+        free_outdir(d);
+        return status;
+    }
+    status = check_target_dir(d, &there); /* again, now that we hold the lock */
+    if (status == LQ_OK) status = empty_directory(f->fd, f->temp);
+    if (status == LQ_OK) status = check_space(f, bytes);
+    if (status != LQ_OK) {
+        q_outdir_discard(d);
+        return status;
+    }
+    *out = d;
+    return LQ_OK;
+}
+
+const char *q_outdir_temp(const q_outdir *d) { return d->f.temp; }
+
+/* The directory that was replaced now has the temporary's name. It goes, unless someone writes there already. */
+static lq_status remove_replaced(const q_outfile *f) {
+    q_outfile old = *f;
+    bool ours = false;
+    old.fd = open_directory_at(f->dir, f->temp_name);
+    if (old.fd < 0) return errno == ENOENT ? LQ_OK : fail_errno(errno, "remove", f->temp);
+    lq_status status = lock_temp(&old, &ours);
+    if (status == LQ_OK && ours) status = empty_directory(old.fd, f->temp);
+    if (status == LQ_OK && ours && unlinkat(f->dir, f->temp_name, AT_REMOVEDIR) != 0) status = fail_errno(errno, "remove", f->temp);
+    close(old.fd);
+    if (status == LQ_OK || status == LQ_E_BUSY) return LQ_OK;
+    return q_fail_in(status, "%s is complete, but what it replaced is left", f->path);
+}
+
+static lq_status rename_dir(const q_outdir *d, bool *exchanged) {
+    const q_outfile *f = &d->f;
+    Q_TRY(check_target_dir(d, exchanged));
+    const unsigned flag = *exchanged ? RENAME_EXCHANGE : RENAME_NOREPLACE;
+    if (renameat2(f->dir, f->temp_name, f->dir, f->name, flag) == 0) return LQ_OK;
+    if (errno == EEXIST) return q_fail(LQ_E_ARG, "%s exists already: it appeared during the writing", f->path);
+    if (errno != EINVAL && errno != ENOSYS) return fail_errno(errno, "rename the temporary directory to", f->path);
+    /* A file system without these flags: over nothing a plain rename does as well. */
+    if (*exchanged)
+        return q_fail(LQ_E_IO, "the file system of %s cannot replace a directory in one step: remove it first", f->path);
+    if (renameat(f->dir, f->temp_name, f->dir, f->name) == 0) return LQ_OK;
+    return fail_errno(errno, "rename the temporary directory to", f->path);
+}
+
+lq_status q_outdir_commit(q_outdir *d) {
+    q_outfile *f = &d->f;
+    bool exchanged = false;
+    lq_status status = sync_directory(f->fd) == LQ_OK ? LQ_OK : fail_errno(errno, "flush", f->temp);
+    if (status == LQ_OK) status = rename_dir(d, &exchanged);
+    if (status != LQ_OK) {
+        q_outdir_discard(d);
+        return status;
+    }
+    status = sync_parent(f);
+    if (exchanged && status == LQ_OK) status = remove_replaced(f);
+    free_outdir(d);
+    return status;
+}
+
+void q_outdir_discard(q_outdir *d) {
+    if (!d) return;
+    if (d->f.fd >= 0 && empty_directory(d->f.fd, d->f.temp) == LQ_OK) unlinkat(d->f.dir, d->f.temp_name, AT_REMOVEDIR);
+    free_outdir(d);
 }
 
 /* ------------------------------------------------------------------------------------------------ libraries */

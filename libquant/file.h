@@ -1,4 +1,4 @@
-/* file.h: files: read, map, identify; outputs that are temporary until complete; libraries opened at run time.
+/* file.h: files: read, map, identify; outputs, files and directories of them, that are temporary until complete; libraries opened at run time.
  *
  * The only place that opens, maps, writes, renames or stats a file. Every error sentence names the path. Interrupted
  * calls are repeated, short reads completed. Layer L0. */
@@ -65,6 +65,19 @@ lq_status q_scratch_open(const q_alloc *a, const char *path, uint64_t bytes, q_s
 lq_status q_scratch_write(q_scratch *s, uint64_t offset, const void *data, uint64_t n);
 lq_status q_scratch_read(const q_scratch *s, uint64_t offset, void *data, uint64_t n);
 void q_scratch_close(q_scratch *s); /* NULL is fine */
+
+/* An output directory of plain files: they are written into a locked temporary directory beside it (each by a q_outfile
+ * there), which gets the final name in one step in commit. */
+typedef struct q_outdir q_outdir;
+/* Refuses as q_outfile_open does. With force an existing directory is replaced when it is a model's: plain files alone,
+ * among them `mark` (LQ_E_ARG says what is not so); so is an empty one. A dead writer's temporary directory is emptied. */
+lq_status q_outdir_open(const q_alloc *a, const char *path, uint64_t bytes, bool force, const char *mark, q_outdir **out);
+/* Where its files go. */
+const char *q_outdir_temp(const q_outdir *d);
+/* Give it the final name, remove what it replaced, sync the directory above; frees d. */
+lq_status q_outdir_commit(q_outdir *d);
+/* Remove the temporary and its files; frees d. NULL is fine. */
+void q_outdir_discard(q_outdir *d);
 
 /* A shared library of the system that the program can do without; NULL = not here. Its name is one that the system's
  * linker looks for ("libvulkan.so.1"). */

@@ -1,4 +1,4 @@
-/* json.h: JSON: a strict scanner, a pull reader for large texts, and trees for small ones.
+/* json.h: JSON: a strict scanner, a pull reader for large texts, trees for small ones, and writing.
  *
  * Every text is judged by one iterative scanner: RFC 8259 grammar, strict UTF-8, no byte order mark, no NUL (not even as
  * an escape), no lone surrogate, at most Q_LIMIT_JSON_DEPTH levels, nothing after the value. Texts that may be large
@@ -68,5 +68,21 @@ enum { Q_JSON_WIDE = 1 /* integers beyond 64 bits become reals; without it LQ_E_
  * 64 MiB is LQ_E_LIMIT before anything is allocated. `what` names the file. */
 lq_status q_json_parse(q_arena *arena, const uint8_t *data, uint64_t n, uint32_t flags, const char *what,
                        const q_json **out);
+
+/* ---- writing: a text that grows; the caller writes the structure, these the parts that have rules */
+
+/* Zero-initialize, set `alloc`; when memory ends `failed` is set and nothing more is added. Free `p` with q_delete. */
+typedef struct q_json_text {
+    const q_alloc *alloc;
+    char *p;
+    uint64_t n, cap;
+    bool failed;
+} q_json_text;
+void q_json_put(q_json_text *t, const char *s); /* as it is */
+void q_json_put_bytes(q_json_text *t, q_str s); /* as they are */
+void q_json_put_string(q_json_text *t, q_str s); /* quoted, escaped */
+void q_json_put_uint(q_json_text *t, uint64_t v);
+/* A finite float, so that it reads back as the same one; always 18 characters, whatever the locale. */
+void q_json_put_float(q_json_text *t, float v);
 
 #endif

@@ -258,3 +258,23 @@ lq_status q_tensor_read(const q_directory *dir, const q_tensor *t, uint64_t offs
     const lq_status status = q_file_read(dir->files[t->file], t->offset + offset, dst, n);
     return status == LQ_OK ? LQ_OK : q_fail_in(status, "tensor %.*s", Q_STR_ARG(t->name));
 }
+
+lq_status q_read_back(const q_alloc *a, const char *path, const q_checksum *written) {
+    enum { PIECE = 1 << 20 };
+    q_file *f;
+    Q_TRY(q_file_open(a, path, 0, &f));
+    q_checksum h = {0};
+    uint8_t *buf = (uint8_t *)q_new_raw(a, PIECE, 1);
+    lq_status status = buf ? LQ_OK : LQ_E_NOMEM;
+    for (uint64_t at = 0; status == LQ_OK && at < q_file_size(f);) {
+        const uint64_t n = Q_MIN(q_file_size(f) - at, (uint64_t)PIECE);
+        status = q_file_read(f, at, buf, n);
+        if (status == LQ_OK) q_checksum_add(&h, buf, n);
+        at += n;
+    }
+    q_delete(a, buf);
+    q_file_close(f);
+    if (status == LQ_OK && (h.total != written->total || q_checksum_end(&h) != q_checksum_end(written)))
+        status = q_fail(LQ_E_IO, "%s: bytes read back differ from those written", path);
+    return status;
+}

@@ -8,6 +8,7 @@
 #ifndef Q_LOADER_H
 #define Q_LOADER_H
 
+#include "checksum.h"
 #include "file.h"
 #include "format.h"
 #include "log.h"
@@ -168,5 +169,12 @@ typedef struct q_writer_kind {
     void (*discard)(q_writer *w); /* NULL is fine */
 } q_writer_kind;
 extern const q_writer_kind q_writer_gguf;
+/* A Hugging Face directory: shards of safetensors, each text key a file beside them ("config.json" is one of them) and its
+ * contents; the number "max_shard_size" says how many bytes of tensors a shard has at most, 5 GB when absent. Tensors are
+ * f32, f16, bf16, or of an integer type. */
+extern const q_writer_kind q_writer_huggingface;
+
+/* For commit: LQ_E_IO when the file at a path has other bytes than those that were added to `written`. */
+lq_status q_read_back(const q_alloc *a, const char *path, const q_checksum *written);
 
 #endif

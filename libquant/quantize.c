@@ -11,6 +11,7 @@
 #include <math.h>
 #include <stdio.h>
 
+#include "export.h"
 #include "importance.h"
 #include "recipe.h"
 #include "text.h"
@@ -50,9 +51,16 @@ typedef struct work {
     q_pool *pool;
     uint32_t threads;
     q_importance *importance; /* NULL: no file was given */
+    bool directory;           /* write a Hugging Face directory, not a GGUF file */
+    const q_writer_kind *kind;
+    const q_method *method; /* how a directory stores the matrices of the layers; NULL = as floats */
+    const q_format *dtype;    /* of a directory's other tensors */
+    q_bind_item *items;       /* [n_items] the binding's; for a directory under the source's names, rows as there */
     q_recipe_choice *choices; /* [n_items] */
     const q_importance_entry **entries; /* [n_items] what weighs the errors of a tensor; NULL = nothing does */
-    q_out_tensor *outs;       /* [n_items] */
+    q_out_tensor *outs;       /* [n_outs] a packed matrix has several */
+    uint32_t n_outs;
+    uint32_t *first_out;      /* [n_items] */
     q_meta *meta;
     uint32_t n_meta;
     q_writer *writer;
@@ -63,12 +71,15 @@ typedef struct work {
     const q_bind_item *item;
     const q_recipe_choice *choice;
     const q_importance_entry *entry;
-    bool copy;
+    bool copy, measure;    /* measure: the rows are there, only their errors are wanted */
+    bool packed;           /* `out` holds the whole tensor, which is: */
+    q_packed_matrix matrix;
     void *shared;           /* what the quantizer prepared for the tensor */
     uint64_t first_row, row_bytes;
     uint64_t span_floats;   /* room per thread: twice this many floats */
     float *floats;          /* [threads][2][span_floats] */
-    uint8_t *out;           /* rows of the piece */
+    uint8_t *out;           /* rows of the piece, or of a packed matrix */
+    uint8_t *part, *scratch; /* of a packed matrix: what is stored, what the method keeps */
     row_sums *sums;         /* [rows of the piece] */
     trouble *troubles;      /* [threads] */
 } work;
@@ -87,6 +98,10 @@ static lq_status check_destination(const work *w) {
     if (w->options->importance) Q_TRY(same_file(w, w->options->importance));
     if (w->options->recipe) Q_TRY(same_file(w, w->options->recipe));
     Q_TRY(q_directory_spares(w->dir, w->dst));
+    if (w->directory) {
+        if (w->options->importance) Q_TRY(q_export_spares(w->dst, w->options->importance));
+        Q_TRY(q_export_spares(w->dst, q_file_path(w->dir->files[0])));
+    }
     q_path_kind kind;
     Q_TRY(q_path_kind_of(w->dst, &kind));
     if (!w->options->dry_run && !w->options->force && kind != Q_PATH_NONE)
@@ -114,12 +129,12 @@ bool q_quantize_copies(const q_bind_item *item, const q_recipe_choice *c) {
 
 /* What the importance file has for a tensor whose format was chosen. */
 static lq_status choose_importance(work *w, uint32_t i) {
-    const q_bind_item *item = &w->binding->items[i];
+    const q_bind_item *item = &w->items[i];
     const q_recipe_choice *c = &w->choices[i];
     const uint64_t k = item->src->shape[0], rows = item->src->shape[1];
     if (w->importance) {
         const q_importance_entry *e;
-        const lq_status st = q_importance_find(w->importance, item->name, k, item->src->rows / rows, &e);
+        const lq_status st = q_importance_find(w->importance, w->binding->items[i].name, k, item->src->rows / rows, &e);
         if (st != LQ_OK) return q_fail_in(st, "%s", w->options->importance);
         /* Where every value has a scale of its own, or the bits are the source's, there is nothing to weigh. */
         const bool bits = c->format->weights > 1 && c->quantizer->uses != Q_NEEDS_NONE && !q_quantize_copies(item, c);
@@ -151,21 +166,67 @@ lq_status q_quantize_choose(const q_recipe *recipe, const q_binding *b, uint32_t
     return q_recipe_choose(recipe, &about, out);
 }
 
+/* Matrices of the layers, which a method packs. */
+static bool is_packed(const work *w, uint32_t i) {
+    return w->method && w->items[i].layer >= 0 && w->items[i].src->rank > 1;
+}
+
+static q_packed_matrix matrix_of(work *w, uint32_t i) {
+    const q_tensor *t = w->items[i].src;
+    q_packed_matrix m = {.name = t->name, .format = w->choices[i].format, .dtype = w->dtype, .k = t->shape[0], .rows = t->rows,
+                         .data = w->out, .scratch = w->scratch, .alloc = w->alloc};
+    (void)q_row_bytes(m.format, m.k, &m.row_bytes); /* checked when it was chosen */
+    return m;
+}
+
+/* In a directory everything but the packed matrices has one type: the recipe's, or with a method the model's own of 16 bits. */
+static lq_status choose_in_directory(work *w, uint32_t i) {
+    const q_bind_item *item = &w->items[i];
+    q_recipe_choice *c = &w->choices[i];
+    if (is_packed(w, i)) {
+        if (item->src->rank == 2 && q_method_takes(w->method, c->format)) return LQ_OK;
+        return q_fail(LQ_E_UNSUPPORTED, "tensor %.*s: method %s cannot store it: its rows of %llu weights do not fill blocks of %s",
+                      Q_STR_ARG(item->src->name), w->method->name, (unsigned long long)item->src->shape[0], c->wanted->name);
+    }
+    if (!w->method && item->src->rank > 1 && c->format->weights > 1)
+        return q_fail(LQ_E_ARG, "scheme %s makes a GGUF file, and %s is a directory: name a file *.gguf",
+                      w->options->scheme ? w->options->scheme : w->options->recipe, w->dst ? w->dst : "");
+    if (w->method || item->src->rank == 1) c->format = w->dtype;
+    c->wanted = c->format;
+    c->quantizer = q_quantizer_find("rtn");
+    return c->quantizer ? LQ_OK : LQ_E_INTERNAL;
+}
+
+/* The tensors that the output has for an item. */
+static lq_status add_outs(work *w, uint32_t i) {
+    const q_bind_item *item = &w->items[i];
+    const uint32_t parts = is_packed(w, i) ? w->method->parts : 1;
+    const q_packed_matrix m = matrix_of(w, i);
+    w->first_out[i] = w->n_outs;
+    for (uint32_t p = 0; p < parts; p++) {
+        q_out_tensor *o = &w->outs[w->n_outs++];
+        if (is_packed(w, i)) {
+            Q_TRY(w->method->describe(&m, &w->arena, p, o));
+        } else {
+            *o = (q_out_tensor){.name = item->name, .format = w->choices[i].format, .rank = item->src->rank};
+            memcpy(o->shape, item->src->shape, sizeof o->shape);
+        }
+        w->tensor_bytes += q_export_bytes(o);
+    }
+    return LQ_OK;
+}
+
 static lq_status choose_one(work *w, uint32_t i) {
-    const q_bind_item *item = &w->binding->items[i];
+    const q_bind_item *item = &w->items[i];
     const q_tensor *t = item->src;
     q_recipe_choice *c = &w->choices[i];
     Q_TRY(q_quantize_choose(w->recipe, w->binding, i, w->importance != NULL, c));
+    if (w->directory) Q_TRY(choose_in_directory(w, i));
     Q_TRY(choose_importance(w, i));
-    q_out_tensor *o = &w->outs[i];
-    o->name = item->name;
-    o->format = c->format;
-    o->rank = t->rank;
-    memcpy(o->shape, t->shape, sizeof o->shape);
     uint64_t row_bytes;
     if (!q_row_bytes(c->format, t->shape[0], &row_bytes))
         return q_fail(LQ_E_INTERNAL, "tensor %.*s: rows do not fit format %s", Q_STR_ARG(item->name), c->format->name);
-    w->tensor_bytes += row_bytes * t->rows;
+    Q_TRY(add_outs(w, i));
     w->result.weights += t->shape[0] * t->rows;
     if (c->format != c->wanted) {
         w->result.fallbacks++;
@@ -197,12 +258,37 @@ static lq_status check_importance(const work *w) {
     return LQ_OK;
 }
 
+/* What a directory's other tensors are stored in: the type that the recipe gives to matrices; with a method the one of 16 bits
+ * that the source has, or f16. */
+static lq_status choose_dtype(work *w) {
+    const q_binding *b = w->binding;
+    w->dtype = q_format_find("f16");
+    for (uint32_t i = 0; i < b->n_items; i++) {
+        const q_tensor *t = b->items[i].src;
+        if (t->rank == 1) continue;
+        q_recipe_choice c;
+        Q_TRY(q_quantize_choose(w->recipe, b, i, w->importance != NULL, &c));
+        if (w->method && strcmp(t->format->name, "bf16") == 0) w->dtype = t->format;
+        if (!w->method && c.format->weights == 1) w->dtype = c.format;
+        break;
+    }
+    return LQ_OK;
+}
+
 static lq_status choose_formats(work *w) {
     const q_binding *b = w->binding;
     w->choices = Q_NEW(w->alloc, q_recipe_choice, b->n_items);
     w->entries = Q_NEW(w->alloc, const q_importance_entry *, b->n_items);
-    w->outs = Q_NEW(w->alloc, q_out_tensor, b->n_items);
-    if (!w->choices || !w->entries || !w->outs) return LQ_E_NOMEM;
+    w->outs = Q_NEW(w->alloc, q_out_tensor, (uint64_t)b->n_items * (w->method ? Q_METHOD_PARTS : 1));
+    w->first_out = Q_NEW(w->alloc, uint32_t, b->n_items);
+    w->items = Q_NEW(w->alloc, q_bind_item, b->n_items);
+    if (!w->choices || !w->entries || !w->outs || !w->first_out || !w->items) return LQ_E_NOMEM;
+    memcpy(w->items, b->items, b->n_items * sizeof *w->items);
+    for (uint32_t i = 0; i < b->n_items && w->directory; i++) {
+        w->items[i].name = b->items[i].src->name;
+        w->items[i].map = Q_MAP_SAME;
+    }
+    if (w->directory) Q_TRY(choose_dtype(w));
     for (uint32_t i = 0; i < b->n_items; i++) Q_TRY(choose_one(w, i));
     if (w->importance) Q_TRY(check_importance(w));
     w->result.tensors = b->n_items;
@@ -264,6 +350,14 @@ static lq_status importance_keys(work *w) {
 /* A GGUF source keeps its keys and their order; a Hugging Face one gets the standard keys. What describes the file and
  * not the model is ours: the file type, the version of the block formats, the importance, and nothing about shards. */
 static lq_status collect_keys(work *w) {
+    if (w->directory) {
+        q_packed_matrix m = {.dtype = w->dtype, .alloc = w->alloc};
+        for (uint32_t i = 0; i < w->binding->n_items; i++)
+            if (is_packed(w, i)) m.format = w->choices[i].format;
+        w->meta = Q_NEW(w->alloc, q_meta, Q_EXPORT_KEYS);
+        if (!w->meta) return LQ_E_NOMEM;
+        return q_export_keys(&w->arena, w->dir, w->dtype, w->method, &m, w->meta, &w->n_meta);
+    }
     const int32_t file_type = q_recipe_file_type(w->recipe);
     const bool gguf = w->dir->names == Q_NAMES_GGUF;
     uint64_t cap = (uint64_t)w->dir->n_meta + w->binding->arch->n_hparams + EXTRA_KEYS;
@@ -294,7 +388,7 @@ static lq_status collect_keys(work *w) {
         w->meta[w->n_meta++] = is_type ? key_u32("general.file_type", (uint32_t)file_type) : *m;
     }
     if (!has_type && file_type >= 0) w->meta[w->n_meta++] = key_u32("general.file_type", (uint32_t)file_type);
-    for (uint32_t i = 0; i < w->binding->n_items; i++) quantized |= w->outs[i].format->weights > 1;
+    for (uint32_t i = 0; i < w->binding->n_items; i++) quantized |= w->choices[i].format->weights > 1;
     if (quantized) w->meta[w->n_meta++] = key_u32("general.quantization_version", 2);
     return w->result.with_importance ? importance_keys(w) : LQ_OK;
 }
@@ -378,6 +472,8 @@ static lq_status quantize_rows(const work *w, uint64_t first, uint64_t n, const 
                                  q_importance_of(w->entry, k, matrix), w->shared, w->alloc};
         Q_TRY(w->choice->quantizer->quantize(&job, out + r * w->row_bytes));
     }
+    if (w->packed && w->method->refine)
+        for (uint64_t r = 0; r < n; r++) w->method->refine(&w->matrix, x + r * k, out + r * w->row_bytes);
     return LQ_OK;
 }
 
@@ -385,7 +481,7 @@ static lq_status quantize_rows(const work *w, uint64_t first, uint64_t n, const 
 static lq_status do_rows(work *w, uint64_t begin, uint64_t end, float *x, float *y, uint64_t *bad) {
     const q_tensor *t = w->item->src;
     const uint64_t k = t->shape[0], n = end - begin, first = w->first_row + begin;
-    uint8_t *out = w->out + begin * w->row_bytes;
+    uint8_t *out = w->out + (w->packed ? first : begin) * w->row_bytes;
     *bad = first;
     if (w->copy) {
         Q_TRY(q_bind_read_raw(w->binding, w->item, first, n, out));
@@ -402,7 +498,7 @@ static lq_status do_rows(work *w, uint64_t begin, uint64_t end, float *x, float 
         if (!all_finite(x + r * k, k)) Q_TRY(check_row(w, *bad, k, x + r * k, NULL));
     }
     *bad = first;
-    Q_TRY(quantize_rows(w, first, n, x, out));
+    if (!w->measure) Q_TRY(quantize_rows(w, first, n, x, out));
     for (uint64_t r = 0; r < n; r++) {
         *bad = first + r;
         q_decode_row(w->choice->format, out + r * w->row_bytes, (int64_t)k, y);
@@ -475,27 +571,36 @@ static void release_hessian(work *w) {
 }
 
 static lq_status make_buffers(work *w) {
-    uint64_t out = 0, rows = 0, hessian = 0;
+    uint64_t out = 0, rows = 0, hessian = 0, part = 0, scratch = 0;
     for (uint32_t i = 0; i < w->binding->n_items; i++) {
-        const q_tensor *t = w->binding->items[i].src;
+        const q_tensor *t = w->items[i].src;
         uint64_t row_bytes;
-        if (!q_row_bytes(w->outs[i].format, t->shape[0], &row_bytes)) return LQ_E_INTERNAL;
+        if (!q_row_bytes(w->choices[i].format, t->shape[0], &row_bytes)) return LQ_E_INTERNAL;
         const uint64_t n = piece_rows(w, i);
         hessian = Q_MAX(hessian, hessian_bytes(w, i));
         rows = Q_MAX(rows, n);
-        out = Q_MAX(out, n * row_bytes);
+        out = Q_MAX(out, (is_packed(w, i) ? t->rows : n) * row_bytes);
+        for (uint32_t p = 0; is_packed(w, i) && p < w->method->parts; p++)
+            part = Q_MAX(part, q_export_bytes(&w->outs[w->first_out[i] + p]));
+        if (is_packed(w, i) && w->method->scratch) {
+            const q_packed_matrix m = matrix_of(w, i);
+            scratch = Q_MAX(scratch, w->method->scratch(&m));
+        }
         w->span_floats = Q_MAX(w->span_floats, Q_MIN(span_rows(w->choices[i].quantizer, t->shape[0]), n) * t->shape[0]);
     }
     const uint64_t floats = (uint64_t)w->threads * 2 * w->span_floats * sizeof(float);
     /* The writer's header, then reading it back with its strings and a buffer. */
     const uint64_t writer = 4 * (w->result.bytes - w->tensor_bytes) + WRITER_BYTES;
-    Q_TRY(q_memory_check("quantizing", floats + out + hessian + rows * sizeof(row_sums) + w->threads * sizeof(trouble) + writer,
+    Q_TRY(q_memory_check("quantizing", floats + out + part + scratch + hessian + rows * sizeof(row_sums) +
+                         w->threads * sizeof(trouble) + writer,
                          q_pool_stacks(w->threads)));
     w->floats = (float *)q_new_raw(w->alloc, (uint64_t)w->threads * 2, w->span_floats * sizeof(float));
     w->out = (uint8_t *)q_new_raw(w->alloc, out, 1);
+    w->part = (uint8_t *)q_new_raw(w->alloc, part, 1);
+    w->scratch = (uint8_t *)q_new_raw(w->alloc, scratch, 1);
     w->sums = Q_NEW(w->alloc, row_sums, rows);
     w->troubles = Q_NEW(w->alloc, trouble, w->threads);
-    return w->floats && w->out && w->sums && w->troubles ? LQ_OK : LQ_E_NOMEM;
+    return w->floats && w->out && w->part && w->scratch && w->sums && w->troubles ? LQ_OK : LQ_E_NOMEM;
 }
 
 static lq_status progress(const work *w) {
@@ -511,37 +616,33 @@ static double relative(double error, double norm) { return norm > 0 ? sqrt(error
 
 static lq_status report(const work *w, uint32_t i, const row_sums *sums) {
     if (!w->options->report) return LQ_OK;
-    const q_bind_item *item = &w->binding->items[i];
+    const q_bind_item *item = &w->items[i];
     char *name = (char *)q_new(w->alloc, item->name.n + 1, 1);
     if (!name) return LQ_E_NOMEM;
     memcpy(name, item->name.p, (size_t)item->name.n);
     const uint64_t k = item->src->shape[0];
-    uint64_t row_bytes = 0;
     const q_recipe_choice *c = &w->choices[i];
-    (void)q_row_bytes(c->format, k, &row_bytes); /* checked when it was chosen */
+    uint64_t bytes = 0;
+    for (uint32_t p = w->first_out[i], end = i + 1 < w->binding->n_items ? w->first_out[i + 1] : w->n_outs; p < end; p++)
+        bytes += q_export_bytes(&w->outs[p]);
     const double rel_error = relative(sums->error, sums->norm);
     const lq_tensor_report r = {
         .size = (uint32_t)sizeof r, .name = name, .from = item->src->format->name, .to = c->format->name,
-        .wanted = c->wanted->name, .weights = k * item->src->rows, .bytes = row_bytes * item->src->rows,
+        .wanted = c->wanted->name, .weights = k * item->src->rows, .bytes = bytes,
         .rel_error = rel_error, .importance = w->entries[i] != NULL,
         .quantizer = q_quantize_copies(item, c) ? "" : c->quantizer->name,
         .weighted_error = sums->weighted_norm > 0 ? relative(sums->weighted_error, sums->weighted_norm) : rel_error,
-        .bits_per_weight = k ? 8.0 * (double)row_bytes / (double)k : 0};
+        .bits_per_weight = k ? 8.0 * (double)bytes / (double)(k * item->src->rows) : 0};
     w->options->report(w->options->user, &r);
     q_delete(w->alloc, name);
     return LQ_OK;
 }
 
-static lq_status write_tensor(work *w, uint32_t i) {
-    w->item = &w->binding->items[i];
-    w->choice = &w->choices[i];
-    w->entry = w->entries[i];
+/* All rows of the item, piece by piece: quantized, and unless they are packed, written; their errors. */
+static lq_status do_tensor(work *w, row_sums *sums) {
     const q_tensor *t = w->item->src;
-    const uint64_t k = t->shape[0], n = piece_rows(w, i);
-    w->copy = q_quantize_copies(w->item, w->choice);
-    if (!q_row_bytes(w->choice->format, k, &w->row_bytes)) return LQ_E_INTERNAL;
-    row_sums sums = {0};
-    Q_TRY(prepare_hessian(w, i));
+    const uint64_t k = t->shape[0], n = piece_rows(w, (uint32_t)(w->item - w->items));
+    memset(sums, 0, sizeof *sums);
     for (uint64_t row = 0; row < t->rows; row += n) {
         Q_TRY(progress(w));
         const uint64_t rows = Q_MIN(n, t->rows - row);
@@ -549,30 +650,60 @@ static lq_status write_tensor(work *w, uint32_t i) {
         q_pool_for(w->pool, (int64_t)rows, (int64_t)Q_MIN(span_rows(w->choice->quantizer, k), n), span, w);
         Q_TRY(first_trouble(w));
         for (uint64_t r = 0; r < rows && !w->copy; r++) {
-            sums.error += w->sums[r].error;
-            sums.norm += w->sums[r].norm;
-            sums.weighted_error += w->sums[r].weighted_error;
-            sums.weighted_norm += w->sums[r].weighted_norm;
+            sums->error += w->sums[r].error;
+            sums->norm += w->sums[r].norm;
+            sums->weighted_error += w->sums[r].weighted_error;
+            sums->weighted_norm += w->sums[r].weighted_norm;
         }
-        Q_TRY(q_writer_gguf.write(w->writer, w->out, rows * w->row_bytes));
-        w->done += rows * k;
+        if (!w->packed) Q_TRY(w->kind->write(w->writer, w->out, rows * w->row_bytes));
+        if (!w->measure) w->done += rows * k;
     }
+    return LQ_OK;
+}
+
+static lq_status write_parts(work *w, uint32_t i) {
+    for (uint32_t p = 0; p < w->method->parts; p++) {
+        Q_TRY(w->method->pack(&w->matrix, p, w->part));
+        Q_TRY(w->kind->write(w->writer, w->part, q_export_bytes(&w->outs[w->first_out[i] + p])));
+    }
+    return LQ_OK;
+}
+
+static lq_status write_tensor(work *w, uint32_t i) {
+    w->item = &w->items[i];
+    w->choice = &w->choices[i];
+    w->entry = w->entries[i];
+    w->copy = q_quantize_copies(w->item, w->choice);
+    w->packed = is_packed(w, i);
+    w->measure = false;
+    w->matrix = matrix_of(w, i);
+    if (!q_row_bytes(w->choice->format, w->item->src->shape[0], &w->row_bytes)) return LQ_E_INTERNAL;
+    row_sums sums;
+    Q_TRY(prepare_hessian(w, i));
+    Q_TRY(do_tensor(w, &sums));
     release_hessian(w);
+    if (w->packed) {
+        if (w->method->settle) Q_TRY(w->method->settle(&w->matrix, &w->measure));
+        if (w->measure) {
+            w->copy = false;
+            Q_TRY(do_tensor(w, &sums));
+        }
+        Q_TRY(write_parts(w, i));
+    }
     return report(w, i, &sums);
 }
 
 static lq_status write_file(work *w) {
     Q_TRY(make_buffers(w));
     Q_TRY(q_pool_open(w->alloc, w->threads, &w->pool));
-    Q_TRY(q_writer_gguf.open(w->alloc, w->dst, w->options->force != 0, w->meta, w->n_meta, w->outs, w->binding->n_items,
-                             &w->writer));
+    Q_TRY(w->kind->open(w->alloc, w->dst, w->options->force != 0, w->meta, w->n_meta, w->outs, w->n_outs, &w->writer));
     for (uint32_t i = 0; i < w->binding->n_items; i++) Q_TRY(write_tensor(w, i));
     Q_TRY(progress(w));
     for (uint32_t i = 0; i < w->dir->n_files; i++)
         if (w->dir->files[i]) Q_TRY(q_file_unchanged(w->dir->files[i]));
     q_writer *writer = w->writer;
     w->writer = NULL; /* commit frees it in every case */
-    return q_writer_gguf.commit(writer);
+    return w->kind->commit(writer);
 }
 
 static lq_status run(work *w) {
@@ -589,21 +720,24 @@ static lq_status run(work *w) {
     /* Unmapped: the pages of a source larger than memory would count as ours. */
     const q_load_options load = {.alloc = w->alloc, .log = w->log, .map = false, .allow_gaps = false};
     Q_TRY(q_directory_open(w->src, &load, &w->dir));
+    Q_TRY(q_export_decide(w->recipe, o->scheme ? o->scheme : o->recipe, w->dir, w->src, w->dst, &w->directory));
+    w->kind = w->directory ? &q_writer_huggingface : &q_writer_gguf;
+    w->method = q_recipe_method(w->recipe, NULL);
     if (w->dst) Q_TRY(check_destination(w));
     Q_TRY(q_bind(w->alloc, w->log, w->dir, &w->binding));
     Q_TRY(check_source(w));
     if (o->importance) Q_TRY(q_importance_open(w->alloc, w->log, o->importance, &w->importance));
     Q_TRY(choose_formats(w));
-    if (w->dir->names != Q_NAMES_GGUF) Q_TRY(q_text_open(w->alloc, w->log, w->dir, &w->text));
+    if (w->dir->names != Q_NAMES_GGUF && !w->directory) Q_TRY(q_text_open(w->alloc, w->log, w->dir, &w->text));
     Q_TRY(collect_keys(w));
-    Q_TRY(q_writer_gguf.measure(w->meta, w->n_meta, w->outs, w->binding->n_items, &w->result.bytes));
+    Q_TRY(w->kind->measure(w->meta, w->n_meta, w->outs, w->n_outs, &w->result.bytes));
     if (!o->dry_run) return write_file(w);
     for (uint32_t i = 0; i < w->binding->n_items; i++) Q_TRY(report(w, i, &(row_sums){0}));
     return LQ_OK;
 }
 
 static void release(work *w) {
-    q_writer_gguf.discard(w->writer);
+    if (w->kind) w->kind->discard(w->writer);
     release_hessian(w);
     if (w->pool) q_pool_close(w->pool);
     q_delete(w->alloc, w->floats);
@@ -613,6 +747,10 @@ static void release(work *w) {
     q_delete(w->alloc, w->choices);
     q_delete(w->alloc, (void *)w->entries);
     q_delete(w->alloc, w->outs);
+    q_delete(w->alloc, w->first_out);
+    q_delete(w->alloc, w->items);
+    q_delete(w->alloc, w->part);
+    q_delete(w->alloc, w->scratch);
     q_delete(w->alloc, w->meta);
     if (w->text) q_text_close(w->text);
     q_binding_close(w->binding);

@@ -47,6 +47,8 @@ struct q_recipe {
     const q_format *vector;
     const q_quantizer *quantizer; /* of the layers' matrices, whatever rules say; NULL = as they say */
     bool statistics;              /* the scheme says that it wants them */
+    const q_method *method; /* NULL: a GGUF file */
+    const char *instead;
     rule *rules;
 };
 
@@ -75,6 +77,10 @@ const char *q_recipe_by_file_type(uint64_t file_type) {
         if (at && strtoull(at + sizeof key - 1, NULL, 10) == file_type) return embedded[i].name;
     }
     return NULL;
+}
+
+bool q_recipe_is_directory(uint32_t index) {
+    return index < Q_COUNT(embedded) && strstr(embedded[index].text, "\nmethod ") != NULL;
 }
 
 /* ---- words */
@@ -290,6 +296,19 @@ static lq_status read_vector(parser *p) {
     return LQ_OK;
 }
 
+static lq_status read_method(parser *p) {
+    if (p->n != 2) return FAIL(p, "expected 'method NAME'");
+    if (p->recipe->method) return FAIL(p, "a second method");
+    p->recipe->method = q_method_find(p->words[1]);
+    return p->recipe->method ? LQ_OK : FAIL(p, "there is no method '%.*s'", Q_STR_ARG(p->words[1]));
+}
+
+static lq_status read_instead(parser *p) {
+    if (p->n != 2 || p->recipe->instead) return FAIL(p, "expected 'instead SCHEME', once");
+    p->recipe->instead = q_arena_str(&p->recipe->arena, p->words[1]);
+    return p->recipe->instead ? LQ_OK : LQ_E_NOMEM;
+}
+
 static lq_status read_patterns(parser *p, rule *r, q_str word) {
     for (uint64_t at = 0; at <= word.n;) {
         const char *comma = (const char *)memchr(word.p + at, ',', (size_t)(word.n - at));
@@ -359,6 +378,10 @@ static lq_status read_text(parser *p, const char *text, size_t n) {
             Q_TRY(read_file_type(p));
         else if (q_str_is(p->words[0], "vector"))
             Q_TRY(read_vector(p));
+        else if (q_str_is(p->words[0], "method"))
+            Q_TRY(read_method(p));
+        else if (q_str_is(p->words[0], "instead"))
+            Q_TRY(read_instead(p));
         else
             Q_TRY(read_rule(p));
     }
@@ -454,6 +477,11 @@ void q_recipe_demand_statistics(q_recipe *recipe) { recipe->statistics = true; }
 bool q_recipe_demands_statistics(const q_recipe *recipe) { return recipe->statistics; }
 
 int32_t q_recipe_file_type(const q_recipe *recipe) { return recipe->file_type; }
+
+const q_method *q_recipe_method(const q_recipe *recipe, const char **instead) {
+    if (instead) *instead = recipe->instead;
+    return recipe->method;
+}
 
 /* ---- choosing */
 

@@ -3,6 +3,7 @@
 #include "backend.h"
 #include "hf_kind.h"
 #include "loader.h"
+#include "method.h"
 #include "quantizer.h"
 #include "tokenizer.h"
 
@@ -48,6 +49,15 @@ const q_hf_kind *const q_hf_kinds[] = {
 #undef HF_KIND
     NULL};
 
+#define METHOD(name) extern const q_method q_method_##name;
+#include "methods.def"
+#undef METHOD
+const q_method *const q_methods[] = {
+#define METHOD(name) &q_method_##name,
+#include "methods.def"
+#undef METHOD
+    NULL};
+
 #define TOKENIZER(name) extern const q_tokenizer_kind q_tokenizer_##name;
 #include "tokenizers.def"
 #undef TOKENIZER
@@ -88,6 +98,12 @@ const q_op_info q_ops[Q_OP_COUNT] = {
 const q_quantizer *q_quantizer_find(const char *name) {
     for (const q_quantizer *const *q = q_quantizers; *q; q++)
         if (strcmp((*q)->name, name) == 0) return *q;
+    return NULL;
+}
+
+const q_method *q_method_find(q_str name) {
+    for (const q_method *const *p = q_methods; *p; p++)
+        if (q_str_is(name, (*p)->name)) return *p;
     return NULL;
 }
 

@@ -133,7 +133,7 @@ for d in $devices; do
     plan "$d: bench model"; has "$d: bench model" border.bytes; holds "$d: roof" "$(json decode.roof_fraction)" = null
 
     # Quality: every scheme as on the processor.
-    schemes=$("$LQ" info --schemes | sed 's/ .*//')
+    schemes=$("$LQ" info --schemes | grep -v 'Hugging Face directory' | sed 's/ .*//')
     [ -z "${T_SLOW:-}" ] || schemes='f16 q4_k_m iq4_xs'
     for s in $schemes; do
         [ -e "$s.gguf" ] || "$LQ" quantize "$POCKET" "$s.gguf" -s "$s" 2>/dev/null

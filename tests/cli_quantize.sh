@@ -8,7 +8,7 @@ nothing_left() { # WHAT: no file but those that were there before
 }
 
 # Every scheme, and what info says of the result.
-for s in $("$LQ" info --schemes | cut -d' ' -f1); do
+for s in $("$LQ" info --schemes | grep -v 'Hugging Face directory' | cut -d' ' -f1); do
     exits 0 "scheme $s" q "$POCKET" "$s.gguf" --scheme "$s" --json; json_is "scheme $s"
     bytes=$(json bytes)
     holds "scheme $s: bytes" "$(wc -c <"$s.gguf")" -eq "${bytes:-0}"
@@ -16,6 +16,19 @@ for s in $("$LQ" info --schemes | cut -d' ' -f1); do
     holds "info $s" "$(json scheme)" = "$s"
 done
 holds "q4_k_m is smaller than q8_0" "$(wc -c <q4_k_m.gguf)" -lt "$(wc -c <q8_0.gguf)"
+
+# Schemes of directories; a directory of floats.
+for s in $("$LQ" info --schemes | grep 'Hugging Face directory' | cut -d' ' -f1 | grep -vE '^(gptq|awq)'); do
+    exits 0 "scheme $s" q "$POCKET" "d-$s" --scheme "$s" --json; json_is "scheme $s"
+    holds "scheme $s: bytes" "$(cat "d-$s"/* | wc -c)" -eq "$(json bytes)"
+    exits 6 "$s as a GGUF file" q "$POCKET" x.gguf --scheme "$s"; says "$s as a GGUF file" "nearest scheme of GGUF files"
+    exits 6 "$s from a GGUF file" q f16.gguf x --scheme "$s"; says "$s from a GGUF file" "no config.json"
+done
+exits 0 "floats" q "$POCKET" floats/ -s bf16; exits 0 "floats open" "$LQ" info floats
+exits 2 "directory exists" q "$POCKET" floats -s int8; says "directory exists" "--force"
+exits 0 "directory replaced" q "$POCKET" floats -s int8 --force; holds "directory replaced" "$(ls -A floats | wc -l)" -eq 4
+mkdir -p floats/mine; exits 2 "a folder inside" q "$POCKET" floats -s int8 --force; says "a folder inside" "'mine'"
+rm -r floats d-*
 
 # The same bytes for any number of threads, and from a GGUF as from the folder.
 exits 0 "one thread" q "$POCKET" t1.gguf -s q4_k_m -t 1; silent "one thread"

@@ -13,6 +13,7 @@
  *   SHIM_KILL    SIGKILL in the place of the counted call with this number
  *   SHIM_REPORT  a file that gets a line "failed CALL PATH" for each failed call, and "calls N" when the program ends
  * Streams are read through descriptors of ours, since the C library's own reads cannot be caught. */
+#include <dirent.h>
 #include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -304,12 +305,19 @@ SHOWN int unlinkat(int dir, const char *name, int flags) {
 }
 SHOWN int unlink(const char *name) { return unlinkat(AT_FDCWD, name, 0); }
 SHOWN int rmdir(const char *name) { return unlinkat(AT_FDCWD, name, AT_REMOVEDIR); }
-SHOWN int mkdir(const char *name, mode_t mode) {
-    REAL(mkdir);
-    char full[PATH_BYTES];
-    JUDGE("mkdir", path_at(AT_FDCWD, name, full), false);
-    return real(name, mode);
+SHOWN DIR *fdopendir(int fd) {
+    REAL(fdopendir);
+    const int error = verdict("opendir", path_of(fd), false);
+    if (error) errno = error;
+    return error ? NULL : real(fd);
 }
+SHOWN int mkdirat(int dir, const char *name, mode_t mode) {
+    REAL(mkdirat);
+    char full[PATH_BYTES];
+    JUDGE("mkdir", path_at(dir, name, full), false);
+    return real(dir, name, mode);
+}
+SHOWN int mkdir(const char *name, mode_t mode) { return mkdirat(AT_FDCWD, name, mode); }
 
 /* ------------------------------------------------------------------------------------------------ streams */
 

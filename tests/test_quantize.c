@@ -705,7 +705,7 @@ START_TEST(arguments) {
     make_model(src, &tiny);
     REFUSED(quantize(src, dst, "q4_x"), LQ_E_ARG, "q4_x", "q4_k_m");
     REFUSED(quantize(src, dst, NULL), LQ_E_ARG, "scheme");
-    REFUSED(quantize(src, dst, "nf4"), LQ_E_UNSUPPORTED, "nf4", "token_embd.weight");
+    REFUSED(quantize(src, dst, "nf4_dq"), LQ_E_UNSUPPORTED, "nf4", "token_embd.weight");
     REFUSED(quantize(src, NULL, "q8_0"), LQ_E_ARG, "destination");
     REFUSED(quantize(src, in_tmp(2, "absent/dst.gguf"), "q8_0"), LQ_E_IO, "absent");
     REFUSED(quantize(in_tmp(2, "absent.gguf"), dst, "q8_0"), LQ_E_IO, "absent.gguf");

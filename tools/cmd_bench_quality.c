@@ -179,6 +179,11 @@ static int choose_inputs(cli *c, bench *b) {
 }
 
 static const char *scheme_name(size_t i) { return lq_scheme_name((uint32_t)i, NULL); }
+static bool writes_file(size_t i) { /* the description of any other begins so */
+    const char *description = "";
+    lq_scheme_name((uint32_t)i, &description);
+    return strncmp(description, "Hugging Face directory", 22) != 0;
+}
 
 /* entries[0] = the reference, then the schemes in the order asked for. */
 static int choose_schemes(cli *c, bench *b) {
@@ -187,6 +192,7 @@ static int choose_schemes(cli *c, bench *b) {
     snprintf(b->entries[0].name, sizeof b->entries[0].name, REFERENCE);
     b->count = 1;
     for (size_t i = 0; i < known && !list && !b->a->load_as && b->count < MAX_SCHEMES; i++) {
+        if (!writes_file(i)) continue;
         snprintf(b->entries[b->count++].name, sizeof b->entries[0].name, "%s", scheme_name(i));
     }
     while (list && *list) {

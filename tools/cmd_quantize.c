@@ -1,4 +1,4 @@
-/* cmd_quantize.c: `lq quantize`: write a model as a GGUF file with a scheme.
+/* cmd_quantize.c: `lq quantize`: write a model as a GGUF file, or as a Hugging Face directory, with a scheme.
  *
  * The work is lq_quantize; this file shows what it does: progress, each tensor with -v, fall-backs as warnings, a
  * summary, and for each refusal the option that lifts it. */
@@ -18,7 +18,7 @@ typedef struct args {
 
 static const cli_operand operands[] = {
     {"SRC", offsetof(args, src), 0, "a Hugging Face folder (config.json and safetensors) or a GGUF file"},
-    {"DST", offsetof(args, dst), 0, "the GGUF file to write"},
+    {"DST", offsetof(args, dst), 0, "the GGUF file to write, or the directory (see above)"},
     {0}};
 
 static const cli_option options[] = {
@@ -52,7 +52,7 @@ static const cli_option options[] = {
      .letter = 'f',
      .name = "force",
      .at = offsetof(args, force),
-     .help = "replace DST if it exists",
+     .help = "replace DST if it exists: a file, or a directory with a config.json and no folders",
      .also = "|overwrite|replace|"},
     {.type = CLI_FLAG,
      .name = "requantize",
@@ -144,6 +144,18 @@ static void on_tensor(void *user, const lq_tensor_report *t) {
     putchar('\n');
 }
 
+/* Does the scheme write a directory, or floats, which may lie in one? */
+static bool makes_directory(const char *scheme) {
+    static const char *const floats[] = {"f32", "f16", "bf16"};
+    for (size_t i = 0; i < CLI_COUNT(floats); i++)
+        if (scheme && strcmp(floats[i], scheme) == 0) return true;
+    const char *description = "";
+    for (uint32_t i = 0; i < lq_scheme_count(); i++)
+        if (scheme && strcmp(lq_scheme_name(i, &description), scheme) == 0)
+            return strncmp(description, "Hugging Face directory", 22) == 0;
+    return false;
+}
+
 /* Which option would have allowed what was refused: read off the files, not off the message. */
 static const char *hint_for(const args *a, lq_status status) {
     struct stat src, dst;
@@ -152,7 +164,10 @@ static const char *hint_for(const args *a, lq_status status) {
     if (src_is && dst_is && src.st_dev == dst.st_dev && src.st_ino == dst.st_ino) {
         return "SRC and DST are the same file: choose another DST.";
     }
-    if (dst_is && S_ISDIR(dst.st_mode)) return "DST is a folder: name a file in it.";
+    if (dst_is && S_ISDIR(dst.st_mode)) {
+        if (!makes_directory(a->scheme)) return "DST is a folder: name a file in it.";
+        if (a->force) return NULL; /* what it holds is not to be lost */
+    }
     if (dst_is && !a->force) return "DST exists: use --force to replace it.";
     if (src_is && S_ISREG(src.st_mode) && !a->requantize) {
         return "If SRC is already quantized: quantize from the original, or use --requantize.";
@@ -243,13 +258,16 @@ static int run(cli *c, const void *arguments) {
 
 const cli_command cli_command_quantize = {
     .name = "quantize",
-    .summary = "write a model as a GGUF file in fewer bits per weight",
+    .summary = "write a model in fewer bits per weight: as a GGUF file or a Hugging Face directory",
     .about = "A scheme is a recipe: it gives each tensor a format by its role, more bits where errors hurt\n"
              "most. q4_k_m is the usual choice; q8_0 is almost lossless; q2_k is the smallest. What each\n"
              "costs on your text is shown by `lq bench quality`.\n\n"
+             "Schemes of Hugging Face directories (nf4, int8 and others: `lq info --schemes`) write DST as a\n"
+             "directory that transformers and vLLM load: shards of safetensors, config.json, the tokenizer of\n"
+             "SRC, which must be such a directory too. f16, bf16 and f32 do where DST ends in '/' or is one.\n\n"
              "Tensors are read, quantized and written one by one, so the model need not fit into memory.\n"
              "DST appears only when it is complete and was read back; whatever goes wrong before (a full\n"
-             "disk, Ctrl-C, a crash), no file is left under that name.\n",
+             "disk, Ctrl-C, a crash), nothing is left under that name.\n",
     .operands = operands,
     .options = options,
     .examples = "  lq quantize my-model/ my-model.q4_k_m.gguf --scheme q4_k_m\n"
@@ -257,6 +275,7 @@ const cli_command cli_command_quantize = {
                 "  lq quantize my-model/ small.gguf -s iq4_xs+imatrix --importance stats.gguf\n"
                 "  lq quantize my-model/ mine.gguf --recipe mine.txt       # mine.txt: attn_v,ffn_down more q6_k\n"
                 "                                                          #           * q4_k\n"
+                "  lq quantize my-model/ my-model-nf4 -s nf4-dq            # a directory\n"
                 "  lq quantize old.q8_0.gguf new.gguf -s q4_0 --requantize --force --json\n",
     .args_size = sizeof(args),
     .run = run,

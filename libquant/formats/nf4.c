@@ -36,13 +36,21 @@ Q_FN void nf4_split(Q_SRC row, int block, int sub, Q_OUT(int, q, 32), Q_OUT(int,
 #ifdef Q_HOST
 #include "../fit.h"
 
-/* A tie between two levels takes the lower one, as q_fit_nearest does. */
 static const q_shape shape = {.weights = nf4_weights, .groups = 1, .lo = 0, .hi = 15, .levels = nf4_table, .sc_lo = 1,
                               .sc_hi = 1, .full = true, .reference = 1, .from = 0.7f, .to = 1.2f, .steps = 10};
 
 static void fit(const q_fit_in *in, q_grid *grid) { q_fit_symmetric(&shape, in, grid); }
+/* The published rule, to the bit: x times one over absmax against the middles of the levels, all in float32; a tie takes the
+ * lower level. */
 static int32_t nearest(const q_grid *grid, int32_t j, float x, float *value) {
-    return q_fit_nearest(&shape, grid, j, x, value);
+    Q_UNUSED(j);
+    const float absmax = grid->scale[0], inverse = 1.0f / fmaxf(fabsf(absmax), 1e-38f);
+    const float v = x * (absmax < 0.0f ? -inverse : inverse);
+    int32_t code = 0;
+    for (int32_t half = 8; half > 0; half /= 2)
+        if (v > (nf4_table[code + half - 1] + nf4_table[code + half]) * 0.5f) code += half;
+    *value = absmax * nf4_table[code];
+    return code;
 }
 static void emit(const q_grid *grid, const int32_t *codes, uint8_t *block) {
     q_store32(block, q_f32_bits(grid->d));

@@ -6,16 +6,10 @@
  * ran along with the writing. Refuses what the reader would refuse. Layer L2. */
 #include "gguf.h"
 
-/* A hash for change detection over bytes that come in any pieces: four lanes, eight bytes each. */
-typedef struct running_hash {
-    uint64_t lane[4], total;
-    uint8_t rest[32]; /* total % 32 bytes that do not fill a block yet */
-} running_hash;
-
 struct q_writer {
     const q_alloc *alloc;
     q_outfile *file;
-    running_hash hash;
+    q_checksum hash;
     uint32_t n_meta, n_tensors, alignment;
     uint32_t at;       /* the tensor being written */
     uint64_t left;     /* its bytes that are missing */
@@ -23,51 +17,13 @@ struct q_writer {
     uint64_t names;    /* a hash over names, types and shapes */
 };
 
-enum { PIECE = 1 << 20 };
-
-/* ------------------------------------------------------------------------------------------------ hash */
-
-static void hash_block(running_hash *h, const uint8_t *p) {
-    for (uint32_t i = 0; i < 4; i++) {
-        /* Each step is a bijection of the lane: one changed word always changes the result. */
-        const uint64_t x = (h->lane[i] ^ q_load64(p + 8 * i)) * 0x9E3779B97F4A7C15u;
-        h->lane[i] = x << 31 | x >> 33;
-    }
-}
-
-static void hash_add(running_hash *h, const void *data, uint64_t n) {
-    const uint8_t *p = (const uint8_t *)data;
-    const uint64_t have = h->total % sizeof h->rest;
-    h->total += n;
-    if (have) {
-        const uint64_t take = Q_MIN(n, sizeof h->rest - have);
-        memcpy(h->rest + have, p, (size_t)take);
-        p += take;
-        n -= take;
-        if (have + take < sizeof h->rest) return;
-        hash_block(h, h->rest);
-    }
-    for (; n >= sizeof h->rest; n -= sizeof h->rest, p += sizeof h->rest) hash_block(h, p);
-    if (n) memcpy(h->rest, p, (size_t)n);
-}
-
-static uint64_t hash_end(const running_hash *h) {
-    running_hash t = *h;
-    const uint64_t have = t.total % sizeof t.rest;
-    memset(t.rest + have, 0, (size_t)(sizeof t.rest - have));
-    hash_block(&t, t.rest);
-    uint64_t r = t.total;
-    for (uint32_t i = 0; i < 4; i++) r = (r ^ t.lane[i]) * 0xD6E8FEB86659FD93u, r ^= r >> 32;
-    return r;
-}
-
 /* One tensor's description, the same from what was asked for and from what was read back. */
 static uint64_t describe(uint64_t h, q_str name, int64_t type, uint32_t rank, const uint64_t *shape) {
-    running_hash r = {.lane = {h, 0, 0, 0}};
-    hash_add(&r, name.p, name.n);
-    hash_add(&r, &type, sizeof type);
-    hash_add(&r, shape, rank * sizeof *shape);
-    return hash_end(&r);
+    q_checksum r = {.lane = {h, 0, 0, 0}};
+    q_checksum_add(&r, name.p, name.n);
+    q_checksum_add(&r, &type, sizeof type);
+    q_checksum_add(&r, shape, rank * sizeof *shape);
+    return q_checksum_end(&r);
 }
 
 /* ------------------------------------------------------------------------------------------------ measuring */
@@ -217,7 +173,7 @@ static uint8_t *put_key(uint8_t *p, const q_meta *m) {
 
 static lq_status emit(q_writer *w, const void *data, uint64_t n) {
     Q_TRY(q_outfile_write(w->file, data, n));
-    hash_add(&w->hash, data, n);
+    q_checksum_add(&w->hash, data, n);
     return LQ_OK;
 }
 
@@ -338,26 +294,6 @@ static lq_status check_structure(const q_writer *w, const char *path) {
     return same ? LQ_OK : q_fail(LQ_E_IO, "%s: keys or tensors read back differ from those written", path);
 }
 
-/* The bytes themselves. */
-static lq_status check_bytes(const q_writer *w, const char *path) {
-    q_file *f;
-    Q_TRY(q_file_open(w->alloc, path, 0, &f));
-    running_hash h = {0};
-    uint8_t *buf = (uint8_t *)q_new_raw(w->alloc, PIECE, 1);
-    lq_status status = buf ? LQ_OK : LQ_E_NOMEM;
-    for (uint64_t at = 0; status == LQ_OK && at < q_file_size(f);) {
-        const uint64_t n = Q_MIN(q_file_size(f) - at, (uint64_t)PIECE);
-        status = q_file_read(f, at, buf, n);
-        if (status == LQ_OK) hash_add(&h, buf, n);
-        at += n;
-    }
-    q_delete(w->alloc, buf);
-    q_file_close(f);
-    if (status == LQ_OK && (h.total != w->hash.total || hash_end(&h) != hash_end(&w->hash)))
-        status = q_fail(LQ_E_IO, "%s: bytes read back differ from those written", path);
-    return status;
-}
-
 static lq_status gguf_commit(q_writer *w) {
     lq_status status = LQ_OK;
     if (w->at < w->n_tensors)
@@ -365,7 +301,7 @@ static lq_status gguf_commit(q_writer *w) {
                         (unsigned long long)w->left);
     if (status == LQ_OK) status = q_outfile_sync(w->file);
     if (status == LQ_OK) status = check_structure(w, q_outfile_temp(w->file));
-    if (status == LQ_OK) status = check_bytes(w, q_outfile_temp(w->file));
+    if (status == LQ_OK) status = q_read_back(w->alloc, q_outfile_temp(w->file), &w->hash);
     if (status != LQ_OK) {
         gguf_discard(w);
         return status;

@@ -6,6 +6,8 @@
 
 #include "../json.h"
 
+extern const q_loader q_loader_safetensors;
+
 /* Tensors of all files of a directory, in file order. */
 typedef struct q_st_list {
     const q_alloc *alloc;
