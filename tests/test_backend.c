@@ -23,6 +23,10 @@ static int32_t length(const q_format *f, int32_t blocks) {
 
 enum { EMBED_IDS, EMBED_TABLES, EMBED_ROWS, EMBED_VARIANTS };
 
+/* The first variant of an operation has every format; each one after it half of them, the halves in turn: what they vary is the
+ * numbers, and a pipeline costs a driver as much for each. */
+static bool has_turn(uint32_t f, int variant) { return variant == 0 || (f + (uint32_t)variant) % 2 == 0; }
+
 static void embed_cases(st *t, int variant) {
     enum { VOCAB = 19, PAST = 41 };
     t->past = PAST;
@@ -39,7 +43,7 @@ static void embed_cases(st *t, int variant) {
     }
     t->by_ids = true;
     for (uint32_t f = 0; f < q_format_count(); f++)
-        for (int i = 1; i <= 3; i += 2) {
+        for (int i = 1; has_turn(f, variant) && i <= 3; i += 2) {
             const int32_t k = length(formats[f], i);
             q_inst s = {.op = Q_OP_EMBED, .w = st_weight(t, formats[f]->name, VOCAB, k, 1, (st_weights)(i == 1))};
             s.y = k % 2 == 0 && i == 3 ? st_out(t, 2, k / 2, k / 2 + 3) : st_out(t, 1, k, k);
@@ -119,7 +123,7 @@ enum { MATMUL_NORMAL, MATMUL_BYTES, MATMUL_TINY, MATMUL_LONG, MATMUL_OPTIONS, MA
 static void matmul_formats(st *t, int variant) {
     static const int32_t rows[] = {1, 2, 7, 8, 31, 33, 40, 67};
     for (uint32_t f = 0; f < q_format_count(); f++)
-        for (int i = 0; i < 2; i++) {
+        for (int i = 0; has_turn(f, variant) && i < 2; i++) {
             int32_t k = length(formats[f], 1 + (i + (int)f) % 3), r = rows[(3 * f + (uint32_t)i * 5) % 8];
             if (variant == MATMUL_LONG && i == 0) k = formats[f]->weights == 1 ? 1101 : 1280, r = 3;
             q_inst s = {.op = Q_OP_MATMUL};
@@ -355,6 +359,7 @@ static void route_cases(st *t, int variant) {
 static void moe_glu_cases(st *t, int variant) {
     enum { EXPERTS = 5, USED = 2 };
     for (uint32_t f = 0; variant < 2 && f < q_format_count(); f++) {
+        if (!has_turn(f, variant)) continue;
         const q_format *g = formats[(f + 5) % q_format_count()];
         const int32_t k = formats[f]->weights == 1 && g->weights == 1 ? 37 : Q_MAX(formats[f]->weights, g->weights);
         const int32_t rows = 5 + (int32_t)f * 3;
@@ -383,6 +388,7 @@ static void moe_glu_cases(st *t, int variant) {
 static void moe_down_cases(st *t, int variant) {
     enum { EXPERTS = 6 };
     for (uint32_t f = 0; f < q_format_count(); f++) {
+        if (!has_turn(f, variant)) continue;
         const int32_t k = length(formats[f], 1 + (int)f % 2), rows = 4 + (int32_t)f * 3, used = 1 + (int32_t)f % 4;
         q_inst s = {.op = Q_OP_MOE_DOWN, .n_expert = EXPERTS, .n_used = used, .add = f % 3 == 1, .out = f % 5 == 4};
         s.x = st_in(t, used, k, k + 1, ST_MILD), s.y = st_out(t, 1, rows, rows);

@@ -56,17 +56,17 @@ static void check_product(const q_cpu_kernel *k, const q_format *f, const shape 
     k->mm(&m);
     check_guards(y, stride * t->n, k->name);
     for (int i = 0; i < 64; i++)
-        ck_assert_msg(scratch[scratch_floats * sizeof(float) + (size_t)i] == 0xA5, "%s: scratch overrun", k->name);
+        NEED_THAT(scratch[scratch_floats * sizeof(float) + (size_t)i] == 0xA5, "%s: scratch overrun", k->name);
     for (int64_t c = 0; c < t->n; c++) {
         for (int64_t r = 0; r < t->rows; r++) {
             const float a = y[c * stride + r], b = want[c * t->rows + r];
-            ck_assert_msg(q_f32_bits(a) == q_f32_bits(b) || (a != a && b != b),
+            NEED_THAT(q_f32_bits(a) == q_f32_bits(b) || (a != a && b != b),
                           "%s on %s %ldx%ld, %ld columns, w %d x %d: y[%ld][%ld] = %.9g, not %.9g", k->name, f->name,
                           (long)t->rows, (long)t->k, (long)t->n, (int)t->w, (int)t->x, (long)c, (long)r, (double)a,
                           (double)b);
         }
         for (int64_t r = t->rows; r < stride; r++)
-            ck_assert_msg(q_f32_bits(y[c * stride + r]) == guard_bits, "%s wrote past its rows", k->name);
+            NEED_THAT(q_f32_bits(y[c * stride + r]) == guard_bits, "%s wrote past its rows", k->name);
     }
     free_fenced(acts, (size_t)(x_bytes * t->n));
     free_fenced(w, w_bytes);
@@ -200,7 +200,7 @@ START_TEST(tiles_in_memory_are_tiles) {
             Q_T_MULTIPLY(1, 4, 6);
             Q_T_STORE(1, out[1], PITCH);
             Q_T_END();
-            ck_assert_msg(memcmp(out[0], out[1], sizeof out[0]) == 0, "rows of %d bytes, round %d", depth, round);
+            NEED_THAT(memcmp(out[0], out[1], sizeof out[0]) == 0, "rows of %d bytes, round %d", depth, round);
         }
 }
 END_TEST
@@ -222,11 +222,29 @@ START_TEST(products_equal_the_reference) {
 }
 END_TEST
 
+/* Columns as a kind of activations, made once for all kernels that read it. */
+enum { KINDS = 8 };
+typedef struct made_kind {
+    const q_act *act;
+    uint8_t *columns;
+} made_kind;
+static const uint8_t *of_kind(const q_act *act, const float *x, int64_t k, int n, made_kind *made) {
+    const int64_t column = q_act_bytes(act, k);
+    int i = 0;
+    while (i < KINDS && made[i].act && made[i].act != act) i++;
+    ck_assert_int_lt(i, KINDS);
+    if (made[i].act) return made[i].columns;
+    made[i] = (made_kind){act, (uint8_t *)malloc((size_t)(column * n))};
+    for (int c = 0; c < n; c++) act->quantize(x + c * k, k, made[i].columns + c * column);
+    return made[i].columns;
+}
+
 /* Products that kernels take in pieces of rows, weights and columns: the definition of some columns, from both sides of
  * where a piece may end, is compared. */
 START_TEST(large_products_equal_the_reference) {
     enum { ROWS = 133, K = 1280, N = 523, CHOSEN = 8 };
     static const int chosen[CHOSEN] = {0, 5, 6, 511, 515, 516, 521, 522};
+    made_kind made[KINDS] = {{NULL, NULL}};
     uint64_t seed = 5;
     float *x = (float *)malloc(sizeof(float) * K * N), *some = (float *)malloc(sizeof(float) * K * CHOSEN);
     float *y = (float *)malloc(sizeof(float) * ROWS * N), *want = (float *)malloc(sizeof(float) * ROWS * CHOSEN);
@@ -246,8 +264,7 @@ START_TEST(large_products_equal_the_reference) {
         ref_product(f, k->act, &t, w, row_bytes, some, NULL, want);
 
         const int64_t column = q_act_bytes(k->act, K);
-        uint8_t *acts = (uint8_t *)malloc((size_t)column * N);
-        for (int c = 0; c < N; c++) k->act->quantize(x + c * K, K, acts + c * column);
+        const uint8_t *acts = of_kind(k->act, x, K, N, made);
         void *scratch = q_new(&q_alloc_libc, k->mm_scratch(K, N), 1);
         q_mm m = {.format = f, .w = w, .row_bytes = row_bytes, .rows = ROWS, .k = K, .x = acts, .x_stride = column,
                   .n = N, .y = y, .y_stride = ROWS, .add = true, .scratch = scratch};
@@ -262,11 +279,12 @@ START_TEST(large_products_equal_the_reference) {
         k->mm(&m);
         if (packed) free_fenced(packed, packed_bytes);
         for (int c = 0; c < CHOSEN; c++)
-            ck_assert_msg(memcmp(y + chosen[c] * ROWS, want + c * ROWS, sizeof(float) * ROWS) == 0, "%s: column %d",
+            NEED_THAT(memcmp(y + chosen[c] * ROWS, want + c * ROWS, sizeof(float) * ROWS) == 0, "%s: column %d",
                           k->name, chosen[c]);
         q_delete(&q_alloc_libc, scratch);
-        free(acts), free(w);
+        free(w);
     }
+    for (int i = 0; i < KINDS; i++) free(made[i].columns);
     free(x), free(some), free(y), free(want);
 }
 END_TEST
@@ -301,7 +319,7 @@ START_TEST(activations_equal_the_reference) {
             memset(a, 0xA5, (size_t)bytes + 1);
             k->quantize(x, n, a);
             k->act->quantize(x, n, b);
-            ck_assert_msg(memcmp(a, b, (size_t)bytes) == 0, "%s, round %d", k->name, round);
+            NEED_THAT(memcmp(a, b, (size_t)bytes) == 0, "%s, round %d", k->name, round);
             ck_assert_int_eq(a[bytes], 0xA5);
         }
         free(x), free(a), free(b);
@@ -506,7 +524,7 @@ static void check_attn_company(const q_cpu_kernel *k) {
         for (int64_t u = 0; u < units; u++) k->fn(&attn, &e, u, u + 1);
         for (int64_t i = 0; i < n; i++) {
             if (i / b.widths[1] == LAST) continue;
-            ck_assert_msg(q_f32_bits(together[i]) == q_f32_bits(b.slots[1][i]) && !isnan(together[i]),
+            NEED_THAT(q_f32_bits(together[i]) == q_f32_bits(b.slots[1][i]) && !isnan(together[i]),
                           "%s, value %ld of column %ld: %g, alone %g", k->name, (long)(i % b.widths[1]),
                           (long)(i / b.widths[1]), (double)together[i], (double)b.slots[1][i]);
         }
@@ -542,7 +560,7 @@ static void check_attn_window(const q_cpu_kernel *k) {
             b.s.window = 0;
             k->fn(&b.s, &e, 0, COLUMNS * HEADS);
             const int64_t at = (int64_t)c * b.widths[1];
-            ck_assert_msg(memcmp(want + at, b.slots[1] + at, HEADS * 64 * sizeof(float)) == 0,
+            NEED_THAT(memcmp(want + at, b.slots[1] + at, HEADS * 64 * sizeof(float)) == 0,
                           "%s, column %d: a window of %d changes bits", k->name, c, WINDOW);
         }
         q_delete(&q_alloc_libc, e.scratch);
@@ -601,7 +619,7 @@ START_TEST(exponential_is_within_one_unit) {
                 int e;
                 frexp(want, &e);
                 if (want < 1.1754944e-38 || want > 3.4028234e38) continue;
-                ck_assert_msg(fabs((double)y[j] - want) <= ldexp(1, e - 24), "exp(%.9g) = %.9g", (double)x[j],
+                NEED_THAT(fabs((double)y[j] - want) <= ldexp(1, e - 24), "exp(%.9g) = %.9g", (double)x[j],
                               (double)y[j]);
             }
         }
@@ -624,7 +642,7 @@ START_TEST(exponentials_have_the_same_bits) {
         for (uint64_t j = 0; j < 16; j++) x[j] = q_bits_f32((uint32_t)(i + j * 4093));
         for (int j = 0; j < 16; j += 8) exp8(x + j, y + j);
         exp16(x, z);
-        ck_assert_msg(memcmp(y, z, sizeof y) == 0, "exp(%.9g) or one of the 15 after it", (double)x[0]);
+        NEED_THAT(memcmp(y, z, sizeof y) == 0, "exp(%.9g) or one of the 15 after it", (double)x[0]);
     }
 }
 END_TEST

@@ -129,7 +129,7 @@ static void pack(q_device *dev, mix *m) {
 static const shape shapes[] = {
     {"q4_k", "q4_k", "q6_k", FF, 0, 0, 1},       /* mixtral in Q4_K_M */
     {"q8_0", "f16", "q8_0", FF, 1, 0, 0},        /* biases, two formats of activations */
-    {"q4_0", "q8_0", "q4_0", 96, 0, 1, 1},       /* narrow experts, one weight in another order */
+    {"mxfp4", "q8_0", "q4_0", 96, 0, 1, 1},      /* narrow experts, one weight in another order */
     {"f16", NULL, "bf16", FF - 32, 1, 0, 0},     /* a plain activation in floats */
     {"i8_row", "i8_row", "i8_row", 160, 0, 0, 1}
 };

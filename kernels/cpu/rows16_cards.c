@@ -104,11 +104,10 @@ const q_cpu_layout q_rows16_mxfp4 = {"rows16_mxfp4", 128, Q_ROWS16_MXFP4, 0, pac
 /* Unit u of a row: what split says, in bytes. Nibbles of each 16 are those of 8 and 8: the two halves change places. */
 static inline void unit_nvfp4(const uint8_t *row, int64_t unit, int u, int r, uint8_t *panel) {
     const uint8_t *from = row + 36 * (unit / 2) + 4 + 16 * (unit % 2);
-    int q[32], sc[2], mn[2];
-    float d[2];
+    const uint8_t *scales = row + 36 * (unit / 2) + 2 * (unit % 2);
+    int sc[2];
     uint8_t b[16];
-    nvfp4_split(row, (int)(unit / 2), (int)(unit % 2), q, sc, mn, d);
-    panel[16 * u + r] = (uint8_t)(q_f32_bits(d[0]) >> 23);
+    panel[16 * u + r] = (uint8_t)(q_f32_bits(nvfp4_scales(scales[0], scales[1], sc)) >> 23);
     for (int h = 0; h < 2; h++) panel[64 + 32 * u + 16 * h + r] = (uint8_t)sc[h];
     for (int i = 0; i < 8; i++) {
         b[i] = (uint8_t)((from[i] & 15) | (from[8 + i] & 15) << 4);

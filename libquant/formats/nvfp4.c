@@ -27,27 +27,26 @@ Q_FN void nvfp4_decode(Q_SRC row, int block, int sub, Q_OUT(float, y, 32)) {
     }
 }
 
+/* The scales of two groups as integers, and what they count. */
+Q_FN float nvfp4_scales(uint first, uint second, Q_OUT(int, sc, 2)) {
+    int m0 = nvfp4_mantissa(first), m1 = nvfp4_mantissa(second);
+    int e0 = m0 != 0 ? nvfp4_exponent(first) : m1 != 0 ? nvfp4_exponent(second) : 1;
+    int e1 = m1 != 0 ? nvfp4_exponent(second) : e0;
+    int low = e0 < e1 ? e0 : e1;
+    int high = e0 < e1 ? e1 : e0;
+    if (low < high - 4) low = high - 4;
+    sc[0] = e0 >= low ? m0 << (e0 - low) : (m0 + (1 << (low - e0 - 1))) >> (low - e0);
+    sc[1] = e1 >= low ? m1 << (e1 - low) : (m1 + (1 << (low - e1 - 1))) >> (low - e1);
+    return nvfp4_power(low);
+}
+
 Q_FN void nvfp4_split(Q_SRC row, int block, int sub, Q_OUT(int, q, 32), Q_OUT(int, sc, 2), Q_OUT(int, mn, 2),
                       Q_OUT(float, d, 2)) {
     int base = block * 36;
-    int m[2], e[2];
-    for (int g = 0; g < 2; g++) {
-        uint s = q_u8(row, base + 2 * sub + g);
-        m[g] = nvfp4_mantissa(s);
-        e[g] = nvfp4_exponent(s);
-        mn[g] = 0;
-    }
-    int low = e[0] < e[1] ? e[0] : e[1];
-    int high = e[0] < e[1] ? e[1] : e[0];
-    if (m[0] == 0) low = e[1];
-    if (m[1] == 0) low = m[0] == 0 ? 1 : e[0];
-    if (m[0] == 0 || m[1] == 0) high = low;
-    if (low < high - 4) low = high - 4;
-    d[0] = nvfp4_power(low);
+    d[0] = nvfp4_scales(q_u8(row, base + 2 * sub), q_u8(row, base + 2 * sub + 1), sc);
     d[1] = 0.0;
     for (int g = 0; g < 2; g++) {
-        int up = e[g] - low;
-        sc[g] = m[g] == 0 ? 0 : up >= 0 ? m[g] << up : (m[g] + (1 << (-up - 1))) >> -up;
+        mn[g] = 0;
         for (int i = 0; i < 8; i++) {
             int b = q_int(q_u8(row, base + 4 + 16 * sub + 8 * g + i));
             q[16 * g + i] = e2m1_table[b & 15];

@@ -570,16 +570,14 @@ Q_NEON_INLINE int8x16x2_t nvfp4_codes(const uint8_t *p, int unit) { /* of each e
                         e2m1_of(vcombine_u8(vget_high_u8(low), vget_high_u8(high))));
 }
 Q_NEON_INLINE float nvfp4_scale(const uint8_t *row, int64_t u) {
-    int q[32], sc[2], mn[2];
-    float d[2];
-    nvfp4_split(row, (int)(u / 2), (int)(u % 2), q, sc, mn, d);
-    return d[0];
+    const uint8_t *p = row + u / 2 * 36 + 2 * (u % 2);
+    int sc[2];
+    return nvfp4_scales(p[0], p[1], sc);
 }
 Q_NEON_INLINE void nvfp4_head(const uint8_t *p, q_units_head *h) {
     for (int u = 0; u < 2; u++) {
-        int q[32], sc[2], mn[2];
-        float d[2];
-        nvfp4_split(p, 0, u, q, sc, mn, d);
+        int sc[2];
+        (void)nvfp4_scales(p[2 * u], p[2 * u + 1], sc);
         h->sc[2 * u] = (int16_t)sc[0];
         h->sc[2 * u + 1] = (int16_t)sc[1];
     }

@@ -14,7 +14,8 @@ typedef struct card {
     __m256i (*codes)(const uint8_t *row, int64_t u);  /* of unit u */
     float (*d)(const uint8_t *row, int64_t u);
     float (*least)(const uint8_t *row, int64_t u);    /* what minus a unit's sum of activations is taken times; NULL = 0 */
-    uint32_t (*scale)(const uint8_t *row, int64_t u); /* integers of the first and the last 16 weights, 16 bits each; NULL = 1 */
+    /* Integers of the first and the last 16 weights, 16 bits each, and d; NULL: they are 1, and the above says d. */
+    uint32_t (*scale)(const uint8_t *row, int64_t u, float *d);
 } card;
 
 /* A unit of eight rows: codes, d, and where there are any least and scales, each twice as int16. */
@@ -29,8 +30,8 @@ Q_AVX2_PART __m256 card_da(const card *f, const uint8_t *x, int64_t u) {
 Q_AVX2_PART __m256i card_pairs(__m256i w, __m256i a, __m256i scale) {
     return _mm256_madd_epi16(_mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(a, w)), scale);
 }
-Q_AVX2_PART __m256i card_scale(const card *f, const uint8_t *row, int64_t u) {
-    const uint32_t two = f->scale ? f->scale(row, u) : 0x00010001u;
+Q_AVX2_PART __m256i card_scale(const card *f, const uint8_t *row, int64_t u, float *d) {
+    const uint32_t two = f->scale ? f->scale(row, u, d) : 0x00010001u;
     return _mm256_set_m128i(_mm_set1_epi16((short)(two >> 16)), _mm_set1_epi16((short)two));
 }
 Q_AVX2_PART __m256 card_add(__m256 d, __m256 da, __m256i sum, __m256 acc) {
@@ -50,14 +51,15 @@ Q_AVX2_PART __m256 card_less(__m256 least, __m256 da, const uint8_t *x, int64_t 
 Q_AVX2_PART void card_one(const card *f, const uint8_t *const *row, const uint8_t *x, int64_t units, __m256 *y) {
     __m256 acc = _mm256_setzero_ps();
     __m256i v[8];
+    float d[8];
     for (int r = 0; r < 8; r++) v[r] = _mm256_setzero_si256();
     for (int64_t u = 0; u < units; u++) {
         const __m256i a = q_load256(card_acts(f, x, u, units));
         Q_UNROLL for (int r = 0; r < 8; r++) {
-            const __m256i p = card_pairs(f->codes(row[r], u), a, card_scale(f, row[r], u));
+            const __m256i p = card_pairs(f->codes(row[r], u), a, card_scale(f, row[r], u, &d[r]));
             v[r] = f->whole ? _mm256_add_epi32(v[r], p) : p;
         }
-        if (!f->whole) acc = card_add(card_8(f->d, row, u), card_da(f, x, u), q_across8(v), acc);
+        if (!f->whole) acc = card_add(f->scale ? _mm256_loadu_ps(d) : card_8(f->d, row, u), card_da(f, x, u), q_across8(v), acc);
         if (f->least) acc = card_less(card_8(f->least, row, u), card_da(f, x, u), x, u, acc);
     }
     *y = f->whole ? card_add(card_8(f->d, row, 0), card_da(f, x, 0), q_across8(v), acc) : acc;
@@ -68,10 +70,11 @@ Q_AVX2_PART void card_unpack(const card *f, const uint8_t *const *row, int64_t u
         __m256i w[8];
         Q_UNROLL for (int r = 0; r < 8; r++) w[r] = f->codes(row[r], u);
         q_interleave8(w, panel);
-        _mm256_storeu_ps((float *)(void *)(panel + CARD_D), card_8(f->d, row, u));
+        float *d = (float *)(void *)(panel + CARD_D);
+        if (!f->scale) _mm256_storeu_ps(d, card_8(f->d, row, u));
         if (f->least) _mm256_storeu_ps((float *)(void *)(panel + CARD_LEAST), card_8(f->least, row, u));
         for (int r = 0; f->scale && r < 8; r++) {
-            const uint32_t two = f->scale(row[r], u);
+            const uint32_t two = f->scale(row[r], u, &d[r]);
             q_store32(panel + CARD_SCALE + 4 * r, (two & 0xFFFFu) * 0x00010001u);
             q_store32(panel + CARD_SCALE + 32 + 4 * r, (two >> 16) * 0x00010001u);
         }
@@ -174,20 +177,10 @@ Q_AVX2_PART __m256i nvfp4_codes(const uint8_t *row, int64_t u) {
     const __m256i v = _mm256_permute4x64_epi64(q_twice128(row + u / 2 * 36 + 4 + 16 * (u % 2)), 0x50); /* 0 0 1 1 */
     return e2m1_of(_mm256_srlv_epi64(v, _mm256_setr_epi64x(0, 4, 0, 4)));
 }
-Q_AVX2_PART void nvfp4_head(const uint8_t *row, int64_t u, int *sc, float *d) {
-    int q[32], mn[2];
-    nvfp4_split(row, (int)(u / 2), (int)(u % 2), q, sc, mn, d);
-}
-Q_AVX2_PART float nvfp4_d(const uint8_t *row, int64_t u) {
+Q_AVX2_PART uint32_t nvfp4_scale(const uint8_t *row, int64_t u, float *d) {
+    const uint8_t *p = row + u / 2 * 36 + 2 * (u % 2);
     int sc[2];
-    float d[2];
-    nvfp4_head(row, u, sc, d);
-    return d[0];
-}
-Q_AVX2_PART uint32_t nvfp4_scale(const uint8_t *row, int64_t u) {
-    int sc[2];
-    float d[2];
-    nvfp4_head(row, u, sc, d);
+    *d = nvfp4_scales(p[0], p[1], sc);
     return (uint32_t)sc[0] | (uint32_t)sc[1] << 16;
 }
 
@@ -206,18 +199,18 @@ I8_GROUPS(i8_g32, 1)
 I8_GROUPS(i8_g64, 2)
 I8_GROUPS(i8_g128, 4)
 
-#define CARD(name, act, whole) CARD_OF(name, act, whole, NULL, NULL)
-#define CARD_OF(name, act, whole, least, scale)                                                                      \
+#define CARD(name, act, whole) CARD_OF(name, act, whole, name##_d, NULL, NULL)
+#define CARD_OF(name, act, whole, d, least, scale)                                                                     \
     Q_AVX2 static void name##_one(const uint8_t *const *row, const uint8_t *x, int64_t units, __m256 *y) {           \
-        const card f = {whole, name##_codes, name##_d, least, scale};                                                \
+        const card f = {whole, name##_codes, d, least, scale};                                                \
         card_one(&f, row, x, units, y);                                                                              \
     }                                                                                                                \
     Q_AVX2 static void name##_unpack(const uint8_t *const *row, int64_t units, uint8_t *panel) {                     \
-        const card f = {whole, name##_codes, name##_d, least, scale};                                                \
+        const card f = {whole, name##_codes, d, least, scale};                                                \
         card_unpack(&f, row, units, panel);                                                                          \
     }                                                                                                                \
     Q_AVX2 static void name##_columns(const uint8_t *panel, const uint8_t *const *x, int64_t units, __m256 *y) {     \
-        const card f = {whole, name##_codes, name##_d, least, scale};                                                \
+        const card f = {whole, name##_codes, d, least, scale};                                                \
         card_columns(&f, panel, x, units, y);                                                                        \
     }                                                                                                                \
     static const q_i8_kernel name##_kernel = {32, CARD_PANEL, name##_one, name##_unpack, name##_columns};            \
@@ -232,7 +225,7 @@ CARD(nf4, a8_32, false)
 CARD(nf4_dq, a8_32, false)
 CARD(fp4, a8_32, false)
 CARD(mxfp4, a8_32, false)
-CARD_OF(nvfp4, a8_32, false, NULL, nvfp4_scale)
-CARD_OF(i8_g32, a8_32, false, i8_g32_least, NULL)
-CARD_OF(i8_g64, a8_32, false, i8_g64_least, NULL)
-CARD_OF(i8_g128, a8_32, false, i8_g128_least, NULL)
+CARD_OF(nvfp4, a8_32, false, NULL, NULL, nvfp4_scale)
+CARD_OF(i8_g32, a8_32, false, i8_g32_d, i8_g32_least, NULL)
+CARD_OF(i8_g64, a8_32, false, i8_g64_d, i8_g64_least, NULL)
+CARD_OF(i8_g128, a8_32, false, i8_g128_d, i8_g128_least, NULL)

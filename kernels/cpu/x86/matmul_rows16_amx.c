@@ -40,7 +40,7 @@ Q_T_PRODUCT(matmul_fp4_a8_32_rows16__amx, matmul_fp4_a8_32_rows16__avx512vnni,
 Q_T_PRODUCT(matmul_mxfp4_a8_32_rows16__amx, matmul_mxfp4_a8_32_rows16__avx512vnni,
             {.p = &q_p_mxfp4, .planes = 1, .from = 64})
 Q_T_PRODUCT(matmul_tq2_0_a8_256_rows16__amx, matmul_tq2_0_a8_256_rows16__avx512vnni,
-            {.p = &q_p_tq2_0, .planes = 1, .from = 32})
+            {.p = &q_p_tq2_0, .planes = 1, .from = 24})
 Q_T_PRODUCT(matmul_i8_g_a8_32_rows16__amx, matmul_i8_g_a8_32_rows16__avx512vnni,
             {.p = &q_p_i8_g, .planes = 1, .from = 64})
 

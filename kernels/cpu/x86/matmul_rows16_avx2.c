@@ -14,3 +14,23 @@ Q_Y_INLINE __m256i codes_q8_0(const uint8_t *p, int i, int u, int g, int h) {
 static const q_y_format q8_0 = {
     .bytes = Q_ROWS16_Q8_0, .units = 2, .act = 1, .span = 1, .codes = codes_q8_0, .d = d_pair};
 Q_Y_PRODUCT(matmul_q8_0_a8_32_rows16__avx2, q8_0)
+
+/* Two scales to 32 weights, which AVX-VNNI applies with two instructions each: as fast without it. */
+Q_Y_INLINE __m256i codes_nvfp4(const uint8_t *p, int i, int u, int g, int h) { return codes_mxfp4(p + 128, i, u, g, h); }
+Q_Y_INLINE __m256i scale_nvfp4(const uint8_t *p, int unit, int half, int h) {
+    return q_y_bytes(p + 64 + 32 * unit + 16 * half + 8 * h);
+}
+Q_Y_INLINE __m256 d_nvfp4(const uint8_t *p, int unit, int h) {
+    return _mm256_castsi256_ps(_mm256_slli_epi32(lanes_of(p + 16 * unit + 8 * h), 23));
+}
+static const q_y_format nvfp4 = {.bytes = Q_ROWS16_NVFP4,
+                                 .units = 4,
+                                 .act = 1,
+                                 .span = 1,
+                                 .most = 4,
+                                 .bias = 12,
+                                 .scales = 2,
+                                 .codes = codes_nvfp4,
+                                 .scale = scale_nvfp4,
+                                 .d = d_nvfp4};
+Q_Y_PRODUCT(matmul_nvfp4_a8_32_rows16__avx2, nvfp4)

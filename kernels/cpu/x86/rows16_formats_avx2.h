@@ -274,24 +274,6 @@ static const q_y_format mxfp4 = {.bytes = Q_ROWS16_MXFP4,
                                  .codes = codes_mxfp4,
                                  .d = d_mxfp4};
 
-Q_Y_INLINE __m256i codes_nvfp4(const uint8_t *p, int i, int u, int g, int h) { return codes_mxfp4(p + 128, i, u, g, h); }
-Q_Y_INLINE __m256i scale_nvfp4(const uint8_t *p, int unit, int half, int h) {
-    return q_y_bytes(p + 64 + 32 * unit + 16 * half + 8 * h);
-}
-Q_Y_INLINE __m256 d_nvfp4(const uint8_t *p, int unit, int h) {
-    return _mm256_castsi256_ps(_mm256_slli_epi32(lanes_of(p + 16 * unit + 8 * h), 23));
-}
-static const q_y_format nvfp4 = {.bytes = Q_ROWS16_NVFP4,
-                                 .units = 4,
-                                 .act = 1,
-                                 .span = 1,
-                                 .most = 4,
-                                 .bias = 12,
-                                 .scales = 2,
-                                 .codes = codes_nvfp4,
-                                 .scale = scale_nvfp4,
-                                 .d = d_nvfp4};
-
 Q_Y_INLINE __m256i codes_tq2_0(const uint8_t *p, int i, int u, int g, int h) {
     return low2(q_y_load(p + 64 + 512 * i + 64 * g + 32 * h), 2 * u);
 }
@@ -333,7 +315,7 @@ static const q_y_format i8_row = {.bytes = Q_ROWS16_I8_ROW,
                                   .codes = codes_i8_row,
                                   .d = d_float};
 
-/* The products that every instruction set has; q8_0 gains with AVX2 alone, whose file has it (bench/SPEED.md). */
+/* The products that every instruction set has; q8_0 and nvfp4 gain with AVX2 alone, whose file has them (bench/SPEED.md). */
 #define Q_Y_PRODUCTS(isa) \
     Q_Y_PRODUCT(matmul_q4_0_a8_32_rows16__##isa, q4_0) \
     Q_Y_PRODUCT(matmul_iq4_nl_a8_32_rows16__##isa, iq4_nl) \
@@ -352,7 +334,6 @@ static const q_y_format i8_row = {.bytes = Q_ROWS16_I8_ROW,
     Q_Y_PRODUCT(matmul_nf4_a8_32_rows16__##isa, nf4) \
     Q_Y_PRODUCT(matmul_fp4_a8_32_rows16__##isa, fp4) \
     Q_Y_PRODUCT(matmul_mxfp4_a8_32_rows16__##isa, mxfp4) \
-    Q_Y_PRODUCT(matmul_nvfp4_a8_32_rows16__##isa, nvfp4) \
     Q_Y_PRODUCT(matmul_tq2_0_a8_256_rows16__##isa, tq2_0) \
     Q_Y_PRODUCT(matmul_i8_g_a8_32_rows16__##isa, i8_g) \
     Q_Y_PRODUCT(matmul_i8_row_a8_row_rows16__##isa, i8_row)
