@@ -462,6 +462,7 @@ typedef struct lq_calibrate_options {
                               by this scheme; NULL = in the model as it is */
     uint64_t max_ram;      /* with hessians: where more bytes of memory than these would be needed, what the text's tokens
                               carry from layer to layer lies in a file beside dst instead; 0 = no limit */
+    const char *recipe;    /* instead of `scheme`: path of a recipe (lq_quantize_options.recipe) */
 } lq_calibrate_options;
 
 typedef struct lq_calibrate_result {

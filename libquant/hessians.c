@@ -266,6 +266,13 @@ static lq_status run_stages(work *w) {
 
 /* ------------------------------------------------------------------------------------------------ the file */
 
+/* What the file says of the scheme: a name, or that of a recipe's file without folders. */
+static const char *scheme_name(const work *w) {
+    const lq_calibrate_options *o = w->options;
+    const char *slash = o->recipe ? strrchr(o->recipe, '/') : NULL;
+    return o->scheme ? o->scheme : slash ? slash + 1 : o->recipe ? o->recipe : "";
+}
+
 static lq_status list_parts(work *w) {
     const uint32_t n = q_stream_stages(w->stream);
     w->parts = (part **)q_arena_new(&w->arena, n, sizeof *w->parts);
@@ -317,7 +324,7 @@ static lq_status open_output(work *w) {
     m[0] = (q_meta){.key = q_str_of(Q_HESSIAN_TENSORS), .type = Q_META_ARRAY, .item = Q_META_STRING, .strs = names, .count = shared};
     m[1] = (q_meta){.key = q_str_of(Q_HESSIAN_OF), .type = Q_META_ARRAY, .item = Q_META_STRING, .strs = of, .count = shared};
     m[2] = (q_meta){.key = q_str_of(Q_HESSIAN_SCHEME), .type = Q_META_STRING, .count = 1,
-                    .s = q_str_of(w->options->scheme ? w->options->scheme : "")};
+                    .s = q_str_of(scheme_name(w))};
     Q_TRY(q_writer_gguf.measure(meta, Q_COUNT(meta), w->outs, w->n_outs, &w->out_bytes));
     return q_writer_gguf.open(w->alloc, w->dst, w->options->force != 0, meta, Q_COUNT(meta), w->outs, w->n_outs, &w->writer);
 }
@@ -356,6 +363,18 @@ static lq_status write_output(work *w) {
 
 /* ------------------------------------------------------------------------------------------------ the run */
 
+/* A recipe counts by its text. */
+static lq_status hash_recipe(const work *w, uint64_t *h) {
+    enum { MOST = 1 << 20 };
+    uint8_t *text;
+    uint64_t n;
+    if (!w->options->recipe) return LQ_OK;
+    Q_TRY(q_file_slurp(w->alloc, w->options->recipe, MOST, &text, &n));
+    *h ^= q_fnv64(text, (size_t)n);
+    q_delete(w->alloc, text);
+    return LQ_OK;
+}
+
 static uint64_t mix(uint64_t h, const void *data, size_t n) { return h * 1099511628211u ^ q_fnv64(data, n); }
 
 /* What the results depend on: tensors by name, kind and samples of their bytes; the tokens; the options. */
@@ -374,7 +393,8 @@ static lq_status hash_inputs(work *w) {
             h = mix(h, sample, (size_t)n);
         }
     }
-    const char *scheme = w->options->scheme ? w->options->scheme : "", *version = lq_version_string();
+    Q_TRY(hash_recipe(w, &h));
+    const char *scheme = scheme_name(w), *version = lq_version_string();
     h = mix(h, scheme, strlen(scheme));
     h = mix(h, version, strlen(version));
     w->kept = (q_kept){.alloc = w->alloc, .dst = w->dst, .hash = mix(h, &w->text, sizeof w->text)};
@@ -416,6 +436,7 @@ static lq_status prepare(work *w, const int32_t *ids, size_t count) {
     Q_TRY(q_directory_spares(w->model->dir, w->dst));
     Q_TRY(q_calibrate_cut(w->session, ids, count, w->options, &w->text));
     if (w->options->scheme) Q_TRY(q_recipe_find(w->alloc, w->options->scheme, &w->recipe));
+    if (w->options->recipe) Q_TRY(q_recipe_read(w->alloc, w->options->recipe, &w->recipe));
     w->ids = (int32_t *)q_arena_new(&w->arena, tokens(w), sizeof *w->ids);
     if (!w->ids) return LQ_E_NOMEM;
     for (uint32_t i = 0; i < w->text.chunks; i++)

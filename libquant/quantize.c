@@ -248,10 +248,11 @@ static lq_status check_importance(const work *w) {
     if (extra == im->n_entries)
         return q_fail(LQ_E_INCONSISTENT, "%s is for another model: none of its %u entries is for a tensor of %s (the "
                       "first: %.*s)", w->options->importance, im->n_entries, w->src, Q_STR_ARG(im->entries[0].name));
-    if (im->dir && im->scheme.n && !(w->options->scheme && q_str_is(im->scheme, w->options->scheme)))
+    const char *slash = w->options->recipe ? strrchr(w->options->recipe, '/') : NULL;
+    const char *scheme = w->options->scheme ? w->options->scheme : slash ? slash + 1 : w->options->recipe;
+    if (im->dir && im->scheme.n && !q_str_is(im->scheme, scheme))
         q_log_write(w->log, LQ_LOG_WARN, "%s: its Hessians are those of inputs behind matrices quantized as %.*s, not %s",
-                    w->options->importance, Q_STR_ARG(im->scheme),
-                    w->options->scheme ? w->options->scheme : w->options->recipe);
+                    w->options->importance, Q_STR_ARG(im->scheme), scheme);
     if (extra)
         q_log_write(w->log, LQ_LOG_WARN, "%s: %u of its %u entries are for no tensor of the model (the first: %.*s)",
                     w->options->importance, extra, im->n_entries, Q_STR_ARG(im->entries[first].name));

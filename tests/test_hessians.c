@@ -215,6 +215,24 @@ START_TEST(neither_threads_nor_files_for_memory_change_a_byte) {
 }
 END_TEST
 
+START_TEST(a_recipe_in_a_file_serves_as_well) {
+    NEEDS_DENSE();
+    lq_calibrate_options o = options("q4_0:gptq");
+    FILE *f = fopen(in_tmp(3, "mine.txt"), "w");
+    fputs("output q6_k\ntoken_embd q8_0\n* q4_0:gptq\n", f);
+    fclose(f);
+    o.recipe = paths[3];
+    ck_assert_int_eq(calibrate(in_tmp(1, "stats.gguf"), 1, &o), LQ_E_ARG); /* both */
+    o.scheme = NULL;
+    calibrated(paths[1], 2, &o);
+    const lq_quantize_options q = {.size = sizeof q, .recipe = paths[3], .importance = paths[1]};
+    ck_assert_msg(lq_quantize(ctx, paths[0], in_tmp(2, "out.gguf"), &q, NULL) == LQ_OK, "%s", lq_error_detail());
+    q_directory *d = directory(paths[1]);
+    ck_assert(q_str_is(q_directory_meta(d, Q_HESSIAN_SCHEME)->s, "mine.txt"));
+    q_directory_close(d);
+}
+END_TEST
+
 static char warned[1024];
 static void on_log(void *user, lq_log_level level, const char *message) {
     Q_UNUSED(user);
@@ -232,9 +250,9 @@ START_TEST(hessians_for_another_scheme_are_used_with_a_warning) {
     warned[0] = 0;
     ck_assert_int_eq(lq_quantize(other, paths[0], in_tmp(2, "a.gguf"), &q, NULL), LQ_OK);
     ck_assert_str_eq(warned, "");
-    q.scheme = "q8_0:gptq";
+    q.scheme = "q5_0:gptq";
     ck_assert_int_eq(lq_quantize(other, paths[0], in_tmp(3, "b.gguf"), &q, NULL), LQ_OK);
-    ck_assert_msg(strstr(warned, "q4_0:gptq, not q8_0:gptq") != NULL, "%s", warned);
+    ck_assert_msg(strstr(warned, "q4_0:gptq, not q5_0:gptq") != NULL, "%s", warned);
     lq_close(other);
 }
 END_TEST
@@ -295,7 +313,7 @@ START_TEST(what_was_kept_for_something_else_is_left_alone) {
     const int kept = files_in_tmp();
     ck_assert_int_gt(kept, 2);
     calls = cancel_at = 0;
-    o.scheme = "q8_0:gptq"; /* another calibration begins anew */
+    o.scheme = "q5_0:gptq"; /* another calibration begins anew */
     calibrated(paths[2], 1, &o);
     ck_assert_int_ge(calls, all);
     ck_assert_int_eq(files_in_tmp(), kept + 1);
@@ -385,6 +403,7 @@ static Suite *make(void) {
     tcase_add_test(c, the_sums_are_those_of_a_whole_pass);
     tcase_add_test(c, with_a_scheme_the_inputs_are_those_of_the_result);
     tcase_add_test(c, neither_threads_nor_files_for_memory_change_a_byte);
+    tcase_add_test(c, a_recipe_in_a_file_serves_as_well);
     tcase_add_test(c, hessians_for_another_scheme_are_used_with_a_warning);
     tcase_add_test(c, a_killed_run_goes_on_and_ends_with_the_same_bytes);
     tcase_add_test(c, what_was_kept_for_something_else_is_left_alone);

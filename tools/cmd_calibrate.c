@@ -12,7 +12,7 @@
 #include "../bench/openblas.h"
 
 typedef struct args {
-    const char *model, *text, *output, *isa, *scheme, *max_ram;
+    const char *model, *text, *output, *isa, *scheme, *recipe, *max_ram;
     uint64_t ctx, max_tokens, threads, samples;
     uint32_t force, hessians;
 } args;
@@ -59,6 +59,12 @@ static const cli_option options[] = {
              "inputs are then measured behind matrices that are quantized already",
      .also = "|scheme|quantize|",
      .values = CLI_SCHEMES},
+    {.type = CLI_TEXT,
+     .name = "recipe",
+     .value = "FILE",
+     .at = offsetof(args, recipe),
+     .help = "instead of --for: a recipe, as `lq quantize --recipe` takes it",
+     .also = "|for|"},
     CLI_OPT_CTX(args),
     CLI_OPT_MAX_TOKENS(args),
     {.type = CLI_UINT,
@@ -141,6 +147,7 @@ static int measure(cli *c, const args *a, lq_session *session, uint32_t window, 
     if (wrong) return wrong;
     const lq_calibrate_options o = {.hessians = a->hessians,
                                     .scheme = a->scheme,
+                                    .recipe = a->recipe,
                                     .max_ram = max_ram,
                                     .size = sizeof o,
                                     .window = window,
@@ -196,8 +203,9 @@ static int run(cli *c, const void *arguments) {
     lq_ctx *ctx;
     lq_model *model;
     int code = check_output(c, a);
-    if (code == 0 && !a->hessians && (a->scheme || a->max_ram))
-        code = cli_usage(c, "--%s goes with --hessians", a->scheme ? "for" : "max-ram");
+    if (code == 0 && !a->hessians && (a->scheme || a->recipe || a->max_ram))
+        code = cli_usage(c, "--%s goes with --hessians", a->scheme ? "for" : a->recipe ? "recipe" : "max-ram");
+    if (code == 0 && a->scheme && a->recipe) code = cli_usage(c, "--for and --recipe exclude each other");
     if (code == 0 && a->samples && a->max_tokens) code = cli_usage(c, "--samples and --max-tokens exclude each other");
     if (code == 0 && a->hessians) bench_openblas_tell();
     if (code == 0) code = cli_open(c, a->threads, a->isa, NULL, &ctx);

@@ -222,7 +222,7 @@ class EvalResult(Record):
 class _CalibrateOptions(Record):
     _fields_ = [("size", c_uint32), ("window", c_uint32), ("max_tokens", c_uint64), ("force", c_uint32),
                 ("dataset", c_char_p), ("progress", _PROGRESS), ("user", c_void_p), ("hessians", c_uint32),
-                ("scheme", c_char_p), ("max_ram", c_uint64)]
+                ("scheme", c_char_p), ("max_ram", c_uint64), ("recipe", c_char_p)]
 
 
 class CalibrateResult(Record):
@@ -705,12 +705,13 @@ class Session(_Handle):
 
     def calibrate(self, ids: Sequence[int], dst: Path, window: int = 0, max_tokens: int = 0, force: bool = False,
                   dataset: Optional[str] = None, progress: Optional[Progress] = None, hessians: bool = False,
-                  scheme: Optional[str] = None, max_ram: int = 0) -> CalibrateResult:
+                  scheme: Optional[str] = None, max_ram: int = 0, recipe: Optional[Path] = None) -> CalibrateResult:
         """Write what a text of ids says about the importance of weights to the file `dst`, for Context.quantize; with
-        `hessians`, which `scheme` and `max_ram` go with, also what the quantizer gptq needs."""
+        `hessians`, which `scheme` or `recipe` and `max_ram` go with, also what the quantizer gptq needs."""
         calls, result = _Calls(progress), CalibrateResult()
         options = _CalibrateOptions(window=window, max_tokens=max_tokens, force=force, dataset=_text(dataset),
-                                    progress=calls.progress, hessians=hessians, scheme=_text(scheme), max_ram=max_ram)
+                                    progress=calls.progress, hessians=hessians, scheme=_text(scheme), max_ram=max_ram,
+                                    recipe=_path(recipe) if recipe is not None else None)
         calls.finish(load().lq_calibrate(self._handle, _ids(ids), len(ids), _path(dst), byref(options), byref(result)))
         return result
 
