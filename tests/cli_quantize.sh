@@ -24,6 +24,8 @@ for s in $("$LQ" info --schemes | grep 'Hugging Face directory' | cut -d' ' -f1 
     exits 6 "$s as a GGUF file" q "$POCKET" x.gguf --scheme "$s"; says "$s as a GGUF file" "nearest scheme of GGUF files"
     exits 6 "$s from a GGUF file" q f16.gguf x --scheme "$s"; says "$s from a GGUF file" "no config.json"
 done
+exits 2 "GPTQ without statistics" q "$POCKET" d-gptq -s gptq-4bit-g128
+says "GPTQ without statistics" "needs calibration statistics.*--hessians"; absent "GPTQ without statistics" d-gptq
 exits 0 "floats" q "$POCKET" floats/ -s bf16; exits 0 "floats open" "$LQ" info floats
 exits 2 "directory exists" q "$POCKET" floats -s int8; says "directory exists" "--force"
 exits 0 "directory replaced" q "$POCKET" floats -s int8 --force; holds "directory replaced" "$(ls -A floats | wc -l)" -eq 4

@@ -137,7 +137,7 @@ static int show_schemes(cli *c) {
         cli_set_text(o, "name", name);
         cli_set_text(o, "description", description ? description : "");
         (void)json_array_append_new(list, o);
-        if (!c->json) printf("%-10s %s\n", name, description ? description : "");
+        if (!c->json) printf("%-18s %s\n", name, description ? description : "");
     }
     if (c->json) return cli_json_print(c, list, 0);
     json_decref(list);
