@@ -157,8 +157,8 @@ static lq_status pack_part(const q_packed_matrix *m, uint32_t part, const nested
     const uint64_t blocks = blocks_of(m);
     if (part == STATE) return pack_state(m, n, out);
     if (part == LEVELS) pack_levels(out);
-    if (part == NESTED_MAP) memcpy(out, n->map, sizeof n->map);
-    if (part == NESTED_ABSMAX) memcpy(out, n->largest, groups_of(m) * sizeof *n->largest);
+    if (n && part == NESTED_MAP) memcpy(out, n->map, sizeof n->map);
+    if (n && part == NESTED_ABSMAX) memcpy(out, n->largest, groups_of(m) * sizeof *n->largest);
     if (part == ABSMAX && n) memcpy(out, n->codes, blocks);
     for (uint64_t i = 0; part == ABSMAX && !n && i < blocks; i++) memcpy(out + 4 * i, block_at(m, i), 4);
     for (uint64_t i = 0; part == WEIGHT && i < blocks; i++) memcpy(out + BLOCK / 2 * i, block_at(m, i) + 4, BLOCK / 2);
