@@ -10,8 +10,8 @@
 
 enum { NAME_BYTES = 56, PATH_BYTES = 4096, MAX_SIDE_FILES = 64, MAX_RANK = 8 };
 #define SHARD_BYTES 5000000000u
-static const char config_name[] = "config.json", single_name[] = "model.safetensors",
-                  index_name[] = "model.safetensors.index.json", limit_key[] = "max_shard_size";
+static const char config_name[] = "config.json", written_name[] = "model.safetensors",
+                  written_index_name[] = "model.safetensors.index.json", limit_key[] = "max_shard_size";
 
 typedef struct shard {
     uint32_t first, end; /* tensors */
@@ -124,7 +124,7 @@ static lq_status make_shards(hf_writer *w, uint64_t most) {
     }
     for (uint32_t i = 0; i < w->n_shards; i++) {
         shard *s = &w->shards[i];
-        if (w->n_shards == 1) memcpy(s->name, single_name, sizeof single_name);
+        if (w->n_shards == 1) memcpy(s->name, written_name, sizeof written_name);
         else snprintf(s->name, sizeof s->name, "model-%05u-of-%05u.safetensors", i + 1, w->n_shards);
         Q_TRY(make_header(w, s));
         uint64_t whole;
@@ -163,7 +163,7 @@ static void free_writer(hf_writer *w) {
 
 static lq_status check_side_file(const q_meta *m) {
     const q_str s = m->key;
-    bool plain = s.n > 0 && s.n <= 255 && s.p[0] != '.' && !q_str_is(s, index_name);
+    bool plain = s.n > 0 && s.n <= 255 && s.p[0] != '.' && !q_str_is(s, written_index_name);
     for (uint64_t i = 0; plain && i < s.n; i++) plain = (unsigned char)s.p[i] > 31 && s.p[i] != '/' && s.p[i] != 127;
     static const char end[] = ".safetensors";
     const uint64_t e = sizeof end - 1;
@@ -311,7 +311,7 @@ static lq_status write_first_files(hf_writer *w, const q_meta *meta, uint32_t n_
         q_json_text index = {0};
         q_checksum unused = {0}; /* the reader compares the index with the shards, name by name */
         lq_status s = make_index(w, &index);
-        if (s == LQ_OK) s = write_side_file(w, q_str_of(index_name), index.p, index.n, &unused);
+        if (s == LQ_OK) s = write_side_file(w, q_str_of(written_index_name), index.p, index.n, &unused);
         q_delete(w->alloc, index.p);
         Q_TRY(s);
     }
