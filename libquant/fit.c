@@ -273,7 +273,7 @@ static void search_min(const problem *p, int g, float *s, float *m) {
     *s = 0.0f;
     *m = -lo;
     if (!(hi > lo)) return;
-    float starts[MAX_STARTS][3]; /* scale, minimum, and the error that they leave for their levels */
+    float starts[MAX_STARTS][3] = {{0}}; /* scale, minimum, and the error that they leave for their levels */
     const int n = Q_MIN(sh->steps + 1, MAX_STARTS);
     for (int k = 0; k < n; k++) {
         float *t = starts[k];
