@@ -246,7 +246,7 @@ typedef struct lq_quantize_options {
     uint32_t size;
     const char *scheme;     /* required unless `recipe` is given: a name of lq_scheme_name, or a format name for
                                "everything that format". "q4_k_m:gptq": the layers' matrices by that quantizer ("rtn",
-                               "search", ...); "q4_k_m+imatrix": LQ_E_ARG without `importance` */
+                               "search", "gptq"); "q4_k_m+imatrix": LQ_E_ARG without `importance` */
     uint32_t threads;
     uint32_t force;         /* 1 = replace an existing destination */
     uint32_t requantize;    /* 1 = accept a source that is already quantized */
@@ -270,8 +270,11 @@ typedef struct lq_quantize_result {
     uint32_t without_importance;  /* and those that it has no entry for: quantized as without a file */
 } lq_quantize_result;
 
-/* Write the model at `src` (GGUF or Hugging Face directory) to the GGUF file `dst`. Streams tensor by tensor. The file
- * appears under its name only when it is complete and was read back; on any failure nothing is left behind.
+/* Write the model at `src` (GGUF or Hugging Face directory) to `dst`: a GGUF file, or with a scheme of that kind ("nf4",
+ * "nf4-dq", "int8", "gptq-4bit-g128", ...; f16, bf16 and f32 where dst ends in '/' or is a directory) a Hugging Face
+ * directory. Streams tensor by tensor. What is written appears under its name only when it is complete and was read back; on
+ * any failure nothing is left behind, and a directory that `force` replaces stays as it was. LQ_E_UNSUPPORTED: a scheme of
+ * directories with a dst that ends in ".gguf" (names the nearest GGUF scheme) or from a GGUF file.
  * LQ_E_ARG: dst is src, or exists without `force`, or src is quantized without `requantize`; LQ_E_IO: too little space;
  * LQ_E_BUSY: another process writes dst. `result` may be NULL.
  * An importance file is validated whole before anything is written. LQ_E_INCONSISTENT: an entry has another number of

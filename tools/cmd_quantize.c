@@ -263,7 +263,7 @@ const cli_command cli_command_quantize = {
              "most. q4_k_m is the usual choice; q8_0 is almost lossless; q2_k is the smallest. What each\n"
              "costs on your text is shown by `lq bench quality`.\n\n"
              "Schemes of Hugging Face directories (nf4, int8 and others: `lq info --schemes`) write DST as a\n"
-             "directory that transformers and vLLM load: shards of safetensors, config.json, the tokenizer of\n"
+             "directory that transformers loads: shards of safetensors, config.json, the tokenizer of\n"
              "SRC, which must be such a directory too. f16, bf16 and f32 do where DST ends in '/' or is one.\n\n"
              "Tensors are read, quantized and written one by one, so the model need not fit into memory.\n"
              "DST appears only when it is complete and was read back; whatever goes wrong before (a full\n"
