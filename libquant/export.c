@@ -37,6 +37,9 @@ lq_status q_export_decide(const q_recipe *recipe, const char *scheme, const q_di
         Q_TRY(q_path_kind_of(dst, &kind));
         *directory = kind == Q_PATH_DIR || (n && dst[n - 1] == '/');
     }
+    const bool floats = strcmp(scheme, "f16") == 0 || strcmp(scheme, "bf16") == 0 || strcmp(scheme, "f32") == 0;
+    if (*directory && dir->names != Q_NAMES_HF && !q_recipe_method(recipe, NULL) && !floats)
+        return q_fail(LQ_E_ARG, "%s is a directory, and scheme %s makes a GGUF file: name a file *.gguf", dst, scheme);
     if (*directory && dir->names != Q_NAMES_HF)
         return q_fail(LQ_E_UNSUPPORTED, "%s is a GGUF file: it has no config.json and no tokenizer's files, of which a Hugging "
                       "Face directory is made; quantize from the model's own directory", src);
@@ -58,6 +61,7 @@ lq_status q_export_spares(const char *dst, const char *input) {
     bool same;
     Q_TRY(folder_of(input, folder));
     Q_TRY(q_path_same(dst, folder, &same));
+    if (!same) Q_TRY(q_path_within(dst, input, &same));
     return !same ? LQ_OK : q_fail(LQ_E_ARG, "%s: the output is the directory of an input (%s)", dst, input);
 }
 

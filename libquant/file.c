@@ -12,7 +12,9 @@
 #include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <sys/file.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
@@ -237,6 +239,15 @@ lq_status q_path_same(const char *a, const char *b, bool *same) {
     Q_TRY(look(b, &y, &has_b));
     *same = has_a && has_b && x.st_dev == y.st_dev && x.st_ino == y.st_ino;
     return LQ_OK;
+}
+
+lq_status q_path_within(const char *dir, const char *path, bool *within) {
+    char real[PATH_MAX];
+    *within = false;
+    if (!realpath(path, real)) return errno == ENOENT ? LQ_OK : fail_errno(errno, "look at", path);
+    char *slash = strrchr(real, '/');
+    slash[slash == real] = 0;
+    return q_path_same(dir, real, within);
 }
 
 lq_status q_path_join(char *buf, size_t n, const char *dir, q_str name) {
@@ -596,6 +607,7 @@ static lq_status go_through(int fd, const char *path, bool remove, const char *m
         else if (remove && unlinkat(fd, e->d_name, 0) != 0 && errno != ENOENT)
             status = fail_errno(errno, "remove a file of", path);
     }
+    if (status == LQ_OK && errno) status = fail_errno(errno, "look into", path); /* of the last readdir */
     closedir(d);
     return status;
 }

@@ -179,6 +179,7 @@ static lq_status quantize_stage(work *w, uint32_t stage) {
 /* Without statistics, as lq_quantize quantizes a table. */
 static lq_status quantize_embedding(work *w) {
     const q_binding *b = w->model->binding;
+    if (q_recipe_method(w->recipe, NULL)) return LQ_OK; /* a directory keeps its tables as they are */
     for (uint32_t i = 0; i < b->n_items; i++) {
         q_recipe_choice c;
         uint64_t row_bytes;
@@ -377,7 +378,7 @@ static lq_status hash_recipe(const work *w, uint64_t *h) {
 
 static uint64_t mix(uint64_t h, const void *data, size_t n) { return h * 1099511628211u ^ q_fnv64(data, n); }
 
-/* What the results depend on: tensors by name, kind and samples of their bytes; the tokens; the options. */
+/* What the results depend on: hyper-parameters; tensors by name, kind and samples of their bytes; the tokens; the options. */
 static lq_status hash_inputs(work *w) {
     const q_directory *d = w->model->dir;
     uint8_t sample[4096];
@@ -392,6 +393,11 @@ static lq_status hash_inputs(work *w) {
             Q_TRY(q_tensor_read(d, t, (t->bytes - n) / 2 * at, sample, n));
             h = mix(h, sample, (size_t)n);
         }
+    }
+    h = mix(h, w->model->binding->hp.v, sizeof w->model->binding->hp.v);
+    for (uint32_t i = 0; i < w->model->binding->n_items; i++) { /* as they are used: load_as may have changed them */
+        const char *as = w->model->weights[i].format->name;
+        h = mix(h, as, strlen(as));
     }
     Q_TRY(hash_recipe(w, &h));
     const char *scheme = scheme_name(w), *version = lq_version_string();
@@ -433,7 +439,10 @@ static lq_status open_stream(work *w) {
 }
 
 static lq_status prepare(work *w, const int32_t *ids, size_t count) {
+    bool same = false;
     Q_TRY(q_directory_spares(w->model->dir, w->dst));
+    if (w->options->recipe) Q_TRY(q_path_same(w->dst, w->options->recipe, &same));
+    if (same) return q_fail(LQ_E_ARG, "%s: the output is one of the inputs (%s)", w->dst, w->options->recipe);
     Q_TRY(q_calibrate_cut(w->session, ids, count, w->options, &w->text));
     if (w->options->scheme) Q_TRY(q_recipe_find(w->alloc, w->options->scheme, &w->recipe));
     if (w->options->recipe) Q_TRY(q_recipe_read(w->alloc, w->options->recipe, &w->recipe));
@@ -468,6 +477,8 @@ static lq_status run(work *w, const int32_t *ids, size_t count) {
     } else {
         if (w->recipe) Q_TRY(quantize_embedding(w));
         Q_TRY(q_stream_begin(w->stream));
+        q_delete(w->alloc, w->embedding); /* nothing reads it any more */
+        w->embedding = NULL;
     }
     Q_TRY(tell(w));
     Q_TRY(run_stages(w));

@@ -408,7 +408,7 @@ lq_status q_importance_hessian(const q_importance *im, const q_importance_entry 
                           (double)row[i], (unsigned long long)i);
         const float *diagonal = out; /* row j, whose last value is that of its input */
         for (uint64_t j = 0; j < i; diagonal += ++j) /* no product of two inputs exceeds their squares on average */
-            if (!((double)row[j] * (double)row[j] <= (double)row[i] * (double)diagonal[j] * 1.01))
+            if (!((double)row[j] * (double)row[j] <= (double)row[i] * (double)diagonal[j] * 1.01 + 1e-37)) /* squares of tiny inputs vanish */
                 return q_fail(LQ_E_INCONSISTENT, "tensor \"%.*s\": %g of inputs %llu and %llu is beyond what their squares "
                               "allow", Q_STR_ARG(e->hessian->name), (double)row[j], (unsigned long long)i,
                               (unsigned long long)j);

@@ -181,9 +181,11 @@ lq_status q_kept_restore(q_kept *k, q_stream *s, uint32_t samples, const uint64_
         return status;
     }
     status = restore(k, &r, s, h.number, samples);
-    const lq_status end = q_kept_close(&r);
-    if (status != LQ_OK) return status;
-    *found = end == LQ_OK; /* a damaged file is as good as none */
+    if (status != LQ_OK) { /* nothing is wrong with the file */
+        q_file_close(r.file);
+        return status;
+    }
+    *found = q_kept_close(&r) == LQ_OK; /* a damaged file is as good as none */
     if (*found) q_stream_begin_at(s, h.number);
     return LQ_OK;
 }

@@ -11,9 +11,11 @@
 #include <math.h>
 #include <stdio.h>
 
+#include "dense.h"
 #include "export.h"
 #include "importance.h"
 #include "recipe.h"
+#include "row_errors.h"
 #include "text.h"
 #include "threads.h"
 
@@ -32,11 +34,6 @@ typedef struct trouble {
     uint64_t row;
     char text[1024];
 } trouble;
-
-/* Sums over a row: squares of errors and of weights, and the same times the importance of each input. */
-typedef struct row_sums {
-    double error, norm, weighted_error, weighted_norm;
-} row_sums;
 
 typedef struct work {
     const q_alloc *alloc;
@@ -80,7 +77,7 @@ typedef struct work {
     float *floats;          /* [threads][2][span_floats] */
     uint8_t *out;           /* rows of the piece, or of a packed matrix */
     uint8_t *part, *scratch; /* of a packed matrix: what is stored, what the method keeps */
-    row_sums *sums;         /* [rows of the piece] */
+    q_row_sums *sums;         /* [rows of the piece] */
     trouble *troubles;      /* [threads] */
 } work;
 
@@ -100,7 +97,9 @@ static lq_status check_destination(const work *w) {
     Q_TRY(q_directory_spares(w->dir, w->dst));
     if (w->directory) {
         if (w->options->importance) Q_TRY(q_export_spares(w->dst, w->options->importance));
-        Q_TRY(q_export_spares(w->dst, q_file_path(w->dir->files[0])));
+        if (w->options->recipe) Q_TRY(q_export_spares(w->dst, w->options->recipe));
+        for (uint32_t i = 0; i < w->dir->n_files; i++)
+            if (w->dir->files[i]) Q_TRY(q_export_spares(w->dst, q_file_path(w->dir->files[i])));
     }
     q_path_kind kind;
     Q_TRY(q_path_kind_of(w->dst, &kind));
@@ -113,9 +112,10 @@ static lq_status check_source(const work *w) {
     if (w->options->requantize) return LQ_OK;
     for (uint32_t i = 0; i < w->binding->n_items; i++) {
         const q_bind_item *item = &w->binding->items[i];
-        if (item->src->format->weights > 1)
+        if (item->src->format->weights > 1 || item->src->view) /* a view of floats: FP8 */
             return q_fail(LQ_E_ARG, "%s is already quantized (tensor %.*s is %s), and quantizing again adds to its "
-                          "error; 'requantize' allows it", w->src, Q_STR_ARG(item->name), item->src->format->name);
+                          "error; 'requantize' allows it", w->src, Q_STR_ARG(item->name),
+                          item->src->view ? w->dir->container : item->src->format->name);
     }
     return LQ_OK;
 }
@@ -125,6 +125,16 @@ static lq_status check_source(const work *w) {
 bool q_quantize_copies(const q_bind_item *item, const q_recipe_choice *c) {
     if (item->src->view && item->src->view->order) return false; /* a GGUF file keeps inputs in their order */
     return item->src->format == c->format && (item->map == Q_MAP_SAME || item->map == Q_MAP_ROPE_PAIRS);
+}
+
+/* Matrices of the layers, which a method packs. */
+static bool is_packed(const work *w, uint32_t i) {
+    return w->method && w->items[i].layer >= 0 && w->items[i].src->rank > 1;
+}
+
+/* A method that stores other parameters than the format's has to choose them itself. */
+static bool copies(const work *w, uint32_t i) {
+    return q_quantize_copies(&w->items[i], &w->choices[i]) && !(is_packed(w, i) && w->method->refine);
 }
 
 /* What the importance file has for a tensor whose format was chosen. */
@@ -137,15 +147,16 @@ static lq_status choose_importance(work *w, uint32_t i) {
         const lq_status st = q_importance_find(w->importance, w->binding->items[i].name, k, item->src->rows / rows, &e);
         if (st != LQ_OK) return q_fail_in(st, "%s", w->options->importance);
         /* Where every value has a scale of its own, or the bits are the source's, there is nothing to weigh. */
-        const bool bits = c->format->weights > 1 && c->quantizer->uses != Q_NEEDS_NONE && !q_quantize_copies(item, c);
+        const bool bits = c->format->weights > 1 && c->quantizer->uses != Q_NEEDS_NONE && !copies(w, i);
         w->entries[i] = bits ? e : NULL;
         w->result.with_importance += bits && e;
         w->result.without_importance += bits && !e;
     }
     const bool enough = c->quantizer->needs == Q_NEEDS_NONE ||
                         (c->quantizer->needs == Q_NEEDS_DIAGONAL && w->entries[i]) ||
-                        (c->quantizer->needs == Q_NEEDS_HESSIAN && w->entries[i] && w->entries[i]->hessian) ||
-                        q_quantize_copies(item, c);
+                        (c->quantizer->needs == Q_NEEDS_HESSIAN && w->entries[i] && w->entries[i]->hessian &&
+                         w->entries[i]->inputs == k && item->src->rows == rows) ||
+                        copies(w, i);
     if (enough) return LQ_OK;
     const bool hessian = c->quantizer->needs == Q_NEEDS_HESSIAN;
     return q_fail(LQ_E_ARG, "tensor %.*s: quantizer %s needs calibration statistics%s%s; `lq calibrate MODEL --text FILE -o "
@@ -166,11 +177,6 @@ lq_status q_quantize_choose(const q_recipe *recipe, const q_binding *b, uint32_t
     return q_recipe_choose(recipe, &about, out);
 }
 
-/* Matrices of the layers, which a method packs. */
-static bool is_packed(const work *w, uint32_t i) {
-    return w->method && w->items[i].layer >= 0 && w->items[i].src->rank > 1;
-}
-
 static q_packed_matrix matrix_of(work *w, uint32_t i) {
     const q_tensor *t = w->items[i].src;
     q_packed_matrix m = {.name = t->name, .format = w->choices[i].format, .dtype = w->dtype, .k = t->shape[0], .rows = t->rows,
@@ -184,7 +190,11 @@ static lq_status choose_in_directory(work *w, uint32_t i) {
     const q_bind_item *item = &w->items[i];
     q_recipe_choice *c = &w->choices[i];
     if (is_packed(w, i)) {
-        if (item->src->rank == 2 && q_method_takes(w->method, c->format)) return LQ_OK;
+        if (!q_method_takes(w->method, c->wanted))
+            return q_fail(LQ_E_UNSUPPORTED, "tensor %.*s: method %s does not store %s; it stores %s", Q_STR_ARG(item->src->name),
+                          w->method->name, c->wanted->name, w->method->formats);
+        /* The configuration has one size of group for all: no falling back. */
+        if (item->src->rank == 2 && c->format == c->wanted) return LQ_OK;
         return q_fail(LQ_E_UNSUPPORTED, "tensor %.*s: method %s cannot store it: its rows of %llu weights do not fill blocks of %s",
                       Q_STR_ARG(item->src->name), w->method->name, (unsigned long long)item->src->shape[0], c->wanted->name);
     }
@@ -353,8 +363,13 @@ static lq_status importance_keys(work *w) {
 static lq_status collect_keys(work *w) {
     if (w->directory) {
         q_packed_matrix m = {.dtype = w->dtype, .alloc = w->alloc};
-        for (uint32_t i = 0; i < w->binding->n_items; i++)
-            if (is_packed(w, i)) m.format = w->choices[i].format;
+        for (uint32_t i = 0; i < w->binding->n_items; i++) {
+            if (!is_packed(w, i)) continue;
+            if (m.format && m.format != w->choices[i].format)
+                return q_fail(LQ_E_UNSUPPORTED, "tensor %.*s is %s, others are %s: method %s has one format for all",
+                              Q_STR_ARG(w->items[i].src->name), w->choices[i].format->name, m.format->name, w->method->name);
+            m.format = w->choices[i].format;
+        }
         w->meta = Q_NEW(w->alloc, q_meta, Q_EXPORT_KEYS);
         if (!w->meta) return LQ_E_NOMEM;
         return q_export_keys(&w->arena, w->dir, w->dtype, w->method, &m, w->meta, &w->n_meta);
@@ -396,71 +411,18 @@ static lq_status collect_keys(work *w) {
 
 /* ---- a piece of rows */
 
-/* Formats keep scales as halves and saturate: a weight beyond their range would shrink without a word. */
-static bool is_lost(const q_format *f, float x, float stored) {
-    const float tolerance = f->weights == 1 ? 1.0f / 64 : 0.5f;
-    return !isfinite(stored) || (fabsf(x) > 65504.0f && fabsf(x - stored) > tolerance * fabsf(x));
-}
-
 /* The sentence for a row that is refused; LQ_OK when there is nothing to refuse. `stored` may be NULL. */
 static lq_status check_row(const work *w, uint64_t row, uint64_t k, const float *x, const float *stored) {
     for (uint64_t j = 0; j < k; j++) {
         if (!isfinite(x[j]))
             return q_fail(LQ_E_INCONSISTENT, "tensor %.*s: the weight in row %llu, column %llu is not finite",
                           Q_STR_ARG(w->item->name), (unsigned long long)row, (unsigned long long)j);
-        if (stored && is_lost(w->choice->format, x[j], stored[j]))
+        if (stored && q_row_lost(w->choice->format, x[j], stored[j]))
             return q_fail(LQ_E_NUMERIC, "tensor %.*s: the weight %g in row %llu, column %llu is too large for %s",
                           Q_STR_ARG(w->item->name), (double)x[j], (unsigned long long)row, (unsigned long long)j,
                           w->choice->format->name);
     }
     return LQ_OK;
-}
-
-/* x * 0 is 0, and NaN for infinities and NaN: one pass without branches, in eight sums that the compiler vectorizes. */
-static bool all_finite(const float *x, uint64_t n) {
-    float s[8] = {0};
-    uint64_t j = 0;
-    for (; j + 8 <= n; j += 8)
-        for (int i = 0; i < 8; i++) s[i] += x[j + (uint64_t)i] * 0.0f;
-    for (; j < n; j++) s[0] += x[j] * 0.0f;
-    for (int i = 1; i < 8; i++) s[0] += s[i];
-    return s[0] == 0.0f;
-}
-
-/* `im` may be NULL; false when some weight was lost. Eight sums each, which the compiler vectorizes. */
-static bool row_errors(const q_format *f, const float *x, const float *y, const float *im, uint64_t k, row_sums *sums) {
-    enum { LANES = 8 };
-    double error[LANES] = {0}, norm[LANES] = {0};
-    float odd[LANES] = {0}; /* of values that are not finite, or beyond the halves */
-    row_sums s = {0};
-    bool lost = false;
-    uint64_t j = 0;
-    for (; j + LANES <= k; j += LANES)
-        for (int i = 0; i < LANES; i++) {
-            const double a = (double)x[j + (uint64_t)i], d = a - (double)y[j + (uint64_t)i];
-            error[i] += d * d;
-            norm[i] += a * a;
-            odd[i] += y[j + (uint64_t)i] * 0.0f + (fabsf(x[j + (uint64_t)i]) > 65504.0f ? 1.0f : 0.0f);
-        }
-    for (; j < k; j++) {
-        const double d = (double)x[j] - (double)y[j];
-        error[0] += d * d;
-        norm[0] += (double)x[j] * (double)x[j];
-        lost |= is_lost(f, x[j], y[j]);
-    }
-    for (int i = 0; i < LANES; i++) {
-        s.error += error[i];
-        s.norm += norm[i];
-        odd[0] += i ? odd[i] : 0;
-    }
-    for (j = 0; odd[0] != 0.0f && j < k; j++) lost |= is_lost(f, x[j], y[j]);
-    for (j = 0; im && j < k; j++) {
-        const double d = (double)x[j] - (double)y[j];
-        s.weighted_error += (double)im[j] * d * d;
-        s.weighted_norm += (double)im[j] * (double)x[j] * (double)x[j];
-    }
-    *sums = s;
-    return !lost;
 }
 
 /* Matrix by matrix: each has an importance of its own. */
@@ -489,14 +451,14 @@ static lq_status do_rows(work *w, uint64_t begin, uint64_t end, float *x, float 
         for (uint64_t r = 0; r < n; r++) {
             *bad = first + r;
             q_decode_row(t->format, out + r * w->row_bytes, (int64_t)k, x);
-            if (!all_finite(x, k)) Q_TRY(check_row(w, *bad, k, x, NULL));
+            if (!q_row_finite(x, k)) Q_TRY(check_row(w, *bad, k, x, NULL));
         }
         return LQ_OK;
     }
     Q_TRY(q_bind_read(w->alloc, w->binding, w->item, first, n, x));
     for (uint64_t r = 0; r < n; r++) {
         *bad = first + r;
-        if (!all_finite(x + r * k, k)) Q_TRY(check_row(w, *bad, k, x + r * k, NULL));
+        if (!q_row_finite(x + r * k, k)) Q_TRY(check_row(w, *bad, k, x + r * k, NULL));
     }
     *bad = first;
     if (!w->measure) Q_TRY(quantize_rows(w, first, n, x, out));
@@ -504,7 +466,7 @@ static lq_status do_rows(work *w, uint64_t begin, uint64_t end, float *x, float 
         *bad = first + r;
         q_decode_row(w->choice->format, out + r * w->row_bytes, (int64_t)k, y);
         const float *im = q_importance_of(w->entry, k, (first + r) / t->shape[1]);
-        if (!row_errors(w->choice->format, x + r * k, y, im, k, &w->sums[begin + r]))
+        if (!q_row_errors(w->choice->format, x + r * k, y, im, k, &w->sums[begin + r]))
             Q_TRY(check_row(w, *bad, k, x + r * k, y));
     }
     return LQ_OK;
@@ -592,14 +554,14 @@ static lq_status make_buffers(work *w) {
     const uint64_t floats = (uint64_t)w->threads * 2 * w->span_floats * sizeof(float);
     /* The writer's header, then reading it back with its strings and a buffer. */
     const uint64_t writer = 4 * (w->result.bytes - w->tensor_bytes) + WRITER_BYTES;
-    Q_TRY(q_memory_check("quantizing", floats + out + part + scratch + hessian + rows * sizeof(row_sums) +
+    Q_TRY(q_memory_check("quantizing", floats + out + part + scratch + hessian + rows * sizeof(q_row_sums) +
                          w->threads * sizeof(trouble) + writer,
                          q_pool_stacks(w->threads)));
     w->floats = (float *)q_new_raw(w->alloc, (uint64_t)w->threads * 2, w->span_floats * sizeof(float));
     w->out = (uint8_t *)q_new_raw(w->alloc, out, 1);
     w->part = (uint8_t *)q_new_raw(w->alloc, part, 1);
     w->scratch = (uint8_t *)q_new_raw(w->alloc, scratch, 1);
-    w->sums = Q_NEW(w->alloc, row_sums, rows);
+    w->sums = Q_NEW(w->alloc, q_row_sums, rows);
     w->troubles = Q_NEW(w->alloc, trouble, w->threads);
     return w->floats && w->out && w->part && w->scratch && w->sums && w->troubles ? LQ_OK : LQ_E_NOMEM;
 }
@@ -615,7 +577,7 @@ static lq_status progress(const work *w) {
 
 static double relative(double error, double norm) { return norm > 0 ? sqrt(error / norm) : 0; }
 
-static lq_status report(const work *w, uint32_t i, const row_sums *sums) {
+static lq_status report(const work *w, uint32_t i, const q_row_sums *sums) {
     if (!w->options->report) return LQ_OK;
     const q_bind_item *item = &w->items[i];
     char *name = (char *)q_new(w->alloc, item->name.n + 1, 1);
@@ -631,7 +593,7 @@ static lq_status report(const work *w, uint32_t i, const row_sums *sums) {
         .size = (uint32_t)sizeof r, .name = name, .from = item->src->format->name, .to = c->format->name,
         .wanted = c->wanted->name, .weights = k * item->src->rows, .bytes = bytes,
         .rel_error = rel_error, .importance = w->entries[i] != NULL,
-        .quantizer = q_quantize_copies(item, c) ? "" : c->quantizer->name,
+        .quantizer = copies(w, i) ? "" : c->quantizer->name,
         .weighted_error = sums->weighted_norm > 0 ? relative(sums->weighted_error, sums->weighted_norm) : rel_error,
         .bits_per_weight = k ? 8.0 * (double)bytes / (double)(k * item->src->rows) : 0};
     w->options->report(w->options->user, &r);
@@ -640,7 +602,7 @@ static lq_status report(const work *w, uint32_t i, const row_sums *sums) {
 }
 
 /* All rows of the item, piece by piece: quantized, and unless they are packed, written; their errors. */
-static lq_status do_tensor(work *w, row_sums *sums) {
+static lq_status do_tensor(work *w, q_row_sums *sums) {
     const q_tensor *t = w->item->src;
     const uint64_t k = t->shape[0], n = piece_rows(w, (uint32_t)(w->item - w->items));
     memset(sums, 0, sizeof *sums);
@@ -674,12 +636,12 @@ static lq_status write_tensor(work *w, uint32_t i) {
     w->item = &w->items[i];
     w->choice = &w->choices[i];
     w->entry = w->entries[i];
-    w->copy = q_quantize_copies(w->item, w->choice);
+    w->copy = copies(w, i);
     w->packed = is_packed(w, i);
     w->measure = false;
     w->matrix = matrix_of(w, i);
     if (!q_row_bytes(w->choice->format, w->item->src->shape[0], &w->row_bytes)) return LQ_E_INTERNAL;
-    row_sums sums;
+    q_row_sums sums;
     Q_TRY(prepare_hessian(w, i));
     Q_TRY(do_tensor(w, &sums));
     release_hessian(w);
@@ -707,6 +669,18 @@ static lq_status write_file(work *w) {
     return w->kind->commit(writer);
 }
 
+/* What a Hessian needs is there, or is missed before the first weight is read. */
+static lq_status check_dense(const work *w) {
+    q_dense *d;
+    bool wanted = false;
+    for (uint32_t i = 0; i < w->binding->n_items; i++)
+        wanted |= w->choices[i].quantizer->prepare && w->entries[i] && !copies(w, i);
+    if (!wanted) return LQ_OK;
+    Q_TRY(q_dense_open(w->alloc, &d));
+    q_dense_close(d);
+    return LQ_OK;
+}
+
 static lq_status run(work *w) {
     const lq_quantize_options *o = w->options;
     if (!o || (!o->scheme && !o->recipe)) return q_fail(LQ_E_ARG, "quantize: no scheme was given");
@@ -729,11 +703,12 @@ static lq_status run(work *w) {
     Q_TRY(check_source(w));
     if (o->importance) Q_TRY(q_importance_open(w->alloc, w->log, o->importance, &w->importance));
     Q_TRY(choose_formats(w));
+    Q_TRY(check_dense(w));
     if (w->dir->names != Q_NAMES_GGUF && !w->directory) Q_TRY(q_text_open(w->alloc, w->log, w->dir, &w->text));
     Q_TRY(collect_keys(w));
     Q_TRY(w->kind->measure(w->meta, w->n_meta, w->outs, w->n_outs, &w->result.bytes));
     if (!o->dry_run) return write_file(w);
-    for (uint32_t i = 0; i < w->binding->n_items; i++) Q_TRY(report(w, i, &(row_sums){0}));
+    for (uint32_t i = 0; i < w->binding->n_items; i++) Q_TRY(report(w, i, &(q_row_sums){0}));
     return LQ_OK;
 }
 

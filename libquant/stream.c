@@ -303,6 +303,7 @@ void q_stream_replace(q_stream *s, uint32_t item, const float *data) {
         w->format = q_format_find("f32");
         w->row_bytes = (uint64_t)w->k * sizeof(float);
         w->data = (const uint8_t *)(data + s->rows[i] * w->k);
+        w->order = NULL; /* the rows are in the model's order */
     }
 }
 

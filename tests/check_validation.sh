@@ -31,7 +31,7 @@ quiet() { # quiet NAME COMMAND...: succeeds under the layer, and the layer repor
 }
 quiet 'buffers, segments, threads' "$B/tests/test_backend_life"
 for op in EMBED NORM MATMUL GLU ROPE ATTN ROUTE MOE_GLU MOE_DOWN CONV SCAN SAMPLE; do
-    quiet "$op" env CK_RUN_CASE=$op "$B/tests/test_backend"
+    quiet "$op" env T_FEW=1 CK_RUN_CASE=$op "$B/tests/test_backend"
 done
 quiet 'lq run' "$B/lq" run bench/data/pocket -p 'Once upon a time' -n 4 --device vulkan:0
 quiet 'lq eval, a border' "$B/lq" eval bench/data/pocket --text bench/data/text/prose.txt --max-tokens 256 \

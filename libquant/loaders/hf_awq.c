@@ -13,12 +13,17 @@ typedef struct awq {
 
 static const q_hf_field fields[] = {
     {"bits", NULL}, {"w_bit", NULL}, {"group_size", NULL}, {"q_group_size", NULL}, {"zero_point", "true"},
-    {"version", "gemm,GEMM"}, {"format", "gemm,GEMM"}, {"sym", "false"}, {"desc_act", "false"}, {"pack_dtype", "int32"},
+    {"version", "gemm,GEMM"}, {"format", "gemm,GEMM"}, {"sym", NULL}, {"desc_act", "false"}, {"pack_dtype", "int32"},
     {"checkpoint_format", "gemm,awq"},
     {"backend", "autoawq,auto,auto_trainable,machete,marlin,exllama_v2,exllama_v1,gemm,gemm_triton,torch_awq,torch_fused_awq"},
     /* which modules stay float, tensors tell; how others are to compute with them */
     {"modules_to_not_convert", NULL}, {"do_fuse", NULL}, {"fuse_max_seq_len", NULL}, {"modules_to_fuse", NULL},
     {"exllama_config", NULL}, {"meta", NULL}, {"lm_head", NULL},
+    /* how the codes were found */
+    {"act_group_aware", NULL}, {"damp_percent", NULL}, {"true_sequential", NULL}, {"batch_size", NULL}, {"tokenizer", NULL},
+    {"dataset", NULL}, {"cache_block_outputs", NULL}, {"model_seqlen", NULL}, {"block_name_to_quantize", NULL},
+    {"module_name_preceding_first_block", NULL}, {"pad_token_id", NULL}, {"max_input_length", NULL},
+    {"modules_in_block_to_quantize", NULL},
 };
 
 /* ------------------------------------------------------------------------------------------------ rows */

@@ -244,11 +244,9 @@ static lq_status add_8bit(q_hf_reader *r, const q_tensor *scb, q_str module) {
                                  codes->type_name), codes);
     Q_TRY(q_hf_need(r, module, ".SCB", "f32", codes->rows, 0, &scb));
     if (layout) { /* 0: rows; others are layouts of some GPU */
-        void *value;
-        Q_TRY(q_hf_all(r, layout, &value));
-        const bool rows = layout->bytes == 1 && *(uint8_t *)value == 0;
-        q_delete(r->alloc, value);
-        if (!rows) return q_hf_at(r, q_fail(LQ_E_UNSUPPORTED, "the layout of X.weight is not that of rows"), layout);
+        uint8_t value = 1;
+        if (layout->bytes == 1) Q_TRY(q_hf_bytes(r->dir, layout, 0, &value, 1));
+        if (value != 0) return q_hf_at(r, q_fail(LQ_E_UNSUPPORTED, "the layout of X.weight is not that of rows"), layout);
         q_hf_claim(r, layout);
     }
     w->codes = codes;

@@ -24,7 +24,8 @@ typedef struct int8 {
 
 static const q_hf_field fields[] = {
     {"config_groups", NULL}, {"format", "pack-quantized,int-quantized,float-quantized,naive-quantized,mixed-precision"},
-    {"quantization_status", "compressed"}, {"sparsity_config.format", "dense"}, {"sparsity_config.ignore", NULL},
+    {"quantization_status", "compressed,frozen"}, {"sparsity_config.format", "dense"}, {"sparsity_config.ignore", NULL},
+    {"sparsity_config.global_sparsity", NULL}, {"sparsity_config.sparsity_structure", NULL},
     {"sparsity_config.targets", NULL}, {"sparsity_config.registry_requires_subclass", NULL},
     {"ignore", NULL}, {"version", NULL}, {"global_compression_ratio", NULL},
 };
@@ -84,6 +85,7 @@ typedef struct scheme {
     char name[NAME];
     int64_t bits, group; /* group: -1 = a row, 0 = the whole matrix, or blocks of two dimensions */
     bool symmetric, real, block;
+    bool order; /* columns are permuted: weight_g_idx says how */
 } scheme;
 typedef struct schemes {
     scheme items[GROUPS];
@@ -117,6 +119,7 @@ static lq_status read_group(q_hf_reader *r, scheme *s) {
     Q_TRY(q_hf_flag(r, KEY("symmetric"), true, &s->symmetric));
     s->real = q_hf_word(r, KEY("type"), "float");
     s->block = q_hf_word(r, KEY("strategy"), "block");
+    s->order = q_hf_word(r, KEY("actorder"), "group") || q_hf_word(r, KEY("actorder"), "dynamic");
     const bool row = q_hf_word(r, KEY("strategy"), "channel"), group = q_hf_word(r, KEY("strategy"), "group");
     Q_TRY(q_hf_integer(r, KEY("group_size"), -1, 1 << 20, row ? -1 : 0, &s->group));
     if (group && s->group <= 0)
@@ -137,12 +140,13 @@ static lq_status some_group(const q_hf_reader *r, const schemes *all, const q_te
     for (uint32_t i = 0; i < all->n; i++) {
         const scheme *s = &all->items[i];
         if (s->bits == want->bits && s->real == want->real && s->group == want->group && s->symmetric == want->symmetric &&
-            s->block == want->block)
+            s->block == want->block && (want->order || !s->order))
             return LQ_OK;
     }
-    return q_hf_at(r, q_fail(LQ_E_INCONSISTENT, "it is of %s weights of %lld bits in groups of %lld%s, which none of "
+    return q_hf_at(r, q_fail(LQ_E_INCONSISTENT, "it is of %s weights of %lld bits in groups of %lld%s%s, which none of "
                              "quantization_config.config_groups has", want->symmetric ? "symmetric" : "asymmetric",
-                             (long long)want->bits, (long long)want->group, want->real ? ", floats" : ""), t);
+                             (long long)want->bits, (long long)want->group, want->real ? ", floats" : "",
+                             want->order ? "" : ", without weight_g_idx"), t);
 }
 
 /* ------------------------------------------------------------------------------------------------ modules */
@@ -180,7 +184,8 @@ static lq_status add_packed(q_hf_reader *r, const schemes *all, const q_tensor *
         return q_hf_at(r, q_fail(LQ_E_INCONSISTENT, "%llu groups of %llu inputs", (unsigned long long)w->groups,
                                  (unsigned long long)w->in), scales);
     w->group = w->in / w->groups;
-    scheme want = {.bits = w->bits, .group = w->groups == 1 ? -1 : (int64_t)w->group, .symmetric = !zeros};
+    scheme want = {.bits = w->bits, .group = w->groups == 1 ? -1 : (int64_t)w->group, .symmetric = !zeros,
+                   .order = w->groups == 1 || q_hf_part(r, module, ".weight_g_idx")};
     if (w->groups == 1 && some_group(r, all, t, &want) != LQ_OK) want.group = (int64_t)w->group; /* one group is a row too */
     Q_TRY(some_group(r, all, t, &want));
     w->codes = t;
@@ -229,6 +234,11 @@ static lq_status add_int8(q_hf_reader *r, const schemes *all, const q_tensor *t,
     Q_TRY(scale_shape(r, module, t, &w->scales, &one));
     const scheme want = {.bits = 8, .group = one && t->rows > 1 ? 0 : -1, .symmetric = true};
     Q_TRY(some_group(r, all, t, &want));
+    static const char *const activations[] = {".input_scale", ".input_zero_point"}; /* how they are quantized is the engine's choice */
+    for (size_t i = 0; i < Q_COUNT(activations); i++) {
+        const q_tensor *part = q_hf_part(r, module, activations[i]);
+        if (part) q_hf_claim(r, part);
+    }
     w->codes = t;
     w->strips.fill = int8_fill;
     return q_hf_add_strips(r, module, t, q_format_find("i8_row"), t->shape[0], t->rows, false, &w->strips);
@@ -242,7 +252,7 @@ static lq_status add_float(q_hf_reader *r, const schemes *all, const q_tensor *t
     for (uint32_t i = 0; i < all->n; i++) {
         uint64_t block[2];
         char key[NAME + 64];
-        if (!all->items[i].block) continue;
+        if (!all->items[i].block || !all->items[i].real) continue;
         snprintf(key, sizeof key, "config_groups.%s.weights.block_structure", all->items[i].name);
         const q_meta *m = q_hf_key(r, key);
         if (!m || m->type != Q_META_ARRAY || m->item != Q_META_U64 || m->count != 2)

@@ -23,7 +23,7 @@ typedef struct scheme {
     int64_t group; /* -1: one for all inputs */
     bool desc_act, sym, v2;
     uint32_t relabelled, widened; /* tensors that were read otherwise than labelled; with zero points beyond the codes */
-    q_str first;
+    q_str first, widest;
 } scheme;
 
 static const q_hf_field fields[] = {
@@ -131,14 +131,14 @@ static lq_status choose_version(q_hf_reader *r, scheme *s, gptq *g) {
     g->add = !v2;
     if (g->add && g->bits == 8 && most == top)
         return q_hf_at(r, q_fail(LQ_E_UNSUPPORTED, "a zero point of 256, which no format holds"), g->qzeros);
-    if (g->add && most == top && s->widened++ == 0 && !s->relabelled) s->first = g->qzeros->name;
+    if (g->add && most == top && s->widened++ == 0) s->widest = g->qzeros->name;
     return LQ_OK;
 }
 
 /* Old writers gave every module a bias of zeros: such a one is no part of the model. */
-static lq_status drop_zero_bias(q_hf_reader *r, q_str module) {
+static lq_status drop_zero_bias(q_hf_reader *r, q_str module, uint64_t out) {
     const q_tensor *bias = q_hf_part(r, module, ".bias");
-    if (!bias || !bias->format) return LQ_OK;
+    if (!bias || !bias->format || bias->rank != 1 || bias->shape[0] != out) return LQ_OK; /* who binds it decides */
     void *all;
     bool zero = true;
     Q_TRY(q_hf_all(r, bias, &all));
@@ -187,7 +187,7 @@ static lq_status add_module(q_hf_reader *r, scheme *s, const q_tensor *qweight, 
         Q_TRY(q_hf_need(r, module, ".g_idx", "i32,i64", g->in, 0, &g_idx));
         Q_TRY(q_hf_order(r, g_idx, g->in, g->group, &g->strips.view.order));
     }
-    Q_TRY(drop_zero_bias(r, module));
+    Q_TRY(drop_zero_bias(r, module, g->out));
     g->strips.fill = gptq_fill;
     return q_hf_add_strips(r, module, qweight, q_hf_grouped(g->bits, g->in, g->group), g->in, g->out, true, &g->strips);
 }
@@ -203,7 +203,7 @@ static lq_status gptq_read(q_hf_reader *r) {
                     "%s: they are read so", s.v2 ? "gptq_v2" : "gptq", s.relabelled, Q_STR_ARG(s.first), s.v2 ? "gptq" : "gptq_v2");
     if (s.widened)
         q_log_write(r->log, LQ_LOG_WARN, "%u tensors ('%.*s') store the largest zero point, which gptq reads as %u, beyond all "
-                    "codes; some engines read 0", s.widened, Q_STR_ARG(s.first), 1u << s.bits);
+                    "codes; some engines read 0", s.widened, Q_STR_ARG(s.widest), 1u << s.bits);
     return LQ_OK;
 }
 

@@ -9,6 +9,7 @@
 
 static const char prefix[] = "quantization_config.";
 enum { OWN, CLAIMED, VIEW }; /* state */
+enum { LARGE = 1 << 20 /* bytes that are not taken for granted */ };
 
 /* ------------------------------------------------------------------------------------------------ configuration */
 
@@ -170,6 +171,7 @@ lq_status q_hf_bytes(const q_directory *dir, const q_tensor *part, uint64_t offs
 }
 
 lq_status q_hf_all(const q_hf_reader *r, const q_tensor *part, void **out) {
+    if (part->bytes > LARGE) Q_TRY(q_hf_at(r, q_memory_check("reading it", part->bytes, 0), part)); /* a sparse file is cheap */
     void *p = q_new_raw(r->alloc, part->bytes, 1);
     if (!p) return LQ_E_NOMEM;
     const lq_status s = q_hf_bytes(r->dir, part, 0, p, part->bytes);

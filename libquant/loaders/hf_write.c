@@ -103,14 +103,21 @@ static lq_status make_header(const hf_writer *w, shard *s) {
     return LQ_OK;
 }
 
+/* X.weight.absmax and others belong to X.weight: some readers look for them in the same shard alone. */
+static bool belongs(q_str part, q_str whole) {
+    return part.n > whole.n && part.p[whole.n] == '.' && memcmp(part.p, whole.p, (size_t)whole.n) == 0;
+}
+
 /* Tensors go into shards in their order, as many as fit. */
 static lq_status make_shards(hf_writer *w, uint64_t most) {
     w->shards = Q_NEW(w->alloc, shard, 1);
     if (!w->shards) return LQ_E_NOMEM;
     w->n_shards = 1;
-    for (uint32_t i = 0; i < w->n_tensors; i++) {
+    for (uint32_t i = 0, head = 0; i < w->n_tensors; i++) {
         shard *s = &w->shards[w->n_shards - 1];
-        if (s->data && (w->bytes[i] > most || s->data > most - w->bytes[i])) {
+        const bool part = i && belongs(w->tensors[i].name, w->tensors[head].name);
+        if (!part) head = i;
+        if (!part && s->data && (w->bytes[i] > most || s->data > most - w->bytes[i])) {
             if (w->n_shards == Q_LIMIT_SHARDS) return q_fail(LQ_E_LIMIT, "more than %d shards", Q_LIMIT_SHARDS);
             shard *more = (shard *)q_grow(w->alloc, w->shards, w->n_shards, w->n_shards + 1, sizeof *more);
             if (!more) return LQ_E_NOMEM;
