@@ -285,6 +285,7 @@ static const bad bads[] = {
     {"ct-fp8-block", .from = "[16, 16]", .to = "[16, 8]", .code = LQ_E_INCONSISTENT, .word = "m.weight_scale"},
     {"ct-w8a8", .tensor = "m.weight_zero_point", .value = 1, .code = LQ_E_UNSUPPORTED, .word = "m.weight_zero_point"},
     {"ct-int4-act", .tensor = "m.weight_g_idx", .at = 7, .value = 2, .code = LQ_E_INCONSISTENT, .word = "m.weight_g_idx"},
+    {"ct-int4-act", .hfrom = "m.weight_g_idx", .hto = "m.weight_g_idy", .code = LQ_E_INCONSISTENT, .word = "m.weight_packed", .word2 = "without weight_g_idx"},
     {"ct-int4-act", .hfrom = "\"m.weight_scale\":{\"dtype\":\"F32\",\"shape\":[8,2]", .hto = "\"m.weight_scale\":{\"dtype\":\"F32\",\"shape\":[2,8]",
      .code = LQ_E_INCONSISTENT, .word = "m.weight_scale", .word2 = "groups"},
     {"awq-g64", .hfrom = "\"m.qweight\":{\"dtype\":\"I32\"", .hto = "\"m.qweight\":{\"dtype\":\"F32\"", .code = LQ_E_INCONSISTENT, .word = "m.qweight", .word2 = "unknown"},

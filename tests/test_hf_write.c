@@ -455,8 +455,38 @@ START_TEST(destinations) {
     refused(quantize(hf, in(base, "link"), "int8", true, 1), LQ_E_ARG, "one of the inputs");
     ck_assert_int_eq(symlink(base, in(base, "up")), 0);
     refused(quantize(hf, in(base, "up"), "int8", true, 1), LQ_E_ARG, "symbolic link");
-    refused(quantize(hf, in(base, "out"), "nf4", true, 1), LQ_E_UNSUPPORTED, "ffn_down" + 4); /* rows of 96 */
+    refused(quantize(hf, in(base, "out"), "nf4", true, 1), LQ_E_UNSUPPORTED, "down_proj"); /* rows of 96 */
     ck_assert_int_eq(access(out, F_OK), -1);
+}
+END_TEST
+
+static lq_status by_recipe(const char *recipe, const char *text, const char *dst, bool dry) {
+    put_file(recipe, text);
+    const lq_quantize_options o = {.size = sizeof o, .recipe = recipe, .threads = 1, .force = 1, .dry_run = dry};
+    return q_quantize(&q_alloc_libc, NULL, 1, hf, dst, &o, NULL);
+}
+
+START_TEST(recipes) {
+    char recipe[1300];
+    t_path(recipe, sizeof recipe, base, "mine.txt");
+    refused(by_recipe(recipe, "method gptq\nattn_q i4_g64\n* i4_g32\n", out, true), LQ_E_UNSUPPORTED, "one format for all");
+    refused(by_recipe(recipe, "method gptq\n* q4_0\n", out, true), LQ_E_UNSUPPORTED, "does not store q4_0");
+    DONE(quantize(hf, out, "int8", false, 1));
+    const uint64_t whole = dir_hash(out);
+    t_path(recipe, sizeof recipe, out, "mine.txt");
+    refused(by_recipe(recipe, "method gptq\n* i4_g32:rtn\n", out, false), LQ_E_ARG, "directory of an input");
+    ck_assert_int_eq(unlink(recipe), 0);
+    ck_assert_uint_eq(dir_hash(out), whole);
+    /* What a link leads to is an input too. */
+    char linked[1300], at[1300];
+    t_path(linked, sizeof linked, base, "linked");
+    ck_assert_int_eq(mkdir(linked, 0777), 0);
+    static const char *const files[] = {"config.json", "model.safetensors", "tokenizer.model"};
+    for (size_t i = 0; i < Q_COUNT(files); i++) {
+        t_path(at, sizeof at, hf, files[i]);
+        ck_assert_int_eq(symlink(at, in(linked, files[i])), 0);
+    }
+    refused(quantize(linked, hf, "int8", true, 1), LQ_E_ARG, "directory of an input");
 }
 END_TEST
 
@@ -597,6 +627,7 @@ END_TEST
 START_TEST(second_process) {
     outcome first, second;
     q_outdir *d;
+    if (t_emulated()) T_SKIP("an emulator does not start another program");
     DONE(q_outdir_open(A, out, 100, false, "config.json", &d));
     spawn_run(int8, NULL, &second);
     ck_assert_msg(second.code == 7 && strstr(second.said, "being written"), "exit %d: %s", second.code, second.said);
@@ -656,6 +687,7 @@ static Suite *suite(void) {
     tcase_add_test(c, shards);
     tcase_add_test(c, bad_keys_and_tensors);
     tcase_add_test(c, destinations);
+    tcase_add_test(c, recipes);
     tcase_add_test(c, force);
     tcase_add_test(c, threads_do_not_matter);
     tcase_add_test(c, killed_at_every_call);
