@@ -81,7 +81,8 @@ case $? in
         eval "$f=\$(json kld_mean)"
     done
     # shellcheck disable=SC2154 # set by eval
-    compare "divergence with gptq" "$gptq" "<" "$search" ;;
+    if [ "${T_SLOW:-}" ]; then skip "so little text says nothing of gptq beside search"
+    else compare "divergence with gptq" "$gptq" "<" "$search"; fi ;;
 *)  fail "calibrate --hessians: $(cat "$err")" ;;
 esac
 holds "nothing is left of it" -z "$(find . -name 'h.gguf.*')"
