@@ -46,20 +46,10 @@ lq_status q_export_decide(const q_recipe *recipe, const char *scheme, const q_di
     return LQ_OK;
 }
 
-/* The directory that a file lies in. */
-static lq_status folder_of(const char *path, char buf[PATH_BYTES]) {
-    const char *slash = strrchr(path, '/');
-    const size_t n = slash ? (size_t)(slash - path) + (slash == path) : 1;
-    if (n >= PATH_BYTES) return q_fail(LQ_E_LIMIT, "the path %.100s... is too long", path);
-    memcpy(buf, slash ? path : ".", n);
-    buf[n] = 0;
-    return LQ_OK;
-}
-
 lq_status q_export_spares(const char *dst, const char *input) {
     char folder[PATH_BYTES];
     bool same;
-    Q_TRY(folder_of(input, folder));
+    Q_TRY(q_path_parent(folder, sizeof folder, input));
     Q_TRY(q_path_same(dst, folder, &same));
     if (!same) Q_TRY(q_path_within(dst, input, &same));
     return !same ? LQ_OK : q_fail(LQ_E_ARG, "%s: the output is the directory of an input (%s)", dst, input);
@@ -126,7 +116,7 @@ lq_status q_export_keys(q_arena *arena, const q_directory *dir, const q_format *
     uint8_t *text;
     uint64_t bytes;
     *n = 0;
-    Q_TRY(folder_of(q_file_path(dir->files[0]), folder));
+    Q_TRY(q_path_parent(folder, sizeof folder, q_file_path(dir->files[0])));
     Q_TRY(q_path_join(path, sizeof path, folder, q_str_of("config.json")));
     Q_TRY(q_file_slurp(arena->alloc, path, CONFIG_BYTES, &text, &bytes));
     q_json_text config = {.alloc = arena->alloc};

@@ -250,6 +250,15 @@ lq_status q_path_within(const char *dir, const char *path, bool *within) {
     return q_path_same(dir, real, within);
 }
 
+lq_status q_path_parent(char *buf, size_t n, const char *path) {
+    const char *slash = strrchr(path, '/');
+    const size_t length = slash ? (size_t)(slash - path) + (slash == path) : 1;
+    if (length >= n) return q_fail(LQ_E_LIMIT, "the path %.100s… is too long", path);
+    memcpy(buf, slash ? path : ".", length);
+    buf[length] = 0;
+    return LQ_OK;
+}
+
 lq_status q_path_join(char *buf, size_t n, const char *dir, q_str name) {
     const size_t d = strlen(dir);
     const bool slash = d != 0 && dir[d - 1] != '/';

@@ -38,6 +38,8 @@ lq_status q_path_head(const char *path, void *buf, size_t n, size_t *got);
 lq_status q_path_same(const char *a, const char *b, bool *same);
 /* Whether the file that `path` leads to, links followed, lies in the directory `dir` itself. */
 lq_status q_path_within(const char *dir, const char *path, bool *within);
+/* The directory of a file's path; "." for a bare name. */
+lq_status q_path_parent(char *buf, size_t n, const char *path);
 /* dir + "/" + name into buf; LQ_E_LIMIT when it does not fit. */
 lq_status q_path_join(char *buf, size_t n, const char *dir, q_str name);
 

@@ -6,6 +6,7 @@
  * depend on the number of threads. Refuses a matrix that is already quantized, by name, and weights that are not finite.
  * Layer L3. */
 #include "engine.h"
+#include "quantize.h"
 
 #include <math.h>
 #include <stdio.h>
@@ -38,19 +39,15 @@ static const char *known_name(const char *name, char *text, size_t n) {
 static lq_status choose_one(lq_model *m, const q_recipe *recipe, uint32_t i) {
     const q_binding *b = m->binding;
     const q_bind_item *item = &b->items[i];
-    const double heads = b->hp.v[Q_HP_HEADS], kv = b->hp.v[Q_HP_HEADS_KV];
     if (item->layer < 0 || b->arch->weights[item->role].rows == 0 || !is_multiplied(b->arch, item->role)) return LQ_OK;
     if (item->src->format->weights > 1)
         return q_fail(LQ_E_ARG, "tensor '%s' is already quantized (%s), and quantizing again adds to its error: load the model "
                       "as it is stored", item->name.p, item->src->format->name);
-    const q_recipe_tensor about = {.name = item->name, .role = b->arch->weights[item->role].role, .layer = item->layer,
-                                   .layers = b->layers, .gqa = kv >= 1 && heads >= kv ? (int32_t)(heads / kv) : 1,
-                                   .rank = item->src->rank, .k = item->src->shape[0]};
     q_recipe_choice c;
-    Q_TRY(q_recipe_choose(recipe, &about, &c));
+    Q_TRY(q_quantize_choose(recipe, b, i, false, &c));
     if (c.format != c.wanted)
         q_log_write(&m->ctx->log, LQ_LOG_WARN, "tensor '%s': rows of %llu weights do not fill blocks of %s; %s instead",
-                    item->name.p, (unsigned long long)about.k, c.wanted->name,
+                    item->name.p, (unsigned long long)item->src->shape[0], c.wanted->name,
                     c.format->weights > 1 ? c.format->name : "as stored");
     m->as[i] = c.format->weights > 1 ? c.format : NULL;
     return LQ_OK;

@@ -48,6 +48,7 @@ typedef struct work {
     q_pool *pool;
     uint32_t threads;
     q_importance *importance; /* NULL: no file was given */
+    q_dense *dense;           /* held while a quantizer wants it: each of its calls would load the library anew */
     bool directory;           /* write a Hugging Face directory, not a GGUF file */
     const q_writer_kind *kind;
     const q_method *method; /* how a directory stores the matrices of the layers; NULL = as floats */
@@ -169,7 +170,10 @@ lq_status q_quantize_choose(const q_recipe *recipe, const q_binding *b, uint32_t
     const q_bind_item *item = &b->items[i];
     const double heads = b->hp.v[Q_HP_HEADS], kv = b->hp.v[Q_HP_HEADS_KV];
     bool tied = true; /* no item plays the part of an output matrix */
-    for (uint32_t j = 0; j < b->n_items; j++) tied &= strcmp(b->arch->weights[b->items[j].role].role, "output") != 0;
+    for (uint32_t r = 0; r < b->arch->n_weights; r++) {
+        const q_bind_item *output = strcmp(b->arch->weights[r].role, "output") == 0 ? q_bind_find(b, (int32_t)r, -1) : NULL;
+        tied &= !output || output->role != (int32_t)r;
+    }
     const q_recipe_tensor about = {
         .name = item->name, .role = b->arch->weights[item->role].role, .layer = item->layer, .layers = b->layers,
         .gqa = kv >= 1 && heads >= kv ? (int32_t)(heads / kv) : 1, .rank = item->src->rank, .k = item->src->shape[0],
@@ -670,15 +674,11 @@ static lq_status write_file(work *w) {
 }
 
 /* What a Hessian needs is there, or is missed before the first weight is read. */
-static lq_status check_dense(const work *w) {
-    q_dense *d;
+static lq_status check_dense(work *w) {
     bool wanted = false;
     for (uint32_t i = 0; i < w->binding->n_items; i++)
         wanted |= w->choices[i].quantizer->prepare && w->entries[i] && !copies(w, i);
-    if (!wanted) return LQ_OK;
-    Q_TRY(q_dense_open(w->alloc, &d));
-    q_dense_close(d);
-    return LQ_OK;
+    return wanted ? q_dense_open(w->alloc, &w->dense) : LQ_OK;
 }
 
 static lq_status run(work *w) {
@@ -715,6 +715,7 @@ static lq_status run(work *w) {
 static void release(work *w) {
     if (w->kind) w->kind->discard(w->writer);
     release_hessian(w);
+    q_dense_close(w->dense);
     if (w->pool) q_pool_close(w->pool);
     q_delete(w->alloc, w->floats);
     q_delete(w->alloc, w->out);

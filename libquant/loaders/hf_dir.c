@@ -412,16 +412,6 @@ static void hf_close(q_directory *dir) {
     q_delete(a, h);
 }
 
-/* The directory of a file's path; "." for a bare name. */
-static lq_status parent_of(const char *path, char buf[PATH_BYTES]) {
-    const char *slash = strrchr(path, '/');
-    const size_t n = slash ? (size_t)(slash - path) + (slash == path) : 1;
-    if (n >= PATH_BYTES) return q_fail(LQ_E_LIMIT, "the path %.100s… is too long", path);
-    memcpy(buf, slash ? path : ".", n);
-    buf[n] = 0;
-    return LQ_OK;
-}
-
 static lq_status hf_open(const char *path, const q_load_options *options, q_directory **out) {
     char dir[PATH_BYTES];
     q_path_kind kind;
@@ -429,7 +419,7 @@ static lq_status hf_open(const char *path, const q_load_options *options, q_dire
     const bool is_file = kind == Q_PATH_FILE;
     if (is_file) {
         bool has;
-        Q_TRY(parent_of(path, dir));
+        Q_TRY(q_path_parent(dir, sizeof dir, path));
         Q_TRY(has_file(dir, config_name, &has));
         if (!has)
             return q_fail(LQ_E_FORMAT, "%s has no %s beside it, without which its tensors are not a model", path,
