@@ -6,9 +6,11 @@
 #define HARNESS_H
 
 #include <check.h>
+#include <dirent.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "../libquant/base.h"
 
@@ -55,6 +57,21 @@ static inline const char *t_tmp(void) {
 static inline char *t_path(char *buf, size_t n, const char *dir, const char *name) {
     snprintf(buf, n, "%s/%s", dir, name);
     return buf;
+}
+/* How many files a folder has, temporaries included; with `remove` they go, and it too. */
+static inline int t_files(const char *folder, int remove) {
+    int n = 0;
+    DIR *d = opendir(folder);
+    ck_assert_msg(d != NULL, "%s", folder);
+    for (const struct dirent *e; (e = readdir(d)) != NULL;) {
+        char path[1400];
+        if (strcmp(e->d_name, ".") == 0 || strcmp(e->d_name, "..") == 0) continue;
+        n++;
+        if (remove) unlink(t_path(path, sizeof path, folder, e->d_name));
+    }
+    closedir(d);
+    if (remove) rmdir(folder);
+    return n;
 }
 
 /* Programs run through an emulator of their processor (tests/run.sh, RUNNER), some twenty times slower. */

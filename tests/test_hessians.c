@@ -22,13 +22,7 @@ static lq_model *model;
 static int32_t ids[TOKENS];
 
 static const char *in_tmp(int slot, const char *name) { return t_path(paths[slot], sizeof paths[slot], folder, name); }
-static int files_in_tmp(void) {
-    int n = 0;
-    DIR *d = opendir(folder);
-    for (struct dirent *e; (e = readdir(d)) != NULL;) n += strcmp(e->d_name, ".") != 0 && strcmp(e->d_name, "..") != 0;
-    closedir(d);
-    return n;
-}
+static int files_in_tmp(void) { return t_files(folder, 0); }
 static bool has_dense(void) {
     q_dense *d;
     if (q_dense_open(A, &d) != LQ_OK) return false;
@@ -59,14 +53,7 @@ static void setup(void) {
 }
 static void teardown(void) {
     close_model();
-    DIR *d = opendir(folder);
-    for (struct dirent *e; (e = readdir(d)) != NULL;) {
-        char path[1400];
-        snprintf(path, sizeof path, "%s/%s", folder, e->d_name);
-        if (strcmp(e->d_name, ".") != 0 && strcmp(e->d_name, "..") != 0) unlink(path);
-    }
-    closedir(d);
-    rmdir(folder);
+    t_files(folder, 1);
 }
 
 static lq_calibrate_options options(const char *scheme) {

@@ -11,7 +11,6 @@
 #include "help_gguf.h"
 #include "help_model.h"
 
-#include <dirent.h>
 #include <dlfcn.h>
 #include <errno.h>
 #include <pthread.h>
@@ -133,14 +132,7 @@ static uint64_t digest;   /* of everything that a run produced */
 
 static void mix(const void *data, size_t n) { digest = digest * 0x9E3779B97F4A7C15u ^ q_fnv64(data, n); }
 
-static int files_in_folder(void) {
-    int n = 0;
-    DIR *d = opendir(folder);
-    ck_assert_ptr_nonnull(d);
-    for (const struct dirent *e; (e = readdir(d));) n += e->d_name[0] != '.' || strlen(e->d_name) > 2;
-    closedir(d);
-    return n;
-}
+static int files_in_folder(void) { return t_files(folder, 0); }
 
 typedef struct call {
     const char *what;

@@ -2,7 +2,6 @@
  * failures leave nothing. It is long because all cases share one maker of models and one way of looking at results. */
 #include "harness.h"
 
-#include <dirent.h>
 #include <math.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -35,23 +34,10 @@ static uint64_t size_of(const char *path) {
     return (uint64_t)st.st_size;
 }
 /* Files in the test's folder, temporaries included. */
-static int files_in_tmp(void) {
-    int n = 0;
-    DIR *d = opendir(folder());
-    for (struct dirent *e; (e = readdir(d)) != NULL;) n += strcmp(e->d_name, ".") != 0 && strcmp(e->d_name, "..") != 0;
-    closedir(d);
-    return n;
-}
+static int files_in_tmp(void) { return t_files(folder(), 0); }
 static void setup(void) { ck_assert_int_eq(mkdir(folder(), 0777), 0); }
 static void teardown(void) {
-    DIR *d = opendir(folder());
-    for (struct dirent *e; (e = readdir(d)) != NULL;) {
-        char path[1400];
-        snprintf(path, sizeof path, "%s/%s", folder(), e->d_name);
-        if (strcmp(e->d_name, ".") != 0 && strcmp(e->d_name, "..") != 0) unlink(path);
-    }
-    closedir(d);
-    rmdir(folder());
+    t_files(folder(), 1);
 }
 static void assert_same_bytes(const char *a, const char *b) {
     uint8_t *x, *y;
