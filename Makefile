@@ -118,7 +118,7 @@ $(B)/obj/libquant/recipe.o: $(B)/gen/recipes.inc
 # Shaders: each becomes words of SPIR-V, all together one file of arrays. What they include of the tree is one list.
 VK_COMP := $(if $(HAVE_VULKAN),$(wildcard kernels/vulkan/*.comp))
 VK_WORDS := $(VK_COMP:kernels/vulkan/%.comp=$(B)/gen/vk_%.words)
-VK_SHARED := $(wildcard kernels/vulkan/*.glsl kernels/vulkan/*.def kernels/vulkan/roles.h) libquant/codec.h libquant/i4_codec.h libquant/i8_codec.h libquant/nf4_levels.h libquant/e2m1.h libquant/formats.def \
+VK_SHARED := $(wildcard kernels/vulkan/*.glsl kernels/vulkan/*.def kernels/vulkan/roles.h) libquant/codec.h libquant/i4_codec.h libquant/i8_codec.h libquant/book_codec.h libquant/nf4_levels.h libquant/e2m1.h libquant/formats.def \
              $(wildcard libquant/formats/*.c)
 $(B)/gen/vk_codecs.glsl: libquant/formats.def
 	@mkdir -p $(@D)

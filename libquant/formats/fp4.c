@@ -4,7 +4,7 @@
  *
  * For 8-bit activations the levels are integers, times 120: all are exact but the least, 0.625, which counts as 1. On
  * normally distributed weights that moves 1.2e-5 of their mean square, where FP4 itself misses 1.5e-2. Layer L2. */
-#include "../codec.h"
+#include "../book_codec.h"
 
 Q_FORMAT(fp4, 64, 36)
 
@@ -15,32 +15,8 @@ Q_TABLE(float, fp4_table, 16) = {0.0, 0.0052083334885537624, 0.6666666865348816,
 
 Q_TABLE(int, fp4_integers, 16) = {0, 1, 80, 120, 40, 60, 20, 30, 0, -1, -80, -120, -40, -60, -20, -30};
 
-Q_FN void fp4_decode(Q_SRC row, int block, int sub, Q_OUT(float, y, 32)) {
-    int base = block * 36;
-    Q_LOCAL_float(absmax, 1);
-    absmax[0] = q_f32(row, base);
-    for (int i = 0; i < 16; i++) {
-        uint b = q_u8(row, base + 4 + 16 * sub + i);
-        y[2 * i] = absmax[0] * fp4_table[b >> 4];
-        y[2 * i + 1] = absmax[0] * fp4_table[b & 15u];
-    }
-}
-
-Q_FN void fp4_split(Q_SRC row, int block, int sub, Q_OUT(int, q, 32), Q_OUT(int, sc, 2), Q_OUT(int, mn, 2),
-                    Q_OUT(float, d, 2)) {
-    int base = block * 36;
-    d[0] = q_f32(row, base) * q_float(0.008333333333333333); /* 1 / 120, in float32 */
-    d[1] = 0.0;
-    for (int g = 0; g < 2; g++) {
-        sc[g] = 1;
-        mn[g] = 0;
-    }
-    for (int i = 0; i < 16; i++) {
-        uint b = q_u8(row, base + 4 + 16 * sub + i);
-        q[2 * i] = fp4_integers[b >> 4];
-        q[2 * i + 1] = fp4_integers[b & 15u];
-    }
-}
+/* 0.0083...: 1 / 120, in float32 */
+Q_BOOK_CODEC(fp4, fp4_table, fp4_integers, 0.008333333333333333, q_f32(row, block * 36), block * 36 + 4 + 16 * sub)
 
 #ifdef Q_HOST
 #include "../fit.h"

@@ -2,36 +2,12 @@
  * pair in the high nibble; w = absmax * level. The levels and the nibble order are those of bitsandbytes files; the row
  * layout is our own (there absmax lies in a tensor of its own). For 8-bit activations the levels are rounded to
  * integers (nf4_levels.h says what that costs). Layer L2. */
+#include "../book_codec.h"
 #include "../nf4_levels.h"
 
 Q_FORMAT(nf4, 64, 36)
 
-Q_FN void nf4_decode(Q_SRC row, int block, int sub, Q_OUT(float, y, 32)) {
-    int base = block * 36;
-    Q_LOCAL_float(absmax, 1);
-    absmax[0] = q_f32(row, base);
-    for (int i = 0; i < 16; i++) {
-        uint b = q_u8(row, base + 4 + 16 * sub + i);
-        y[2 * i] = absmax[0] * nf4_table[b >> 4];
-        y[2 * i + 1] = absmax[0] * nf4_table[b & 15u];
-    }
-}
-
-Q_FN void nf4_split(Q_SRC row, int block, int sub, Q_OUT(int, q, 32), Q_OUT(int, sc, 2), Q_OUT(int, mn, 2),
-                    Q_OUT(float, d, 2)) {
-    int base = block * 36;
-    d[0] = q_f32(row, base) * q_float(NF4_SCALE);
-    d[1] = 0.0;
-    for (int g = 0; g < 2; g++) {
-        sc[g] = 1;
-        mn[g] = 0;
-    }
-    for (int i = 0; i < 16; i++) {
-        uint b = q_u8(row, base + 4 + 16 * sub + i);
-        q[2 * i] = nf4_integers[b >> 4];
-        q[2 * i + 1] = nf4_integers[b & 15u];
-    }
-}
+Q_BOOK_CODEC(nf4, nf4_table, nf4_integers, NF4_SCALE, q_f32(row, block * 36), block * 36 + 4 + 16 * sub)
 
 #ifdef Q_HOST
 #include "../fit.h"

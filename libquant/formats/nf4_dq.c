@@ -5,6 +5,7 @@
  * There `nested` serves 256 groups (16384 weights) and the offset the whole tensor; here each block of 256 has a copy
  * of the one, each row of the other, and our own encoder gives each a value of its own, which costs nothing more. Needs
  * no table: the map's 256 values are computed. Layer L2. */
+#include "../book_codec.h"
 #include "../nf4_levels.h"
 
 Q_FORMAT(nf4_dq, 256, 136)
@@ -46,32 +47,8 @@ Q_FN float nf4_dq_absmax(Q_SRC row, int block, int g) {
     return v[0];
 }
 
-Q_FN void nf4_dq_decode(Q_SRC row, int block, int sub, Q_OUT(float, y, 32)) {
-    int codes = 4 + block * 136 + 8 + 16 * sub;
-    Q_LOCAL_float(absmax, 1);
-    absmax[0] = nf4_dq_absmax(row, block, sub / 2);
-    for (int i = 0; i < 16; i++) {
-        uint b = q_u8(row, codes + i);
-        y[2 * i] = absmax[0] * nf4_table[b >> 4];
-        y[2 * i + 1] = absmax[0] * nf4_table[b & 15u];
-    }
-}
-
-Q_FN void nf4_dq_split(Q_SRC row, int block, int sub, Q_OUT(int, q, 32), Q_OUT(int, sc, 2), Q_OUT(int, mn, 2),
-                       Q_OUT(float, d, 2)) {
-    int codes = 4 + block * 136 + 8 + 16 * sub;
-    d[0] = nf4_dq_absmax(row, block, sub / 2) * q_float(NF4_SCALE);
-    d[1] = 0.0;
-    for (int g = 0; g < 2; g++) {
-        sc[g] = 1;
-        mn[g] = 0;
-    }
-    for (int i = 0; i < 16; i++) {
-        uint b = q_u8(row, codes + i);
-        q[2 * i] = nf4_integers[b >> 4];
-        q[2 * i + 1] = nf4_integers[b & 15u];
-    }
-}
+Q_BOOK_CODEC(nf4_dq, nf4_table, nf4_integers, NF4_SCALE, nf4_dq_absmax(row, block, sub / 2),
+             4 + block * 136 + 8 + 16 * sub)
 
 #ifdef Q_HOST
 #include "../fit.h"
