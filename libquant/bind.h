@@ -15,6 +15,8 @@ typedef struct q_bind_item {
     const q_tensor *src;  /* shape and bytes in the source */
     q_map map;            /* what makes the source's rows the GGUF ones; Q_MAP_SAME for GGUF sources */
     int32_t map_heads;
+    const float *columns; /* [shape[0]] each weight is multiplied by its column's; NULL = by 1 */
+    const float *rows;    /* [rows], of a vector [shape[0]]: and divided by its row's (its own) */
 } q_bind_item;
 
 typedef struct q_binding {

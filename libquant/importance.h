@@ -23,6 +23,12 @@
 #define Q_HESSIAN_TENSORS "libquant.hessian.tensors"
 #define Q_HESSIAN_OF "libquant.hessian.of"
 #define Q_HESSIAN_SCHEME "libquant.hessian.scheme"
+/* Of a transform (transform.h), whose name is the key: NAME.fold float32 [inputs], finite and positive, the factors of the
+ * columns of tensor NAME and of all that read the same input, under the name of the first; NAME.clip float32 [groups, rows],
+ * the largest magnitude that weights of a group may keep, after those factors. */
+#define Q_IMPORTANCE_FOLD ".fold"
+#define Q_IMPORTANCE_CLIP ".clip"
+#define Q_FOLD_TRANSFORM "libquant.fold.transform"
 
 typedef struct q_importance_entry {
     q_str name;         /* of the tensor in GGUF files */
@@ -31,6 +37,7 @@ typedef struct q_importance_entry {
     bool *seen;         /* [matrices]; false: no token came by, its values mean nothing */
     bool matched;       /* q_importance_find returned it */
     const q_tensor *hessian; /* NULL = none */
+    const q_tensor *fold, *clip; /* NULL = none; a fold stands with the first of the tensors that share it alone */
 } q_importance_entry;
 
 typedef struct q_importance {
