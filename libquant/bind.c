@@ -412,12 +412,20 @@ static uint64_t source_row(const q_bind_item *item, uint64_t r) {
 
 lq_status q_bind_read_raw(const q_binding *b, const q_bind_item *item, uint64_t first, uint64_t n, uint8_t *out) {
     const q_tensor *t = item->src;
-    if (item->map == Q_MAP_PLUS_ONE)
+    if (item->map == Q_MAP_PLUS_ONE || item->columns || item->rows)
         return q_fail(LQ_E_INTERNAL, "tensor '%.*s' cannot be read raw", Q_STR_ARG(t->name));
     if (item->map == Q_MAP_SAME) return q_tensor_read(b->dir, t, first * t->row_bytes, out, n * t->row_bytes);
     for (uint64_t i = 0; i < n; i++)
         Q_TRY(q_tensor_read(b->dir, t, source_row(item, first + i) * t->row_bytes, out + i * t->row_bytes, t->row_bytes));
     return LQ_OK;
+}
+
+/* What a row of the item, or the values of a vector, are multiplied and divided by. */
+static void apply_factors(const q_bind_item *item, uint64_t row, float *y) {
+    const uint64_t k = item->src->shape[0];
+    const bool vector = item->src->rank == 1;
+    for (uint64_t j = 0; item->columns && j < k; j++) y[j] *= item->columns[j];
+    for (uint64_t j = 0; item->rows && j < k; j++) y[j] /= item->rows[vector ? j : row];
 }
 
 lq_status q_bind_read(const q_alloc *a, const q_binding *b, const q_bind_item *item, uint64_t first, uint64_t n,
@@ -447,6 +455,7 @@ lq_status q_bind_read(const q_alloc *a, const q_binding *b, const q_bind_item *i
         for (uint64_t j = 0; order && s == LQ_OK && j < t->shape[0]; j++) y[order[j]] = mixed[j];
         if (item->map == Q_MAP_PLUS_ONE)
             for (uint64_t j = 0; j < t->shape[0]; j++) y[j] += 1.0f;
+        if (s == LQ_OK) apply_factors(item, first + i, y);
     }
     q_delete(a, row);
     q_delete(a, mixed);

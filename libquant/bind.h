@@ -42,7 +42,8 @@ void q_binding_close(q_binding *b);
 const q_bind_item *q_bind_find(const q_binding *b, int32_t role, int32_t layer);
 
 /* Rows [first, first + n) of an item as the GGUF tensor has them. Raw: row_bytes each, in the source's format (not for
- * PLUS_ONE), and in the source's order of inputs. Decoded: shape[0] floats each, by input. Thread-safe. */
+ * PLUS_ONE, nor under factors), and in the source's order of inputs. Decoded: shape[0] floats each, by input, and last of all
+ * the item's factors. Thread-safe. */
 lq_status q_bind_read_raw(const q_binding *b, const q_bind_item *item, uint64_t first, uint64_t n, uint8_t *out);
 lq_status q_bind_read(const q_alloc *a, const q_binding *b, const q_bind_item *item, uint64_t first, uint64_t n,
                       float *out);

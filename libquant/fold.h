@@ -23,6 +23,7 @@ typedef struct q_fold_group {
 typedef struct q_folds {
     q_fold_group *groups; /* layer by layer, in the order of steps */
     uint32_t n_groups;
+    uint32_t *of; /* private: [n_items] index of the group an item consumes, plus 1 */
 } q_folds;
 
 lq_status q_folds_find(const q_binding *b, q_arena *arena, q_folds *out);

@@ -125,7 +125,7 @@ static lq_status check_source(const work *w) {
 
 bool q_quantize_copies(const q_bind_item *item, const q_recipe_choice *c) {
     if (item->src->view && item->src->view->order) return false; /* a GGUF file keeps inputs in their order */
-    return item->src->format == c->format && (item->map == Q_MAP_SAME || item->map == Q_MAP_ROPE_PAIRS);
+    return item->src->format == c->format && !item->columns && !item->rows && (item->map == Q_MAP_SAME || item->map == Q_MAP_ROPE_PAIRS);
 }
 
 /* Matrices of the layers, which a method packs. */
