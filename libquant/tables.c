@@ -6,6 +6,7 @@
 #include "method.h"
 #include "quantizer.h"
 #include "tokenizer.h"
+#include "transform.h"
 
 #define FORMAT(name, id) extern const q_format q_format_##name;
 #include "formats.def"
@@ -29,6 +30,15 @@ const q_quantizer *const q_quantizers[] = {
 #define QUANTIZER(name) &q_quantizer_##name,
 #include "quantizers.def"
 #undef QUANTIZER
+    NULL};
+
+#define TRANSFORM(name) extern const q_transform q_transform_##name;
+#include "transforms.def"
+#undef TRANSFORM
+const q_transform *const q_transforms[] = {
+#define TRANSFORM(name) &q_transform_##name,
+#include "transforms.def"
+#undef TRANSFORM
     NULL};
 
 #define LOADER(name) extern const q_loader q_loader_##name;
@@ -98,6 +108,12 @@ const q_op_info q_ops[Q_OP_COUNT] = {
 const q_quantizer *q_quantizer_find(const char *name) {
     for (const q_quantizer *const *q = q_quantizers; *q; q++)
         if (strcmp((*q)->name, name) == 0) return *q;
+    return NULL;
+}
+
+const q_transform *q_transform_find(const char *name) {
+    for (const q_transform *const *t = q_transforms; *t; t++)
+        if (strcmp((*t)->name, name) == 0) return *t;
     return NULL;
 }
 
