@@ -692,6 +692,8 @@ static lq_status run(work *w) {
     if (q_recipe_demands_statistics(w->recipe) && !o->importance)
         return q_fail(LQ_E_ARG, "scheme %s wants calibration statistics: make them from a text with lq_calibrate (`lq calibrate "
                       "MODEL --text FILE -o STATS`) and give them as 'importance'", o->scheme);
+    if (q_recipe_transform(w->recipe))
+        return q_fail(LQ_E_UNSUPPORTED, "quantize: factors of transform %s are not folded yet", q_recipe_transform(w->recipe)->name);
     /* Unmapped: the pages of a source larger than memory would count as ours. */
     const q_load_options load = {.alloc = w->alloc, .log = w->log, .map = false, .allow_gaps = false};
     Q_TRY(q_directory_open(w->src, &load, &w->dir));

@@ -48,6 +48,7 @@ struct q_recipe {
     const q_quantizer *quantizer; /* of the layers' matrices, whatever rules say; NULL = as they say */
     bool statistics;              /* the scheme says that it wants them */
     const q_method *method; /* NULL: a GGUF file */
+    const q_transform *transform; /* NULL = none */
     const char *instead;
     rule *rules;
 };
@@ -303,6 +304,13 @@ static lq_status read_method(parser *p) {
     return p->recipe->method ? LQ_OK : FAIL(p, "there is no method '%.*s'", Q_STR_ARG(p->words[1]));
 }
 
+static lq_status read_transform(parser *p) {
+    if (p->n != 2 || p->recipe->transform) return FAIL(p, "expected 'transform NAME', once");
+    for (const q_transform *const *t = q_transforms; *t; t++)
+        if (q_str_is(p->words[1], (*t)->name)) p->recipe->transform = *t;
+    return p->recipe->transform ? LQ_OK : FAIL(p, "there is no transform '%.*s'", Q_STR_ARG(p->words[1]));
+}
+
 static lq_status read_instead(parser *p) {
     if (p->n != 2 || p->recipe->instead) return FAIL(p, "expected 'instead SCHEME', once");
     p->recipe->instead = q_arena_str(&p->recipe->arena, p->words[1]);
@@ -380,6 +388,8 @@ static lq_status read_text(parser *p, const char *text, size_t n) {
             Q_TRY(read_vector(p));
         else if (q_str_is(p->words[0], "method"))
             Q_TRY(read_method(p));
+        else if (q_str_is(p->words[0], "transform"))
+            Q_TRY(read_transform(p));
         else if (q_str_is(p->words[0], "instead"))
             Q_TRY(read_instead(p));
         else
@@ -472,6 +482,15 @@ lq_status q_recipe_set_quantizer(q_recipe *recipe, const q_quantizer *quantizer)
     recipe->quantizer = quantizer;
     return LQ_OK;
 }
+
+lq_status q_recipe_set_transform(q_recipe *recipe, const q_transform *transform) {
+    if (recipe->transform && recipe->transform != transform)
+        return q_fail(LQ_E_ARG, "scheme %s has the transform %s already; %s cannot be added", recipe->name, recipe->transform->name,
+                      transform->name);
+    recipe->transform = transform;
+    return LQ_OK;
+}
+const q_transform *q_recipe_transform(const q_recipe *recipe) { return recipe->transform; }
 
 void q_recipe_demand_statistics(q_recipe *recipe) { recipe->statistics = true; }
 bool q_recipe_demands_statistics(const q_recipe *recipe) { return recipe->statistics; }

@@ -9,6 +9,8 @@
  *   method gptq                      a Hugging Face directory, its layers' matrices stored by this method (methods.def);
  *                                    everything else is in the model's 16-bit type, whatever the rules say
  *   instead q4_k_m                   with method: the scheme that comes nearest in a GGUF file
+ *   transform awq                    factors of inputs (transforms.def) are folded into neighbouring weights before anything is
+ *                                    quantized; the calibration statistics have them
  *   output q6_k                      PATTERN[,PATTERN...] [CONDITION...] FORMAT[:QUANTIZER], the first match wins
  *   token_embd tied q6_k
  *   attn_v,ffn_down more q6_k:search
@@ -31,6 +33,7 @@
  *   q4_k_m           the recipe
  *   q4_k             a format's name: everything that format
  *   q4_k_m:gptq      the matrices of the layers by that quantizer, whatever the recipe says
+ *   awq+q4_k_m       with that transform
  *   q4_k_m+imatrix   nothing else, but refused without calibration statistics
  *
  * Layer L3. */
@@ -40,6 +43,7 @@
 #include "memory.h"
 #include "method.h"
 #include "quantizer.h"
+#include "transform.h"
 
 typedef struct q_recipe q_recipe;
 
@@ -61,6 +65,10 @@ void q_recipe_close(q_recipe *recipe);
 
 /* What a scheme adds to a recipe. LQ_E_ARG: no rule has a format that this one fills. */
 lq_status q_recipe_set_quantizer(q_recipe *recipe, const q_quantizer *quantizer);
+/* LQ_E_ARG: the recipe has another. */
+lq_status q_recipe_set_transform(q_recipe *recipe, const q_transform *transform);
+/* NULL = none. */
+const q_transform *q_recipe_transform(const q_recipe *recipe);
 void q_recipe_demand_statistics(q_recipe *recipe);
 bool q_recipe_demands_statistics(const q_recipe *recipe);
 

@@ -1,4 +1,4 @@
-/* scheme.c: what users name: a recipe or a format, and what changes it: "q4_k_m", "q4_k_m:gptq", "q4_k_m+imatrix".
+/* scheme.c: what users name: a recipe or a format, and what changes it: "q4_k_m", "q4_k_m:gptq", "awq+q4_k_m", "q4_k_m+imatrix".
  *
  * Owns the grammar of these words (recipe.h shows it), and the sentence for a word that is none: with the nearest one and
  * a list of all. What a recipe says inside is recipe.c's. Layer L3. */
@@ -55,10 +55,33 @@ static lq_status no_quantizer(const char *word) {
 typedef struct words {
     char text[LIMIT_SCHEME + 1]; /* of the scheme, cut into the pieces below */
     char *base, *quantizer;
+    const q_transform *transform;
     bool statistics;
 } words;
 
 static bool means_statistics(const char *word) { return strcmp(word, "imatrix") == 0 || strcmp(word, "importance") == 0; }
+
+/* A word that changes the recipe but is none; false = it is the recipe. */
+static lq_status take_change(const char *scheme, const char *word, words *w, bool *taken) {
+    const q_transform *t = q_transform_find(word);
+    *taken = t || means_statistics(word);
+    if (t && w->transform && t != w->transform)
+        return q_fail(LQ_E_ARG, "scheme '%s' names two transforms: %s and %s", scheme, w->transform->name, t->name);
+    if (t) w->transform = t;
+    if (means_statistics(word)) w->statistics = true;
+    return LQ_OK;
+}
+
+static lq_status two_names(const char *scheme, const char *a, const char *b) {
+    char list[200] = "";
+    size_t n = 0;
+    for (const q_transform *const *t = q_transforms; *t; t++) {
+        n += (size_t)snprintf(list + n, sizeof list - n, " %s", (*t)->name);
+        n = Q_MIN(n, sizeof list - 1);
+    }
+    return q_fail(LQ_E_ARG, "scheme '%s' names two: '%s' and '%s'; what may be joined to one by '+' is: imatrix%s", scheme, a, b,
+                  list);
+}
 
 static lq_status cut(const char *scheme, words *w) {
     memset(w, 0, sizeof *w);
@@ -67,13 +90,10 @@ static lq_status cut(const char *scheme, words *w) {
     for (char *word = w->text, *next; word; word = next) {
         next = strchr(word, '+');
         if (next) *next++ = 0;
-        if (means_statistics(word)) {
-            w->statistics = true;
-            continue;
-        }
-        if (w->base)
-            return q_fail(LQ_E_ARG, "scheme '%s' names two: '%s' and '%s'; what may be joined to one by '+' is imatrix", scheme,
-                          w->base, word);
+        bool taken;
+        Q_TRY(take_change(scheme, word, w, &taken));
+        if (taken) continue;
+        if (w->base) return two_names(scheme, w->base, word);
         w->base = word;
         w->quantizer = strchr(word, ':');
         if (w->quantizer) *w->quantizer++ = 0;
@@ -90,7 +110,8 @@ lq_status q_recipe_find(const q_alloc *a, const char *scheme, q_recipe **out) {
     Q_TRY(q_recipe_named(a, w.base, &r));
     if (!r) return unknown(w.base);
     if (w.statistics) q_recipe_demand_statistics(r);
-    const lq_status s = q ? q_recipe_set_quantizer(r, q) : LQ_OK;
+    lq_status s = q ? q_recipe_set_quantizer(r, q) : LQ_OK;
+    if (s == LQ_OK && w.transform) s = q_recipe_set_transform(r, w.transform);
     if (s != LQ_OK) {
         q_recipe_close(r);
         return s;

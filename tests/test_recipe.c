@@ -205,9 +205,21 @@ START_TEST(words_of_a_scheme) {
         ck_assert_str_eq(quantizer_of(r, "ffn_up", 0), "rtn");
         q_recipe_close(r);
     }
+    static const char *const transformed[] = {"awq+q4_k:rtn", "q4_k:rtn+awq", "imatrix+awq+q4_k:rtn", "awq+q4_k:rtn+awq"};
+    for (size_t i = 0; i < Q_COUNT(transformed); i++) {
+        r = find(transformed[i]);
+        ck_assert_ptr_eq(q_recipe_transform(r), q_transform_find("awq"));
+        ck_assert(q_recipe_demands_statistics(r) == (i == 2));
+        ck_assert_str_eq(quantizer_of(r, "ffn_up", 0), "rtn");
+        q_recipe_close(r);
+    }
     static const struct {
         const char *scheme, *says[3];
     } wrong[] = {
+        {"awq+smooth+q8_0", {"two transforms: awq and smooth"}},
+        {"awq", {"names no recipe"}},
+        {"q4_k_m+duck", {"names two: 'q4_k_m' and 'duck'", "imatrix", "smooth"}},
+        {"awq:rtn+q4_k", {"names two: 'awq' and 'q4_k'"}},
         {"q4_k_n", {"no scheme or format 'q4_k_n'", "nearest is q4_k_m", "iq4_xs"}},
         {"q4_k_m:magic", {"no quantizer 'magic'", "rtn", "search"}},
         {"q4_k_m:", {"no quantizer ''"}},
@@ -229,6 +241,19 @@ START_TEST(words_of_a_scheme) {
     longest[sizeof longest - 1] = 0;
     ck_assert_int_eq(q_recipe_find(A, longest, &r), LQ_E_ARG);
     ck_assert_ptr_nonnull(strstr(lq_error_detail(), "longer than"));
+}
+END_TEST
+
+START_TEST(a_recipe_names_its_transform) {
+    q_recipe *r = parse("transform smooth\n* q8_0\n");
+    ck_assert_ptr_eq(q_recipe_transform(r), q_transform_find("smooth"));
+    ck_assert_int_eq(q_recipe_set_transform(r, q_transform_find("smooth")), LQ_OK);
+    ck_assert_int_eq(q_recipe_set_transform(r, q_transform_find("awq")), LQ_E_ARG);
+    ck_assert_ptr_nonnull(strstr(lq_error_detail(), "transform smooth already"));
+    q_recipe_close(r);
+    r = parse("* q8_0\n");
+    ck_assert_ptr_null(q_recipe_transform(r));
+    q_recipe_close(r);
 }
 END_TEST
 
@@ -343,6 +368,9 @@ static const struct {
     {"file_type -1\n* q8_0\n", "line 1", "expected 'file_type NUMBER'"},
     {"file_type 1\nfile_type 2\n* q8_0\n", "line 2", "second file_type"},
     {"vector q8_0\n* q8_0\n", "line 1", "not a float format"},
+    {"transform\n* q8_0\n", "line 1", "expected 'transform NAME', once"},
+    {"transform duck\n* q8_0\n", "line 1", "no transform 'duck'"},
+    {"transform awq\ntransform awq\n* q8_0\n", "line 2", "once"},
     {"vector f32\nvector f32\n* q8_0\n", "line 2", "second vector"},
     {"* q8\x01_0\n", "line 1", "byte 0x01"},
     {"a b c d e f g h i j k l m n o p q\n* q8_0\n", "line 1", "more than 16 words"},
@@ -388,6 +416,7 @@ static Suite *suite(void) {
     tcase_add_test(c, conditions_on_tying);
     tcase_add_test(c, a_format_name_is_a_scheme);
     tcase_add_test(c, words_of_a_scheme);
+    tcase_add_test(c, a_recipe_names_its_transform);
     tcase_add_test(c, a_scheme_names_the_quantizer);
     tcase_add_test(c, ragged_rows_fall_back);
     tcase_add_test(c, language);
