@@ -240,6 +240,7 @@ typedef struct lq_tensor_report {
     const char *quantizer;        /* what chose the bits: "search"; "" when copied; static storage */
     double weighted_error;        /* as rel_error, each input's part counted by its importance; without it, rel_error */
     double bits_per_weight;
+    uint32_t adapters;            /* so many adapters were merged into it */
 } lq_tensor_report;
 
 typedef struct lq_quantize_options {
@@ -259,6 +260,12 @@ typedef struct lq_quantize_options {
     const char *recipe;     /* instead of `scheme`, path of a recipe: a text that gives each tensor a format and a quantizer
                                (recipes of the schemes: libquant/recipes/; the language: libquant/recipe.h).
                                LQ_E_FORMAT names the line */
+    /* Adapters of low rank (LoRA) that are merged before anything is rounded, in this order: each a directory that PEFT writes
+     * (adapter_config.json, adapter_model.safetensors) or a GGUF file of general.type "adapter". To each matrix they add
+     * scale * (alpha / rank) * B A, in float32. At most 64 */
+    const char *const *loras;
+    const float *lora_scales; /* [n_loras]; NULL = all 1. With 0 nothing is added */
+    uint32_t n_loras;
 } lq_quantize_options;
 
 typedef struct lq_quantize_result {
@@ -268,6 +275,7 @@ typedef struct lq_quantize_result {
     double bits_per_weight, seconds;
     uint32_t with_importance;     /* tensors in blocks of bits whose errors were weighted by the importance file */
     uint32_t without_importance;  /* and those that it has no entry for: quantized as without a file */
+    uint32_t adapted;             /* tensors that adapters were merged into */
 } lq_quantize_result;
 
 /* Write the model at `src` (GGUF or Hugging Face directory) to `dst`: a GGUF file, or with a scheme of that kind ("nf4",
@@ -279,7 +287,11 @@ typedef struct lq_quantize_result {
  * LQ_E_BUSY: another process writes dst. `result` may be NULL.
  * An importance file is validated whole before anything is written. LQ_E_INCONSISTENT: an entry has another number of
  * inputs than its tensor, or no entry belongs to any tensor. With one, schemes may choose other formats ("importance" in
- * a recipe). */
+ * a recipe).
+ * Adapters too are validated whole. LQ_E_INCONSISTENT: a target that the model lacks, another shape or architecture, ranks that
+ * disagree, a rank or alpha of 0, values that are not finite, another base than the key libquant.base.hash says (PEFT's name of
+ * a base is not looked at); LQ_E_UNSUPPORTED: what would add anything else than this sum (DoRA, biases, whole modules,
+ * embeddings, use of a field that is not known), by name. A GGUF file says what was merged: libquant.lora.N.name and .scale. */
 LQ_API lq_status lq_quantize(lq_ctx *ctx, const char *src, const char *dst, const lq_quantize_options *options,
                              lq_quantize_result *result);
 

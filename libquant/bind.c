@@ -6,6 +6,8 @@
 #include <math.h>
 #include <stdio.h>
 
+#include "lora.h"
+
 /* config.json fields of every model that say nothing about the function. */
 static const char *const hf_common[] = {
     "architectures", "model_type", "torch_dtype", "dtype", "transformers_version", "use_cache", "initializer_range",
@@ -32,6 +34,7 @@ static bool in_list(const char *list, q_str word) { return listed(list, word, fa
 
 static lq_status find_arch(const q_directory *dir, const q_arch **out) {
     q_str name;
+    if (q_lora_is(dir)) return q_fail(LQ_E_ARG, "it is an adapter and no model: open the model that it is for, with this as its adapter");
     if (dir->names == Q_NAMES_GGUF) {
         const q_meta *m = q_directory_meta(dir, "general.architecture");
         if (!m || m->type != Q_META_STRING)
@@ -404,7 +407,7 @@ const q_bind_item *q_bind_find(const q_binding *b, int32_t role, int32_t layer) 
 
 /* Row `r` of the GGUF tensor is which row of the source? Rotary pairs: Hugging Face keeps the two halves of a head
  * apart (i, i + d/2), GGUF interleaves them (2i, 2i + 1). */
-static uint64_t source_row(const q_bind_item *item, uint64_t r) {
+uint64_t q_bind_source_row(const q_bind_item *item, uint64_t r) {
     if (item->map != Q_MAP_ROPE_PAIRS) return r;
     const uint64_t d = item->src->rows / (uint64_t)item->map_heads, head = r / d, i = r % d;
     return head * d + (i % 2) * (d / 2) + i / 2;
@@ -412,11 +415,11 @@ static uint64_t source_row(const q_bind_item *item, uint64_t r) {
 
 lq_status q_bind_read_raw(const q_binding *b, const q_bind_item *item, uint64_t first, uint64_t n, uint8_t *out) {
     const q_tensor *t = item->src;
-    if (item->map == Q_MAP_PLUS_ONE || item->columns || item->rows)
+    if (item->map == Q_MAP_PLUS_ONE || item->columns || item->rows || item->delta)
         return q_fail(LQ_E_INTERNAL, "tensor '%.*s' cannot be read raw", Q_STR_ARG(t->name));
     if (item->map == Q_MAP_SAME) return q_tensor_read(b->dir, t, first * t->row_bytes, out, n * t->row_bytes);
     for (uint64_t i = 0; i < n; i++)
-        Q_TRY(q_tensor_read(b->dir, t, source_row(item, first + i) * t->row_bytes, out + i * t->row_bytes, t->row_bytes));
+        Q_TRY(q_tensor_read(b->dir, t, q_bind_source_row(item, first + i) * t->row_bytes, out + i * t->row_bytes, t->row_bytes));
     return LQ_OK;
 }
 
@@ -447,12 +450,13 @@ lq_status q_bind_read(const q_alloc *a, const q_binding *b, const q_bind_item *i
     }
     lq_status s = LQ_OK;
     for (uint64_t i = 0; i < n && s == LQ_OK; i++) {
-        const uint64_t at = source_row(item, first + i) * t->row_bytes;
+        const uint64_t from = q_bind_source_row(item, first + i), at = from * t->row_bytes;
         const uint8_t *p = t->data ? t->data + at : row;
         if (!t->data) s = q_tensor_read(b->dir, t, at, row, t->row_bytes);
         float *y = out + i * t->shape[0];
         if (s == LQ_OK) q_decode_row(t->format, p, (int64_t)t->shape[0], order ? mixed : y);
         for (uint64_t j = 0; order && s == LQ_OK && j < t->shape[0]; j++) y[order[j]] = mixed[j];
+        if (item->delta && s == LQ_OK) q_lora_add(item->delta, from, y, t->shape[0]);
         if (item->map == Q_MAP_PLUS_ONE)
             for (uint64_t j = 0; j < t->shape[0]; j++) y[j] += 1.0f;
         if (s == LQ_OK) apply_factors(item, first + i, y);

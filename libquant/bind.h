@@ -7,6 +7,7 @@
 
 #include "arch.h"
 
+struct q_lora_delta;
 /* One weight of the model under its GGUF name, wherever it comes from. */
 typedef struct q_bind_item {
     q_str name;           /* GGUF name, "blk.3.attn_q.weight" */
@@ -15,6 +16,7 @@ typedef struct q_bind_item {
     const q_tensor *src;  /* shape and bytes in the source */
     q_map map;            /* what makes the source's rows the GGUF ones; Q_MAP_SAME for GGUF sources */
     int32_t map_heads;
+    struct q_lora_delta *delta; /* what adapters add to its rows (lora.h), before the factors below; NULL = nothing */
     const float *columns; /* [shape[0]] each weight is multiplied by its column's; NULL = by 1 */
     const float *rows;    /* [rows], of a vector [shape[0]]: and divided by its row's (its own) */
 } q_bind_item;
@@ -41,9 +43,11 @@ void q_binding_close(q_binding *b);
 /* The item of a role (0-based) at a layer; NULL when the model has none. */
 const q_bind_item *q_bind_find(const q_binding *b, int32_t role, int32_t layer);
 
+/* Row r of an item is which row of its source? */
+uint64_t q_bind_source_row(const q_bind_item *item, uint64_t r);
 /* Rows [first, first + n) of an item as the GGUF tensor has them. Raw: row_bytes each, in the source's format (not for
- * PLUS_ONE, nor under factors), and in the source's order of inputs. Decoded: shape[0] floats each, by input, and last of all
- * the item's factors. Thread-safe. */
+ * PLUS_ONE, nor under factors or adapters), and in the source's order of inputs. Decoded: shape[0] floats each, by input, with what
+ * adapters add, and last of all the item's factors. Thread-safe. */
 lq_status q_bind_read_raw(const q_binding *b, const q_bind_item *item, uint64_t first, uint64_t n, uint8_t *out);
 lq_status q_bind_read(const q_alloc *a, const q_binding *b, const q_bind_item *item, uint64_t first, uint64_t n,
                       float *out);

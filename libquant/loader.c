@@ -129,6 +129,14 @@ static lq_status refuse_directory(const char *path) {
     return q_fail(LQ_E_FORMAT, "%s has a config.json but no model.safetensors or model.safetensors.index.json", path);
 }
 
+static lq_status refuse_adapter(const char *path) {
+    static const char *const pickles[] = {"adapter_model.bin", "adapter_model.pt"};
+    for (size_t i = 0; i < Q_COUNT(pickles) && !has_file(path, "adapter_model.safetensors"); i++)
+        if (has_file(path, pickles[i])) return refuse_pickle(path);
+    return q_fail(LQ_E_FORMAT, "%s is a directory without adapter_config.json and adapter_model.safetensors: name a GGUF file or "
+                  "the directory of an adapter", path);
+}
+
 /* No loader takes the file: say what it looks like. */
 static lq_status refuse_file(const q_load_options *options, const char *path) {
     static const char *const pickles[] = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"};
@@ -159,9 +167,11 @@ lq_status q_directory_open(const char *path, const q_load_options *options, q_di
     if (kind == Q_PATH_FILE || kind == Q_PATH_DIR)
         for (const q_loader *const *l = q_loaders; *l && !loader; l++) {
             bool mine;
+            if (o.adapter && !(*l)->adapters) continue;
             Q_TRY((*l)->detect(path, &mine));
             if (mine) loader = *l;
         }
+    if (!loader && o.adapter && kind == Q_PATH_DIR) return refuse_adapter(path);
     if (!loader) return kind == Q_PATH_DIR ? refuse_directory(path) : refuse_file(&o, path);
 
     q_directory *dir;
@@ -198,7 +208,7 @@ static lq_status spares_file(const char *file, const char *dst) {
 
 /* The side files lie where the weights do: a loader joins both to the same folder. */
 static lq_status spares_side_files(const q_directory *dir, const char *dst) {
-    const q_str side[] = {q_str_of("config.json"), q_str_of("tokenizer_config.json"),
+    const q_str side[] = {q_str_of("config.json"), q_str_of("tokenizer_config.json"), q_str_of("adapter_config.json"),
                           q_str_of("model.safetensors.index.json"), dir->tokenizer_file};
     const char *weights = q_file_path(dir->files[0]), *slash = strrchr(weights, '/');
     char folder[4200], path[4200];

@@ -113,6 +113,7 @@ typedef struct q_load_options {
     const q_log *log;
     bool map;       /* map weights; false: tensor->data is NULL, use q_tensor_read */
     bool allow_gaps; /* GGUF: accept unused bytes between tensors (with a warning) */
+    bool adapter;   /* what is wanted is an adapter, not the model that may lie beside it */
 } q_load_options;
 
 struct q_loader {
@@ -121,6 +122,7 @@ struct q_loader {
     lq_status (*detect)(const char *path, bool *mine);
     lq_status (*open)(const char *path, const q_load_options *options, q_directory **out);
     void (*close)(q_directory *dir);
+    bool adapters; /* there are adapters in this container */
 };
 extern const q_loader *const q_loaders[]; /* from loaders.def */
 

@@ -14,6 +14,7 @@
 #include "dense.h"
 #include "export.h"
 #include "importance.h"
+#include "lora.h"
 #include "recipe.h"
 #include "row_errors.h"
 #include "text.h"
@@ -48,6 +49,7 @@ typedef struct work {
     q_pool *pool;
     uint32_t threads;
     q_importance *importance; /* NULL: no file was given */
+    q_loras *loras;           /* NULL: none were given */
     q_dense *dense;           /* held while a quantizer wants it: each of its calls would load the library anew */
     bool directory;           /* write a Hugging Face directory, not a GGUF file */
     const q_writer_kind *kind;
@@ -96,6 +98,7 @@ static lq_status check_destination(const work *w) {
     if (w->options->importance) Q_TRY(same_file(w, w->options->importance));
     if (w->options->recipe) Q_TRY(same_file(w, w->options->recipe));
     Q_TRY(q_directory_spares(w->dir, w->dst));
+    Q_TRY(q_loras_spare(w->loras, w->dst, w->directory));
     if (w->directory) {
         if (w->options->importance) Q_TRY(q_export_spares(w->dst, w->options->importance));
         if (w->options->recipe) Q_TRY(q_export_spares(w->dst, w->options->recipe));
@@ -125,6 +128,7 @@ static lq_status check_source(const work *w) {
 
 bool q_quantize_copies(const q_bind_item *item, const q_recipe_choice *c) {
     if (item->src->view && item->src->view->order) return false; /* a GGUF file keeps inputs in their order */
+    if (item->delta) return false;
     return item->src->format == c->format && !item->columns && !item->rows && (item->map == Q_MAP_SAME || item->map == Q_MAP_ROPE_PAIRS);
 }
 
@@ -380,7 +384,7 @@ static lq_status collect_keys(work *w) {
     }
     const int32_t file_type = q_recipe_file_type(w->recipe);
     const bool gguf = w->dir->names == Q_NAMES_GGUF;
-    uint64_t cap = (uint64_t)w->dir->n_meta + w->binding->arch->n_hparams + EXTRA_KEYS;
+    uint64_t cap = (uint64_t)w->dir->n_meta + w->binding->arch->n_hparams + EXTRA_KEYS + 2 * q_loras_count(w->loras);
     w->meta = Q_NEW(w->alloc, q_meta, cap);
     if (!w->meta) return LQ_E_NOMEM;
     uint32_t n = 0;
@@ -410,6 +414,7 @@ static lq_status collect_keys(work *w) {
     if (!has_type && file_type >= 0) w->meta[w->n_meta++] = key_u32("general.file_type", (uint32_t)file_type);
     for (uint32_t i = 0; i < w->binding->n_items; i++) quantized |= w->choices[i].format->weights > 1;
     if (quantized) w->meta[w->n_meta++] = key_u32("general.quantization_version", 2);
+    Q_TRY(q_loras_keys(w->loras, &w->arena, w->meta, &w->n_meta));
     return w->result.with_importance ? importance_keys(w) : LQ_OK;
 }
 
@@ -599,7 +604,7 @@ static lq_status report(const work *w, uint32_t i, const q_row_sums *sums) {
         .rel_error = rel_error, .importance = w->entries[i] != NULL,
         .quantizer = copies(w, i) ? "" : c->quantizer->name,
         .weighted_error = sums->weighted_norm > 0 ? relative(sums->weighted_error, sums->weighted_norm) : rel_error,
-        .bits_per_weight = k ? 8.0 * (double)bytes / (double)(k * item->src->rows) : 0};
+        .bits_per_weight = k ? 8.0 * (double)bytes / (double)(k * item->src->rows) : 0, .adapters = q_lora_count(item->delta)};
     w->options->report(w->options->user, &r);
     q_delete(w->alloc, name);
     return LQ_OK;
@@ -700,9 +705,11 @@ static lq_status run(work *w) {
     Q_TRY(q_export_decide(w->recipe, o->scheme ? o->scheme : o->recipe, w->dir, w->src, w->dst, &w->directory));
     w->kind = w->directory ? &q_writer_huggingface : &q_writer_gguf;
     w->method = q_recipe_method(w->recipe, NULL);
+    if (o->n_loras) Q_TRY(q_loras_open(w->alloc, w->log, o->loras, o->lora_scales, o->n_loras, &w->loras));
     if (w->dst) Q_TRY(check_destination(w));
     Q_TRY(q_bind(w->alloc, w->log, w->dir, &w->binding));
     Q_TRY(check_source(w));
+    Q_TRY(q_loras_bind(w->loras, w->binding, &w->result.adapted));
     if (o->importance) Q_TRY(q_importance_open(w->alloc, w->log, o->importance, &w->importance));
     Q_TRY(choose_formats(w));
     Q_TRY(check_dense(w));
@@ -736,6 +743,7 @@ static void release(work *w) {
     if (w->dir) q_directory_close(w->dir);
     q_recipe_close(w->recipe);
     q_importance_close(w->importance);
+    q_loras_close(w->loras);
     q_arena_free(&w->arena);
 }
 

@@ -54,6 +54,22 @@ exits 0 "q4_0:rtn" q "$POCKET" rtn.gguf -s q4_0:rtn
 holds "q4_0:rtn" "$(wc -c <rtn.gguf)" -eq "$(wc -c <q4_0.gguf)"
 if cmp -s rtn.gguf q4_0.gguf; then fail "q4_0:rtn is as q4_0"; else pass; fi
 
+# Adapters.
+LORA=$T_ROOT/tests/golden/lora
+exits 0 "--lora" q "$POCKET" lora.gguf -s q8_0 --lora "$LORA:0.5" --lora="$LORA" --json; json_is "--lora"
+holds "--lora" "$(json adapted)" -eq 8; holds "--lora: the list" "$(json lora.1)" = "$LORA"
+says "--lora: of a tensor" '"adapters": 2' "$out"; says "--lora: of another" '"adapters": 0' "$out"
+says "--lora in the file" 'libquant.lora.0.scale' lora.gguf
+exits 0 "--lora -v" q "$POCKET" x.gguf -s q8_0 --lora "$LORA" -v; says "--lora -v" "blk.5.ffn_down.*with an adapter" "$out"
+cp -r "$LORA" co:2; exits 0 "a colon in the path" q "$POCKET" x.gguf -s q8_0 --lora co:2:1 -f
+exits 4 "a path for a scale" q "$POCKET" x.gguf -s q8_0 --lora co:2 -f
+exits 2 "a scale that is not finite" q "$POCKET" x.gguf -s q8_0 --lora "$LORA:inf" -f; says "a scale that is not finite" "finite"
+exits 3 "no adapter" q "$POCKET" x.gguf -s q8_0 --lora "$POCKET" -f; says "no adapter" "adapter_config.json"
+exits 2 "quantized base" q lora.gguf y.gguf -s q4_0 --lora "$LORA"; says "quantized base" "already quantized"
+exits 0 "quantized base with --requantize" q lora.gguf y.gguf -s q4_0 --lora "$LORA" --requantize
+exits 2 "an adapter as a model" "$LQ" run "$LORA" -p x; says "an adapter as a model" "is an adapter"
+rm -rf co:2 lora.gguf x.gguf y.gguf
+
 # With the standard descriptors closed no message ends up in a file.
 "$LQ" quantize "$POCKET" closed.gguf -s bf16 -v <&- >&- 2>&-; same "closed descriptors" closed.gguf bf16.gguf
 

@@ -152,6 +152,14 @@ typedef struct cli_memory {
      .help = "an importance file, so that errors go where they hurt least: made by\n"                                  \
              "`lq calibrate` or another engine (imatrix.gguf, imatrix.dat). --imatrix is the same",                    \
      .also = "|stats|calibration|importance-matrix|"}
+#define CLI_OPT_LORA(field_at, what)                                                                                   \
+    {.type = CLI_LIST,                                                                                                 \
+     .name = "lora",                                                                                                   \
+     .value = "DIR",                                                                                                   \
+     .at = field_at,                                                                                                   \
+     .help = what "a directory that PEFT writes, or a GGUF file;\n"                                                    \
+             "DIR:0.5 halves what it adds. May be given several times, they add up",                                   \
+     .also = "|adapter|adapters|lora-scaled|peft|"}
 #define CLI_OPT_CTX(T)                                                                                                 \
     {.type = CLI_UINT,                                                                                                 \
      .letter = 'c',                                                                                                    \
@@ -250,6 +258,16 @@ typedef struct cli_place {
              "joined by +, as `lq info --devices` has this machine's (default: all of them)",                     \
      .also = "|cpu|arch|simd|",                                                                                        \
      .values = "scalar avx2 avxvnni avx512 avx512vnni avx512bf16 amx neon neon_dotprod neon_i8mm"}
+
+/* What --lora said: paths without their scales, for lq_quantize_options and lq_model_options. */
+typedef struct cli_loras {
+    char **paths;
+    float *scales;
+    uint32_t n;
+} cli_loras;
+/* 0, or the exit code; free in either case. */
+int cli_loras_open(cli *c, const cli_list *list, cli_loras *out);
+void cli_loras_free(cli_loras *l);
 
 /* The commands in the order of the help text; NULL past the end. */
 const cli_command *cli_command_at(size_t i);

@@ -14,6 +14,7 @@ typedef struct args {
     const char *src, *dst, *scheme, *recipe, *importance;
     uint64_t threads;
     uint32_t dry_run, force, requantize, verbose;
+    cli_list lora;
 } args;
 
 static const cli_operand operands[] = {
@@ -42,6 +43,7 @@ static const cli_option options[] = {
              "the first that fits wins: PATTERN [CONDITION...] FORMAT[:QUANTIZER]",
      .also = "|recipe-file|tensor-type|config|"},
     CLI_OPT_IMPORTANCE(args),
+    CLI_OPT_LORA(offsetof(args, lora), "merge an adapter (LoRA) into the weights before they are rounded:\n"),
     {.type = CLI_FLAG,
      .letter = 'n',
      .name = "dry-run",
@@ -118,6 +120,7 @@ static void on_tensor(void *user, const lq_tensor_report *t) {
         cli_set_real(o, "rel_error", t->rel_error);
         cli_set_real(o, "weighted_error", t->weighted_error);
         if (s->a->importance) cli_set_bool(o, "importance", t->importance != 0);
+        if (s->a->lora.count) cli_set_int(o, "adapters", t->adapters);
         (void)json_array_append_new(s->tensors, o);
     }
     if (strcmp(t->to, t->wanted) != 0) {
@@ -141,6 +144,7 @@ static void on_tensor(void *user, const lq_tensor_report *t) {
            t->quantizer[0] ? t->quantizer : "copy", (unsigned long long)t->weights, (unsigned long long)t->bytes,
            t->bits_per_weight, t->rel_error);
     if (t->importance) printf("  %.5f", t->weighted_error);
+    if (t->adapters) printf("  with %s", t->adapters == 1 ? "an adapter" : "adapters");
     putchar('\n');
 }
 
@@ -182,6 +186,7 @@ static void print_summary(const args *a, const state *s, const lq_quantize_resul
     }
     fprintf(stderr, "%s%s: %u tensors, %llu weights, %.3f bits per weight, %s", a->dry_run ? "would write " : "",
             cli_safe(a->dst).s, r->tensors, (unsigned long long)r->weights, r->bits_per_weight, cli_bytes(r->bytes).s);
+    if (r->adapted) fprintf(stderr, ", adapters in %u", r->adapted);
     if (r->fallbacks) fprintf(stderr, ", %u fall-back%s", r->fallbacks, r->fallbacks == 1 ? "" : "s");
     if (a->importance) fprintf(stderr, ", %u by importance", r->with_importance);
     if (r->without_importance) fprintf(stderr, ", %u without (%s)", r->without_importance, s->unweighted);
@@ -208,12 +213,19 @@ static int print_json(cli *c, const args *a, state *s, const lq_quantize_result 
         cli_set_int(i, "without", r->without_importance);
         cli_set(o, "importance", i);
     }
+    if (a->lora.count) {
+        json_t *l = json_array();
+        for (size_t i = 0; i < a->lora.count; i++)
+            (void)json_array_append_new(l, cli_json_text(a->lora.items[i], strlen(a->lora.items[i])));
+        cli_set(o, "lora", l);
+        cli_set_int(o, "adapted", r->adapted);
+    }
     cli_set(o, "report", s->tensors);
     s->tensors = NULL;
     return cli_json_print(c, o, CLI_OK);
 }
 
-static int quantize(cli *c, const args *a, state *s) {
+static int quantize(cli *c, const args *a, state *s, const cli_loras *loras) {
     lq_ctx *ctx;
     lq_quantize_result r = {.size = sizeof r};
     if (!a->scheme && !a->recipe)
@@ -233,7 +245,10 @@ static int quantize(cli *c, const args *a, state *s) {
                                    .report = on_tensor,
                                    .user = s,
                                    .importance = a->importance,
-                                   .recipe = a->recipe};
+                                   .recipe = a->recipe,
+                                   .loras = (const char *const *)loras->paths,
+                                   .lora_scales = loras->scales,
+                                   .n_loras = loras->n};
     const lq_status status = lq_quantize(ctx, a->src, a->dst, &o, &r);
     cli_progress_clear(&s->progress);
     if (status != LQ_OK) {
@@ -250,7 +265,10 @@ static int run(cli *c, const void *arguments) {
     const args *a = arguments;
     state s = {.a = a, .table = a->verbose && !c->json};
     if (c->json && !(s.tensors = json_array())) return cli_nomem(c);
-    const int code = quantize(c, a, &s);
+    cli_loras loras;
+    int code = cli_loras_open(c, &a->lora, &loras);
+    if (code == 0) code = quantize(c, a, &s, &loras);
+    cli_loras_free(&loras);
     json_decref(s.tensors);
     free(s.fallbacks);
     return code;
@@ -276,6 +294,7 @@ const cli_command cli_command_quantize = {
                 "  lq quantize my-model/ mine.gguf --recipe mine.txt       # mine.txt: attn_v,ffn_down more q6_k\n"
                 "                                                          #           * q4_k\n"
                 "  lq quantize my-model/ my-model-nf4 -s nf4-dq            # a directory\n"
+                "  lq quantize my-model/ tuned.gguf -s q4_k_m --lora my-adapter/\n"
                 "  lq quantize old.q8_0.gguf new.gguf -s q4_0 --requantize --force --json\n",
     .args_size = sizeof(args),
     .run = run,

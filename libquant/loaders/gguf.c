@@ -602,4 +602,4 @@ static lq_status gguf_detect(const char *path, bool *mine) {
     return LQ_OK;
 }
 
-const q_loader q_loader_gguf = {"gguf", gguf_detect, gguf_open, gguf_close};
+const q_loader q_loader_gguf = {"gguf", gguf_detect, gguf_open, gguf_close, true};

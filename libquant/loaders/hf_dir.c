@@ -1,4 +1,5 @@
-/* hf_dir.c: a Hugging Face model directory: which files it consists of, and the loader's record.
+/* hf_dir.c: a Hugging Face model directory: which files it consists of, and the loader's record; and that of an adapter's
+ * directory, which is simpler: adapter_config.json and adapter_model.safetensors.
  *
  * config.json, then either model.safetensors or the shards that model.safetensors.index.json lists; beside them
  * tokenizer_config.json and tokenizer.model (or tokenizer.json) where present. Other files, generation_config.json
@@ -11,7 +12,8 @@
 
 enum { PATH_BYTES = 4096, CONFIG_BYTES = 16 << 20, TOKENIZER_BYTES = 64 << 20 };
 static const char config_name[] = "config.json", single_name[] = "model.safetensors",
-                  index_name[] = "model.safetensors.index.json", tokenizer_config_name[] = "tokenizer_config.json";
+                  index_name[] = "model.safetensors.index.json", tokenizer_config_name[] = "tokenizer_config.json",
+                  adapter_config_name[] = "adapter_config.json", adapter_name[] = "adapter_model.safetensors";
 
 typedef struct hf_dir {
     q_directory dir;
@@ -339,19 +341,20 @@ static lq_status read_config(hf_dir *h, const char *dir, const char *name, const
     return s == LQ_OK ? s : q_fail_in(s, "%s", path);
 }
 
-static lq_status read_configs(hf_dir *h, const char *dir) {
+/* `side` may be there, too. */
+static lq_status read_configs(hf_dir *h, const char *dir, const char *name, const char *side) {
     bool has;
-    Q_TRY(has_file(dir, config_name, &has));
-    if (!has) return q_fail(LQ_E_FORMAT, "%s has no %s", dir, config_name);
-    Q_TRY(read_config(h, dir, config_name, ""));
-    Q_TRY(has_file(dir, tokenizer_config_name, &has));
-    if (has) Q_TRY(read_config(h, dir, tokenizer_config_name, "tokenizer_config."));
+    Q_TRY(has_file(dir, name, &has));
+    if (!has) return q_fail(LQ_E_FORMAT, "%s has no %s", dir, name);
+    Q_TRY(read_config(h, dir, name, ""));
+    if (side) Q_TRY(has_file(dir, side, &has));
+    if (side && has) Q_TRY(read_config(h, dir, side, "tokenizer_config."));
     h->dir.meta = h->meta.items;
     h->dir.n_meta = (uint32_t)h->meta.n;
     const lq_status s = q_index_build(h->alloc, h->meta.items, sizeof(q_meta), h->dir.n_meta, "joined key",
                                       &h->dir.meta_index);
     if (s == LQ_OK) return s;
-    return q_fail_in(s == LQ_E_INCONSISTENT ? LQ_E_FORMAT : s, "%s/%s", dir, config_name);
+    return q_fail_in(s == LQ_E_INCONSISTENT ? LQ_E_FORMAT : s, "%s/%s", dir, name);
 }
 
 static void hf_idle(q_directory *dir) { q_hf_cache_empty(((hf_dir *)dir->owner)->cache); }
@@ -412,6 +415,30 @@ static void hf_close(q_directory *dir) {
     q_delete(a, h);
 }
 
+static hf_dir *new_dir(const q_alloc *a, const char *container) {
+    hf_dir *h = Q_NEW(a, hf_dir, 1);
+    if (!h) return NULL;
+    h->alloc = h->arena.alloc = h->tensors.alloc = h->meta.alloc = a;
+    h->meta.arena = &h->arena;
+    h->dir.owner = h;
+    h->dir.names = Q_NAMES_HF;
+    h->dir.alloc = a;
+    memcpy(h->dir.container, container, strlen(container) + 1);
+    return h;
+}
+
+/* All was read, or not. */
+static lq_status give(hf_dir *h, lq_status s, q_directory **out) {
+    if (s != LQ_OK) {
+        q_delete(h->alloc, h->dir.meta_index.cells);
+        q_delete(h->alloc, h->dir.tensor_index.cells);
+        hf_close(&h->dir);
+        return s;
+    }
+    *out = &h->dir;
+    return LQ_OK;
+}
+
 static lq_status hf_open(const char *path, const q_load_options *options, q_directory **out) {
     char dir[PATH_BYTES];
     q_path_kind kind;
@@ -425,27 +452,42 @@ static lq_status hf_open(const char *path, const q_load_options *options, q_dire
             return q_fail(LQ_E_FORMAT, "%s has no %s beside it, without which its tensors are not a model", path,
                           config_name);
     }
-    hf_dir *h = Q_NEW(options->alloc, hf_dir, 1);
+    hf_dir *h = new_dir(options->alloc, "huggingface");
     if (!h) return LQ_E_NOMEM;
-    h->alloc = h->arena.alloc = h->tensors.alloc = h->meta.alloc = options->alloc;
-    h->meta.arena = &h->arena;
-    h->dir.owner = h;
-    h->dir.names = Q_NAMES_HF;
-    h->dir.alloc = h->alloc;
-    memcpy(h->dir.container, "huggingface", sizeof "huggingface");
     const char *where = is_file ? dir : path;
-    lq_status s = read_configs(h, where);
+    lq_status s = read_configs(h, where, config_name, tokenizer_config_name);
     if (s == LQ_OK) s = open_weights(h, where, is_file ? path : NULL, options->map);
     if (s == LQ_OK) s = see_quantized(h, options->log, where);
     if (s == LQ_OK) s = read_tokenizer(h, where);
-    if (s != LQ_OK) {
-        q_delete(h->alloc, h->dir.meta_index.cells);
-        q_delete(h->alloc, h->dir.tensor_index.cells);
-        hf_close(&h->dir);
-        return s;
-    }
-    *out = &h->dir;
-    return LQ_OK;
+    return give(h, s, out);
 }
 
-const q_loader q_loader_safetensors = {"safetensors", hf_detect, hf_open, hf_close};
+const q_loader q_loader_safetensors = {"safetensors", hf_detect, hf_open, hf_close, false};
+
+/* ------------------------------------------------------------------------------------------------ adapters */
+
+static lq_status peft_detect(const char *path, bool *mine) {
+    q_path_kind kind;
+    Q_TRY(q_path_kind_of(path, &kind));
+    *mine = false;
+    if (kind != Q_PATH_DIR) return LQ_OK;
+    Q_TRY(has_file(path, adapter_config_name, mine));
+    return *mine ? has_file(path, adapter_name, mine) : LQ_OK;
+}
+
+static lq_status peft_open(const char *path, const q_load_options *options, q_directory **out) {
+    char weights[PATH_BYTES];
+    Q_TRY(join(weights, path, adapter_name));
+    hf_dir *h = new_dir(options->alloc, "peft");
+    if (!h) return LQ_E_NOMEM;
+    lq_status s = read_configs(h, path, adapter_config_name, NULL);
+    if (s == LQ_OK) s = make_files(h, 1);
+    if (s == LQ_OK) s = add_file(h, weights, options->map);
+    if (s == LQ_OK) {
+        s = seal_tensors(h);
+        if (s != LQ_OK) s = q_fail_in(s, "%s", weights);
+    }
+    return give(h, s, out);
+}
+
+const q_loader q_loader_peft = {"peft", peft_detect, peft_open, hf_close, true};

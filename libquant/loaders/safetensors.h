@@ -6,7 +6,7 @@
 
 #include "../json.h"
 
-extern const q_loader q_loader_safetensors;
+extern const q_loader q_loader_safetensors, q_loader_peft;
 
 /* Tensors of all files of a directory, in file order. */
 typedef struct q_st_list {

@@ -152,7 +152,8 @@ class TensorInfo(Record):
 class TensorReport(Record):
     _fields_ = [("size", c_uint32), ("name", c_char_p), ("from_", c_char_p), ("to", c_char_p), ("wanted", c_char_p),
                 ("weights", c_uint64), ("bytes", c_uint64), ("rel_error", c_double), ("importance", c_uint32),
-                ("quantizer", c_char_p), ("weighted_error", c_double), ("bits_per_weight", c_double)]
+                ("quantizer", c_char_p), ("weighted_error", c_double), ("bits_per_weight", c_double),
+                ("adapters", c_uint32)]
 
 
 _REPORT = ctypes.CFUNCTYPE(None, c_void_p, POINTER(TensorReport))
@@ -161,13 +162,14 @@ _REPORT = ctypes.CFUNCTYPE(None, c_void_p, POINTER(TensorReport))
 class _QuantizeOptions(Record):
     _fields_ = [("size", c_uint32), ("scheme", c_char_p), ("threads", c_uint32), ("force", c_uint32),
                 ("requantize", c_uint32), ("dry_run", c_uint32), ("progress", _PROGRESS), ("report", _REPORT),
-                ("user", c_void_p), ("importance", c_char_p), ("recipe", c_char_p)]
+                ("user", c_void_p), ("importance", c_char_p), ("recipe", c_char_p), ("loras", POINTER(c_char_p)),
+                ("lora_scales", POINTER(c_float)), ("n_loras", c_uint32)]
 
 
 class QuantizeResult(Record):
     _fields_ = [("size", c_uint32), ("tensors", c_uint32), ("fallbacks", c_uint32), ("weights", c_uint64),
                 ("bytes", c_uint64), ("bits_per_weight", c_double), ("seconds", c_double),
-                ("with_importance", c_uint32), ("without_importance", c_uint32)]
+                ("with_importance", c_uint32), ("without_importance", c_uint32), ("adapted", c_uint32)]
 
 
 class _SessionOptions(Record):
@@ -329,6 +331,14 @@ def _path(path: Path) -> bytes:
     if b"\0" in raw:
         raise ValueError("a path with a NUL byte")
     return raw
+
+
+def _adapters(loras: Optional[Dict[Path, float]]) -> Dict[str, Any]:
+    """Fields of options that name adapters."""
+    if not loras:
+        return {}
+    n = len(loras)
+    return {"loras": (c_char_p * n)(*(_path(p) for p in loras)), "lora_scales": (c_float * n)(*loras.values()), "n_loras": n}
 
 
 def _ids(ids: Sequence[int]) -> "ctypes.Array[c_int32]":
@@ -495,14 +505,14 @@ class Context(_Handle):
                  requantize: bool = False, dry_run: bool = False, importance: Optional[Path] = None,
                  progress: Optional[Progress] = None,
                  report: Optional[Callable[[TensorReport], None]] = None,
-                 recipe: Optional[Path] = None) -> QuantizeResult:
+                 recipe: Optional[Path] = None, loras: Optional[Dict[Path, float]] = None) -> QuantizeResult:
         """Write the model at `src` to the GGUF file `dst`, by a scheme ("q4_k_m") or by a recipe in a file. `importance` is a
-        file that Session.calibrate or another engine made. `report` gets a TensorReport after each tensor, valid during the call alone."""
+        file that Session.calibrate or another engine made; `loras`: adapters to merge, with the scale of each. `report` gets a TensorReport after each tensor, valid during the call alone."""
         calls, result = _Calls(progress, report), QuantizeResult()
         options = _QuantizeOptions(scheme=_text(scheme), threads=threads, force=force, requantize=requantize,
                                    dry_run=dry_run, progress=calls.progress, report=calls.report,
                                    importance=None if importance is None else _path(importance),
-                                   recipe=None if recipe is None else _path(recipe))
+                                   recipe=None if recipe is None else _path(recipe), **_adapters(loras))
         calls.finish(load().lq_quantize(self._handle, _path(src), _path(dst), byref(options), byref(result)))
         return result
 
