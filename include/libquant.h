@@ -473,9 +473,9 @@ typedef struct lq_calibrate_options {
     lq_progress progress;  /* counts tokens evaluated; with Hessians, arithmetic */
     void *user;
     uint32_t hessians;     /* 1 = also the Hessian of each input, for the quantizer gptq: see lq_calibrate */
-    const char *scheme;    /* with hessians: measure each matrix's inputs in the model whose earlier matrices were quantized
-                              by this scheme; NULL = in the model as it is */
-    uint64_t max_ram;      /* with hessians: where more bytes of memory than these would be needed, what the text's tokens
+    const char *scheme;    /* with hessians or a transform (awq+q4_k_m): measure each matrix's inputs in the model whose
+                              earlier matrices were quantized by this scheme; NULL = in the model as it is */
+    uint64_t max_ram;      /* with either: where more bytes of memory than these would be needed, what the text's tokens
                               carry from layer to layer lies in a file beside dst instead; 0 = no limit */
     const char *recipe;    /* instead of `scheme`: path of a recipe (lq_quantize_options.recipe) */
 } lq_calibrate_options;
@@ -498,10 +498,10 @@ typedef struct lq_calibrate_result {
  * LQ_E_ARG: the text is too short for one chunk, dst exists without `force` or is a file of the model; LQ_E_NUMERIC:
  * inputs are not finite. `result` may be NULL.
  * With `hessians` the text goes through the model layer by layer, and the file also has, once for matrices that share their
- * inputs, 2/n times the sum of x x' over all n of them. Needs OpenBLAS at run time (LQ_E_UNSUPPORTED names the package).
- * Such a run may take long: each finished layer is kept beside `dst`, in files whose names begin with its own and tell
- * model, text and options apart. After an interruption, of whatever kind, the same call goes on behind it, and ends with
- * the same bytes; then these files go. */
+ * inputs, 2/n times the sum of x x' over all n; needs OpenBLAS at run time (LQ_E_UNSUPPORTED names the package). So it goes
+ * with a scheme that has a transform, for the transform's factors and clips. Such runs may take long: each finished layer is
+ * kept beside `dst`, in files whose names begin with its own and tell model, text and options apart. After an interruption,
+ * of whatever kind, the same call goes on behind it, and ends with the same bytes; then these files go. */
 LQ_API lq_status lq_calibrate(lq_session *session, const int32_t *ids, size_t count, const char *dst,
                               const lq_calibrate_options *options, lq_calibrate_result *result);
 

@@ -208,10 +208,8 @@ lq_status q_calibrate(lq_session *s, const int32_t *ids, size_t count, const cha
         return q_fail(LQ_E_UNSUPPORTED, "a model on %s cannot be calibrated: the inputs of its products are seen on the "
                       "processor alone; open it without a device", s->model->places[1].name);
     Q_TRY(q_struct_in(options, &o, sizeof o, "lq_calibrate_options"));
-    if (!o.hessians && (o.scheme || o.recipe || o.max_ram))
-        return q_fail(LQ_E_ARG, "lq_calibrate: a scheme or a limit of memory is for calibration with Hessians");
     if (o.scheme && o.recipe) return q_fail(LQ_E_ARG, "lq_calibrate: either a scheme or a recipe file, not both");
-    if (o.hessians) return q_calibrate_hessians(s, ids, count, dst, &o, result);
+    if (o.hessians || o.scheme || o.recipe || o.max_ram) return q_calibrate_layers(s, ids, count, dst, &o, result);
     work w = {.session = s, .alloc = s->alloc, .options = &o, .arena = {.alloc = s->alloc}};
     const lq_status st = run(&w, ids, count, dst);
     q_writer_gguf.discard(w.writer);

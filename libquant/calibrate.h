@@ -20,8 +20,8 @@ void q_calibrate_keys(const q_str *dataset, const q_calibrate_text *t, q_meta ke
 /* A tensor of n values, called `base` and `suffix`. */
 lq_status q_calibrate_tensor(q_arena *arena, const char *base, const char *suffix, uint64_t n, q_out_tensor *out);
 
-/* With lq_calibrate_options.hessians (hessians.c). */
-lq_status q_calibrate_hessians(lq_session *s, const int32_t *ids, size_t count, const char *dst,
+/* With lq_calibrate_options.hessians, or a scheme that names a transform (calibrate_layers.c). */
+lq_status q_calibrate_layers(lq_session *s, const int32_t *ids, size_t count, const char *dst,
                                const lq_calibrate_options *o, lq_calibrate_result *result);
 
 #endif

@@ -383,6 +383,34 @@ lq_status q_stream_begin(q_stream *s) {
     return status;
 }
 
+uint64_t q_stream_tried(const q_stream *s) { return (uint64_t)s->o.window * (uint64_t)s->plan->slot_width[1]; }
+
+static lq_status try_samples(q_stream *s, const segment *g, const stage *from, uint32_t samples, uint32_t step,
+                             float *out) {
+    const uint64_t width = (uint64_t)s->plan->slot_width[1];
+    for (uint32_t i = 0; i < samples; i++) {
+        float *rows;
+        Q_TRY(fetch(s, i * step, (uint64_t)s->o.window * (uint64_t)from->width, &rows));
+        copy_rows(s, from, rows, true);
+        Q_TRY(run_sample(s, g, NULL));
+        for (uint32_t c = 0; c < s->o.window; c++, out += width)
+            memcpy(out, s->wide + (uint64_t)c * (uint64_t)s->total + s->offsets[1], (size_t)width * sizeof *out);
+    }
+    return LQ_OK;
+}
+
+lq_status q_stream_try(q_stream *s, uint32_t samples, uint32_t step, float *out) {
+    segment g;
+    const stage *t = &s->stages[s->at];
+    const int32_t end = s->stages[s->n_stages].first;
+    int32_t last = t->first;
+    while (last < end - 1 && s->plan->insts[last].y.slot != 1) last++;
+    lq_status status = open_segment(s, t->first, last + 1, &g);
+    if (status == LQ_OK) status = try_samples(s, &g, t, samples, step, out);
+    close_segment(s, &g);
+    return status;
+}
+
 lq_status q_stream_advance(q_stream *s, lq_status (*each)(void *user), void *user) {
     segment g;
     const stage *t = &s->stages[s->at];

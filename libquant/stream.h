@@ -55,6 +55,11 @@ uint32_t q_stream_at(const q_stream *s);
 lq_status q_stream_input(q_stream *s, uint32_t sample, const float **x, int64_t *stride);
 /* Run its products with other weights: all rows of an item as float32; valid until the stage has run. */
 void q_stream_replace(q_stream *s, uint32_t item, const float *data);
+/* What the model's own weights, or those that replaced them in the next stage, make of every `step`th sample, up to and
+ * including the next step that writes slot 1: its rows, q_stream_tried floats a sample. Nothing is carried on, and
+ * what replaced weights may be replaced again. */
+lq_status q_stream_try(q_stream *s, uint32_t samples, uint32_t step, float *out);
+uint64_t q_stream_tried(const q_stream *s);
 /* Run the stage over all samples; `each` (may be NULL) is told after every one, and a status other than LQ_OK ends it. */
 lq_status q_stream_advance(q_stream *s, lq_status (*each)(void *user), void *user);
 

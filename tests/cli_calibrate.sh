@@ -65,6 +65,13 @@ done
 # shellcheck disable=SC2154 # set by eval
 compare "divergence with importance" "$by" "<" "$plain"
 
+# For a transform: factors beside the sums, whatever the threads. Without a transform, or for gptq, Hessians are asked for.
+exits 0 "awq" calibrate --text prose.txt -o awq.gguf --for awq+q4_0:rtn --samples 2 -t 2
+exits 0 "awq, one thread" calibrate --text prose.txt -o awq1.gguf --for awq+q4_0:rtn --samples 2 -t 1 --max-ram 64M
+same "awq" awq.gguf awq1.gguf
+exits 2 "awq and gptq" calibrate --text prose.txt -o x.gguf --for awq+q4_k:gptq; says "awq and gptq" "--hessians"
+holds "nothing is left of it" -z "$(find . -name 'awq*.gguf.*')"
+
 # With Hessians, and gptq by them.
 exits 2 "--for alone" calibrate --text prose.txt -o x.gguf --for q4_k:gptq; says "--for alone" "--hessians"
 exits 2 "--max-ram" calibrate --text prose.txt -o x.gguf --hessians --max-ram 8X; says "--max-ram" "8X"

@@ -55,8 +55,9 @@ static const cli_option options[] = {
      .name = "for",
      .value = "NAME",
      .at = offsetof(args, scheme),
-     .help = "with --hessians: the scheme that the model will be quantized by, as q4_k_m:gptq. Each matrix's\n"
-             "inputs are then measured behind matrices that are quantized already",
+     .help = "the scheme that the model will be quantized by: with a transform (awq+q4_k_m, smooth+int8), whose\n"
+             "factors STATS then has, or with --hessians (q4_k_m:gptq), or both. Each matrix's inputs are\n"
+             "measured behind matrices that are quantized already",
      .also = "|scheme|quantize|",
      .values = CLI_SCHEMES},
     {.type = CLI_TEXT,
@@ -80,8 +81,8 @@ static const cli_option options[] = {
      .name = "max-ram",
      .value = "BYTES",
      .at = offsetof(args, max_ram),
-     .help = "with --hessians: use at most about so much memory (8G, 500M) beside the model; where the text\n"
-             "needs more, it lies in a file beside STATS",
+     .help = "with --hessians or a transform: use at most about so much memory (8G, 500M) beside the model;\n"
+             "where the text needs more, it lies in a file beside STATS",
      .also = "|memory|ram|"},
     CLI_OPT_THREADS(args),
     CLI_OPT_ISA(args),
@@ -203,8 +204,7 @@ static int run(cli *c, const void *arguments) {
     lq_ctx *ctx;
     lq_model *model;
     int code = check_output(c, a);
-    if (code == 0 && !a->hessians && (a->scheme || a->recipe || a->max_ram))
-        code = cli_usage(c, "--%s goes with --hessians", a->scheme ? "for" : a->recipe ? "recipe" : "max-ram");
+    if (code == 0 && a->max_ram && !a->hessians && !a->scheme && !a->recipe) code = cli_usage(c, "--max-ram goes with --hessians");
     if (code == 0 && a->scheme && a->recipe) code = cli_usage(c, "--for and --recipe exclude each other");
     if (code == 0 && a->samples && a->max_tokens) code = cli_usage(c, "--samples and --max-tokens exclude each other");
     if (code == 0 && a->hessians) bench_openblas_tell();
@@ -228,12 +228,14 @@ const cli_command cli_command_calibrate = {
              "(\"imatrix\").\n\n"
              "STATS appears only when it is complete; whatever goes wrong before, no file is left under that\n"
              "name.\n\n"
-             "With --hessians the text goes through the model layer by layer, and each finished layer is kept\n"
-             "beside STATS: the same command goes on where it was interrupted.\n",
+             "With --hessians, and for a scheme with a transform (awq, smooth), the text goes through the model\n"
+             "layer by layer, and each finished layer is kept beside STATS: the same command goes on where it was\n"
+             "interrupted.\n",
     .operands = operands,
     .options = options,
     .examples = "  lq calibrate my-model/ --text examples.txt -o stats.gguf\n"
                 "  lq quantize my-model/ my-model.q4_k_m.gguf --scheme q4_k_m --importance stats.gguf\n"
+                "  lq calibrate my-model/ --text examples.txt -o awq.gguf --for awq+q4_k_m --samples 128\n"
                 "  lq calibrate my-model/ --text examples.txt -o gptq.gguf --hessians --for q4_k_m:gptq --samples 128\n"
                 "  lq quantize my-model/ my-model.gptq.gguf --scheme q4_k_m:gptq --importance gptq.gguf\n",
     .args_size = sizeof(args),

@@ -1,6 +1,9 @@
-/* hessians.c: calibration with Hessians: a text goes through the model layer by layer, and of the inputs of each stage's
- * products the sum of outer products is kept; with a scheme the products are then quantized as lq_quantize will with this
- * file, and what follows sees their results.
+/* calibrate_layers.c: calibration layer by layer: of the inputs of each stage's products the sums of squares and, where they
+ * are wanted, of outer products are kept; where the scheme names a transform, its factors and clips too (fold_search.c). With a
+ * scheme the products are then quantized as lq_quantize will with this file, and what follows sees their results.
+ *
+ * Rows of a matrix that take a later stage's factors are tried and quantized without them: a row's scales scale along, but for
+ * how they round when they are stored.
  *
  * One Hessian at a time is in memory. Each finished layer is kept beside the output (kept.c), from which the output is put
  * together at the end, and an interrupted call goes on. Sums are formed text chunk by text chunk, so neither threads nor
@@ -11,15 +14,23 @@
 #include <stdio.h>
 
 #include "dense.h"
+#include "fold.h"
+#include "fold_search.h"
 #include "kept.h"
 #include "quantize.h"
-#include "stream.h"
 
-/* A matrix whose inputs are measured; those of a stage share them. */
-typedef struct part {
-    uint32_t item;
-    float *weights; /* while its stage runs: float32 [rows][k], quantized */
-} part;
+enum {
+    SEARCH_TOKENS = 4096, /* by which a transform's losses are measured, from all over the text */
+    SEARCH_LOSSES = 24    /* about so many of them a stage, for the estimate of progress */
+};
+
+/* Matrices with the same inputs. A matrix of which several products take rows is there once. */
+typedef struct group {
+    q_fold_part *parts;
+    uint32_t n_parts;
+    bool folds; /* the transform's factors are stored */
+    bool clips; /* some part's weights are clipped */
+} group;
 
 typedef struct work {
     lq_session *session;
@@ -31,19 +42,24 @@ typedef struct work {
     q_arena arena;
     int32_t *ids;       /* [chunks][window] */
     q_recipe *recipe;   /* NULL: no scheme */
+    const q_transform *transform; /* NULL: none */
+    q_folds folds;
     q_dense *dense;
     q_pool *pool;
     q_stream *stream;
-    part **parts;       /* [stages][products]; a matrix of which several products take rows is there once */
-    uint32_t *n_parts;  /* [stages] */
+    group *groups;      /* [stages] */
     uint64_t *bytes;    /* [layers] of its results */
     q_kept kept;
     q_kept_file *results; /* of the layer in work */
     float *h;           /* [k][k] of the largest k; then its triangle */
     float *sums;        /* [k] of squares */
-    double *exact;
+    float *mean, *most; /* [k] of magnitudes */
+    float *factors;     /* [k] */
+    double *exact;      /* [2][k] sums of squares, of magnitudes */
+    uint32_t samples;   /* for losses */
     uint8_t *embedding; /* quantized; NULL: the model's own */
     uint64_t done, total; /* progress, in units of arithmetic */
+    uint64_t search_end;  /* when the stage's search is done */
     q_out_tensor *outs;
     uint32_t n_outs, entries;
     q_writer *writer;
@@ -53,6 +69,10 @@ typedef struct work {
 static uint64_t triangle(uint64_t k) { return k * (k + 1) / 2; }
 static uint64_t tokens(const work *w) { return (uint64_t)w->text.chunks * w->text.window; }
 static const q_bind_item *item_of(const work *w, uint32_t i) { return &w->model->binding->items[i]; }
+static uint64_t clip_floats(const work *w, const q_fold_part *p) {
+    const q_tensor *t = item_of(w, p->item)->src;
+    return t->rows * (t->shape[0] / q_fold_clip_group(w->transform, &p->choice));
+}
 
 /* ------------------------------------------------------------------------------------------------ progress */
 
@@ -61,7 +81,13 @@ static uint64_t cost(const work *w, uint32_t stage) {
     const q_stage *g = q_stream_stage(w->stream, stage);
     uint64_t rows = 0;
     for (int32_t i = 0; i < g->n_products; i++) rows += (uint64_t)g->products[i].w->rows;
-    return (uint64_t)g->k * (rows + (uint64_t)g->k / 2) / 1000 + 1;
+    return (uint64_t)g->k * (rows + (w->options->hessians ? (uint64_t)g->k / 2 : 0)) / 1000 + 1;
+}
+/* Of a loss: the stage, and those behind it up to the block's output. */
+static uint64_t loss_cost(const work *w, uint32_t stage) { return 2 * cost(w, stage) * w->samples; }
+static bool searches(const work *w, uint32_t stage) { return w->groups[stage].folds || w->groups[stage].clips; }
+static uint64_t stage_cost(const work *w, uint32_t stage) {
+    return cost(w, stage) * w->text.chunks + (searches(w, stage) ? SEARCH_LOSSES * loss_cost(w, stage) : 0);
 }
 
 static lq_status tell(work *w) {
@@ -84,59 +110,14 @@ static lq_status after_run(void *user) {
 
 /* ------------------------------------------------------------------------------------------------ quantizing */
 
-typedef struct job {
-    const work *w;
-    const q_bind_item *item;
-    const q_recipe_choice *choice;
-    const float *diagonal;
-    const void *shared;
-    uint64_t row_bytes;
-    float *out;      /* [rows][k]: what the quantized rows decode to; or: */
-    uint8_t *coded;  /* the rows themselves */
-    int64_t span;
-    lq_status *status; /* [threads] */
-} job;
-
-static lq_status some_rows(const job *j, int64_t begin, int64_t n) {
-    const q_alloc *a = j->w->alloc;
-    const uint64_t k = j->item->src->shape[0];
-    float *x = j->out ? j->out + (uint64_t)begin * k : (float *)q_new_raw(a, (uint64_t)n * k, sizeof *x);
-    uint8_t *rows = j->coded ? j->coded + (uint64_t)begin * j->row_bytes : (uint8_t *)q_new_raw(a, (uint64_t)n, j->row_bytes);
-    lq_status status = x && rows ? q_bind_read(a, j->w->model->binding, j->item, (uint64_t)begin, (uint64_t)n, x) : LQ_E_NOMEM;
-    if (status == LQ_OK) {
-        const q_quant_job q = {j->choice->format, x, n, (int64_t)k, j->diagonal, j->shared, a};
-        status = j->choice->quantizer->quantize(&q, rows);
-    }
-    for (int64_t r = 0; r < n && status == LQ_OK && j->out; r++)
-        q_decode_row(j->choice->format, rows + (uint64_t)r * j->row_bytes, (int64_t)k, x + (uint64_t)r * k);
-    if (!j->out) q_delete(a, x);
-    if (!j->coded) q_delete(a, rows);
-    return status;
-}
-
-static void span(void *arg, int64_t begin, int64_t end, uint32_t thread) {
-    const job *j = (const job *)arg;
-    if (j->status[thread] == LQ_OK) j->status[thread] = some_rows(j, begin, end - begin);
-}
-
 /* Quantize a tensor as lq_quantize will: into float32 that means the same, or into rows of the format. */
-static lq_status quantize(work *w, uint32_t item, const q_recipe_choice *c, const float *diagonal, const void *shared, float *out,
+static lq_status quantize(const work *w, const q_fold_part *p, const float *factors, const void *shared, float *out,
                           uint8_t *coded) {
-    enum { SPAN = 1 << 14 };
-    const q_bind_item *b = item_of(w, item);
-    const uint32_t threads = q_pool_threads(w->pool);
-    job j = {.w = w, .item = b, .choice = c, .diagonal = diagonal, .shared = shared, .out = out, .coded = coded};
-    if (!q_row_bytes(c->format, b->src->shape[0], &j.row_bytes))
-        return q_fail(LQ_E_INTERNAL, "tensor %s: rows do not fit format %s", b->name.p, c->format->name);
-    j.span = (int64_t)Q_MAX(SPAN / Q_MAX(b->src->shape[0], (uint64_t)1), (uint64_t)Q_MAX(c->quantizer->rows, 1));
-    j.status = Q_NEW(w->alloc, lq_status, threads);
-    if (!j.status) return LQ_E_NOMEM;
-    q_pool_for(w->pool, (int64_t)b->src->rows, j.span, span, &j);
-    lq_status status = LQ_OK;
-    for (uint32_t t = 0; t < threads && status == LQ_OK; t++)
-        if (j.status[t] != LQ_OK) status = q_fail(j.status[t], "tensor %s could not be quantized", b->name.p);
-    q_delete(w->alloc, j.status);
-    return status;
+    const q_imitation m = {.alloc = w->alloc, .binding = w->model->binding, .pool = w->pool, .item = item_of(w, p->item),
+                           .format = p->choice.format, .quantizer = p->choice.quantizer, .diagonal = p->diagonal, .shared = shared,
+                           .factors = factors, .clip = p->clip,
+                           .group = p->clip ? q_fold_clip_group(w->transform, &p->choice) : 0};
+    return q_imitate(&m, out, coded);
 }
 
 /* What a quantizer makes of a stage's Hessian serves all its matrices. */
@@ -150,28 +131,31 @@ static void unprepare(const work *w, prepared *p) {
     *p = (prepared){NULL, NULL};
 }
 
-static lq_status quantize_part(work *w, part *p, prepared *h) {
+static lq_status quantize_part(work *w, q_fold_part *p, const float *factors, prepared *h) {
     const q_bind_item *b = item_of(w, p->item);
-    q_recipe_choice c;
-    Q_TRY(q_quantize_choose(w->recipe, w->model->binding, p->item, true, &c));
-    if (q_quantize_copies(b, &c)) return LQ_OK;
-    p->weights = (float *)q_new_raw(w->alloc, b->src->rows * b->src->shape[0], sizeof *p->weights);
-    if (!p->weights) return LQ_E_NOMEM;
-    if (c.quantizer->prepare && c.quantizer != h->by) {
+    const q_quantizer *by = p->choice.quantizer;
+    if (by->prepare && by != h->by) {
         const q_quant_stats s = {w->alloc, &w->model->ctx->log, w->pool, b->name.p, (int64_t)b->src->shape[0], w->h};
         unprepare(w, h);
-        Q_TRY(c.quantizer->prepare(&s, &h->shared));
-        h->by = c.quantizer;
+        Q_TRY(by->prepare(&s, &h->shared));
+        h->by = by;
     }
-    Q_TRY(quantize(w, p->item, &c, w->sums, c.quantizer->prepare ? h->shared : NULL, p->weights, NULL));
+    Q_TRY(quantize(w, p, factors, by->prepare ? h->shared : NULL, p->weights, NULL));
     q_stream_replace(w->stream, p->item, p->weights);
     return LQ_OK;
 }
 
+/* Its weights stay as they are. */
+static bool kept_as_is(const work *w, const group *g, const q_fold_part *p) {
+    return !g->folds && !p->clip && q_quantize_copies(item_of(w, p->item), &p->choice);
+}
+
 static lq_status quantize_stage(work *w, uint32_t stage) {
     prepared h = {NULL, NULL};
+    const group *g = &w->groups[stage];
     lq_status status = LQ_OK;
-    for (uint32_t i = 0; i < w->n_parts[stage] && status == LQ_OK; i++) status = quantize_part(w, &w->parts[stage][i], &h);
+    for (uint32_t i = 0; i < g->n_parts && status == LQ_OK; i++)
+        if (!kept_as_is(w, g, &g->parts[i])) status = quantize_part(w, &g->parts[i], g->folds ? w->factors : NULL, &h);
     unprepare(w, &h);
     return status;
 }
@@ -193,7 +177,8 @@ static lq_status quantize_embedding(work *w) {
         if (!q_row_bytes(c.format, b->items[i].src->shape[0], &row_bytes)) return LQ_E_INTERNAL;
         w->embedding = (uint8_t *)q_new_raw(w->alloc, b->items[i].src->rows, row_bytes);
         if (!w->embedding) return LQ_E_NOMEM;
-        Q_TRY(quantize(w, i, &c, NULL, NULL, NULL, w->embedding));
+        const q_fold_part p = {.item = i, .choice = c};
+        Q_TRY(quantize(w, &p, NULL, NULL, NULL, w->embedding));
         q_stream_embed(w->stream, c.format, w->embedding);
     }
     return LQ_OK;
@@ -201,49 +186,113 @@ static lq_status quantize_embedding(work *w) {
 
 /* ------------------------------------------------------------------------------------------------ a stage */
 
+/* A window's inputs. */
+static void add_inputs(work *w, const float *x, int64_t stride, uint64_t k) {
+    double *squares = w->exact, *magnitudes = w->exact + k;
+    for (uint32_t c = 0; c < w->text.window; c++, x += stride)
+        for (uint64_t j = 0; j < k; j++) {
+            squares[j] += (double)x[j] * (double)x[j];
+            magnitudes[j] += fabs((double)x[j]);
+            w->most[j] = fmaxf(w->most[j], fabsf(x[j]));
+        }
+}
+
+/* From a square to its triangle, in place: row i of the triangle never begins behind row i of the square. */
+static bool finish_hessian(work *w, uint64_t k) {
+    const double scale = 2.0 / (double)tokens(w);
+    float *out = w->h;
+    bool finite = true;
+    for (uint64_t i = 0; i < k; i++)
+        for (uint64_t j = 0; j <= i; j++) *out++ = (float)((double)w->h[i * k + j] * scale);
+    for (uint64_t i = 0; i < triangle(k); i++) finite &= isfinite(w->h[i]) != 0;
+    return finite;
+}
+
 static lq_status measure(work *w, const q_stage *g) {
     const uint64_t k = (uint64_t)g->k;
     const float *x;
     int64_t stride;
-    memset(w->h, 0, (size_t)(k * k) * sizeof *w->h);
-    memset(w->exact, 0, (size_t)k * sizeof *w->exact);
+    if (w->h) memset(w->h, 0, (size_t)(k * k) * sizeof *w->h);
+    memset(w->exact, 0, (size_t)(2 * k) * sizeof *w->exact);
+    memset(w->most, 0, (size_t)k * sizeof *w->most);
     for (uint32_t i = 0; i < w->text.chunks; i++) {
         Q_TRY(q_stream_input(w->stream, i, &x, &stride));
-        q_dense_gram(w->dense, w->pool, x, w->text.window, stride, g->k, w->h);
-        for (uint32_t c = 0; c < w->text.window; c++)
-            for (uint64_t j = 0; j < k; j++) w->exact[j] += (double)x[c * (uint64_t)stride + j] * (double)x[c * (uint64_t)stride + j];
+        if (w->h) q_dense_gram(w->dense, w->pool, x, w->text.window, stride, g->k, w->h);
+        add_inputs(w, x, stride, k);
         w->done += cost(w, q_stream_at(w->stream)) - cost(w, q_stream_at(w->stream)) / 2;
         Q_TRY(tell(w));
     }
-    const double scale = 2.0 / (double)tokens(w);
-    float *out = w->h; /* row i of the triangle never begins behind row i of the square */
-    for (uint64_t i = 0; i < k; i++)
-        for (uint64_t j = 0; j <= i; j++) *out++ = (float)((double)w->h[i * k + j] * scale);
-    bool finite = true;
-    for (uint64_t i = 0; i < triangle(k); i++) finite &= isfinite(w->h[i]) != 0;
-    for (uint64_t i = 0; i < k; i++) finite &= isfinite(w->sums[i] = (float)w->exact[i]) != 0;
+    bool finite = !w->h || finish_hessian(w, k);
+    for (uint64_t i = 0; i < k; i++) {
+        finite &= isfinite(w->sums[i] = (float)w->exact[i]) != 0;
+        w->mean[i] = (float)(w->exact[k + i] / (double)tokens(w));
+    }
     if (finite) return LQ_OK;
     return q_fail(LQ_E_NUMERIC, "the inputs of '%s' are not finite: the model's weights are damaged", g->products[0].w->name);
+}
+
+static lq_status after_loss(void *user) {
+    work *w = (work *)user;
+    w->done = Q_MIN(w->done + loss_cost(w, q_stream_at(w->stream)), w->search_end);
+    return tell(w);
+}
+
+/* The transform's factors and clips of the stage, and its Hessian as inputs divided by those have it. */
+static lq_status search_stage(work *w, uint32_t stage) {
+    group *g = &w->groups[stage];
+    const uint64_t k = (uint64_t)q_stream_stage(w->stream, stage)->k;
+    if (!searches(w, stage)) return LQ_OK;
+    w->search_end = w->done + SEARCH_LOSSES * loss_cost(w, stage);
+    const q_fold_search f = {.alloc = w->alloc, .binding = w->model->binding, .pool = w->pool, .stream = w->stream,
+                             .transform = w->transform, .samples = w->samples, .step = w->text.chunks / w->samples,
+                             .window = w->text.window, .mean_abs = w->mean, .max_abs = w->most, .parts = g->parts,
+                             .n_parts = g->n_parts, .told = after_loss, .user = w};
+    Q_TRY(q_fold_search_run(&f, g->folds, w->factors));
+    w->done = w->search_end;
+    if (g->folds) Q_TRY(q_kept_write(w->results, w->factors, k * sizeof *w->factors));
+    for (uint32_t i = 0; i < g->n_parts; i++)
+        if (g->parts[i].clip) Q_TRY(q_kept_write(w->results, g->parts[i].clip, clip_floats(w, &g->parts[i]) * sizeof(float)));
+    float *h = w->h;
+    for (uint64_t i = 0; g->folds && h && i < k; i++)
+        for (uint64_t j = 0; j <= i; j++, h++) *h = (float)((double)*h / ((double)w->factors[i] * (double)w->factors[j]));
+    return LQ_OK;
+}
+
+static lq_status new_weights(work *w, const group *g) {
+    for (uint32_t i = 0; i < g->n_parts; i++) {
+        q_fold_part *p = &g->parts[i];
+        const q_tensor *t = item_of(w, p->item)->src;
+        p->diagonal = w->sums;
+        if (kept_as_is(w, g, p)) continue;
+        p->weights = (float *)q_new_raw(w->alloc, t->rows * t->shape[0], sizeof *p->weights);
+        if (p->clips) p->clip = (float *)q_new_raw(w->alloc, clip_floats(w, p), sizeof *p->clip);
+        if (!p->weights || (p->clips && !p->clip)) return LQ_E_NOMEM;
+    }
+    return LQ_OK;
 }
 
 static lq_status run_stage(work *w, uint32_t stage) {
     const q_stage *g = q_stream_stage(w->stream, stage);
     const uint64_t k = (uint64_t)g->k;
+    const bool last = stage + 1 == q_stream_stages(w->stream); /* nobody sees what it gives */
     Q_TRY(measure(w, g));
     Q_TRY(q_kept_write(w->results, w->sums, k * sizeof *w->sums));
-    Q_TRY(q_kept_write(w->results, w->h, triangle(k) * sizeof *w->h));
-    if (stage + 1 == q_stream_stages(w->stream)) return LQ_OK; /* nobody sees what it gives */
-    if (w->recipe) {
-        Q_TRY(q_importance_scale(item_of(w, w->parts[stage][0].item)->name, w->sums, k)); /* as the file will be read */
-        Q_TRY(quantize_stage(w, stage));
+    if (w->h) Q_TRY(q_kept_write(w->results, w->h, triangle(k) * sizeof *w->h));
+    if (w->recipe && (!last || w->transform)) {
+        Q_TRY(q_importance_scale(item_of(w, w->groups[stage].parts[0].item)->name, w->sums, k)); /* as the file will be read */
+        Q_TRY(new_weights(w, &w->groups[stage]));
+        Q_TRY(search_stage(w, stage));
+        if (!last) Q_TRY(quantize_stage(w, stage));
     }
-    return q_stream_advance(w->stream, after_run, w);
+    return last ? LQ_OK : q_stream_advance(w->stream, after_run, w);
 }
 
 static void forget_weights(work *w, uint32_t stage) {
-    for (uint32_t i = 0; i < w->n_parts[stage]; i++) {
-        q_delete(w->alloc, w->parts[stage][i].weights);
-        w->parts[stage][i].weights = NULL;
+    for (uint32_t i = 0; i < w->groups[stage].n_parts; i++) {
+        q_fold_part *p = &w->groups[stage].parts[i];
+        q_delete(w->alloc, p->weights);
+        q_delete(w->alloc, p->clip);
+        p->weights = p->clip = NULL;
     }
 }
 
@@ -274,25 +323,82 @@ static const char *scheme_name(const work *w) {
     return o->scheme ? o->scheme : slash ? slash + 1 : o->recipe ? o->recipe : "";
 }
 
+/* What the recipe and the transform want of a stage's matrices. */
+static lq_status plan_stage(work *w, uint32_t stage) {
+    group *g = &w->groups[stage];
+    const uint64_t k = (uint64_t)q_stream_stage(w->stream, stage)->k;
+    const q_fold_group *f = w->transform ? q_folds_of(&w->folds, g->parts[0].item) : NULL;
+    uint64_t floats = k + (w->options->hessians ? triangle(k) : 0);
+    bool quantized = false;
+    for (uint32_t i = 0; i < g->n_parts && w->recipe; i++) {
+        q_fold_part *p = &g->parts[i];
+        Q_TRY(q_quantize_choose(w->recipe, w->model->binding, p->item, true, &p->choice));
+        if (p->choice.quantizer->needs == Q_NEEDS_HESSIAN && !w->options->hessians)
+            return q_fail(LQ_E_ARG, "tensor %s: quantizer %s needs Hessians too (--hessians)", item_of(w, p->item)->name.p,
+                          p->choice.quantizer->name);
+        const bool copied = q_quantize_copies(item_of(w, p->item), &p->choice);
+        quantized |= !copied;
+        p->clips = w->transform && !copied && q_fold_clip_group(w->transform, &p->choice);
+        g->clips |= p->clips;
+        if (p->clips) floats += clip_floats(w, p);
+    }
+    g->folds = f && !f->refused && f->n_consumers == g->n_parts && quantized;
+    if (g->folds) floats += k;
+    if (f && f->refused)
+        q_log_write(&w->model->ctx->log, LQ_LOG_INFO, "the inputs of %s have no factors: %s", item_of(w, g->parts[0].item)->name.p,
+                    f->refused);
+    w->bytes[q_stream_stage(w->stream, stage)->layer] += floats * sizeof(float);
+    w->total += stage_cost(w, stage);
+    return LQ_OK;
+}
+
 static lq_status list_parts(work *w) {
     const uint32_t n = q_stream_stages(w->stream);
-    w->parts = (part **)q_arena_new(&w->arena, n, sizeof *w->parts);
-    w->n_parts = (uint32_t *)q_arena_new(&w->arena, n, sizeof *w->n_parts);
+    w->groups = (group *)q_arena_new(&w->arena, n, sizeof *w->groups);
     w->bytes = (uint64_t *)q_arena_new(&w->arena, (uint64_t)w->model->binding->layers, sizeof *w->bytes);
-    if (!w->parts || !w->n_parts || !w->bytes) return LQ_E_NOMEM;
+    if (!w->groups || !w->bytes) return LQ_E_NOMEM;
+    if (w->transform) Q_TRY(q_folds_find(w->model->binding, &w->arena, &w->folds));
     for (uint32_t t = 0; t < n; t++) {
         const q_stage *g = q_stream_stage(w->stream, t);
-        w->parts[t] = (part *)q_arena_new(&w->arena, (uint64_t)g->n_products, sizeof *w->parts[t]);
-        if (!w->parts[t]) return LQ_E_NOMEM;
+        group *to = &w->groups[t];
+        to->parts = (q_fold_part *)q_arena_new(&w->arena, (uint64_t)g->n_products, sizeof *to->parts);
+        if (!to->parts) return LQ_E_NOMEM;
         for (int32_t i = 0; i < g->n_products; i++) {
             const uint32_t item = q_stream_item(w->stream, &g->products[i]);
             bool seen = false;
-            for (uint32_t j = 0; j < w->n_parts[t]; j++) seen |= w->parts[t][j].item == item;
-            if (!seen) w->parts[t][w->n_parts[t]++].item = item;
+            for (uint32_t j = 0; j < to->n_parts; j++) seen |= to->parts[j].item == item;
+            if (!seen) to->parts[to->n_parts++].item = item;
         }
-        w->entries += w->n_parts[t];
-        w->bytes[g->layer] += ((uint64_t)g->k + triangle((uint64_t)g->k)) * sizeof(float);
-        w->total += cost(w, t) * w->text.chunks;
+        w->entries += to->n_parts;
+        Q_TRY(plan_stage(w, t));
+    }
+    return LQ_OK;
+}
+
+/* The tensors of a stage; names of those that share the Hessian of the first. */
+static lq_status list_outs(work *w, uint32_t stage, q_str *names, q_str *of, uint64_t *shared) {
+    const group *g = &w->groups[stage];
+    const uint64_t k = (uint64_t)q_stream_stage(w->stream, stage)->k;
+    const q_str first = item_of(w, g->parts[0].item)->name;
+    for (uint32_t i = 0; i < g->n_parts; i++) {
+        const q_bind_item *item = item_of(w, g->parts[i].item);
+        Q_TRY(q_calibrate_tensor(&w->arena, item->name.p, Q_IMPORTANCE_SUMS, k, &w->outs[w->n_outs++]));
+        Q_TRY(q_calibrate_tensor(&w->arena, item->name.p, Q_IMPORTANCE_COUNTS, 1, &w->outs[w->n_outs++]));
+        if (i == 0 || !w->options->hessians) continue;
+        names[*shared] = item->name;
+        of[(*shared)++] = first;
+    }
+    if (w->options->hessians)
+        Q_TRY(q_calibrate_tensor(&w->arena, first.p, Q_IMPORTANCE_HESSIAN, triangle(k), &w->outs[w->n_outs++]));
+    if (g->folds) Q_TRY(q_calibrate_tensor(&w->arena, first.p, Q_IMPORTANCE_FOLD, k, &w->outs[w->n_outs++]));
+    for (uint32_t i = 0; i < g->n_parts; i++) {
+        if (!g->parts[i].clips) continue;
+        const q_bind_item *item = item_of(w, g->parts[i].item);
+        q_out_tensor *o = &w->outs[w->n_outs++];
+        Q_TRY(q_calibrate_tensor(&w->arena, item->name.p, Q_IMPORTANCE_CLIP, 0, o));
+        o->rank = 2;
+        o->shape[1] = item->src->rows;
+        o->shape[0] = clip_floats(w, &g->parts[i]) / o->shape[1];
     }
     return LQ_OK;
 }
@@ -302,44 +408,54 @@ static lq_status open_output(work *w) {
     const q_str dataset = q_str_of(w->options->dataset ? w->options->dataset : "");
     q_str *names = (q_str *)q_arena_new(&w->arena, w->entries, sizeof *names);
     q_str *of = (q_str *)q_arena_new(&w->arena, w->entries, sizeof *of);
-    w->outs = (q_out_tensor *)q_arena_new(&w->arena, 2 * (uint64_t)w->entries + stages, sizeof *w->outs);
+    w->outs = (q_out_tensor *)q_arena_new(&w->arena, 3 * (uint64_t)w->entries + 2 * (uint64_t)stages, sizeof *w->outs);
     if (!names || !of || !w->outs) return LQ_E_NOMEM;
     uint64_t shared = 0;
-    for (uint32_t t = 0; t < stages; t++) {
-        const uint64_t k = (uint64_t)q_stream_stage(w->stream, t)->k;
-        const q_str first = item_of(w, w->parts[t][0].item)->name;
-        for (uint32_t i = 0; i < w->n_parts[t]; i++) {
-            const q_str name = item_of(w, w->parts[t][i].item)->name;
-            Q_TRY(q_calibrate_tensor(&w->arena, name.p, Q_IMPORTANCE_SUMS, k, &w->outs[w->n_outs++]));
-            Q_TRY(q_calibrate_tensor(&w->arena, name.p, Q_IMPORTANCE_COUNTS, 1, &w->outs[w->n_outs++]));
-            if (i == 0) continue;
-            names[shared] = name;
-            of[shared++] = first;
-        }
-        Q_TRY(q_calibrate_tensor(&w->arena, first.p, Q_IMPORTANCE_HESSIAN, triangle(k), &w->outs[w->n_outs++]));
-    }
-    enum { MORE = 3 };
-    q_meta meta[Q_CALIBRATE_KEYS + MORE];
+    for (uint32_t t = 0; t < stages; t++) Q_TRY(list_outs(w, t, names, of, &shared));
+    enum { MORE = 4 };
+    q_meta meta[Q_CALIBRATE_KEYS + MORE], *m = meta + Q_CALIBRATE_KEYS;
     q_calibrate_keys(w->options->dataset ? &dataset : NULL, &w->text, meta);
-    q_meta *m = meta + Q_CALIBRATE_KEYS;
-    m[0] = (q_meta){.key = q_str_of(Q_HESSIAN_TENSORS), .type = Q_META_ARRAY, .item = Q_META_STRING, .strs = names, .count = shared};
-    m[1] = (q_meta){.key = q_str_of(Q_HESSIAN_OF), .type = Q_META_ARRAY, .item = Q_META_STRING, .strs = of, .count = shared};
-    m[2] = (q_meta){.key = q_str_of(Q_HESSIAN_SCHEME), .type = Q_META_STRING, .count = 1,
-                    .s = q_str_of(scheme_name(w))};
-    Q_TRY(q_writer_gguf.measure(meta, Q_COUNT(meta), w->outs, w->n_outs, &w->out_bytes));
-    return q_writer_gguf.open(w->alloc, w->dst, w->options->force != 0, meta, Q_COUNT(meta), w->outs, w->n_outs, &w->writer);
+    if (w->options->hessians) {
+        *m++ = (q_meta){.key = q_str_of(Q_HESSIAN_TENSORS), .type = Q_META_ARRAY, .item = Q_META_STRING, .strs = names,
+                        .count = shared};
+        *m++ = (q_meta){.key = q_str_of(Q_HESSIAN_OF), .type = Q_META_ARRAY, .item = Q_META_STRING, .strs = of, .count = shared};
+    }
+    *m++ = (q_meta){.key = q_str_of(Q_HESSIAN_SCHEME), .type = Q_META_STRING, .count = 1, .s = q_str_of(scheme_name(w))};
+    if (w->transform)
+        *m++ = (q_meta){.key = q_str_of(Q_FOLD_TRANSFORM), .type = Q_META_STRING, .count = 1, .s = q_str_of(w->transform->name)};
+    const uint32_t n = (uint32_t)(m - meta);
+    Q_TRY(q_writer_gguf.measure(meta, n, w->outs, w->n_outs, &w->out_bytes));
+    return q_writer_gguf.open(w->alloc, w->dst, w->options->force != 0, meta, n, w->outs, w->n_outs, &w->writer);
+}
+
+/* From the kept file to the output, as it was written there: `room` is for so many floats. */
+static lq_status pass_on(work *w, q_kept_reader *r, float *room, uint64_t floats) {
+    Q_TRY(q_kept_read(r, room, floats * sizeof *room));
+    return q_writer_gguf.write(w->writer, room, floats * sizeof *room);
+}
+
+static lq_status pass_clips(work *w, q_kept_reader *r, const q_fold_part *p) {
+    const uint64_t n = clip_floats(w, p);
+    float *room = (float *)q_new_raw(w->alloc, n, sizeof *room);
+    const lq_status status = room ? pass_on(w, r, room, n) : LQ_E_NOMEM;
+    q_delete(w->alloc, room);
+    return status;
 }
 
 static lq_status write_stage(work *w, q_kept_reader *r, uint32_t t) {
+    const group *g = &w->groups[t];
     const uint64_t k = (uint64_t)q_stream_stage(w->stream, t)->k;
     const float count = (float)tokens(w);
     Q_TRY(q_kept_read(r, w->sums, k * sizeof *w->sums));
-    Q_TRY(q_kept_read(r, w->h, triangle(k) * sizeof *w->h));
-    for (uint32_t i = 0; i < w->n_parts[t]; i++) {
+    for (uint32_t i = 0; i < g->n_parts; i++) {
         Q_TRY(q_writer_gguf.write(w->writer, w->sums, k * sizeof *w->sums));
         Q_TRY(q_writer_gguf.write(w->writer, &count, sizeof count));
     }
-    return q_writer_gguf.write(w->writer, w->h, triangle(k) * sizeof *w->h);
+    if (w->h) Q_TRY(pass_on(w, r, w->h, triangle(k)));
+    if (g->folds) Q_TRY(pass_on(w, r, w->factors, k));
+    for (uint32_t i = 0; i < g->n_parts; i++)
+        if (g->parts[i].clips) Q_TRY(pass_clips(w, r, &g->parts[i]));
+    return LQ_OK;
 }
 
 static lq_status write_output(work *w) {
@@ -401,21 +517,24 @@ static lq_status hash_inputs(work *w) {
     }
     Q_TRY(hash_recipe(w, &h));
     const char *scheme = scheme_name(w), *version = lq_version_string();
+    h = mix(h, &w->options->hessians, sizeof w->options->hessians);
     h = mix(h, scheme, strlen(scheme));
     h = mix(h, version, strlen(version));
     w->kept = (q_kept){.alloc = w->alloc, .dst = w->dst, .hash = mix(h, &w->text, sizeof w->text)};
     return LQ_OK;
 }
 
-/* Bytes besides what samples carry: the largest Hessian as it is summed and factored, and the weights of a stage. */
+/* Bytes besides what samples carry: the largest Hessian as it is summed and factored, the weights of a stage, the search. */
 static uint64_t working_bytes(const work *w) {
     uint64_t most = 0;
     for (uint32_t t = 0; t < q_stream_stages(w->stream); t++) {
         const q_stage *g = q_stream_stage(w->stream, t);
         const uint64_t k = (uint64_t)g->k;
-        uint64_t bytes = k * k * sizeof(float);
-        if (w->recipe) bytes += k * k * (sizeof(float) + sizeof(double)) + w->session->shape.threads_prefill * k * 256 * sizeof(double);
+        uint64_t bytes = w->options->hessians ? k * k * sizeof(float) : 0;
+        if (w->recipe && bytes)
+            bytes += k * k * (sizeof(float) + sizeof(double)) + w->session->shape.threads_prefill * k * 256 * sizeof(double);
         for (int32_t i = 0; i < g->n_products && w->recipe; i++) bytes += (uint64_t)g->products[i].w->rows * k * sizeof(float);
+        if (w->transform) bytes += q_fold_search_bytes(w->stream, w->samples, k);
         most = Q_MAX(most, bytes);
     }
     return most;
@@ -439,6 +558,7 @@ static lq_status open_stream(work *w) {
 }
 
 static lq_status prepare(work *w, const int32_t *ids, size_t count) {
+    const lq_calibrate_options *o = w->options;
     bool same = false;
     Q_TRY(q_directory_spares(w->model->dir, w->dst));
     if (w->options->recipe) Q_TRY(q_path_same(w->dst, w->options->recipe, &same));
@@ -450,7 +570,11 @@ static lq_status prepare(work *w, const int32_t *ids, size_t count) {
     if (!w->ids) return LQ_E_NOMEM;
     for (uint32_t i = 0; i < w->text.chunks; i++)
         q_calibrate_chunk(w->session, ids, &w->text, i, w->ids + (uint64_t)i * w->text.window);
-    Q_TRY(q_dense_open(w->alloc, &w->dense));
+    w->transform = w->recipe ? q_recipe_transform(w->recipe) : NULL;
+    if (!o->hessians && !w->transform)
+        return q_fail(LQ_E_ARG, "a scheme without a transform, or a limit of memory, is for calibration with Hessians (--hessians)");
+    w->samples = Q_MAX(Q_MIN(SEARCH_TOKENS / w->text.window, w->text.chunks), (uint32_t)1);
+    if (o->hessians) Q_TRY(q_dense_open(w->alloc, &w->dense));
     Q_TRY(q_pool_open(w->alloc, w->session->shape.threads_prefill, &w->pool));
     Q_TRY(open_stream(w));
     Q_TRY(list_parts(w));
@@ -459,10 +583,14 @@ static lq_status prepare(work *w, const int32_t *ids, size_t count) {
     uint64_t k = 0;
     for (uint32_t t = 0; t < q_stream_stages(w->stream); t++) k = Q_MAX(k, (uint64_t)q_stream_stage(w->stream, t)->k);
     Q_TRY(q_memory_check("calibrating", working_bytes(w), 0));
-    w->h = (float *)q_new_raw(w->alloc, k * k, sizeof *w->h);
-    w->sums = (float *)q_new_raw(w->alloc, k, sizeof *w->sums);
-    w->exact = (double *)q_new_raw(w->alloc, k, sizeof *w->exact);
-    return w->h && w->sums && w->exact ? LQ_OK : LQ_E_NOMEM;
+    if (o->hessians) w->h = (float *)q_new_raw(w->alloc, k * k, sizeof *w->h);
+    w->sums = (float *)q_new_raw(w->alloc, 4 * k, sizeof *w->sums);
+    w->exact = (double *)q_new_raw(w->alloc, 2 * k, sizeof *w->exact);
+    if ((o->hessians && !w->h) || !w->sums || !w->exact) return LQ_E_NOMEM;
+    w->mean = w->sums + k;
+    w->most = w->mean + k;
+    w->factors = w->most + k;
+    return LQ_OK;
 }
 
 static lq_status run(work *w, const int32_t *ids, size_t count) {
@@ -471,7 +599,7 @@ static lq_status run(work *w, const int32_t *ids, size_t count) {
     Q_TRY(q_kept_restore(&w->kept, w->stream, w->text.chunks, w->bytes, &found));
     if (found) {
         const uint32_t at = q_stream_at(w->stream);
-        for (uint32_t t = 0; t < at; t++) w->total -= cost(w, t) * w->text.chunks; /* what is left gives the estimate */
+        for (uint32_t t = 0; t < at; t++) w->total -= stage_cost(w, t); /* what is left gives the estimate */
         q_log_write(&w->model->ctx->log, LQ_LOG_INFO, "%s: goes on at layer %d of %d", w->dst,
                     q_stream_stage(w->stream, at)->layer + 1, w->model->binding->layers);
     } else {
@@ -487,8 +615,8 @@ static lq_status run(work *w, const int32_t *ids, size_t count) {
 }
 
 static void release(work *w) {
-    for (uint32_t t = 0; w->stream && w->parts && t < q_stream_stages(w->stream); t++)
-        if (w->parts[t]) forget_weights(w, t);
+    for (uint32_t t = 0; w->stream && w->groups && t < q_stream_stages(w->stream); t++)
+        forget_weights(w, t);
     q_writer_gguf.discard(w->writer);
     q_kept_discard(w->results);
     q_stream_close(w->stream);
@@ -502,7 +630,7 @@ static void release(work *w) {
     q_arena_free(&w->arena);
 }
 
-lq_status q_calibrate_hessians(lq_session *s, const int32_t *ids, size_t count, const char *dst, const lq_calibrate_options *o,
+lq_status q_calibrate_layers(lq_session *s, const int32_t *ids, size_t count, const char *dst, const lq_calibrate_options *o,
                                lq_calibrate_result *result) {
     const double begin = q_clock();
     work w = {.session = s, .model = s->model, .alloc = s->alloc, .options = o, .dst = dst, .arena = {.alloc = s->alloc}};
