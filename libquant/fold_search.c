@@ -10,10 +10,10 @@
  * clips only if the block's output is nearer with them. Quantizers that search for scales are not helped. Layer L3. */
 #include "fold_search.h"
 
-#include <float.h>
 #include <math.h>
 
 enum { CLIPS = 10, CLIP_PARTS = 20 /* steps of 1/20 */, LANES = 32, MOST_GROUP = 256 };
+#define UNCLIPPED 0x1p40f /* the largest limit that a file may have: no weight gets there */
 
 typedef struct work {
     const q_fold_search *f;
@@ -161,7 +161,7 @@ static lq_status clip_group(const clip_job *c, const float *x, const float *h, f
     float most = 0.0f, least = 0.0f, clipped[MOST_GROUP], e[MOST_GROUP];
     uint8_t block[MOST_GROUP * 8];
     for (uint64_t j = 0; j < n; j++) most = fmaxf(most, fabsf(x[j]));
-    *out = most > 0.0f ? most : FLT_MAX;
+    *out = UNCLIPPED;
     for (int32_t i = 0; i < CLIPS && most > 0.0f; i++) {
         const float bound = most * (1.0f - (float)i / CLIP_PARTS);
         const q_quant_job q = {f, clipped, 1, (int64_t)n, NULL, NULL, c->w->f->alloc};
@@ -172,7 +172,7 @@ static lq_status clip_group(const clip_job *c, const float *x, const float *h, f
         const float cost = cost_of(h, e, n);
         if (i > 0 && !(cost < least)) continue;
         least = cost;
-        *out = bound;
+        if (i > 0) *out = bound;
     }
     return LQ_OK;
 }
@@ -200,7 +200,7 @@ static lq_status find_clips(work *w, const q_fold_part *p) {
     return status;
 }
 
-/* Clips that move the block's output away are undone: nothing is larger than the largest float. */
+/* Clips that move the block's output away are undone. */
 static lq_status choose_clips(work *w, const float *s) {
     double before, after;
     w->s = s;
@@ -217,7 +217,7 @@ static lq_status choose_clips(work *w, const float *s) {
             continue;
         }
         const uint64_t n = item_of(w->f, p)->src->rows * (w->k / w->group);
-        for (uint64_t g = 0; g < n; g++) p->clip[g] = FLT_MAX;
+        for (uint64_t g = 0; g < n; g++) p->clip[g] = UNCLIPPED;
         Q_TRY(put(w, p, s, NULL));
     }
     return LQ_OK;

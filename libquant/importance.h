@@ -26,7 +26,7 @@
 /* Of a transform (transform.h), whose name is the key: NAME.fold float32 [inputs], finite and positive, the factors of the
  * columns of tensor NAME and of all that read the same input, under the name of the first; NAME.clip float32 [groups, rows],
  * the largest magnitude that weights of a group may keep, after those factors and before a row is divided by what it takes
- * of others' (bind.h). */
+ * of others' (bind.h); rows in the order of GGUF files; 2^40 where all may be kept. */
 #define Q_IMPORTANCE_FOLD ".fold"
 #define Q_IMPORTANCE_CLIP ".clip"
 #define Q_FOLD_TRANSFORM "libquant.fold.transform"

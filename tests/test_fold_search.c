@@ -3,7 +3,6 @@
 #include "harness.h"
 #include "help_model.h"
 
-#include <float.h>
 #include <math.h>
 #include <signal.h>
 #include <sys/stat.h>
@@ -109,7 +108,7 @@ START_TEST(factors_and_clips_of_awq) {
             for (uint64_t j = 0; s && j < has_[i].k; j++) ck_assert(s[j] > 0.0f && isfinite(s[j]));
             snprintf(name, sizeof name, "blk.%d.%s.weight.clip", layer, has_[i].name);
             const float *c = tensor(d, name, has_[i].k / 32, has_[i].rows);
-            for (uint64_t j = 0; j < has_[i].k / 32 * has_[i].rows; j++) ck_assert(c[j] > 0.0f && isfinite(c[j]));
+            for (uint64_t j = 0; j < has_[i].k / 32 * has_[i].rows; j++) ck_assert(c[j] > 0.0f && c[j] <= 0x1p40f);
             snprintf(name, sizeof name, "blk.%d.%s.weight.hessian", layer, has_[i].name);
             ck_assert(!has(d, name));
         }
