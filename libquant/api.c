@@ -138,7 +138,7 @@ lq_status lq_quantize(lq_ctx *ctx, const char *src, const char *dst, const lq_qu
     Q_TRY(q_struct_in(options, &o, sizeof o, "lq_quantize_options"));
     if (result) Q_TRY(size_check(result->size, "lq_quantize_result"));
     lq_quantize_result r = {.size = sizeof r};
-    Q_TRY(q_quantize(&ctx->alloc, &ctx->log, o.threads ? o.threads : ctx->threads, src, dst, &o, &r));
+    Q_TRY(q_quantize_with(q_ctx_wide(ctx), &ctx->alloc, &ctx->log, o.threads ? o.threads : ctx->threads, src, dst, &o, &r));
     if (result) q_struct_out(result, &r, sizeof r);
     return LQ_OK;
 }

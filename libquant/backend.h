@@ -98,6 +98,8 @@ typedef struct q_backend {
      * packs nothing. */
     void (*work)(q_program *program, int64_t total, int64_t step,
                  void (*fn)(void *arg, int64_t begin, int64_t end, uint32_t thread), void *arg);
+    /* The loops of quantizing (wide.h) on this processor; NULL = those for any. The member is NULL where devices are none. */
+    const struct q_wide *(*wide)(const q_device *dev);
     /* The kernel that runs step i of the plan, by name ("matmul_q4_k_a8_256__avx2"): for reports and tests. "" for a step
      * of another segment. */
     const char *(*kernel_name)(const q_program *program, int32_t i);

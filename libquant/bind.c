@@ -7,6 +7,9 @@
 #include <stdio.h>
 
 #include "lora.h"
+#include "wide.h"
+
+enum { STRIP_BYTES = 1 << 16 /* of the file at a time */ };
 
 /* config.json fields of every model that say nothing about the function. */
 static const char *const hf_common[] = {
@@ -435,33 +438,36 @@ lq_status q_bind_read(const q_alloc *a, const q_binding *b, const q_bind_item *i
                       float *out) {
     const q_tensor *t = item->src;
     const int32_t *order = t->view ? t->view->order : NULL;
-    uint8_t *row = NULL;
+    const q_wide *wide = q_wide_of(b->wide);
+    /* Rows that follow one another in the file are asked for together. */
+    const uint64_t strip = item->map == Q_MAP_ROPE_PAIRS ? 1 : Q_MIN(Q_MAX(STRIP_BYTES / Q_MAX(t->row_bytes, (uint64_t)1), (uint64_t)1), n);
+    uint8_t *rows = NULL;
     float *mixed = NULL;
     if (!t->data) {
-        row = (uint8_t *)q_new_raw(a, t->row_bytes, 1);
-        if (!row) return LQ_E_NOMEM;
+        rows = (uint8_t *)q_new_raw(a, strip, t->row_bytes);
+        if (!rows) return LQ_E_NOMEM;
     }
     if (order) {
         mixed = (float *)q_new_raw(a, t->shape[0], sizeof *mixed);
         if (!mixed) {
-            q_delete(a, row);
+            q_delete(a, rows);
             return LQ_E_NOMEM;
         }
     }
     lq_status s = LQ_OK;
     for (uint64_t i = 0; i < n && s == LQ_OK; i++) {
         const uint64_t from = q_bind_source_row(item, first + i), at = from * t->row_bytes;
-        const uint8_t *p = t->data ? t->data + at : row;
-        if (!t->data) s = q_tensor_read(b->dir, t, at, row, t->row_bytes);
+        const uint8_t *p = t->data ? t->data + at : rows + i % strip * t->row_bytes;
+        if (!t->data && i % strip == 0) s = q_tensor_read(b->dir, t, at, rows, Q_MIN(strip, n - i) * t->row_bytes);
         float *y = out + i * t->shape[0];
-        if (s == LQ_OK) q_decode_row(t->format, p, (int64_t)t->shape[0], order ? mixed : y);
+        if (s == LQ_OK) wide->decode(t->format, p, (int64_t)t->shape[0], order ? mixed : y);
         for (uint64_t j = 0; order && s == LQ_OK && j < t->shape[0]; j++) y[order[j]] = mixed[j];
         if (item->delta && s == LQ_OK) q_lora_add(item->delta, from, y, t->shape[0]);
         if (item->map == Q_MAP_PLUS_ONE)
             for (uint64_t j = 0; j < t->shape[0]; j++) y[j] += 1.0f;
         if (s == LQ_OK) apply_factors(item, first + i, y);
     }
-    q_delete(a, row);
+    q_delete(a, rows);
     q_delete(a, mixed);
     return s;
 }

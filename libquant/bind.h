@@ -33,6 +33,7 @@ typedef struct q_binding {
      * tensor they share. */
     int32_t *by_role;
     q_arena arena;
+    const struct q_wide *wide; /* decodes rows that are read; NULL = as for any processor. Set by who reads many */
 } q_binding;
 
 /* The directory must outlive the binding. LQ_E_UNSUPPORTED names an unknown architecture or configuration field;

@@ -12,6 +12,7 @@
 #include "recipe.h"
 #include "text.h"
 #include "threads.h"
+#include "wide.h"
 
 struct lq_ctx {
     q_alloc alloc;
@@ -76,6 +77,9 @@ struct lq_model {
     q_arena names;       /* NUL-terminated copies of what files hold without a terminator */
     const char **meta_names, **tensor_names;
 };
+
+/* The loops of quantizing for its processor. */
+static inline const q_wide *q_ctx_wide(const lq_ctx *ctx) { return q_wide_of(ctx->backend->wide(ctx->device)); }
 
 lq_status q_ctx_open(const lq_options *options, lq_ctx **out);
 void q_ctx_close(lq_ctx *ctx);

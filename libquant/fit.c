@@ -8,6 +8,8 @@
  *           multiple next to its own with the least error, and d, dmin are solved by least squares for all together.
  * Sums are taken over residuals, not over values: the gain of a step is then a small difference of small numbers, and
  * float32 suffices at 8 bits. Where the reference encoder's grid has the smaller error, that one is returned.
+ * Sums over values are wide.h's. What does not wait for one another is asked of it in one call, groups side by side: the
+ * processor then works on several tries at a time.
  * Without importance every error counts alike: on the bundled model that gave a smaller KL divergence in every format
  * than counting it by |x| plus its root mean square, or by x^2. Layer L1. */
 #include "fit.h"
@@ -15,182 +17,118 @@
 #include <float.h>
 #include <math.h>
 
-enum { MAX_TURNS = 3, POLISH = 6, MAX_STARTS = 32, FINALISTS = 3, CHUNK = 16 /* divides every group */ };
+#include "wide.h"
+
+enum { MAX_TURNS = 3, POLISH = 6, MAX_STARTS = 34, FINALISTS = 3, MAX_WAYS = 112 /* 16 groups of 7 */ };
 
 /* One block, normalised: x = value * 2^-exponent. */
 typedef struct problem {
     const q_shape *shape;
-    int n;                  /* values per group */
-    int exponent;
-    _Alignas(64) float x[Q_MAX_BLOCK], w[Q_MAX_BLOCK];
+    const q_wide *wide;
+    double up, down;        /* 2^exponent, 2^-exponent */
+    float lo[Q_MAX_GROUPS], hi[Q_MAX_GROUPS]; /* extreme values by group */
     float total[Q_MAX_GROUPS]; /* sum of w by group */
-    float book[16], mid[15]; /* of a codebook: its levels and the borders between them */
-    float top, bottom;      /* highest and lowest level */
+    float top;              /* highest level */
+    q_wide_block block;
 } problem;
 
-/* Sums over a group of weights w, levels l chosen under (s, m), and residuals r = x - (s * l - m). */
-typedef struct sums {
-    float w, wr, wrr, wl, wll, wrl;
-} sums;
-
-uint16_t q_fit_half(float f) {
-    return q_f32_to_half(f > 65504.0f ? 65504.0f : f < -65504.0f ? -65504.0f : f);
-}
+static inline uint16_t half_of(float f) { return q_f32_to_half(f > 65504.0f ? 65504.0f : f < -65504.0f ? -65504.0f : f); }
+uint16_t q_fit_half(float f) { return half_of(f); }
 
 /* As fmaxf and fminf, which are calls, of numbers. */
 static inline float larger(float a, float b) { return a > b ? a : b; }
 static inline float smaller(float a, float b) { return a < b ? a : b; }
 
-/* Lowest and highest of n values, a multiple of CHUNK. */
-Q_UNCHECKED static void extremes(const float *x, int n, float *lo, float *hi) {
-    float l[CHUNK], h[CHUNK];
-    for (int i = 0; i < CHUNK; i++) l[i] = h[i] = x[i];
-    for (int at = CHUNK; at < n; at += CHUNK)
-        for (int i = 0; i < CHUNK; i++) {
-            l[i] = smaller(l[i], x[at + i]);
-            h[i] = larger(h[i], x[at + i]);
-        }
-    for (int i = 0; i < 8; i++) l[i] = smaller(l[i], l[i + 8]);
-    for (int i = 0; i < 8; i++) h[i] = larger(h[i], h[i + 8]);
-    for (int i = 0; i < 4; i++) l[i] = smaller(l[i], l[i + 4]);
-    for (int i = 0; i < 4; i++) h[i] = larger(h[i], h[i + 4]);
-    *lo = smaller(smaller(l[0], l[1]), smaller(l[2], l[3]));
-    *hi = larger(larger(h[0], h[1]), larger(h[2], h[3]));
-}
-
-/* Multiplied by a power of two, in double: exact until it is a float again. */
-Q_UNCHECKED static void multiply(const float *x, int n, double by, float *y) {
-    for (int at = 0; at < n; at += CHUNK)
-        for (int i = 0; i < CHUNK; i++) y[at + i] = (float)((double)x[at + i] * by);
-}
-
 /* What a search needs besides: how much each error counts, brought to a maximum of 1, and a codebook's levels. */
-static void prepare_search(const q_shape *s, const q_fit_in *in, problem *p) {
-    float wmax = 0.0f;
+static void prepare_weights(const q_shape *s, const q_fit_in *in, problem *p) {
+    float wmax = 0.0f, *w = p->block.w;
+    const int n = p->block.n;
     for (int i = 0; in->weight && i < s->weights; i++)
         if (in->weight[i] <= FLT_MAX) wmax = larger(wmax, in->weight[i]);
+    if (!(wmax > 0.0f)) {
+        for (int i = 0; i < s->weights; i++) w[i] = 1.0f;
+        for (int g = 0; g < s->groups; g++) p->total[g] = (float)n;
+        return;
+    }
     for (int i = 0; i < s->weights; i++) {
-        const float w = wmax > 0.0f ? in->weight[i] : 1.0f;
-        p->w[i] = w > 0.0f && w <= FLT_MAX ? wmax > 0.0f ? (float)((double)w / (double)wmax) : 1.0f : 0.0f;
+        const float v = in->weight[i];
+        w[i] = v > 0.0f && v <= FLT_MAX ? (float)((double)v / (double)wmax) : 0.0f;
     }
     for (int g = 0; g < s->groups; g++) { /* a group that does not count still wants parameters of its own */
         float total = 0.0f;
-        for (int k = 0; k < p->n; k++) total += p->w[g * p->n + k];
-        for (int k = 0; !(total > 0.0f) && k < p->n; k++) p->w[g * p->n + k] = 1e-6f;
-        p->total[g] = total > 0.0f ? total : 1e-6f * (float)p->n;
+        for (int k = 0; k < n; k++) total += w[g * n + k];
+        for (int k = 0; !(total > 0.0f) && k < n; k++) w[g * n + k] = 1e-6f;
+        p->total[g] = total > 0.0f ? total : 1e-6f * (float)n;
     }
-    for (int k = 0; q_fit_book(s) && k < 16; k++) p->book[k] = q_fit_level(s, k);
-    for (int k = 0; q_fit_book(s) && k < 15; k++) p->mid[k] = (p->book[k] + p->book[k + 1]) * 0.5f;
+}
+
+static void prepare_search(const q_shape *s, const q_fit_in *in, problem *p) {
+    q_wide_block *b = &p->block;
+    b->with_min = s->mn_hi != 0;
+    b->with_book = q_fit_book(s);
+    b->lo = q_fit_level(s, s->lo);
+    b->hi = p->top;
+    for (int k = 0; b->with_book && k < 16; k++) b->book[k] = q_fit_level(s, k);
+    for (int k = 0; b->with_book && k < 16; k++) b->mid[k] = k < 15 ? (b->book[k] + b->book[k + 1]) * 0.5f : HUGE_VALF;
+    if (p->down > 0x1p-126 && p->down < 0x1p126) p->wide->multiply(in->x, s->weights, (float)p->down, b->x);
+    else for (int i = 0; i < s->weights; i++) b->x[i] = (float)((double)in->x[i] * p->down);
+    prepare_weights(s, in, p);
 }
 
 /* Fill p; false when all values are zero. */
 static bool prepare(const q_shape *s, const q_fit_in *in, problem *p) {
-    float lo, hi;
+    float amax = 0.0f;
+    int exponent;
     p->shape = s;
-    p->n = s->weights / s->groups;
-    extremes(in->x, s->weights, &lo, &hi);
-    const float amax = larger(-lo, hi);
+    p->wide = q_wide_of(in->wide);
+    p->block.n = s->weights / s->groups;
+    p->wide->extremes(in->x, s->groups, p->block.n, p->lo, p->hi);
+    for (int g = 0; g < s->groups; g++) amax = larger(amax, larger(-p->lo[g], p->hi[g]));
     if (!(amax > 0.0f && amax <= FLT_MAX)) return false;
-    (void)frexpf(amax, &p->exponent);
-    multiply(in->x, s->weights, ldexp(1.0, -p->exponent), p->x);
-    p->bottom = q_fit_level(s, s->lo);
+    if (amax >= FLT_MIN) exponent = (int)(q_f32_bits(amax) >> 23) - 126; /* amax is 0.5 .. 1 times 2^exponent */
+    else (void)frexpf(amax, &exponent);
+    p->up = q_fit_power(exponent);
+    p->down = q_fit_power(-exponent);
+    for (int g = 0; g < s->groups; g++) {
+        p->lo[g] = (float)((double)p->lo[g] * p->down);
+        p->hi[g] = (float)((double)p->hi[g] * p->down);
+    }
     p->top = q_fit_level(s, s->hi);
     if (in->search) prepare_search(s, in, p);
     return true;
 }
 
-/* Levels for a chunk of values under inv = 1 / s. Loops of constant length over arrays: compilers vectorize them. */
-Q_UNCHECKED static inline void levels_linear(const problem *p, const float *x, float inv, float m, float *l) {
-    const float lo = p->bottom, hi = p->top;
-    for (int i = 0; i < CHUNK; i++) {
-        float v = (x[i] + m) * inv;
-        v = v > lo ? v : lo;
-        v = v < hi ? v : hi;
-        l[i] = q_fit_round(v);
-    }
+/* ------------------------------------------------------------------------------------------------ least squares */
+
+/* Least squares for the levels that a try chose: the change of s that suits them best; returns the error that then remains. */
+static float solve_scale(const q_wide_sums *t, float *s) {
+    const double LL = (double)t->wll, RL = (double)t->wrl, ds = LL > 0 ? RL / LL : 0;
+    *s = (float)((double)*s + ds);
+    return (float)((double)t->wrr - 2 * ds * RL + ds * ds * LL);
 }
 
-Q_UNCHECKED static inline void levels_book(const problem *p, const float *x, float inv, float *l) {
-    float v[CHUNK];
-    int c[CHUNK] = {0};
-    for (int i = 0; i < CHUNK; i++) v[i] = x[i] * inv;
-    for (int k = 0; k < 15; k++) { /* how many borders lie below: in wide registers quicker than a bisection */
-        const float border = p->mid[k];
-        for (int i = 0; i < CHUNK; i++) c[i] += v[i] > border ? 1 : 0;
+/* The same for s and m. `w` is the sum of the group's weights. */
+static float solve(const q_wide_sums *t, float w, float *s, float *m) {
+    const double W = (double)w, L = (double)t->wl, LL = (double)t->wll, R = (double)t->wr, RL = (double)t->wrl;
+    const double det = W * LL - L * L;
+    double ds = 0, dm = W > 0 ? -R / W : 0;
+    if (det > 1e-9 * W * LL) {
+        const double inverse = 1 / det;
+        ds = (W * RL - L * R) * inverse;
+        dm = (L * RL - LL * R) * inverse;
     }
-    for (int i = 0; i < CHUNK; i++) l[i] = p->book[c[i]];
-}
-
-/* A lane for each value of a chunk: wide registers then add without moving values about. */
-Q_UNCHECKED static inline float add_lanes(const float *a) {
-    float b[8], c[4];
-    for (int i = 0; i < 8; i++) b[i] = a[i] + a[i + 8];
-    for (int i = 0; i < 4; i++) c[i] = b[i] + b[i + 4];
-    return (c[0] + c[2]) + (c[1] + c[3]);
-}
-
-/* Everything about group g under (s, m). Without minima only wrr, wll and wrl. */
-Q_UNCHECKED static void sums_at(const problem *p, int g, float s, float m, sums *out) {
-    const float inv = s != 0.0f ? 1.0f / s : 0.0f;
-    const bool book = q_fit_book(p->shape), with_min = p->shape->mn_hi != 0;
-    float rr[CHUNK] = {0}, ll[CHUNK] = {0}, rl[CHUNK] = {0}, rs[CHUNK] = {0}, ls[CHUNK] = {0};
-    for (int at = g * p->n; at < (g + 1) * p->n; at += CHUNK) {
-        const float *x = p->x + at, *w = p->w + at;
-        float l[CHUNK], r[CHUNK], wr[CHUNK], wl[CHUNK];
-        if (book) levels_book(p, x, inv, l);
-        else levels_linear(p, x, inv, m, l);
-        for (int i = 0; i < CHUNK; i++) {
-            r[i] = x[i] - (s * l[i] - m);
-            wr[i] = w[i] * r[i];
-            wl[i] = w[i] * l[i];
-        }
-        for (int i = 0; i < CHUNK; i++) {
-            rr[i] += wr[i] * r[i];
-            ll[i] += wl[i] * l[i];
-            rl[i] += wr[i] * l[i];
-        }
-        if (!with_min) continue;
-        for (int i = 0; i < CHUNK; i++) {
-            rs[i] += wr[i];
-            ls[i] += wl[i];
-        }
-    }
-    *out = (sums){.w = p->total[g], .wrr = add_lanes(rr), .wll = add_lanes(ll), .wrl = add_lanes(rl)};
-    if (!with_min) return;
-    out->wr = add_lanes(rs);
-    out->wl = add_lanes(ls);
-}
-
-/* Least squares: the changes of s and m that suit the levels best; returns the error that then remains. A shape with
- * stored minima has m >= 0. */
-static float solve(const sums *t, bool with_min, float *s, float *m) {
-    const float s0 = *s, m0 = *m;
-    const double W = (double)t->w, L = (double)t->wl, LL = (double)t->wll, R = (double)t->wr, RL = (double)t->wrl;
-    double ds = LL > 0 ? RL / LL : 0, dm = 0;
-    if (with_min) {
-        const double det = W * LL - L * L;
-        if (det > 1e-9 * W * LL) {
-            const double inverse = 1 / det;
-            ds = (W * RL - L * R) * inverse;
-            dm = (L * RL - LL * R) * inverse;
-        } else {
-            ds = 0;
-            dm = W > 0 ? -R / W : 0;
-        }
-    }
-    *s = (float)((double)s0 + ds);
-    *m = (float)((double)m0 + dm);
+    *s = (float)((double)*s + ds);
+    *m = (float)((double)*m + dm);
     return (float)((double)t->wrr - 2 * ds * RL + 2 * dm * R + ds * ds * LL - 2 * ds * dm * L + dm * dm * W);
 }
 
-/* As solve, with m kept at or above zero where minima are stored multiples. */
-static float solve_bounded(const problem *p, const sums *t, float *s, float *m) {
-    const float s0 = *s, m0 = *m;
-    const bool with_min = p->shape->mn_hi != 0;
-    float e = solve(t, with_min, s, m);
+/* What suits the shape: no minimum, any, or one at or above zero where minima are stored multiples. */
+static float solve_bounded(const problem *p, int g, const q_wide_sums *t, float *s, float *m) {
+    const float s0 = *s, m0 = *m, w = p->total[g];
+    float e = p->block.with_min ? solve(t, w, s, m) : solve_scale(t, s);
     if (p->shape->mn_hi > 0 && *m < 0.0f) {
         /* With m = 0 the residual is x - s0 l = r - m0: from there solve for s alone. */
-        const double L = (double)t->wl, LL = (double)t->wll, W = (double)t->w, c = (double)m0;
+        const double L = (double)t->wl, LL = (double)t->wll, W = (double)w, c = (double)m0;
         const double RL = (double)t->wrl - c * L, RR = (double)t->wrr - 2 * c * (double)t->wr + c * c * W;
         const double ds = LL > 0 ? RL / LL : 0;
         *s = (float)((double)s0 + ds);
@@ -201,58 +139,90 @@ static float solve_bounded(const problem *p, const sums *t, float *s, float *m) 
     return e;
 }
 
-/* Repeat "levels for the parameters, parameters for the levels" from (s, m) while the error falls. */
-static float polish(const problem *p, int g, float *s, float *m, int turns) {
-    float best = FLT_MAX, ts = *s, tm = *m;
+/* ------------------------------------------------------------------------------------------------ groups */
+
+/* A way down from some start: "levels for the parameters, parameters for the levels", while the error falls. */
+typedef struct way {
+    float s, m, error;      /* the best so far */
+    q_wide_try next;        /* what to try then */
+    bool over;
+} way;
+
+/* Some more turns of each. */
+static void polish(const problem *p, way *ways, int n, int turns) {
+    q_wide_try tries[MAX_WAYS];
+    q_wide_sums sums[MAX_WAYS];
     for (int turn = 0; turn < turns; turn++) {
-        sums t;
-        sums_at(p, g, ts, tm, &t);
-        if (!(t.wrr < best)) break;
-        best = t.wrr;
-        *s = ts;
-        *m = tm;
-        (void)solve_bounded(p, &t, &ts, &tm);
-    }
-    return best;
-}
-
-/* The value of largest magnitude of a group. */
-static float extreme(const problem *p, int g) {
-    float lo, hi;
-    extremes(p->x + g * p->n, p->n, &lo, &hi);
-    if (hi != -lo) return hi > -lo ? hi : lo;
-    for (int i = g * p->n;; i++) /* of two alike the first */
-        if (fabsf(p->x[i]) == hi) return p->x[i];
-}
-
-static float reference_scale(const problem *p, int g) {
-    const float x = extreme(p, g), at = p->shape->reference;
-    return at > 0.0f ? fabsf(x) / at : x / at;
-}
-
-static float search_scale(const problem *p, int g) {
-    const q_shape *sh = p->shape;
-    const float x = extreme(p, g);
-    float best_s = 0.0f, best = FLT_MAX, none = 0.0f;
-    if (x == 0.0f) return 0.0f;
-    for (int k = 0; k <= 2 * sh->steps + 1; k++) {
-        const float t = sh->from + (sh->to - sh->from) * (float)(k / 2) / (float)sh->steps;
-        float s = k % 2 ? x / t : -x / t;
-        sums at;
-        sums_at(p, g, s, 0.0f, &at);
-        const float e = solve(&at, false, &s, &none);
-        if (e < best) {
-            best = e;
-            best_s = s;
+        int live = 0;
+        for (int i = 0; i < n; i++)
+            if (!ways[i].over) tries[live++] = ways[i].next;
+        if (live == 0) return;
+        p->wide->sums(&p->block, tries, live, sums);
+        live = 0;
+        for (int i = 0; i < n; i++) {
+            way *t = &ways[i];
+            if (t->over) continue;
+            const q_wide_sums *at = &sums[live++];
+            t->over = !(at->wrr < t->error);
+            if (t->over) continue;
+            t->error = at->wrr;
+            t->s = t->next.s;
+            t->m = t->next.m;
+            (void)solve_bounded(p, t->next.group, at, &t->next.s, &t->next.m);
         }
     }
-    polish(p, g, &best_s, &none, POLISH);
-    return best_s;
+}
+
+static way way_from(int group, float s, float m) { return (way){s, m, FLT_MAX, {group, s, m}, false}; }
+
+/* The value of largest magnitude of a group; of two alike the first. */
+static float extreme(const problem *p, const float *x, int g) {
+    const float lo = p->lo[g], hi = p->hi[g];
+    if (hi != -lo) return hi > -lo ? hi : lo;
+    for (int i = g * p->block.n;; i++)
+        if (fabsf((float)((double)x[i] * p->down)) == hi) return x[i] < 0.0f ? -hi : hi;
+}
+
+static float reference_scale(const problem *p, const float *x, int g) {
+    const float at = p->shape->reference;
+    if (at > 0.0f) return larger(-p->lo[g], p->hi[g]) / at;
+    return extreme(p, x, g) / at;
+}
+
+/* The scales of all groups. */
+static void search_scales(const problem *p, const float *x, float *s) {
+    const q_shape *sh = p->shape;
+    way ways[Q_MAX_GROUPS];
+    for (int g = 0; g < sh->groups; g++) {
+        q_wide_try tries[MAX_STARTS];
+        q_wide_sums sums[MAX_STARTS];
+        const float top = extreme(p, x, g);
+        const int n = Q_MIN(2 * sh->steps + 2, MAX_STARTS);
+        float best = FLT_MAX;
+        ways[g] = way_from(g, 0.0f, 0.0f);
+        ways[g].over = top == 0.0f;
+        if (top == 0.0f) continue;
+        for (int k = 0; k < n; k++) {
+            const float t = sh->from + (sh->to - sh->from) * (float)(k / 2) / (float)sh->steps;
+            tries[k] = (q_wide_try){g, k % 2 ? top / t : -top / t, 0.0f};
+        }
+        p->wide->sums(&p->block, tries, n, sums);
+        for (int k = 0; k < n; k++) {
+            const float e = solve_scale(&sums[k], &tries[k].s);
+            if (e < best) {
+                best = e;
+                ways[g].s = ways[g].next.s = tries[k].s;
+            }
+        }
+    }
+    polish(p, ways, sh->groups, POLISH);
+    for (int g = 0; g < sh->groups; g++) s[g] = ways[g].s;
 }
 
 /* Lowest and highest of the range that levels 0 .. hi are spread over. */
 static void range(const problem *p, int g, float *lo, float *hi) {
-    extremes(p->x + g * p->n, p->n, lo, hi);
+    *lo = p->lo[g];
+    *hi = p->hi[g];
     if (p->shape->mn_hi > 0) { /* a stored minimum can only lower */
         *lo = smaller(*lo, 0.0f);
         *hi = larger(*hi, *lo);
@@ -266,47 +236,65 @@ static void reference_min(const problem *p, int g, float *s, float *m) {
     *m = -lo;
 }
 
-static void search_min(const problem *p, int g, float *s, float *m) {
+/* Starts of a group; the most promising become ways. Returns how many. */
+static int start_min(const problem *p, int g, int most, way *ways) {
     const q_shape *sh = p->shape;
-    float lo, hi, best = FLT_MAX;
+    q_wide_try tries[MAX_STARTS];
+    q_wide_sums sums[MAX_STARTS];
+    float lo, hi, left[MAX_STARTS]; /* the error that a start leaves for its levels */
     range(p, g, &lo, &hi);
-    *s = 0.0f;
-    *m = -lo;
-    if (!(hi > lo)) return;
-    float starts[MAX_STARTS][3] = {{0}}; /* scale, minimum, and the error that they leave for their levels */
+    if (!(hi > lo)) return 0;
     const int n = Q_MIN(sh->steps + 1, MAX_STARTS);
-    for (int k = 0; k < n; k++) {
-        float *t = starts[k];
-        sums at;
-        t[0] = (hi - lo) / (sh->from + (sh->to - sh->from) * (float)k / (float)sh->steps);
-        t[1] = -lo;
-        sums_at(p, g, t[0], t[1], &at);
-        t[2] = solve_bounded(p, &at, &t[0], &t[1]);
-    }
-    for (int turn = 0; turn < (p->top < 4.0f ? n : Q_MIN(n, FINALISTS)); turn++) {
-        float *t = starts[0];
+    for (int k = 0; k < n; k++)
+        tries[k] = (q_wide_try){g, (hi - lo) / (sh->from + (sh->to - sh->from) * (float)k / (float)sh->steps), -lo};
+    p->wide->sums(&p->block, tries, n, sums);
+    for (int k = 0; k < n; k++) left[k] = solve_bounded(p, g, &sums[k], &tries[k].s, &tries[k].m);
+    for (int i = 0; i < Q_MIN(n, most); i++) {
+        int best = 0;
         for (int k = 1; k < n; k++)
-            if (starts[k][2] < t[2]) t = starts[k];
-        const float e = polish(p, g, &t[0], &t[1], p->top < 4.0f ? 4 : 2);
-        t[2] = FLT_MAX;
-        if (e < best) {
-            best = e;
-            *s = t[0];
-            *m = t[1];
-        }
+            if (left[k] < left[best]) best = k;
+        ways[i] = way_from(g, tries[best].s, tries[best].m);
+        left[best] = FLT_MAX;
     }
-    polish(p, g, s, m, POLISH);
+    return Q_MIN(n, most);
 }
+
+/* The scales and minima of all groups. */
+static void search_mins(const problem *p, float *s, float *m) {
+    const int groups = p->shape->groups;
+    const bool few = p->top < 4.0f; /* two bits: each start counts */
+    const int most = few ? MAX_WAYS / Q_MAX_GROUPS : FINALISTS;
+    way ways[MAX_WAYS], best[Q_MAX_GROUPS];
+    int count[Q_MAX_GROUPS], n = 0;
+    for (int g = 0; g < groups; g++) n += count[g] = start_min(p, g, most, ways + n);
+    polish(p, ways, n, few ? 4 : 2);
+    n = 0;
+    for (int g = 0; g < groups; g++) {
+        float lo, hi;
+        range(p, g, &lo, &hi);
+        best[g] = way_from(g, 0.0f, -lo);
+        best[g].over = count[g] == 0;
+        for (int i = 0; i < count[g]; i++, n++)
+            if (ways[n].error < best[g].error) best[g] = ways[n];
+    }
+    polish(p, best, groups, POLISH - 1);
+    for (int g = 0; g < groups; g++) {
+        s[g] = best[g].s;
+        m[g] = best[g].m;
+    }
+}
+
+/* ------------------------------------------------------------------------------------------------ blocks */
 
 /* The stored form of a real d: a finite half or float; `back` is it in the normalised block. */
 static float stored(const problem *p, float d, float *back) {
-    const double up = ldexp((double)d, p->exponent);
+    const double up = (double)d * p->up;
     float v;
     if (p->shape->full)
         v = up > (double)FLT_MAX ? FLT_MAX : up < -(double)FLT_MAX ? -FLT_MAX : (float)up;
     else
-        v = q_half_to_f32(q_fit_half((float)fmax(-70000.0, fmin(70000.0, up))));
-    *back = (float)ldexp((double)v, -p->exponent);
+        v = q_half_to_f32(half_of((float)(up < 70000.0 ? up > -70000.0 ? up : -70000.0 : 70000.0)));
+    *back = (float)((double)v * p->down);
     return v;
 }
 
@@ -342,7 +330,7 @@ static void assemble(const problem *p, const float *s, const float *m, trial *t)
     }
     for (int g = 0; g < sh->groups; g++) {
         if (fabsf(s[g]) > fabsf(smax)) smax = s[g];
-        mmax = fmaxf(mmax, m[g]);
+        mmax = larger(mmax, m[g]);
     }
     set_d(p, t, smax / (float)(sh->sc_lo < 0 ? sh->sc_lo : sh->sc_hi),
           sh->mn_hi > 0 ? mmax / (float)sh->mn_hi : 0.0f);
@@ -352,36 +340,73 @@ static void assemble(const problem *p, const float *s, const float *m, trial *t)
     }
 }
 
-/* Take multiples a and b for group g where that lowers its error. */
-static void try_multiples(const problem *p, int g, int a, int b, trial *t, sums *best) {
-    sums at;
-    sums_at(p, g, t->d * (float)a, t->dmin * (float)b, &at);
-    if (!(at.wrr < best->wrr)) return;
-    *best = at;
-    t->grid.sc[g] = (int16_t)a;
-    t->grid.mn[g] = (int16_t)b;
+/* Multiples to try for all groups: three each at most. */
+typedef struct multiples {
+    q_wide_try tries[3 * Q_MAX_GROUPS];
+    q_wide_sums sums[3 * Q_MAX_GROUPS];
+    int sc[3 * Q_MAX_GROUPS], mn[3 * Q_MAX_GROUPS], n;
+} multiples;
+
+static void add_multiples(const trial *t, int g, int sc, int mn, multiples *to) {
+    to->tries[to->n] = (q_wide_try){g, t->d * (float)sc, t->dmin * (float)mn};
+    to->sc[to->n] = sc;
+    to->mn[to->n++] = mn;
 }
 
-/* Give every group the multiples next to its own with the least error; returns that of the block and the least-squares
- * d and dmin for the levels chosen. */
-static double choose_multiples(const problem *p, trial *t, float *d, float *dmin) {
+/* Take those that lower a group's error. */
+static void take_multiples(const problem *p, multiples *from, trial *t, q_wide_sums *best) {
+    p->wide->sums(&p->block, from->tries, from->n, from->sums);
+    for (int i = 0; i < from->n; i++) {
+        const int g = from->tries[i].group;
+        if (!(from->sums[i].wrr < best[g].wrr)) continue;
+        best[g] = from->sums[i];
+        t->grid.sc[g] = (int16_t)from->sc[i];
+        t->grid.mn[g] = (int16_t)from->mn[i];
+    }
+}
+
+/* Sums of each group as the trial has it. */
+static void sums_of_all(const problem *p, const trial *t, q_wide_sums *out) {
+    multiples all;
+    all.n = 0;
+    for (int g = 0; g < p->shape->groups; g++) add_multiples(t, g, t->grid.sc[g], t->grid.mn[g], &all);
+    p->wide->sums(&p->block, all.tries, all.n, out);
+}
+
+/* Give every group the multiples next to its own with the least error. */
+static void next_multiples(const problem *p, trial *t, q_wide_sums *best) {
     const q_shape *sh = p->shape;
-    double AA = 0, AB = 0, BB = 0, RA = 0, RB = 0, total = 0;
+    multiples some;
+    sums_of_all(p, t, best);
+    some.n = 0;
     for (int g = 0; g < sh->groups; g++) {
         const int sc = t->grid.sc[g], mn = t->grid.mn[g];
-        sums best;
-        sums_at(p, g, t->d * (float)sc, t->dmin * (float)mn, &best);
-        for (int a = Q_MAX(sc - 1, sh->sc_lo); a <= Q_MIN(sc + 1, sh->sc_hi); a += 2)
-            try_multiples(p, g, a, mn, t, &best);
-        for (int b = mn - 1; sh->mn_hi > 0 && b <= mn + 1; b += 2)
-            if (b >= 0 && b <= sh->mn_hi) try_multiples(p, g, t->grid.sc[g], b, t, &best);
+        if (sc - 1 >= sh->sc_lo) add_multiples(t, g, sc - 1, mn, &some);
+        if (sc > sh->sc_lo && sc + 1 <= sh->sc_hi) add_multiples(t, g, sc + 1, mn, &some);
+    }
+    take_multiples(p, &some, t, best);
+    some.n = 0;
+    for (int g = 0; g < sh->groups && sh->mn_hi > 0; g++) {
+        const int sc = t->grid.sc[g], mn = t->grid.mn[g];
+        if (mn - 1 >= 0) add_multiples(t, g, sc, mn - 1, &some);
+        if (mn + 1 <= sh->mn_hi) add_multiples(t, g, sc, mn + 1, &some);
+    }
+    if (some.n) take_multiples(p, &some, t, best);
+}
+
+/* The same; returns the error of the block and the least-squares d and dmin for the levels chosen. */
+static double choose_multiples(const problem *p, trial *t, float *d, float *dmin) {
+    double AA = 0, AB = 0, BB = 0, RA = 0, RB = 0, total = 0;
+    q_wide_sums best[Q_MAX_GROUPS];
+    next_multiples(p, t, best);
+    for (int g = 0; g < p->shape->groups; g++) {
         const double A = (double)t->grid.sc[g], B = (double)t->grid.mn[g];
-        AA += A * A * (double)best.wll;
-        AB += A * B * (double)best.wl;
-        BB += B * B * (double)best.w;
-        RA += A * (double)best.wrl;
-        RB += B * (double)best.wr;
-        total += (double)best.wrr;
+        AA += A * A * (double)best[g].wll;
+        AB += A * B * (double)best[g].wl;
+        BB += B * B * (double)p->total[g];
+        RA += A * (double)best[g].wrl;
+        RB += B * (double)best[g].wr;
+        total += (double)best[g].wrr;
     }
     const double det = AA * BB - AB * AB;
     double dd = AA > 0 ? RA / AA : 0, dm = 0;
@@ -394,37 +419,47 @@ static double choose_multiples(const problem *p, trial *t, float *d, float *dmin
     return total;
 }
 
-static void refine(const problem *p, trial *t) {
-    trial now = *t;
-    double best = HUGE_VAL;
-    if (p->shape->sc_hi == 1) return;
-    for (int turn = 0; turn < MAX_TURNS; turn++) {
-        float d, dmin;
-        const double e = choose_multiples(p, &now, &d, &dmin);
-        if (!(e < best)) return;
-        best = e;
-        *t = now;
-        set_d(p, &now, d, fmaxf(dmin, 0.0f));
-    }
-}
-
 /* Weighted error of a block under a grid. */
 static double error_of(const problem *p, const trial *t) {
+    q_wide_sums sums[Q_MAX_GROUPS];
     double e = 0;
-    for (int g = 0; g < p->shape->groups; g++) {
-        sums at;
-        sums_at(p, g, t->d * (float)t->grid.sc[g], t->dmin * (float)t->grid.mn[g], &at);
-        e += (double)at.wrr;
-    }
+    sums_of_all(p, t, sums);
+    for (int g = 0; g < p->shape->groups; g++) e += (double)sums[g].wrr;
     return e;
+}
+
+/* Returns the error that is left. */
+static double refine(const problem *p, trial *t) {
+    trial now = *t;
+    double best = HUGE_VAL;
+    for (int turn = 0; p->shape->sc_hi > 1 && turn < MAX_TURNS; turn++) {
+        float d, dmin;
+        const double e = choose_multiples(p, &now, &d, &dmin);
+        if (!(e < best)) break;
+        best = e;
+        *t = now;
+        set_d(p, &now, d, larger(dmin, 0.0f));
+    }
+    return best < HUGE_VAL ? best : error_of(p, t);
+}
+
+/* The reference of a block that is one group, without the detour through multiples. */
+static void fit_one(const problem *p, float scale, float min, q_grid *grid) {
+    const q_shape *s = p->shape;
+    float unused;
+    grid->d = stored(p, scale, &unused);
+    grid->dmin = s->mn_hi != 0 ? stored(p, -min, &unused) : 0.0f;
+    grid->sc[0] = 1;
+    grid->mn[0] = (int16_t)(s->mn_hi < 0 ? -1 : 0);
+    finish(s, grid);
 }
 
 static void fit(const q_shape *s, const q_fit_in *in, q_grid *grid, bool with_min) {
     problem p;
     trial reference, best;
     float sc[Q_MAX_GROUPS] = {0}, mn[Q_MAX_GROUPS] = {0};
-    memset(grid, 0, sizeof *grid);
     if (!prepare(s, in, &p)) {
+        memset(grid, 0, sizeof *grid);
         for (int g = 0; s->sc_hi == 1 && g < s->groups; g++) grid->sc[g] = 1;
         for (int g = 0; s->mn_hi < 0 && g < s->groups; g++) grid->mn[g] = -1;
         finish(s, grid);
@@ -432,49 +467,36 @@ static void fit(const q_shape *s, const q_fit_in *in, q_grid *grid, bool with_mi
     }
     for (int g = 0; g < s->groups; g++) {
         if (with_min) reference_min(&p, g, &sc[g], &mn[g]);
-        else sc[g] = reference_scale(&p, g);
+        else sc[g] = reference_scale(&p, in->x, g);
+    }
+    if (!in->search && s->sc_hi == 1) {
+        fit_one(&p, sc[0], mn[0], grid);
+        return;
     }
     assemble(&p, sc, mn, &reference);
     *grid = reference.grid;
     finish(s, grid);
     if (!in->search) return;
-    for (int g = 0; g < s->groups; g++) {
-        if (with_min) search_min(&p, g, &sc[g], &mn[g]);
-        else sc[g] = search_scale(&p, g);
-    }
+    if (with_min) search_mins(&p, sc, mn);
+    else search_scales(&p, in->x, sc);
     assemble(&p, sc, mn, &best);
-    refine(&p, &best);
-    if (error_of(&p, &best) < error_of(&p, &reference)) *grid = best.grid;
+    if (refine(&p, &best) < error_of(&p, &reference)) *grid = best.grid;
     finish(s, grid);
 }
 
 void q_fit_symmetric(const q_shape *s, const q_fit_in *in, q_grid *grid) { fit(s, in, grid, false); }
 void q_fit_minimum(const q_shape *s, const q_fit_in *in, q_grid *grid) { fit(s, in, grid, true); }
 
-/* q_fit_nearest for a group of integer levels; false when some value lies near a border, where that one decides. */
-Q_UNCHECKED static bool codes_linear(const q_shape *s, float scale, float min, const float *x, int n, int32_t *codes) {
-    const float lo = (float)s->lo, hi = (float)s->hi, limit = 0.499f * fabsf(scale);
-    int near[CHUNK] = {0};
-    for (int at = 0; at < n; at += CHUNK)
-        for (int i = 0; i < CHUNK; i++) {
-            float v = (x[at + i] + min) / scale;
-            v = v > lo ? v : lo;
-            v = v < hi ? v : hi;
-            v = q_fit_round(v);
-            codes[at + i] = (int32_t)v;
-            near[i] |= fabsf(x[at + i] - (scale * v - min)) < limit ? 0 : 1;
-        }
-    int any = 0;
-    for (int i = 0; i < CHUNK; i++) any |= near[i];
-    return any == 0;
-}
-
-void q_fit_codes(const q_shape *s, const q_grid *grid, const float *x, int32_t *codes) {
+void q_fit_codes(const q_shape *s, const q_wide *wide, const q_grid *grid, const float *x, int32_t *codes) {
     const int n = s->weights / s->groups;
+    const q_wide *w = q_wide_of(wide);
     for (int g = 0; g < s->groups; g++, x += n, codes += n) {
-        const float scale = grid->scale[g];
+        const float scale = grid->scale[g], min = grid->min[g], limit = 0.499f * fabsf(scale);
+        const bool plain = !q_fit_book(s) && scale != 0.0f;
         float value;
-        if (!q_fit_book(s) && scale != 0.0f && codes_linear(s, scale, grid->min[g], x, n, codes)) continue;
-        for (int j = 0; j < n; j++) codes[j] = q_fit_nearest(s, grid, g * n + j, x[j], &value);
+        if (plain && w->codes(x, n, scale, min, (float)s->lo, (float)s->hi, codes)) continue;
+        for (int j = 0; j < n; j++)
+            if (!plain || !(fabsf(x[j] - (scale * (float)codes[j] - min)) < limit))
+                codes[j] = q_fit_nearest(s, grid, g * n + j, x[j], &value);
     }
 }

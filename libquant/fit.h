@@ -11,6 +11,8 @@
 
 #include "format.h"
 
+typedef struct q_wide q_wide; /* wide.h */
+
 typedef struct q_shape {
     int32_t weights, groups;   /* of a block */
     int32_t lo, hi;            /* levels are the integers lo .. hi, */
@@ -51,6 +53,14 @@ static inline bool q_fit_book(const q_shape *s) { return s->table || s->levels; 
 
 /* Round to nearest in float arithmetic: adding 1.5 * 2^23 leaves no room for a fraction. For |v| < 2^22. */
 Q_UNCHECKED static inline float q_fit_round(float v) { return (v + 12582912.0f) - 12582912.0f; }
+
+/* 2^e as a double, -1022 <= e <= 1023. */
+static inline double q_fit_power(int e) {
+    const uint64_t bits = (uint64_t)(e + 1023) << 52;
+    double d;
+    memcpy(&d, &bits, sizeof d);
+    return d;
+}
 
 static inline int32_t q_fit_round_to(float v, int32_t lo, int32_t hi) {
     if (!(v > (float)lo)) return lo;
@@ -97,6 +107,6 @@ static inline int32_t q_fit_nearest(const q_shape *s, const q_grid *grid, int32_
 }
 
 /* q_fit_nearest of all weights of a block. */
-void q_fit_codes(const q_shape *s, const q_grid *grid, const float *x, int32_t *codes);
+void q_fit_codes(const q_shape *s, const q_wide *wide, const q_grid *grid, const float *x, int32_t *codes);
 
 #endif

@@ -108,7 +108,7 @@ int32_t q_fit_nearest_zero(const q_grid *grid, int32_t top, float x, float *valu
 }
 
 int32_t q_fit_choose(const q_shape *s, const float *x, const float *weight, int32_t n, const float *scales, int32_t count) {
-    const q_fit_in in = {x, weight, true, NULL};
+    const q_fit_in in = {.x = x, .weight = weight, .search = true};
     double best = HUGE_VAL, total = 0;
     float mid[15];
     int32_t chosen = 0;

@@ -164,7 +164,7 @@ static lq_status clip_group(const clip_job *c, const float *x, const float *h, f
     *out = UNCLIPPED;
     for (int32_t i = 0; i < CLIPS && most > 0.0f; i++) {
         const float bound = most * (1.0f - (float)i / CLIP_PARTS);
-        const q_quant_job q = {f, clipped, 1, (int64_t)n, NULL, NULL, c->w->f->alloc};
+        const q_quant_job q = {f, clipped, 1, (int64_t)n, NULL, NULL, c->w->f->alloc, c->w->f->binding->wide};
         for (uint64_t j = 0; j < n; j++) clipped[j] = fminf(fmaxf(x[j], -bound), bound);
         Q_TRY(c->part->choice.quantizer->quantize(&q, block));
         q_decode_row(f, block, (int64_t)n, e);

@@ -2,7 +2,7 @@
  *
  * Owns nothing. Refuses rows that are not whole blocks, and rows so long that a codec's int offsets could not reach
  * their end. Layer L1. */
-#include "format.h"
+#include "fit.h"
 
 const q_format *q_format_find(const char *name) {
     for (uint32_t i = 0; name && i < q_format_count(); i++)
@@ -50,22 +50,29 @@ void q_decode_row(const q_format *f, const uint8_t *row, int64_t n, float *y) {
     }
 }
 
-void q_format_codes(const q_format *f, const q_grid *grid, const float *x, int32_t *codes) {
+void q_format_codes(const q_format *f, const q_wide *wide, const q_grid *grid, const float *x, int32_t *codes) {
     float value;
-    if (f->codes) f->codes(grid, x, codes);
-    for (int32_t j = 0; !f->codes && j < f->weights; j++) codes[j] = f->nearest(grid, j, x[j], &value);
+    if (f->shape) q_fit_codes(f->shape, wide, grid, x, codes);
+    for (int32_t j = 0; !f->shape && j < f->weights; j++) codes[j] = f->nearest(grid, j, x[j], &value);
+}
+
+void q_encode_row_of(const q_format *f, const q_fit_in *all, int64_t n, uint8_t *row) {
+    q_grid grid;
+    int32_t codes[Q_MAX_BLOCK];
+    q_fit_in in = *all;
+    in.head = NULL;
+    if (f->row_head) f->head(&in, n, row);
+    if (f->row_head) in.head = row;
+    row += f->row_head;
+    for (int64_t at = 0; at < n; at += f->weights, row += f->bytes) {
+        in.x = all->x + at;
+        in.weight = all->weight ? all->weight + at : NULL;
+        if (f->weights > 1 || at == 0) f->fit(&in, &grid); /* single weights have no parameters */
+        q_format_codes(f, in.wide, &grid, in.x, codes);
+        f->emit(&grid, codes, row);
+    }
 }
 
 void q_encode_row(const q_format *f, const float *x, const float *weight, bool search, int64_t n, uint8_t *row) {
-    q_grid grid;
-    int32_t codes[Q_MAX_BLOCK];
-    const uint8_t *head = f->row_head ? row : NULL;
-    if (head) f->head(&(q_fit_in){x, weight, search, NULL}, n, row);
-    row += f->row_head;
-    for (int64_t at = 0; at < n; at += f->weights, row += f->bytes) {
-        const q_fit_in in = {x + at, weight ? weight + at : NULL, search, head};
-        f->fit(&in, &grid);
-        q_format_codes(f, &grid, x + at, codes);
-        f->emit(&grid, codes, row);
-    }
+    q_encode_row_of(f, &(q_fit_in){x, weight, search, NULL, NULL}, n, row);
 }

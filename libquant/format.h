@@ -17,6 +17,7 @@ typedef struct q_fit_in {
     const float *weight; /* importance of the squared error of each value, >= 0; NULL = the format's own default */
     bool search;         /* false: the reference encoder, one closed-form choice; true: search for less weighted error */
     const uint8_t *head; /* of fit: the row's head, already chosen; NULL for formats without */
+    const struct q_wide *wide; /* loops for the processor at hand (wide.h); NULL = for any, with the same results */
 } q_fit_in;
 
 /* The parameters of one block, as they will read back after storage (scales already rounded to their stored type).
@@ -50,8 +51,9 @@ typedef struct q_format {
     void (*fit)(const q_fit_in *in, q_grid *grid);
     /* The best code for value x as weight j of the block; *value = what it decodes to. */
     int32_t (*nearest)(const q_grid *grid, int32_t j, float x, float *value);
-    /* The same for all weights of a block at once; NULL = one by one. */
-    void (*codes)(const q_grid *grid, const float *x, int32_t *codes);
+    /* Where nearest is q_fit_nearest of a shape whose levels are integers: that shape (fit.h), so that codes are found many at
+     * a time; NULL = one by one. */
+    const struct q_shape *shape;
     /* Write `bytes` bytes from `weights` codes. */
     void (*emit)(const q_grid *grid, const int32_t *codes, uint8_t *block);
 } q_format;
@@ -76,10 +78,12 @@ static inline int64_t q_format_span(const q_format *f, int64_t k) {
  * beyond the row. */
 void q_decode_row(const q_format *f, const uint8_t *row, int64_t n, float *y);
 
-/* Encode a row with fit / nearest / emit, block by block; weight may be NULL, else n entries. */
+/* Encode a row with fit / nearest / emit, block by block; `in` is of the whole row: weight may be NULL, else n entries, head is
+ * not looked at. */
+void q_encode_row_of(const q_format *f, const q_fit_in *in, int64_t n, uint8_t *row);
 void q_encode_row(const q_format *f, const float *x, const float *weight, bool search, int64_t n, uint8_t *row);
 
-/* The codes of a block under its grid. */
-void q_format_codes(const q_format *f, const q_grid *grid, const float *x, int32_t *codes);
+/* The codes of a block under its grid; `wide` as in q_fit_in. */
+void q_format_codes(const q_format *f, const struct q_wide *wide, const q_grid *grid, const float *x, int32_t *codes);
 
 #endif

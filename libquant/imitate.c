@@ -5,6 +5,8 @@
 
 #include <math.h>
 
+#include "wide.h"
+
 enum { SPAN = 1 << 14 }; /* weights that a thread takes at a time */
 
 typedef struct job {
@@ -34,13 +36,14 @@ static lq_status some_rows(const job *j, int64_t begin, int64_t n) {
     uint8_t *rows = j->coded ? j->coded + (uint64_t)begin * j->row_bytes : (uint8_t *)q_new_raw(a, (uint64_t)n, j->row_bytes);
     lq_status status = x && rows ? q_bind_read(a, m->binding, m->item, (uint64_t)begin, (uint64_t)n, x) : LQ_E_NOMEM;
     if (status == LQ_OK) {
-        const q_quant_job q = {m->format, x, n, (int64_t)k, m->factors && m->diagonal ? j->diagonal : m->diagonal, m->shared, a};
+        const q_quant_job q = {m->format, x, n, (int64_t)k, m->factors && m->diagonal ? j->diagonal : m->diagonal, m->shared, a,
+                               m->binding->wide};
         reshape(m, k, begin, n, x);
         status = m->quantizer->quantize(&q, rows);
     }
     for (int64_t r = 0; r < n && status == LQ_OK && j->out; r++) {
         float *row = x + (uint64_t)r * k;
-        q_decode_row(m->format, rows + (uint64_t)r * j->row_bytes, (int64_t)k, row);
+        q_wide_of(m->binding->wide)->decode(m->format, rows + (uint64_t)r * j->row_bytes, (int64_t)k, row);
         for (uint64_t i = 0; m->factors && i < k; i++) row[i] /= m->factors[i];
     }
     if (!j->out) q_delete(a, x);

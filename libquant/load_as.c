@@ -89,6 +89,7 @@ typedef struct work {
     const q_weight *w; /* as it is stored */
     const q_format *format;
     const q_quantizer *quantizer;
+    const q_wide *wide;
     uint8_t *out;
     uint64_t row_bytes;
     float *floats; /* [threads][span * k] */
@@ -101,15 +102,14 @@ static void quantize_rows(void *arg, int64_t begin, int64_t end, uint32_t thread
     const int64_t k = j->w->k;
     float *x = j->floats + (int64_t)thread * j->span * k;
     for (int64_t r = begin; r < end; r++) {
-        float *row = x + (r - begin) * k, check = 0;
-        q_decode_row(j->w->format, j->w->data + (uint64_t)r * j->w->row_bytes, k, row);
-        for (int64_t i = 0; i < k; i++) check += row[i] * 0.0f; /* 0, or NaN */
-        if (check != 0.0f || isnan(check)) { /* a thread's rows ascend */
+        float *row = x + (r - begin) * k;
+        j->wide->decode(j->w->format, j->w->data + (uint64_t)r * j->w->row_bytes, k, row);
+        if (!j->wide->finite(row, k)) { /* a thread's rows ascend */
             if (j->bad[thread] < 0) j->bad[thread] = r;
             return;
         }
     }
-    const q_quant_job job = {.format = j->format, .x = x, .rows = end - begin, .k = k};
+    const q_quant_job job = {.format = j->format, .x = x, .rows = end - begin, .k = k, .wide = j->wide};
     (void)j->quantizer->quantize(&job, j->out + (uint64_t)begin * j->row_bytes); /* the shapes fit: q_load_as_bytes */
 }
 
@@ -135,7 +135,7 @@ lq_status q_load_as_weight(lq_model *m, q_pool *pool, uint32_t i) {
     const uint64_t bytes = q_load_as_bytes(m, i);
     q_weight *w = &m->weights[i];
     if (!bytes) return LQ_OK;
-    work j = {.w = w, .format = m->as[i], .quantizer = q_quantizer_find("rtn")};
+    work j = {.w = w, .format = m->as[i], .quantizer = q_quantizer_find("rtn"), .wide = q_ctx_wide(m->ctx)};
     if (!j.quantizer || !q_row_bytes(j.format, (uint64_t)w->k, &j.row_bytes))
         return q_fail(LQ_E_INTERNAL, "tensor '%s' cannot be loaded as %s", w->name, j.format->name);
     if (!m->plan_only) {

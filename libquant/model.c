@@ -280,6 +280,7 @@ static lq_status open_parts(lq_model *m, const char *path, const lq_model_option
     const q_load_options load = {.alloc = m->alloc, .log = &m->ctx->log, .map = !o->no_mmap};
     Q_TRY(q_directory_open(path, &load, &m->dir));
     Q_TRY(q_bind(m->alloc, &m->ctx->log, m->dir, &m->binding));
+    m->binding->wide = q_ctx_wide(m->ctx);
     Q_TRY(q_text_open(m->alloc, &m->ctx->log, m->dir, &m->text));
     const int32_t tokens = q_text_vocab(m->text)->n;
     if ((double)tokens > m->binding->hp.v[Q_HP_VOCAB])

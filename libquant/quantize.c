@@ -39,6 +39,7 @@ typedef struct trouble {
 typedef struct work {
     const q_alloc *alloc;
     const q_log *log;
+    const q_wide *wide;
     const char *src, *dst;
     const lq_quantize_options *options;
     q_arena arena; /* names and keys */
@@ -441,7 +442,7 @@ static lq_status quantize_rows(const work *w, uint64_t first, uint64_t n, const 
         const uint64_t matrix = (first + r) / rows;
         end = Q_MIN(n, (matrix + 1) * rows - first);
         const q_quant_job job = {w->choice->format, x + r * k, (int64_t)(end - r), (int64_t)k,
-                                 q_importance_of(w->entry, k, matrix), w->shared, w->alloc};
+                                 q_importance_of(w->entry, k, matrix), w->shared, w->alloc, w->wide};
         Q_TRY(w->choice->quantizer->quantize(&job, out + r * w->row_bytes));
     }
     if (w->packed && w->method->refine)
@@ -459,23 +460,23 @@ static lq_status do_rows(work *w, uint64_t begin, uint64_t end, float *x, float 
         Q_TRY(q_bind_read_raw(w->binding, w->item, first, n, out));
         for (uint64_t r = 0; r < n; r++) {
             *bad = first + r;
-            q_decode_row(t->format, out + r * w->row_bytes, (int64_t)k, x);
-            if (!q_row_finite(x, k)) Q_TRY(check_row(w, *bad, k, x, NULL));
+            w->wide->decode(t->format, out + r * w->row_bytes, (int64_t)k, x);
+            if (!w->wide->finite(x, (int64_t)k)) Q_TRY(check_row(w, *bad, k, x, NULL));
         }
         return LQ_OK;
     }
     Q_TRY(q_bind_read(w->alloc, w->binding, w->item, first, n, x));
     for (uint64_t r = 0; r < n; r++) {
         *bad = first + r;
-        if (!q_row_finite(x + r * k, k)) Q_TRY(check_row(w, *bad, k, x + r * k, NULL));
+        if (!w->wide->finite(x + r * k, (int64_t)k)) Q_TRY(check_row(w, *bad, k, x + r * k, NULL));
     }
     *bad = first;
     if (!w->measure) Q_TRY(quantize_rows(w, first, n, x, out));
     for (uint64_t r = 0; r < n; r++) {
         *bad = first + r;
-        q_decode_row(w->choice->format, out + r * w->row_bytes, (int64_t)k, y);
+        w->wide->decode(w->choice->format, out + r * w->row_bytes, (int64_t)k, y);
         const float *im = q_importance_of(w->entry, k, (first + r) / t->shape[1]);
-        if (!q_row_errors(w->choice->format, x + r * k, y, im, k, &w->sums[begin + r]))
+        if (!q_row_errors(w->choice->format, w->wide, x + r * k, y, im, k, &w->sums[begin + r]))
             Q_TRY(check_row(w, *bad, k, x + r * k, y));
     }
     return LQ_OK;
@@ -708,6 +709,7 @@ static lq_status run(work *w) {
     if (o->n_loras) Q_TRY(q_loras_open(w->alloc, w->log, o->loras, o->lora_scales, o->n_loras, &w->loras));
     if (w->dst) Q_TRY(check_destination(w));
     Q_TRY(q_bind(w->alloc, w->log, w->dir, &w->binding));
+    w->binding->wide = w->wide;
     Q_TRY(check_source(w));
     Q_TRY(q_loras_bind(w->loras, w->binding, &w->result.adapted));
     if (o->importance) Q_TRY(q_importance_open(w->alloc, w->log, o->importance, &w->importance));
@@ -749,11 +751,17 @@ static void release(work *w) {
 
 lq_status q_quantize(const q_alloc *a, const q_log *log, uint32_t threads, const char *src, const char *dst,
                      const lq_quantize_options *options, lq_quantize_result *result) {
+    return q_quantize_with(NULL, a, log, threads, src, dst, options, result);
+}
+
+lq_status q_quantize_with(const q_wide *wide, const q_alloc *a, const q_log *log, uint32_t threads, const char *src, const char *dst,
+                          const lq_quantize_options *options, lq_quantize_result *result) {
     const double begin = q_clock();
     work w;
     memset(&w, 0, sizeof w);
     w.alloc = a;
     w.log = log;
+    w.wide = q_wide_of(wide);
     w.src = src;
     w.dst = dst;
     w.options = options;

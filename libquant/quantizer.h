@@ -29,6 +29,7 @@ typedef struct q_quant_job {
     const float *diagonal;  /* [k] mean square of each input over calibration tokens, in any unit; NULL = none */
     const void *shared;     /* what prepare made of the matrix's Hessian */
     const q_alloc *alloc;   /* for what the rows need meanwhile */
+    const struct q_wide *wide; /* as q_fit_in.wide */
 } q_quant_job;
 
 typedef struct q_quantizer {

@@ -9,45 +9,22 @@ bool q_row_lost(const q_format *f, float x, float stored) {
     return !isfinite(stored) || (fabsf(x) > 65504.0f && fabsf(x - stored) > tolerance * fabsf(x));
 }
 
-/* x * 0 is 0, and NaN for infinities and NaN: one pass without branches, in eight sums that the compiler vectorizes. */
-bool q_row_finite(const float *x, uint64_t n) {
-    float s[8] = {0};
-    uint64_t j = 0;
-    for (; j + 8 <= n; j += 8)
-        for (int i = 0; i < 8; i++) s[i] += x[j + (uint64_t)i] * 0.0f;
-    for (; j < n; j++) s[0] += x[j] * 0.0f;
-    for (int i = 1; i < 8; i++) s[0] += s[i];
-    return s[0] == 0.0f;
-}
-
-/* Eight sums each, which the compiler vectorizes. */
-bool q_row_errors(const q_format *f, const float *x, const float *y, const float *im, uint64_t k, q_row_sums *sums) {
-    enum { LANES = 8 };
-    double error[LANES] = {0}, norm[LANES] = {0};
-    float odd[LANES] = {0}; /* of values that are not finite, or beyond the halves */
+bool q_row_errors(const q_format *f, const q_wide *wide, const float *x, const float *y, const float *im, uint64_t k, q_row_sums *sums) {
     q_row_sums s = {0};
+    double both[2] = {0, 0};
     bool lost = false;
-    uint64_t j = 0;
-    for (; j + LANES <= k; j += LANES)
-        for (int i = 0; i < LANES; i++) {
-            const double a = (double)x[j + (uint64_t)i], d = a - (double)y[j + (uint64_t)i];
-            error[i] += d * d;
-            norm[i] += a * a;
-            odd[i] += y[j + (uint64_t)i] * 0.0f + (fabsf(x[j + (uint64_t)i]) > 65504.0f ? 1.0f : 0.0f);
-        }
-    for (; j < k; j++) {
+    const uint64_t whole = k / 8 * 8;
+    const bool odd = wide->errors(x, y, (int64_t)whole, both);
+    s.error = both[0];
+    s.norm = both[1];
+    for (uint64_t j = whole; j < k; j++) {
         const double d = (double)x[j] - (double)y[j];
-        error[0] += d * d;
-        norm[0] += (double)x[j] * (double)x[j];
+        s.error += d * d;
+        s.norm += (double)x[j] * (double)x[j];
         lost |= q_row_lost(f, x[j], y[j]);
     }
-    for (int i = 0; i < LANES; i++) {
-        s.error += error[i];
-        s.norm += norm[i];
-        odd[0] += i ? odd[i] : 0;
-    }
-    for (j = 0; odd[0] != 0.0f && j < k; j++) lost |= q_row_lost(f, x[j], y[j]);
-    for (j = 0; im && j < k; j++) {
+    for (uint64_t j = 0; odd && j < whole; j++) lost |= q_row_lost(f, x[j], y[j]);
+    for (uint64_t j = 0; im && j < k; j++) {
         const double d = (double)x[j] - (double)y[j];
         s.weighted_error += (double)im[j] * d * d;
         s.weighted_norm += (double)im[j] * (double)x[j] * (double)x[j];

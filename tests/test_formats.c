@@ -189,7 +189,7 @@ START_TEST(nearest_is_nearest) {
             q_grid grid;
             const float size = turn < 3 ? 0.05f : turn == 3 ? 1e-4f : 1000.0f;
             for (int j = 0; j < f->weights; j++) x[j] = size * t_normal(&seed);
-            q_fit_in in = {x, NULL, turn % 2 == 1, NULL};
+            q_fit_in in = {x, NULL, turn % 2 == 1, NULL, NULL};
             if (f->head) f->head(&in, f->weights, row);
             in.head = row;
             f->fit(&in, &grid);
@@ -207,11 +207,11 @@ START_TEST(nearest_is_nearest) {
                               f->name, (double)x[j], (double)value[j]);
             }
             float y[Q_MAX_BLOCK];
-            q_format_codes(f, &grid, x, other); /* all at once, and with borders between two codes among them */
+            q_format_codes(f, NULL, &grid, x, other); /* all at once, and with borders between two codes among them */
             NEED_MSG(memcmp(other, codes, sizeof *codes * (size_t)f->weights) == 0, "%s", f->name);
             for (int j = 0; j < f->weights; j++) y[j] = j % 3 ? x[j] : (reach[128 + j % 4][j] + reach[129 + j % 4][j]) / 2;
             if (f->weights > 1) y[1] = NAN, y[2] = INFINITY;
-            q_format_codes(f, &grid, y, other);
+            q_format_codes(f, NULL, &grid, y, other);
             for (int j = 0; j < f->weights; j++) {
                 float one;
                 NEED_MSG(other[j] == f->nearest(&grid, j, y[j], &one), "%s: weight %d, %.9g", f->name, j, (double)y[j]);
@@ -475,7 +475,7 @@ START_TEST(not_a_number) {
         int32_t codes[Q_MAX_BLOCK];
         q_grid grid;
         for (int k = 0; k < f->weights; k++) x[k] = (float)(k % 9) - 4.0f;
-        q_fit_in in = {x, NULL, false, row};
+        q_fit_in in = {x, NULL, false, row, NULL};
         if (f->head) f->head(&in, f->weights, row);
         f->fit(&in, &grid);
         if (f->weights == 1) continue;

@@ -193,7 +193,7 @@ static uint64_t bytes_of(const q_format *f) {
 static void quantize(const char *quantizer, const q_format *f, const float *w, const float *diagonal, const void *shared, int step,
                      uint8_t *out) {
     for (int r = 0; r < ROWS; r += step) {
-        const q_quant_job job = {f, w + r * K, Q_MIN(step, ROWS - r), K, diagonal, shared, A};
+        const q_quant_job job = {f, w + r * K, Q_MIN(step, ROWS - r), K, diagonal, shared, A, NULL};
         ck_assert_int_eq(q_quantizer_find(quantizer)->quantize(&job, out + (uint64_t)r * bytes_of(f)), LQ_OK);
     }
 }

@@ -262,7 +262,7 @@ static void show(state *s, const q_cpu_kernel *k, const q_format *f, const bench
 static const char *op_of(const q_cpu_kernel *k) { return k->quantize ? "quantize" : q_ops[k->op].name; }
 
 static bool wanted(const args *a, const q_cpu_kernel *k) {
-    if (!q_isa_present(k->isa)) return false;
+    if (k->wide || !q_isa_present(k->isa)) return false;
     if (a->op && strcasecmp(a->op, op_of(k)) != 0) return false;
     if (a->isa && strcmp(a->isa, q_isa_names[k->isa]) != 0) return false;
     return !a->format || (k->mm && (strcmp(k->format, "any") == 0 || strcmp(k->format, a->format) == 0));

@@ -17,6 +17,7 @@ const q_cpu_kernel q_cpu_kernels[] = {
 #define ACTIVATION(activation, isa_, name_)                                                            \
     {.name = #name_, .op = Q_OP_COUNT, .act = Q_CPU_ACT_##activation, .isa = Q_ISA_##isa_, .quantize = q_##name_},
 #define COMBINE(isa_, name_) {.name = #name_, .op = Q_OP_MOE_DOWN, .isa = Q_ISA_##isa_, .combine = q_##name_},
+#define WIDE(isa_, name_) {.name = #name_, .op = Q_OP_COUNT, .isa = Q_ISA_##isa_, .wide = &q_##name_},
 #include "kernels.def"
 };
 uint32_t q_cpu_kernel_count(void) { return (uint32_t)Q_COUNT(q_cpu_kernels); }
@@ -27,7 +28,7 @@ static bool is_product(const q_inst *s) {
 
 /* `packed` is the layout that the weight has, or will have. */
 static bool fits(const q_cpu_kernel *k, const q_inst *s, const q_cpu_layout *packed, q_isas isas, bool f32_activations) {
-    if (!q_isa_in(isas, k->isa) || k->quantize || k->combine) return false;
+    if (!q_isa_in(isas, k->isa) || k->quantize || k->combine || k->wide) return false;
     if (!k->mm) return k->op == s->op && (!k->accepts || k->accepts(s));
     if (!is_product(s)) return false;
     if (strcmp(k->format, "any") != 0 && strcmp(k->format, s->w->format->name) != 0) return false;
@@ -76,6 +77,12 @@ q_combine_fn q_cpu_choose_combine(q_isas isas) { /* there is one for every machi
     size_t i = Q_COUNT(q_cpu_kernels) - 1;
     while (!q_cpu_kernels[i].combine || !q_isa_in(isas, q_cpu_kernels[i].isa)) i--;
     return q_cpu_kernels[i].combine;
+}
+
+const q_wide *q_cpu_choose_wide(q_isas isas) {
+    for (size_t i = Q_COUNT(q_cpu_kernels); i-- > 0;)
+        if (q_cpu_kernels[i].wide && q_isa_in(isas, q_cpu_kernels[i].isa)) return q_cpu_kernels[i].wide;
+    return NULL;
 }
 
 q_inst q_cpu_second_of(const q_inst *s) {

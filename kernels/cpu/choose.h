@@ -20,6 +20,8 @@ const q_cpu_kernel *q_cpu_choose_meanwhile(const q_inst *s, const q_cpu_kernel *
 /* What copies a slot in an activation format, and what sums experts' results. */
 void (*q_cpu_choose_quantize(const q_act *act, q_isas isas))(const float *x, int64_t n, void *dst);
 q_combine_fn q_cpu_choose_combine(q_isas isas);
+/* The loops of quantizing; NULL = those for any processor. */
+const q_wide *q_cpu_choose_wide(q_isas isas);
 /* The function of a step that is not the plan's, but follows a product. */
 q_op_fn q_cpu_choose_after(q_op op, q_isas isas);
 

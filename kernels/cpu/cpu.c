@@ -515,6 +515,8 @@ static void cpu_work(q_program *p, int64_t total, int64_t step,
     q_pool_for(p->pool, total, step, fn, arg);
 }
 
+static const q_wide *cpu_wide(const q_device *dev) { return q_cpu_choose_wide(dev->isas); }
+
 static q_traffic cpu_traffic(const q_program *program) { return program->traffic; }
 
 static const char *cpu_kernel_name(const q_program *p, int32_t i) {
@@ -550,5 +552,6 @@ const q_backend q_backend_cpu = {
     .wait = cpu_wait,
     .traffic = cpu_traffic,
     .work = cpu_work,
+    .wide = cpu_wide,
     .kernel_name = cpu_kernel_name,
 };

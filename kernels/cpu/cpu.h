@@ -6,6 +6,7 @@
 #define Q_CPU_H
 
 #include "../../libquant/backend.h"
+#include "../../libquant/wide.h"
 #include "../ref/ref.h"
 #include "layout.h"
 
@@ -76,8 +77,8 @@ typedef struct q_attn_isa q_attn_isa; /* attn.h */
 typedef void (*q_combine_fn)(float *y, bool add, const float *value, int64_t n, const int32_t *place, const float *weight,
                              int64_t used);
 
-/* A line of kernels.def. Products have `mm`, activation formats `quantize`, sums of experts `combine`, other operations
- * `fn`. */
+/* A line of kernels.def. Products have `mm`, activation formats `quantize`, sums of experts `combine`, the loops of quantizing
+ * `wide`, other operations `fn`. */
 typedef struct q_cpu_kernel {
     const char *name;     /* op_weight_act[_tile]__isa */
     q_op op;              /* products: MATMUL, which stands for HEAD too */
@@ -94,6 +95,7 @@ typedef struct q_cpu_kernel {
     void (*quantize)(const float *x, int64_t n, void *dst);
     const q_attn_isa *attn; /* attention's own way of sharing out its work; NULL = by units, as any step */
     q_combine_fn combine;
+    const q_wide *wide;
 } q_cpu_kernel;
 
 extern const q_cpu_kernel q_cpu_kernels[];
@@ -123,6 +125,7 @@ uint32_t q_cpu_kernel_count(void);
 #define ACTIVATION(activation, isa_, name_) void q_##name_(const float *x, int64_t n, void *dst);
 #define COMBINE(isa_, name_)                                                                                        \
     void q_##name_(float *y, bool add, const float *value, int64_t n, const int32_t *place, const float *weight, int64_t used);
+#define WIDE(isa_, name_) extern const q_wide q_##name_;
 #include "kernels.def"
 
 #endif

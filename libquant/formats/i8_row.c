@@ -35,7 +35,6 @@ static void fit(const q_fit_in *in, q_grid *grid) {
 static int32_t nearest(const q_grid *grid, int32_t j, float x, float *value) {
     return q_fit_nearest(&shape, grid, j, x, value);
 }
-static void find_codes(const q_grid *grid, const float *x, int32_t *out) { q_fit_codes(&shape, grid, x, out); }
 static void emit(const q_grid *grid, const int32_t *codes, uint8_t *block) {
     Q_UNUSED(grid);
     for (int i = 0; i < 32; i++) block[i] = (uint8_t)codes[i];
@@ -43,5 +42,5 @@ static void emit(const q_grid *grid, const int32_t *codes, uint8_t *block) {
 
 const q_format q_format_i8_row = {.name = "i8_row", .weights = i8_row_weights, .bytes = i8_row_bytes, .row_head = 4,
                                   .fallback = "f16", .span = Q_SPAN_ROW, .decode = i8_row_decode,
-                                  .split = i8_row_split, .head = head, .fit = fit, .nearest = nearest, .codes = find_codes, .emit = emit};
+                                  .split = i8_row_split, .head = head, .fit = fit, .nearest = nearest, .shape = &shape, .emit = emit};
 #endif

@@ -108,7 +108,7 @@ static void fit(const q_fit_in *in, q_grid *grid) {
     if (!in->search) return;
     q_grid better;
     for (int g = 0; g < GROUPS; g++) {
-        const q_fit_in part = {in->x + GROUP * g, in->weight ? in->weight + GROUP * g : NULL, true, NULL};
+        const q_fit_in part = {in->x + GROUP * g, in->weight ? in->weight + GROUP * g : NULL, true, NULL, in->wide};
         q_fit_symmetric(&group, &part, &better);
         found[g] = better.d > 0.0f ? better.d : s[g]; /* a negative scale is too far from the others */
     }

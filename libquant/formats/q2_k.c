@@ -31,7 +31,6 @@ static void fit(const q_fit_in *in, q_grid *grid) { q_fit_minimum(&shape, in, gr
 static int32_t nearest(const q_grid *grid, int32_t j, float x, float *value) {
     return q_fit_nearest(&shape, grid, j, x, value);
 }
-static void find_codes(const q_grid *grid, const float *x, int32_t *out) { q_fit_codes(&shape, grid, x, out); }
 static void emit(const q_grid *grid, const int32_t *codes, uint8_t *block) {
     for (int g = 0; g < 16; g++) block[g] = (uint8_t)((grid->sc[g] & 15) | (grid->mn[g] & 15) << 4);
     memset(block + 16, 0, 64);
@@ -43,5 +42,5 @@ static void emit(const q_grid *grid, const int32_t *codes, uint8_t *block) {
 
 const q_format q_format_q2_k = {.name = "q2_k", .weights = q2_k_weights, .bytes = q2_k_bytes, .fallback = "q4_0",
                                 .has_min = true, .decode = q2_k_decode, .split = q2_k_split, .fit = fit,
-                                .nearest = nearest, .codes = find_codes, .emit = emit};
+                                .nearest = nearest, .shape = &shape, .emit = emit};
 #endif

@@ -40,7 +40,6 @@ static void fit(const q_fit_in *in, q_grid *grid) { q_fit_minimum(&shape, in, gr
 static int32_t nearest(const q_grid *grid, int32_t j, float x, float *value) {
     return q_fit_nearest(&shape, grid, j, x, value);
 }
-static void find_codes(const q_grid *grid, const float *x, int32_t *out) { q_fit_codes(&shape, grid, x, out); }
 static void emit(const q_grid *grid, const int32_t *codes, uint8_t *block) {
     q_store16(block, q_f32_to_half(grid->d));
     q_store16(block + 2, q_f32_to_half(grid->dmin));
@@ -58,5 +57,5 @@ static void emit(const q_grid *grid, const int32_t *codes, uint8_t *block) {
 
 const q_format q_format_q4_k = {.name = "q4_k", .weights = q4_k_weights, .bytes = q4_k_bytes, .fallback = "q5_0",
                                 .has_min = true, .decode = q4_k_decode, .split = q4_k_split, .fit = fit,
-                                .nearest = nearest, .codes = find_codes, .emit = emit};
+                                .nearest = nearest, .shape = &shape, .emit = emit};
 #endif

@@ -32,7 +32,6 @@ static void fit(const q_fit_in *in, q_grid *grid) { q_fit_symmetric(&shape, in, 
 static int32_t nearest(const q_grid *grid, int32_t j, float x, float *value) {
     return q_fit_nearest(&shape, grid, j, x, value);
 }
-static void find_codes(const q_grid *grid, const float *x, int32_t *out) { q_fit_codes(&shape, grid, x, out); }
 static void emit(const q_grid *grid, const int32_t *codes, uint8_t *block) {
     uint32_t high = 0;
     for (int i = 0; i < 32; i++) high |= ((uint32_t)(codes[i] + 16) >> 4 & 1u) << i;
@@ -43,6 +42,6 @@ static void emit(const q_grid *grid, const int32_t *codes, uint8_t *block) {
 }
 
 const q_format q_format_q5_0 = {.name = "q5_0", .weights = q5_0_weights, .bytes = q5_0_bytes, .fallback = "f16",
-                                .decode = q5_0_decode, .split = q5_0_split, .fit = fit, .nearest = nearest, .codes = find_codes,
+                                .decode = q5_0_decode, .split = q5_0_split, .fit = fit, .nearest = nearest, .shape = &shape,
                                 .emit = emit};
 #endif

@@ -33,7 +33,6 @@ static void fit(const q_fit_in *in, q_grid *grid) { q_fit_minimum(&shape, in, gr
 static int32_t nearest(const q_grid *grid, int32_t j, float x, float *value) {
     return q_fit_nearest(&shape, grid, j, x, value);
 }
-static void find_codes(const q_grid *grid, const float *x, int32_t *out) { q_fit_codes(&shape, grid, x, out); }
 static void emit(const q_grid *grid, const int32_t *codes, uint8_t *block) {
     uint32_t high = 0;
     for (int i = 0; i < 32; i++) high |= ((uint32_t)codes[i] >> 4 & 1u) << i;
@@ -45,5 +44,5 @@ static void emit(const q_grid *grid, const int32_t *codes, uint8_t *block) {
 
 const q_format q_format_q5_1 = {.name = "q5_1", .weights = q5_1_weights, .bytes = q5_1_bytes, .fallback = "f16",
                                 .has_min = true, .decode = q5_1_decode, .split = q5_1_split, .fit = fit,
-                                .nearest = nearest, .codes = find_codes, .emit = emit};
+                                .nearest = nearest, .shape = &shape, .emit = emit};
 #endif

@@ -34,7 +34,6 @@ static void fit(const q_fit_in *in, q_grid *grid) { q_fit_symmetric(&shape, in, 
 static int32_t nearest(const q_grid *grid, int32_t j, float x, float *value) {
     return q_fit_nearest(&shape, grid, j, x, value);
 }
-static void find_codes(const q_grid *grid, const float *x, int32_t *out) { q_fit_codes(&shape, grid, x, out); }
 static void emit(const q_grid *grid, const int32_t *codes, uint8_t *block) {
     memset(block, 0, 192);
     for (int i = 0; i < 256; i++) {
@@ -47,6 +46,6 @@ static void emit(const q_grid *grid, const int32_t *codes, uint8_t *block) {
 }
 
 const q_format q_format_q6_k = {.name = "q6_k", .weights = q6_k_weights, .bytes = q6_k_bytes, .fallback = "q8_0",
-                                .decode = q6_k_decode, .split = q6_k_split, .fit = fit, .nearest = nearest, .codes = find_codes,
+                                .decode = q6_k_decode, .split = q6_k_split, .fit = fit, .nearest = nearest, .shape = &shape,
                                 .emit = emit};
 #endif

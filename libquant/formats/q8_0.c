@@ -26,13 +26,12 @@ static void fit(const q_fit_in *in, q_grid *grid) { q_fit_symmetric(&shape, in, 
 static int32_t nearest(const q_grid *grid, int32_t j, float x, float *value) {
     return q_fit_nearest(&shape, grid, j, x, value);
 }
-static void find_codes(const q_grid *grid, const float *x, int32_t *out) { q_fit_codes(&shape, grid, x, out); }
 static void emit(const q_grid *grid, const int32_t *codes, uint8_t *block) {
     q_store16(block, q_f32_to_half(grid->d));
     for (int i = 0; i < 32; i++) block[2 + i] = (uint8_t)codes[i];
 }
 
 const q_format q_format_q8_0 = {.name = "q8_0", .weights = q8_0_weights, .bytes = q8_0_bytes, .fallback = "f16",
-                                .decode = q8_0_decode, .split = q8_0_split, .fit = fit, .nearest = nearest, .codes = find_codes,
+                                .decode = q8_0_decode, .split = q8_0_split, .fit = fit, .nearest = nearest, .shape = &shape,
                                 .emit = emit};
 #endif

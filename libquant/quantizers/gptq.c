@@ -17,8 +17,9 @@
 
 #include "../dense.h"
 #include "../quantizer.h"
+#include "../wide.h"
 
-enum { LAZY = 128 /* columns after which the rest of a row is brought up to date */, ROWS = 16, CHUNK = 32 };
+enum { LAZY = 128 /* columns after which the rest of a row is brought up to date */, ROWS = 16, CHUNK = Q_WIDE_COLUMNS };
 
 typedef struct factor {
     float *u;       /* [k][k] upper triangular */
@@ -150,7 +151,7 @@ static void fit_block(const rows *t, int64_t row, int64_t block, const float *x)
     float total = 0;
     for (int32_t j = 0; j < f->weights; j++) total += weight[j];
     const q_fit_in in = {x, total > 0.0f && isfinite(total) ? weight : NULL, true,
-                         f->row_head ? t->dst + (uint64_t)row * t->row_bytes : NULL};
+                         f->row_head ? t->dst + (uint64_t)row * t->row_bytes : NULL, t->job->wide};
     q_grid *grid = &t->grids[row * t->blocks + block];
     memset(grid, 0, sizeof *grid);
     f->fit(&in, grid);
@@ -161,7 +162,7 @@ static void begin_row(const rows *t, int64_t row, float *x) {
     const q_format *f = t->job->format;
     float *w = t->w + row * t->k;
     for (int64_t i = 0; i < t->k; i++) x[i] = t->f->dead[i] ? 0.0f : t->job->x[row * t->k + i];
-    if (f->row_head) f->head(&(q_fit_in){x, t->f->weight, true, NULL}, t->k, t->dst + (uint64_t)row * t->row_bytes);
+    if (f->row_head) f->head(&(q_fit_in){x, t->f->weight, true, NULL, t->job->wide}, t->k, t->dst + (uint64_t)row * t->row_bytes);
     for (int64_t b = 0; b < t->blocks; b++) fit_block(t, row, b, x + b * f->weights);
     for (int64_t i = 0; i < t->k; i++) w[i] = x[t->f->order[i]];
 }
@@ -181,22 +182,12 @@ static void round_columns(const rows *t, int64_t row, int64_t begin, int64_t end
     }
 }
 
-/* w[j] -= sum over i of e[i] * U[i][j], in ascending i, for a chunk of columns: it stays at hand while the errors pass. */
-static void update_chunk(const rows *t, int64_t begin, int64_t n, int64_t at) {
-    for (int64_t row = 0; row < t->n; row++) {
-        const float *e = t->e + row * LAZY;
-        float sum[CHUNK], *w = t->w + row * t->k + at;
-        memcpy(sum, w, sizeof sum);
-        for (int64_t i = 0; i < n; i++) {
-            const float *u = t->f->u + (begin + i) * t->k + at;
-            for (int32_t j = 0; j < CHUNK; j++) sum[j] -= e[i] * u[j];
-        }
-        memcpy(w, sum, sizeof sum);
-    }
-}
+/* w[j] -= sum over i of e[i] * U[i][j], in ascending i: columns of all rows by chunks, while U's are at hand. */
 static void update_rest(const rows *t, int64_t begin, int64_t end) {
     int64_t at = end;
-    for (; at + CHUNK <= t->k; at += CHUNK) update_chunk(t, begin, end - begin, at);
+    for (; at + CHUNK <= t->k; at += CHUNK)
+        for (int64_t row = 0; row < t->n; row++)
+            t->job->wide->subtract(t->w + row * t->k + at, t->e + row * LAZY, end - begin, t->f->u + begin * t->k + at, t->k);
     for (int64_t row = 0; row < t->n; row++)
         for (int64_t i = begin; i < end; i++)
             for (int64_t j = at; j < t->k; j++)
@@ -230,7 +221,7 @@ static lq_status quantize(const q_quant_job *job, uint8_t *dst) {
     const bool room = t.w && t.codes && t.grids;
     if (room) t.e = t.w + (ROWS + 1) * k;
     for (int64_t r = 0; room && r < job->rows; r += ROWS) {
-        const q_quant_job some = {.format = f, .x = job->x + r * job->k, .k = job->k};
+        const q_quant_job some = {.format = f, .x = job->x + r * job->k, .k = job->k, .wide = q_wide_of(job->wide)};
         t.job = &some;
         t.n = Q_MIN((int64_t)ROWS, job->rows - r);
         t.dst = dst + (uint64_t)r * t.row_bytes;

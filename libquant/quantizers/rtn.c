@@ -15,7 +15,8 @@ static lq_status quantize(const q_quant_job *job, uint8_t *dst) {
         return q_fail(LQ_E_INTERNAL, "quantizer rtn: rows of %lld weights do not fit format %s", (long long)job->k,
                       job->format->name);
     for (int64_t r = 0; r < job->rows; r++)
-        q_encode_row(job->format, job->x + r * job->k, NULL, false, job->k, dst + (uint64_t)r * row_bytes);
+        q_encode_row_of(job->format, &(q_fit_in){job->x + r * job->k, NULL, false, NULL, job->wide}, job->k,
+                        dst + (uint64_t)r * row_bytes);
     return LQ_OK;
 }
 

@@ -21,11 +21,14 @@ static double sum_squares(const float *x, int64_t n) {
 
 /* One row with importance. sigma2 is the mean square of the row, for super-blocks twice that of the super-block: it
  * keeps small weights from being ignored, and a super-block has enough weights for an estimate of its own. */
-static void encode_weighted(const q_format *f, const float *x, const float *im, int64_t k, uint8_t *row) {
+static void encode_weighted(const q_quant_job *job, const float *x, uint8_t *row) {
+    const q_format *f = job->format;
+    const float *im = job->diagonal;
+    const int64_t k = job->k;
     const bool super = f->weights == Q_MAX_BLOCK;
     const double row_sigma2 = super ? 0 : sum_squares(x, k) / (double)k;
     const uint8_t *head = f->row_head ? row : NULL;
-    if (head) f->head(&(q_fit_in){x, im, true, NULL}, k, row); /* what a row shares is weighed by the inputs alone */
+    if (head) f->head(&(q_fit_in){x, im, true, NULL, job->wide}, k, row); /* what a row shares is weighed by the inputs alone */
     row += f->row_head;
     const int32_t roots = 8 * f->bytes / f->weights - 2; /* square roots round alike everywhere, pow does not */
     for (int64_t at = 0; at < k; at += f->weights, row += f->bytes) {
@@ -42,11 +45,11 @@ static void encode_weighted(const q_format *f, const float *x, const float *im, 
         }
         /* A block whose inputs were never seen (all weights 0) has no best fit: the format's default is a guess. */
         const bool usable = total > 0 && isfinite((float)total);
-        const q_fit_in in = {x + at, usable ? w : NULL, true, head};
+        const q_fit_in in = {x + at, usable ? w : NULL, true, head, job->wide};
         q_grid grid;
         memset(&grid, 0, sizeof grid);
         f->fit(&in, &grid);
-        q_format_codes(f, &grid, x + at, codes);
+        q_format_codes(f, job->wide, &grid, x + at, codes);
         f->emit(&grid, codes, row);
     }
 }
@@ -63,9 +66,9 @@ static lq_status quantize(const q_quant_job *job, uint8_t *dst) {
         const float *x = job->x + r * job->k;
         uint8_t *row = dst + (uint64_t)r * row_bytes;
         if (weighted)
-            encode_weighted(f, x, job->diagonal, job->k, row);
+            encode_weighted(job, x, row);
         else
-            q_encode_row(f, x, NULL, f->weights > 1, job->k, row);
+            q_encode_row_of(f, &(q_fit_in){x, NULL, f->weights > 1, NULL, job->wide}, job->k, row);
     }
     return LQ_OK;
 }
