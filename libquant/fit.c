@@ -287,7 +287,7 @@ static void search_mins(const problem *p, float *s, float *m) {
 /* ------------------------------------------------------------------------------------------------ blocks */
 
 /* The stored form of a real d: a finite half or float; `back` is it in the normalised block. */
-static float stored(const problem *p, float d, float *back) {
+static inline float stored(const problem *p, float d, float *back) {
     const double up = (double)d * p->up;
     float v;
     if (p->shape->full)

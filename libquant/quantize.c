@@ -2,8 +2,8 @@
  *
  * Everything that can be refused is refused before the first weight is read: an output that is one of the inputs or
  * already there, a quantized source, formats that GGUF lacks, too little space. Then tensors stream through in file
- * order: a piece of rows is read and quantized by the pool, checked by decoding it back, and written by the caller's
- * thread. Rows are independent and sums of errors are kept per row, so neither bytes nor figures depend on the threads.
+ * order: a piece of rows is read and quantized by the pool, checked by decoding it back, and written by one of its threads
+ * while the others are at the next piece. Rows are independent and sums of errors are kept per row, so neither bytes nor figures depend on the threads.
  * A weight or a result that is not finite is refused by tensor and row. An importance file is read whole before, and what
  * it has for each tensor is decided with the format. Layer L3. */
 #include "quantize.h"
@@ -75,11 +75,16 @@ typedef struct work {
     bool copy, measure;    /* measure: the rows are there, only their errors are wanted */
     bool packed;           /* `out` holds the whole tensor, which is: */
     q_packed_matrix matrix;
-    void *shared;           /* what the quantizer prepared for the tensor */
+    void *shared;           /* what a quantizer prepared of a Hessian; kept for the next tensor, which may have the same: */
+    const q_quantizer *shared_by;
+    const q_tensor *shared_of;
     uint64_t first_row, row_bytes;
+    int64_t span_rows;      /* that a thread takes at a time */
     uint64_t span_floats;   /* room per thread: twice this many floats */
     float *floats;          /* [threads][2][span_floats] */
     uint8_t *out;           /* rows of the piece, or of a packed matrix */
+    uint8_t *other, *late;  /* without a method: as large, the piece before it; late: it is yet to be written, by who comes first */
+    uint64_t late_bytes;
     uint8_t *part, *scratch; /* of a packed matrix: what is stored, what the method keeps */
     q_row_sums *sums;         /* [rows of the piece] */
     trouble *troubles;      /* [threads] */
@@ -482,13 +487,23 @@ static lq_status do_rows(work *w, uint64_t begin, uint64_t end, float *x, float 
     return LQ_OK;
 }
 
+/* The piece before this one, if it is not yet in the file. */
+static lq_status write_late(work *w) {
+    const uint8_t *late = w->late;
+    w->late = NULL;
+    return late ? w->kind->write(w->writer, late, w->late_bytes) : LQ_OK;
+}
+
+/* Rows, and ahead of them, as span 0, the piece before. */
 static void span(void *arg, int64_t begin, int64_t end, uint32_t thread) {
     work *w = (work *)arg;
     trouble *t = &w->troubles[thread];
     if (t->status != LQ_OK) return; /* a thread's spans ascend: its first failure is its lowest */
     float *x = w->floats + (uint64_t)thread * 2 * w->span_floats;
     uint64_t row = 0;
-    const lq_status st = do_rows(w, (uint64_t)begin, (uint64_t)end, x, x + w->span_floats, &row);
+    begin -= w->span_rows;
+    end -= w->span_rows;
+    const lq_status st = begin < 0 ? write_late(w) : do_rows(w, (uint64_t)begin, (uint64_t)end, x, x + w->span_floats, &row);
     if (st == LQ_OK) return;
     t->status = st;
     t->row = row;
@@ -521,10 +536,16 @@ static uint64_t hessian_bytes(const work *w, uint32_t i) {
     if (!w->choices[i].quantizer->prepare || !w->entries[i]) return 0;
     return k * k * (sizeof(float) + sizeof(double)) + k * (k + 1) / 2 * sizeof(float) + w->threads * k * 256 * sizeof(double);
 }
+static void release_hessian(work *w) {
+    if (w->shared) w->shared_by->release(w->alloc, w->shared);
+    w->shared = NULL;
+}
 static lq_status prepare_hessian(work *w, uint32_t i) {
     const q_quantizer *q = w->choices[i].quantizer;
     const uint64_t k = w->item->src->shape[0];
     if (!q->prepare || w->copy) return LQ_OK;
+    if (w->shared && w->shared_by == q && w->shared_of == w->entry->hessian) return LQ_OK;
+    release_hessian(w);
     float *h = (float *)q_new_raw(w->alloc, k * (k + 1) / 2, sizeof *h);
     char *name = (char *)q_new(w->alloc, w->item->name.n + 1, 1);
     lq_status s = h && name ? q_importance_hessian(w->importance, w->entry, h) : LQ_E_NOMEM;
@@ -532,15 +553,13 @@ static lq_status prepare_hessian(work *w, uint32_t i) {
     if (s == LQ_OK) {
         memcpy(name, w->item->name.p, (size_t)w->item->name.n);
         const q_quant_stats stats = {w->alloc, w->log, w->pool, name, (int64_t)k, h};
+        w->shared_by = q;
+        w->shared_of = w->entry->hessian;
         s = q->prepare(&stats, &w->shared);
     }
     q_delete(w->alloc, h);
     q_delete(w->alloc, name);
     return s;
-}
-static void release_hessian(work *w) {
-    if (w->shared) w->choice->quantizer->release(w->alloc, w->shared);
-    w->shared = NULL;
 }
 
 static lq_status make_buffers(work *w) {
@@ -564,16 +583,17 @@ static lq_status make_buffers(work *w) {
     const uint64_t floats = (uint64_t)w->threads * 2 * w->span_floats * sizeof(float);
     /* The writer's header, then reading it back with its strings and a buffer. */
     const uint64_t writer = 4 * (w->result.bytes - w->tensor_bytes) + WRITER_BYTES;
-    Q_TRY(q_memory_check("quantizing", floats + out + part + scratch + hessian + rows * sizeof(q_row_sums) +
+    Q_TRY(q_memory_check("quantizing", floats + (w->method ? out : 2 * out) + part + scratch + hessian + rows * sizeof(q_row_sums) +
                          w->threads * sizeof(trouble) + writer,
                          q_pool_stacks(w->threads)));
     w->floats = (float *)q_new_raw(w->alloc, (uint64_t)w->threads * 2, w->span_floats * sizeof(float));
     w->out = (uint8_t *)q_new_raw(w->alloc, out, 1);
+    w->other = w->method ? NULL : (uint8_t *)q_new_raw(w->alloc, out, 1);
     w->part = (uint8_t *)q_new_raw(w->alloc, part, 1);
     w->scratch = (uint8_t *)q_new_raw(w->alloc, scratch, 1);
     w->sums = Q_NEW(w->alloc, q_row_sums, rows);
     w->troubles = Q_NEW(w->alloc, trouble, w->threads);
-    return w->floats && w->out && w->part && w->scratch && w->sums && w->troubles ? LQ_OK : LQ_E_NOMEM;
+    return w->floats && w->out && (w->method || w->other) && w->part && w->scratch && w->sums && w->troubles ? LQ_OK : LQ_E_NOMEM;
 }
 
 static lq_status progress(const work *w) {
@@ -620,7 +640,8 @@ static lq_status do_tensor(work *w, q_row_sums *sums) {
         Q_TRY(progress(w));
         const uint64_t rows = Q_MIN(n, t->rows - row);
         w->first_row = row;
-        q_pool_for(w->pool, (int64_t)rows, (int64_t)Q_MIN(span_rows(w->choice->quantizer, k), n), span, w);
+        w->span_rows = (int64_t)Q_MIN(span_rows(w->choice->quantizer, k), n);
+        q_pool_for(w->pool, w->span_rows + (int64_t)rows, w->span_rows, span, w);
         Q_TRY(first_trouble(w));
         for (uint64_t r = 0; r < rows && !w->copy; r++) {
             sums->error += w->sums[r].error;
@@ -628,7 +649,12 @@ static lq_status do_tensor(work *w, q_row_sums *sums) {
             sums->weighted_error += w->sums[r].weighted_error;
             sums->weighted_norm += w->sums[r].weighted_norm;
         }
-        if (!w->packed) Q_TRY(w->kind->write(w->writer, w->out, rows * w->row_bytes));
+        if (!w->packed) {
+            w->late = w->out;
+            w->late_bytes = rows * w->row_bytes;
+            if (w->method) Q_TRY(write_late(w)); /* there is one buffer, for whole matrices */
+            else w->out = w->other, w->other = w->late;
+        }
         if (!w->measure) w->done += rows * k;
     }
     return LQ_OK;
@@ -654,7 +680,6 @@ static lq_status write_tensor(work *w, uint32_t i) {
     q_row_sums sums;
     Q_TRY(prepare_hessian(w, i));
     Q_TRY(do_tensor(w, &sums));
-    release_hessian(w);
     if (w->packed) {
         if (w->method->settle) Q_TRY(w->method->settle(&w->matrix, &w->measure));
         if (w->measure) {
@@ -671,6 +696,7 @@ static lq_status write_file(work *w) {
     Q_TRY(q_pool_open(w->alloc, w->threads, &w->pool));
     Q_TRY(w->kind->open(w->alloc, w->dst, w->options->force != 0, w->meta, w->n_meta, w->outs, w->n_outs, &w->writer));
     for (uint32_t i = 0; i < w->binding->n_items; i++) Q_TRY(write_tensor(w, i));
+    Q_TRY(write_late(w));
     Q_TRY(progress(w));
     for (uint32_t i = 0; i < w->dir->n_files; i++)
         if (w->dir->files[i]) Q_TRY(q_file_unchanged(w->dir->files[i]));
@@ -730,6 +756,7 @@ static void release(work *w) {
     if (w->pool) q_pool_close(w->pool);
     q_delete(w->alloc, w->floats);
     q_delete(w->alloc, w->out);
+    q_delete(w->alloc, w->other);
     q_delete(w->alloc, w->sums);
     q_delete(w->alloc, w->troubles);
     q_delete(w->alloc, w->choices);
