@@ -776,11 +776,6 @@ static void release(work *w) {
     q_arena_free(&w->arena);
 }
 
-lq_status q_quantize(const q_alloc *a, const q_log *log, uint32_t threads, const char *src, const char *dst,
-                     const lq_quantize_options *options, lq_quantize_result *result) {
-    return q_quantize_with(NULL, a, log, threads, src, dst, options, result);
-}
-
 lq_status q_quantize_with(const q_wide *wide, const q_alloc *a, const q_log *log, uint32_t threads, const char *src, const char *dst,
                           const lq_quantize_options *options, lq_quantize_result *result) {
     const double begin = q_clock();
@@ -797,9 +792,8 @@ lq_status q_quantize_with(const q_wide *wide, const q_alloc *a, const q_log *log
     const lq_status st = run(&w);
     release(&w);
     if (st == LQ_OK && result) {
-        const uint32_t size = result->size;
+        w.result.size = result->size;
         *result = w.result;
-        result->size = size;
         result->seconds = q_clock() - begin;
     }
     return st;

@@ -9,14 +9,15 @@
 #include "recipe.h"
 #include "wide.h"
 
-/* lq_quantize (libquant.h) with an allocator, a log and the default number of threads. `options` and `result` are
- * whole structs of this build (api.c converts); `result` may be NULL. `dst` may be NULL with dry_run. */
-lq_status q_quantize(const q_alloc *a, const q_log *log, uint32_t threads, const char *src, const char *dst,
-                     const lq_quantize_options *options, lq_quantize_result *result);
-
-/* The same with loops for the processor at hand (wide.h; NULL = for any, with the same results). */
+/* lq_quantize (libquant.h) with an allocator, a log, the default number of threads and loops for the processor at hand (wide.h;
+ * NULL = for any, with the same results). `options` and `result` are whole structs of this build (api.c converts); `result` may be
+ * NULL. `dst` may be NULL with dry_run. */
 lq_status q_quantize_with(const q_wide *wide, const q_alloc *a, const q_log *log, uint32_t threads, const char *src, const char *dst,
                           const lq_quantize_options *options, lq_quantize_result *result);
+static inline lq_status q_quantize(const q_alloc *a, const q_log *log, uint32_t threads, const char *src, const char *dst,
+                                   const lq_quantize_options *options, lq_quantize_result *result) {
+    return q_quantize_with(NULL, a, log, threads, src, dst, options, result);
+}
 
 /* Format and quantizer of item i of a binding; `importance`: calibration statistics are at hand. */
 lq_status q_quantize_choose(const q_recipe *recipe, const q_binding *b, uint32_t i, bool importance, q_recipe_choice *out);
