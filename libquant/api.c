@@ -121,6 +121,7 @@ lq_status lq_model_plan(const lq_model *model, const lq_session_options *options
         const uint64_t as = q_load_as_bytes(model, t);
         if (as) i.weights += q_placed_bytes(&model->ctx->placing, as) - model->binding->items[t].src->bytes;
     }
+    if (model->adapters) i.weights += q_placed_bytes(&model->ctx->placing, model->adapter_bytes);
     i.kv = need.kv[0];
     i.activations = need.rest[0];
     i.packed = model->packed_bytes;

@@ -207,6 +207,8 @@ lq_status q_calibrate(lq_session *s, const int32_t *ids, size_t count, const cha
     if (s->model->n_places > 1)
         return q_fail(LQ_E_UNSUPPORTED, "a model on %s cannot be calibrated: the inputs of its products are seen on the "
                       "processor alone; open it without a device", s->model->places[1].name);
+    if (s->model->adapters)
+        return q_fail(LQ_E_UNSUPPORTED, "a model with adapters cannot be calibrated: merge them first (lq_quantize)");
     Q_TRY(q_struct_in(options, &o, sizeof o, "lq_calibrate_options"));
     if (o.scheme && o.recipe) return q_fail(LQ_E_ARG, "lq_calibrate: either a scheme or a recipe file, not both");
     if (o.hessians || o.scheme || o.recipe || o.max_ram) return q_calibrate_layers(s, ids, count, dst, &o, result);

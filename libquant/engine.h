@@ -48,6 +48,11 @@ typedef struct q_session_need {
 
 typedef struct q_packing q_packing;
 
+/* What adapters add to the product with a matrix: b (a x), in float32 (lora_run.c). */
+typedef struct q_adapter {
+    q_weight a, b; /* rank x inputs; outputs x rank, the scale in it. a.format NULL = nothing */
+} q_adapter;
+
 struct lq_model {
     lq_ctx *ctx;
     const q_alloc *alloc;
@@ -74,6 +79,9 @@ struct lq_model {
     uint8_t *marks;
     uint64_t device_weights;  /* bytes of these blocks, as the device counts them */
     uint64_t bytes_per_token; /* weight bytes that one decoded token reads */
+    q_adapter *adapters;      /* [n_items]; NULL = no item has any */
+    float *adapter_data;      /* behind them */
+    uint64_t adapter_bytes;
     q_arena names;       /* NUL-terminated copies of what files hold without a terminator */
     const char **meta_names, **tensor_names;
 };
@@ -105,6 +113,11 @@ bool q_place_keeps(const lq_model *m, uint32_t i);
 bool q_place_reads(const lq_model *m, uint32_t i);
 lq_status q_place_write(lq_model *m, uint32_t i);
 lq_status q_place_finish(lq_model *m);
+/* Adapters that the options name, of a model whose places are chosen and whose weights are not resolved yet; what an item has
+ * (NULL: nothing). */
+lq_status q_adapters_open(lq_model *m, const lq_model_options *o);
+void q_adapters_close(lq_model *m);
+const q_adapter *q_adapter_of(const lq_model *m, const q_bind_item *item);
 /* lq_model_options.load_as (load_as.c): choose what is quantized, NULL = nothing; how many bytes an item then takes, 0 = it
  * stays as it is stored; quantize a resolved weight (with plan_only only say so). */
 lq_status q_load_as_choose(lq_model *m, const char *name);

@@ -260,7 +260,7 @@ static lq_status copy_names(lq_model *m) {
 /* Weight bytes that one decoded token reads: of the embedding one row, unless it is the output matrix too. */
 static uint64_t bytes_per_token(const lq_model *m) {
     const q_binding *b = m->binding;
-    uint64_t n = 0;
+    uint64_t n = m->adapter_bytes;
     for (uint32_t i = 0; i < b->n_items; i++) {
         const q_tensor *t = b->items[i].src;
         const bool table = strcmp(b->arch->weights[b->items[i].role].role, "token_embd") == 0;
@@ -287,6 +287,7 @@ static lq_status open_parts(lq_model *m, const char *path, const lq_model_option
         return q_fail(LQ_E_INCONSISTENT, "the tokenizer has %d tokens, the embedding only %g rows", tokens,
                       m->binding->hp.v[Q_HP_VOCAB]);
     Q_TRY(q_place_open(m, o));
+    Q_TRY(q_adapters_open(m, o));
     Q_TRY(q_load_as_choose(m, o->load_as));
     Q_TRY(resolve_weights(m, o));
     m->bytes_per_token = bytes_per_token(m);
@@ -315,6 +316,7 @@ void q_model_close(lq_model *m) {
     const uint32_t n = m->binding ? m->binding->n_items : 0;
     for (uint32_t i = 0; i < n && m->owned; i++) q_delete(m->alloc, m->owned[i]);
     q_place_close(m);
+    q_adapters_close(m);
     q_delete(m->alloc, m->weights);
     q_delete(m->alloc, m->owned);
     q_delete(m->alloc, (void *)m->as);

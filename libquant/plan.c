@@ -15,6 +15,8 @@ typedef struct builder {
     int32_t *slot_width;
     q_kv_pool *pools;
     q_segment *segments;
+    q_inst *behind; /* the second products of adapters, until their group ends */
+    int32_t n_behind, low_used; /* and how much of the last slot, which holds A x, the group has taken */
     bool *written; /* [n_slots] by the current segment: what it reads before that would have to cross its border */
 } builder;
 
@@ -51,17 +53,9 @@ static void shift(q_weight *w, uint64_t bytes) {
     if (w->device) w->device += bytes;
 }
 
-/* The weight of a role at a layer; *out NULL when the model has none. `rows` > 0 takes that many from `first` on: of a
- * matrix rows, of a vector values. */
-static lq_status weight_of(const builder *b, uint8_t role, int32_t layer, int32_t first, int32_t rows,
-                           const q_weight **out) {
-    *out = NULL;
-    if (!role) return LQ_OK;
-    const q_bind_item *item = q_bind_find(b->model->binding, role - 1, layer);
-    if (!item) return LQ_OK;
-    const q_weight *w = &b->model->weights[item - b->model->binding->items];
+/* `rows` of a weight from `first` on: of a matrix rows, of a vector values; 0 = all. */
+static lq_status part_of(const builder *b, const q_weight *w, bool vector, int32_t first, int32_t rows, const q_weight **out) {
     *out = w;
-    const bool vector = b->arch->weights[role - 1].rows == 0; /* a bias: its values go with the rows */
     const int64_t has = vector ? w->k : (int64_t)w->rows * w->matrices;
     if (rows == 0 || (first == 0 && rows == has)) return LQ_OK;
     if (first + rows > has || w->matrices > 1)
@@ -79,6 +73,18 @@ static lq_status weight_of(const builder *b, uint8_t role, int32_t layer, int32_
     part->packed_row += vector ? 0 : first; /* a packed layout is of the whole */
     *out = part;
     return LQ_OK;
+}
+
+/* The weight of a role at a layer, or a part of it; *out NULL when the model has none. */
+static lq_status weight_of(const builder *b, uint8_t role, int32_t layer, int32_t first, int32_t rows,
+                           const q_weight **out) {
+    *out = NULL;
+    if (!role) return LQ_OK;
+    const q_bind_item *item = q_bind_find(b->model->binding, role - 1, layer);
+    if (!item) return LQ_OK;
+    const q_weight *w = &b->model->weights[item - b->model->binding->items];
+    const bool vector = b->arch->weights[role - 1].rows == 0; /* a bias: its values go with the rows */
+    return part_of(b, w, vector, first, rows, out);
 }
 
 static q_segment *segment_of(const builder *b) { return &b->segments[b->plan->n_segments - 1]; }
@@ -152,6 +158,49 @@ static lq_status check_border(const builder *b, const q_inst *t) {
     return LQ_OK;
 }
 
+/* The step is complete. */
+static lq_status push(builder *b, const q_inst *t) {
+    Q_TRY(check_product(b, t));
+    Q_TRY(check_border(b, t));
+    const q_place *place = &b->model->places[segment_of(b)->device];
+    const char *reason = place->backend->supports(place->device, t);
+    if (reason)
+        return q_fail(LQ_E_UNSUPPORTED, "%s cannot run the step %s of layer %d: %s", place->name, q_ops[t->op].name, t->layer,
+                      reason);
+    b->insts[b->plan->n_insts++] = *t;
+    segment_of(b)->last = b->plan->n_insts;
+    return LQ_OK;
+}
+
+/* Groups of the steps that adapters bring, beyond those of tables. */
+enum { BESIDE = 254, BEHIND = 255 };
+
+/* What an adapter adds to the product t with rows from `first` on: T <- x [A] beside it, and once its group has ended
+ * y += [B] T. */
+static lq_status add_adapter(builder *b, q_inst *t, const q_adapter *ad, int32_t first) {
+    const int32_t low = b->plan->n_slots - 1, rank = ad->a.rows;
+    q_inst a = {.op = Q_OP_MATMUL, .out = t->out, .layer = t->layer, .x = t->x, .w = &ad->a, .scale = 1.0f,
+                .y = {.slot = low, .offset = b->low_used, .heads = 1, .width = rank, .stride = rank}};
+    if (!t->group && t->x.slot != t->y.slot) t->group = BESIDE;
+    a.group = t->group;
+    q_inst *c = &b->behind[b->n_behind++];
+    *c = a;
+    c->group = BEHIND;
+    c->add = 1;
+    c->x = a.y;
+    c->y = t->y;
+    Q_TRY(part_of(b, &ad->b, false, first, t->w->rows, &c->w));
+    b->low_used += rank;
+    b->slot_width[low] = Q_MAX(b->slot_width[low], b->low_used);
+    return push(b, &a);
+}
+
+static lq_status end_group(builder *b) {
+    for (int32_t i = 0; i < b->n_behind; i++) Q_TRY(push(b, &b->behind[i]));
+    b->n_behind = b->low_used = 0;
+    return LQ_OK;
+}
+
 static lq_status add_step(builder *b, const q_step *s, int32_t layer) {
     q_inst t = {.op = s->op, .kind = s->kind, .add = s->add, .out = s->out, .group = s->group, .renorm = s->renorm,
                 .layer = layer};
@@ -193,16 +242,10 @@ static lq_status add_step(builder *b, const q_step *s, int32_t layer) {
         t.kv_layer = put->kv_layer;
         t.window = put->window;
     }
-    Q_TRY(check_product(b, &t));
-    Q_TRY(check_border(b, &t));
-    const q_place *place = &b->model->places[segment_of(b)->device];
-    const char *reason = place->backend->supports(place->device, &t);
-    if (reason)
-        return q_fail(LQ_E_UNSUPPORTED, "%s cannot run the step %s of layer %d: %s", place->name, q_ops[t.op].name, layer,
-                      reason);
-    b->insts[b->plan->n_insts++] = t;
-    segment_of(b)->last = b->plan->n_insts;
-    return LQ_OK;
+    const q_adapter *ad = s->op == Q_OP_MATMUL ? q_adapter_of(b->model, q_bind_find(b->model->binding, s->w - 1, L)) : NULL;
+    if (ad) Q_TRY(add_adapter(b, &t, ad, first));
+    Q_TRY(push(b, &t));
+    return ad && !s->group ? end_group(b) : LQ_OK;
 }
 
 static lq_status add_table(builder *b, const q_layer_table *table, int32_t layer) {
@@ -212,8 +255,11 @@ static lq_status add_table(builder *b, const q_layer_table *table, int32_t layer
         b->segments[b->plan->n_segments++] = (q_segment){.first = at, .last = at, .device = place};
         memset(b->written, 0, sizeof *b->written * (size_t)b->plan->n_slots);
     }
-    for (uint32_t i = 0; i < table->n; i++) Q_TRY(add_step(b, &table->steps[i], layer));
-    return LQ_OK;
+    for (uint32_t i = 0; i < table->n; i++) {
+        if (i && table->steps[i].group != table->steps[i - 1].group) Q_TRY(end_group(b));
+        Q_TRY(add_step(b, &table->steps[i], layer));
+    }
+    return end_group(b);
 }
 
 static const q_layer_table *layer_table(const builder *b, int32_t layer) {
@@ -225,12 +271,14 @@ static lq_status build(builder *b, const q_session_shape *shape) {
     const q_arch *a = b->arch;
     uint64_t steps = (uint64_t)a->first.n + a->last.n;
     for (int32_t l = 0; l < p->n_layers; l++) steps += layer_table(b, l)->n;
-    b->insts = (q_inst *)q_arena_new(b->arena, steps, sizeof *b->insts);
-    b->slot_width = (int32_t *)q_arena_new(b->arena, a->n_slots, sizeof *b->slot_width);
+    const uint64_t products = b->model->adapters ? steps : 0; /* at most, with adapters, which bring two more each */
+    b->insts = (q_inst *)q_arena_new(b->arena, steps + 2 * products, sizeof *b->insts);
+    b->behind = (q_inst *)q_arena_new(b->arena, products, sizeof *b->behind);
+    b->slot_width = (int32_t *)q_arena_new(b->arena, (uint64_t)p->n_slots, sizeof *b->slot_width);
     b->pools = (q_kv_pool *)q_arena_new(b->arena, (uint64_t)p->n_layers, sizeof *b->pools);
     b->segments = (q_segment *)q_arena_new(b->arena, (uint64_t)p->n_layers + 2, sizeof *b->segments);
-    b->written = (bool *)q_arena_new(b->arena, a->n_slots, sizeof *b->written);
-    if (!b->insts || !b->slot_width || !b->pools || !b->segments || !b->written) return LQ_E_NOMEM;
+    b->written = (bool *)q_arena_new(b->arena, (uint64_t)p->n_slots, sizeof *b->written);
+    if (!b->insts || !b->behind || !b->slot_width || !b->pools || !b->segments || !b->written) return LQ_E_NOMEM;
     for (uint32_t i = 1; i < a->n_slots; i++) /* widths may differ by layer: a slot holds the widest */
         for (int32_t l = -1; l < p->n_layers; l++) b->slot_width[i] = Q_MAX(b->slot_width[i], dim(b, a->slots[i].width, l));
     Q_TRY(add_table(b, &a->first, -1));
@@ -252,7 +300,7 @@ lq_status q_plan_build(const lq_model *model, const q_session_shape *shape, q_ar
     if (!p) return LQ_E_NOMEM;
     const q_binding *bind = model->binding;
     p->n_layers = bind->layers;
-    p->n_slots = (int32_t)bind->arch->n_slots;
+    p->n_slots = (int32_t)bind->arch->n_slots + (model->adapters != NULL);
     p->columns = (int32_t)shape->batch;
     p->seqs = 1;
     p->outs = (int32_t)Q_MIN(shape->max_logits, shape->batch);

@@ -66,5 +66,18 @@ exits 0 "example" ./generate f16.gguf "The ship"; cp "$out" text
 call "$LQ" run f16.gguf -p "The ship" -n 32
 printf 'The ship%s\n' "$(cat "$out")" >again; same "example" again text
 exits 2 "example usage" ./generate
+
+# Adapters, unmerged: as merged ones in f32; with scale 0 they are not there.
+LORA=$T_ROOT/tests/golden/lora
+exits 0 "--lora" "$LQ" run "$POCKET" -p "The ship" -n 24 --activations f32 --lora "$LORA"; cp "$out" unmerged
+call "$LQ" quantize "$POCKET" merged.gguf -s f32 --lora "$LORA"
+call "$LQ" run merged.gguf -p "The ship" -n 24 --activations f32; same "--lora as merged" "$out" unmerged
+call "$LQ" run "$POCKET" -p "The ship" -n 24; cp "$out" plain
+exits 0 "--lora with 0" "$LQ" run "$POCKET" -p "The ship" -n 24 --lora "$LORA:0"; same "--lora with 0" "$out" plain
+says "--lora with 0" "adds nothing"
+if cmp -s plain unmerged; then fail "--lora changes nothing"; else pass; fi
+exits 0 "info --lora" "$LQ" info "$POCKET" --lora "$LORA" --json
+exits 2 "info --lora alone" "$LQ" info --formats --lora "$LORA"
+exits 3 "run --lora of no adapter" "$LQ" run "$POCKET" -p x --lora "$POCKET"
 exits 1 "example error" ./generate none.gguf x; says "example error" "LQ_E_IO"
 finish

@@ -475,6 +475,170 @@ START_TEST(factors) {
 }
 END_TEST
 
+/* ---- unmerged */
+
+enum { TOKENS = 40, VOCAB = 4096 };
+typedef struct how {
+    const char *const *paths;
+    const float *scales;
+    uint32_t n, threads, batch, quantized; /* quantized: activations as kernels like */
+    const char *load_as;
+} how;
+
+static lq_model *open_model(lq_ctx *c, const char *path, const how *h) {
+    const lq_model_options o = {.size = sizeof o, .loras = h->paths, .lora_scales = h->scales, .n_loras = h->n, .load_as = h->load_as};
+    lq_model *m;
+    ck_assert_msg(lq_model_open(c, path, &o, &m) == LQ_OK, "%s", lq_error_detail());
+    return m;
+}
+
+/* Logits of all positions but those of a first part, then of three tokens alone. */
+static float *logits(const char *path, how h) {
+    const uint32_t n = TOKENS;
+    const lq_session_options o = {.size = sizeof o, .context = 64, .batch = h.batch ? h.batch : TOKENS, .max_logits = TOKENS,
+                                  .threads = h.threads ? h.threads : 2, .activations = h.quantized ? NULL : "f32"};
+    lq_model *m = open_model(ctx, path, &h);
+    lq_session *s;
+    int32_t ids[TOKENS];
+    float *out = malloc(sizeof *out * VOCAB * TOKENS);
+    for (uint32_t i = 0; i < n; i++) ids[i] = (int32_t)(i * 97 % 4000 + 5);
+    ck_assert_msg(lq_session_open(m, &o, &s) == LQ_OK, "%s", lq_error_detail());
+    for (uint32_t at = 0, step; at < n; at += step) {
+        step = at ? 1 : n - 3;
+        ck_assert_msg(lq_decode(s, ids + at, step, 0) == LQ_OK, "%s", lq_error_detail());
+        for (uint32_t r = 0; r < step; r++) {
+            const float *row;
+            ck_assert_int_eq(lq_logits(s, r, &row), LQ_OK);
+            memcpy(out + (at + r) * VOCAB, row, sizeof *row * VOCAB);
+        }
+    }
+    lq_session_close(s);
+    lq_model_close(m);
+    return out;
+}
+
+/* The largest difference, over the largest logit. */
+static double distance(float *a, float *b, bool free_a, bool free_b) {
+    double most = 0, d = 0;
+    for (size_t i = 0; i < (size_t)VOCAB * TOKENS; i++) {
+        most = fmax(most, fabs((double)a[i]));
+        d = fmax(d, fabs((double)a[i] - (double)b[i]));
+    }
+    if (free_a) free(a);
+    if (free_b) free(b);
+    return d / most;
+}
+
+START_TEST(runs_unmerged) {
+    char form[1400];
+    const char *const peft[] = {golden, golden}, *const other[] = {t_path(form, sizeof form, base, "adapter.gguf")};
+    const float none[] = {0, 0}, halves[] = {0.5f, 0.5f}, mixed[] = {1, -0.25f};
+    write_gguf_form(golden, form, 8);
+    merge(pocket, in("merged.gguf"), "f32", peft, NULL, 1, 2);
+    merge(pocket, in("mixed.gguf"), "f32", peft, mixed, 2, 2);
+    float *plain = logits(pocket, (how){0}), *one = logits(pocket, (how){.paths = peft, .n = 1});
+    ck_assert_double_gt(distance(plain, one, false, false), 1e-2); /* it is no small change */
+    ck_assert_double_le(distance(logits(in("merged.gguf"), (how){0}), one, true, false), 1e-4);
+    ck_assert_double_le(distance(logits(in("mixed.gguf"), (how){0}), logits(pocket, (how){.paths = peft, .scales = mixed, .n = 2}), true, true), 1e-4);
+    ck_assert_double_le(distance(logits(pocket, (how){.paths = peft, .scales = halves, .n = 2}), one, true, false), 1e-5);
+    ck_assert(distance(logits(pocket, (how){.paths = peft, .scales = none, .n = 2}), plain, true, true) == 0);
+    ck_assert(distance(logits(pocket, (how){.paths = other, .n = 1}), one, true, false) == 0);
+    ck_assert(distance(logits(pocket, (how){.paths = peft, .n = 1, .threads = 5}), one, true, false) == 0);
+    ck_assert(distance(logits(pocket, (how){.paths = peft, .n = 1, .batch = 7, .threads = 1}), one, true, true) == 0);
+}
+END_TEST
+
+/* Beside weights of few bits, packed and not, which the adapter does not round. */
+START_TEST(runs_beside_quantized) {
+    const char *const peft[] = {golden};
+    const how as = {.paths = peft, .n = 1, .load_as = "q8_0", .quantized = 1};
+    how h = as;
+    merge(pocket, in("merged.gguf"), "q8_0", peft, NULL, 1, 2);
+    float *one = logits(pocket, as);
+    h.threads = 3, h.batch = 5;
+    ck_assert(distance(logits(pocket, h), one, true, false) == 0);
+    ck_assert_double_le(distance(logits(in("merged.gguf"), (how){.quantized = 1}), one, true, true), 0.1);
+}
+END_TEST
+
+static size_t live_bytes;
+static void *count_alloc(void *user, size_t bytes, size_t align) {
+    Q_UNUSED(user);
+    __atomic_fetch_add(&live_bytes, bytes, __ATOMIC_RELAXED);
+    return q_alloc_libc.alloc(NULL, bytes, align);
+}
+static void count_free(void *user, void *p, size_t bytes) {
+    Q_UNUSED(user);
+    __atomic_fetch_sub(&live_bytes, bytes, __ATOMIC_RELAXED);
+    q_alloc_libc.free(NULL, p, bytes);
+}
+
+/* What the plan says of a session with adapters is what it takes; nothing stays. */
+START_TEST(plan_is_use) {
+    static const lq_allocator hook = {count_alloc, count_free, NULL};
+    const char *const peft[] = {golden};
+    const lq_options o = {.size = sizeof o, .threads = 2, .allocator = &hook};
+    lq_ctx *c;
+    ck_assert_int_eq(lq_open(&o, &c), LQ_OK);
+    const size_t empty = live_bytes;
+    lq_model *without = open_model(c, pocket, &(how){0}), *m = open_model(c, pocket, &(how){.paths = peft, .n = 1});
+    lq_plan_info p = {.size = sizeof p}, q = p;
+    lq_model_info a = {.size = sizeof a}, b = a;
+    const lq_session_options so = {.size = sizeof so, .context = 64, .batch = 8};
+    ck_assert_int_eq(lq_model_plan(without, &so, &p), LQ_OK);
+    ck_assert_int_eq(lq_model_plan(m, &so, &q), LQ_OK);
+    ck_assert_int_eq(lq_model_info_get(without, &a), LQ_OK);
+    ck_assert_int_eq(lq_model_info_get(m, &b), LQ_OK);
+    const uint64_t stored = 2 * (4 * (256 + 256) + 2 * (256 + 128) + 4 * (256 + 256)) + (4 + 1) * (768 + 256); /* A and B */
+    ck_assert_uint_ge(q.weights - p.weights, stored * sizeof(float));
+    ck_assert_uint_le(q.weights - p.weights, stored * sizeof(float) + 16 * 64 + 64);
+    ck_assert_uint_eq(b.bytes_per_token - a.bytes_per_token, q.weights - p.weights - 64); /* a header before the block */
+    uint64_t beside[2]; /* what sessions take that is not in these figures: the session itself, its pool */
+    for (int i = 0; i < 2; i++) {
+        const size_t before = live_bytes;
+        lq_session *s;
+        ck_assert_int_eq(lq_session_open(i ? m : without, &so, &s), LQ_OK);
+        beside[i] = live_bytes - before - (i ? q.kv + q.activations : p.kv + p.activations);
+        lq_session_close(s);
+    }
+    ck_assert_uint_gt(q.activations, p.activations);
+    ck_assert_msg(beside[1] <= beside[0] + (96 << 10), "%lld, %lld", (long long)beside[0], (long long)beside[1]); /* arenas grow in steps */
+    lq_model_close(m);
+    lq_model_close(without);
+    ck_assert_uint_eq(live_bytes, empty);
+    lq_close(c);
+}
+END_TEST
+
+START_TEST(run_refusals) {
+    const mat out[] = {{"base_model.model.lm_head.lora_A.weight", "F32", 2, 64, 0}, {"base_model.model.lm_head.lora_B.weight", "F32", 262, 2, 0}};
+    const mat both[] = {QA, QB};
+    const char *const paths[] = {in("adapter")};
+    const lq_model_options o = {.size = sizeof o, .loras = paths, .n_loras = 1};
+    lq_model *m;
+    write_peft(in("adapter"), "{" GOOD "}", out, 2);
+    ck_assert_int_eq(lq_model_open(ctx, hf, &o, &m), LQ_E_UNSUPPORTED);
+    ck_assert_msg(strstr(lq_error_detail(), "output.weight") && strstr(lq_error_detail(), "merge"), "%s", lq_error_detail());
+    ck_assert_uint_eq(merge(hf, in("x.gguf"), "f32", paths, NULL, 1, 2).adapted, 1);
+    write_peft(in("adapter"), "{\"peft_type\":\"LORA\",\"r\":2,\"lora_alpha\":0}", both, 2);
+    ck_assert_int_eq(lq_model_open(ctx, hf, &o, &m), LQ_E_INCONSISTENT);
+    write_peft(in("adapter"), "{\"peft_type\":\"LORA\",\"r\":2,\"lora_alpha\":4}", both, 2);
+    const float huge[] = {3e38f};
+    lq_model_options h = o;
+    h.lora_scales = huge;
+    ck_assert_int_eq(lq_model_open(ctx, hf, &h, &m), LQ_E_INCONSISTENT);
+    ck_assert_msg(lq_model_open(ctx, hf, &o, &m) == LQ_OK, "%s", lq_error_detail());
+    lq_session *s;
+    lq_calibrate_result r = {.size = sizeof r};
+    int32_t ids[64] = {0};
+    ck_assert_int_eq(lq_session_open(m, NULL, &s), LQ_OK);
+    ck_assert_int_eq(lq_calibrate(s, ids, 64, in("stats.gguf"), NULL, &r), LQ_E_UNSUPPORTED);
+    ck_assert_msg(strstr(lq_error_detail(), "adapters"), "%s", lq_error_detail());
+    lq_session_close(s);
+    lq_model_close(m);
+}
+END_TEST
+
 static Suite *suite(void) {
     Suite *s = suite_create("lora");
     TCase *t = tcase_create("lora");
@@ -487,6 +651,10 @@ static Suite *suite(void) {
     tcase_add_test(t, bad_files);
     tcase_add_test(t, uses);
     tcase_add_test(t, factors);
+    tcase_add_test(t, runs_unmerged);
+    tcase_add_test(t, runs_beside_quantized);
+    tcase_add_test(t, plan_is_use);
+    tcase_add_test(t, run_refusals);
     suite_add_tcase(s, t);
     return s;
 }

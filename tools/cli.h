@@ -197,6 +197,7 @@ typedef struct cli_place {
     uint64_t layers;    /* how many of the last layers run there; CLI_ALL_LAYERS = nothing was said */
     uint32_t no_pack, pack_at_open;
     const char *load_as; /* quantize while opening; NULL = as stored */
+    cli_list lora;       /* adapters to run with */
 } cli_place;
 #define CLI_ALL_LAYERS UINT64_MAX
 #define CLI_PLACE {.device = NULL, .layers = CLI_ALL_LAYERS}
@@ -232,6 +233,7 @@ typedef struct cli_place {
              "i4_g128, q4_k_m, any format or scheme; embedding, output and norms stay as stored",                      \
      .also = "|load-in-4bit|load-in-8bit|quantize|bits|on-load|",                                                      \
      .values = CLI_SCHEMES}
+#define CLI_OPT_RUN_LORA(T) CLI_OPT_LORA(offsetof(T, place.lora), "run with an adapter (LoRA), unmerged and unrounded:\n")
 #define CLI_OPT_GPU_LAYERS(T)                                                                                          \
     {.type = CLI_UINT,                                                                                                 \
      .name = "gpu-layers",                                                                                             \

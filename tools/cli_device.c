@@ -58,7 +58,17 @@ int cli_model(cli *c, lq_ctx *ctx, const char *path, const cli_place *place, con
     if (place->no_pack) mo.no_pack = 1;
     if (place->pack_at_open) mo.pack_at_open = 1;
     if (place->load_as) mo.load_as = place->load_as;
+    cli_loras loras;
+    const int bad = cli_loras_open(c, &place->lora, &loras);
+    if (bad != 0) {
+        cli_loras_free(&loras);
+        return bad;
+    }
+    mo.loras = (const char *const *)loras.paths;
+    mo.lora_scales = loras.scales;
+    mo.n_loras = loras.n;
     const lq_status s = lq_model_open(ctx, path, &mo, model);
+    cli_loras_free(&loras);
     if (s == LQ_OK) return 0;
     return cli_fail(c, s, mo.device ? device_hint(s, mo.device, hint, sizeof hint) : NULL);
 }

@@ -49,6 +49,7 @@ static const cli_option options[] = {
     CLI_OPT_GPU_LAYERS(args),
     CLI_OPT_NO_PACK(args),
     CLI_OPT_LOAD_AS(args),
+    CLI_OPT_RUN_LORA(args),
     CLI_OPT_ACTIVATIONS(args),
     CLI_OPT_THREADS(args),
     CLI_OPT_THREADS_PREFILL(args),
@@ -189,6 +190,7 @@ static int run(cli *c, const void *arguments) {
     code = cli_model(c, ctx, a->model, &a->place, &mo, &models[0]);
     cli_place stored = a->place; /* the reference is used as it is stored */
     stored.load_as = NULL;
+    stored.lora = (cli_list){0};
     if (code == 0 && a->against) code = cli_model(c, ctx, a->against, &stored, &mo, &models[1]);
     if (code == 0) code = evaluate(c, a, models);
     lq_model_close(models[0]);

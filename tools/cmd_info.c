@@ -34,6 +34,7 @@ static const cli_option options[] = {
     CLI_OPT_GPU_LAYERS(args),
     CLI_OPT_NO_PACK(args),
     CLI_OPT_LOAD_AS(args),
+    CLI_OPT_RUN_LORA(args),
     CLI_OPT_MEMORY(args),
     {.type = CLI_FLAG, .name = "tensors", .at = offsetof(args, tensors), .help = "list every tensor, in file order"},
     {.type = CLI_FLAG, .name = "meta", .at = offsetof(args, meta), .help = "list the metadata of the file",
@@ -333,6 +334,7 @@ static int run(cli *c, const void *arguments) {
         return cli_usage(c, "one of MODEL, --devices, --formats and --schemes is needed");
     }
     if (!a->model && a->place.load_as) return cli_usage(c, "--load-as plans a MODEL");
+    if (!a->model && a->place.lora.count) return cli_usage(c, "--lora plans a MODEL");
     if (!a->model && (a->place.device || a->place.layers != CLI_ALL_LAYERS)) {
         return cli_usage(c, "--device and --gpu-layers plan a MODEL; --devices lists the devices");
     }

@@ -101,6 +101,7 @@ static const cli_option options[] = {
     CLI_OPT_NO_PACK(args),
     CLI_OPT_PACK_AT_OPEN(args),
     CLI_OPT_LOAD_AS(args),
+    CLI_OPT_RUN_LORA(args),
     CLI_OPT_ACTIVATIONS(args),
     CLI_OPT_THREADS(args),
     CLI_OPT_THREADS_PREFILL(args),

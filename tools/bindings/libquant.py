@@ -132,7 +132,7 @@ class FormatInfo(Record):
 class _ModelOptions(Record):
     _fields_ = [("size", c_uint32), ("check_tensors", c_uint32), ("no_mmap", c_uint32), ("device", c_char_p),
                 ("gpu_layers", c_uint32), ("plan_only", c_uint32), ("no_pack", c_uint32), ("load_as", c_char_p),
-                ("pack_at_open", c_uint32)]
+                ("pack_at_open", c_uint32), ("loras", POINTER(c_char_p)), ("lora_scales", POINTER(c_float)), ("n_loras", c_uint32)]
 
 
 class ModelInfo(Record):
@@ -489,15 +489,17 @@ class Context(_Handle):
 
     def open(self, path: Path, check_tensors: bool = False, no_mmap: bool = False, device: Optional[str] = None,
              gpu_layers: int = 0, plan_only: bool = False, no_pack: bool = False,
-             load_as: Optional[str] = None, pack_at_open: bool = False) -> "Model":
+             load_as: Optional[str] = None, pack_at_open: bool = False,
+             loras: Optional[Dict[Path, float]] = None) -> "Model":
         """Open a GGUF file or a Hugging Face directory. `device`, a name of `devices`, runs the last `gpu_layers` layers
         (0 = all) and the output, and holds their weights; None = the processor runs it all. With `plan_only` nothing is
         written to the device and no session opens: for Model.plan. With `load_as` ("nf4", "int8", "i4_g128", ...) the float
         matrices of the layers are quantized while the model opens. With `pack_at_open` the first token waits for all
-        weights to be packed, instead of the passes after it for a part of them."""
+        weights to be packed, instead of the passes after it for a part of them. `loras`: adapters to run with, unmerged, and
+        the scale of each."""
         options, out = _ModelOptions(check_tensors=check_tensors, no_mmap=no_mmap, device=_text(device),
                                      gpu_layers=gpu_layers, plan_only=plan_only, no_pack=no_pack,
-                                     load_as=_text(load_as), pack_at_open=pack_at_open), c_void_p()
+                                     load_as=_text(load_as), pack_at_open=pack_at_open, **_adapters(loras)), c_void_p()
         _check(load().lq_model_open(self._handle, _path(path), byref(options), byref(out)))
         return Model(out.value or 0, self)
 
