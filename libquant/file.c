@@ -23,7 +23,7 @@
 #include <unistd.h>
 
 /* Bytes per read or write call: far below the 2 GiB at which the kernel cuts a call short. */
-enum { PIECE = 1 << 30, NAME_BYTES = 255 };
+enum { PIECE = 1 << 30, NAME_BYTES = 255, BEGIN = 8 << 20 };
 
 /* The sentence of a failed system call: "cannot WHAT PATH: reason". */
 static lq_status fail_errno(int error, const char *what, const char *path) {
@@ -281,7 +281,8 @@ struct q_outfile {
     const char *name, *temp_name; /* their last components */
     int dir, fd;
     bool force, dirty;           /* dirty: bytes written since the last fsync */
-    uint64_t written, most;      /* most: RLIMIT_FSIZE, beyond which a write would raise SIGXFSZ */
+    uint64_t written, begun;     /* begun: bytes that the system was asked to bring to the disk */
+    uint64_t most;               /* RLIMIT_FSIZE, beyond which a write would raise SIGXFSZ */
 };
 
 /* Split the path and name the temporary: ".NAME.lq-tmp", with a hash in place of a long name's end, so that it fits and
@@ -462,6 +463,11 @@ lq_status q_outfile_write(q_outfile *f, const void *data, uint64_t n) {
         n -= (uint64_t)put;
         f->written += (uint64_t)put;
         f->dirty = true;
+    }
+    /* Left alone, the system may wait until fsync: have the disk write while more is computed. Whatever goes wrong, fsync says. */
+    if (f->written - f->begun >= BEGIN) {
+        (void)sync_file_range(f->fd, (off_t)f->begun, (off_t)(f->written - f->begun), SYNC_FILE_RANGE_WRITE);
+        f->begun = f->written;
     }
     return LQ_OK;
 }

@@ -75,24 +75,29 @@ static void prepare_search(const q_shape *s, const q_fit_in *in, problem *p) {
     prepare_weights(s, in, p);
 }
 
+/* The power of two that brings values of at most amax > 0 to at most 1, and extreme values by it. */
+static inline void normalise(problem *p, float amax, int groups) {
+    int exponent;
+    if (amax >= FLT_MIN) exponent = (int)(q_f32_bits(amax) >> 23) - 126; /* amax is 0.5 .. 1 times 2^exponent */
+    else (void)frexpf(amax, &exponent);
+    p->up = q_fit_power(exponent);
+    p->down = q_fit_power(-exponent);
+    for (int g = 0; g < groups; g++) {
+        p->lo[g] = (float)((double)p->lo[g] * p->down);
+        p->hi[g] = (float)((double)p->hi[g] * p->down);
+    }
+}
+
 /* Fill p; false when all values are zero. */
 static bool prepare(const q_shape *s, const q_fit_in *in, problem *p) {
     float amax = 0.0f;
-    int exponent;
     p->shape = s;
     p->wide = q_wide_of(in->wide);
     p->block.n = s->weights / s->groups;
     p->wide->extremes(in->x, s->groups, p->block.n, p->lo, p->hi);
     for (int g = 0; g < s->groups; g++) amax = larger(amax, larger(-p->lo[g], p->hi[g]));
     if (!(amax > 0.0f && amax <= FLT_MAX)) return false;
-    if (amax >= FLT_MIN) exponent = (int)(q_f32_bits(amax) >> 23) - 126; /* amax is 0.5 .. 1 times 2^exponent */
-    else (void)frexpf(amax, &exponent);
-    p->up = q_fit_power(exponent);
-    p->down = q_fit_power(-exponent);
-    for (int g = 0; g < s->groups; g++) {
-        p->lo[g] = (float)((double)p->lo[g] * p->down);
-        p->hi[g] = (float)((double)p->hi[g] * p->down);
-    }
+    normalise(p, amax, s->groups);
     p->top = q_fit_level(s, s->hi);
     if (in->search) prepare_search(s, in, p);
     return true;
@@ -443,21 +448,32 @@ static double refine(const problem *p, trial *t) {
     return best < HUGE_VAL ? best : error_of(p, t);
 }
 
-/* The reference of a block that is one group, without the detour through multiples. */
-static void fit_one(const problem *p, float scale, float min, q_grid *grid) {
-    const q_shape *s = p->shape;
-    float unused;
-    grid->d = stored(p, scale, &unused);
-    grid->dmin = s->mn_hi != 0 ? stored(p, -min, &unused) : 0.0f;
+/* The reference of a block that is one group, without the detour through multiples: rounding to nearest is little else. */
+static bool fit_one(const q_shape *s, const q_fit_in *in, q_grid *grid, bool with_min) {
+    problem p;
+    float scale, min = 0.0f, unused;
+    p.shape = s;
+    p.block.n = s->weights;
+    p.top = q_fit_level(s, s->hi);
+    q_wide_of(in->wide)->extremes(in->x, 1, s->weights, p.lo, p.hi);
+    const float amax = larger(-p.lo[0], p.hi[0]);
+    if (!(amax > 0.0f && amax <= FLT_MAX)) return false;
+    normalise(&p, amax, 1);
+    if (with_min) reference_min(&p, 0, &scale, &min);
+    else scale = reference_scale(&p, in->x, 0);
+    grid->d = grid->scale[0] = stored(&p, scale, &unused);
+    grid->dmin = s->mn_hi != 0 ? stored(&p, -min, &unused) : 0.0f;
     grid->sc[0] = 1;
     grid->mn[0] = (int16_t)(s->mn_hi < 0 ? -1 : 0);
-    finish(s, grid);
+    grid->min[0] = grid->dmin * (float)grid->mn[0];
+    return true;
 }
 
 static void fit(const q_shape *s, const q_fit_in *in, q_grid *grid, bool with_min) {
     problem p;
     trial reference, best;
     float sc[Q_MAX_GROUPS] = {0}, mn[Q_MAX_GROUPS] = {0};
+    if (!in->search && s->sc_hi == 1 && fit_one(s, in, grid, with_min)) return;
     if (!prepare(s, in, &p)) {
         memset(grid, 0, sizeof *grid);
         for (int g = 0; s->sc_hi == 1 && g < s->groups; g++) grid->sc[g] = 1;
@@ -468,10 +484,6 @@ static void fit(const q_shape *s, const q_fit_in *in, q_grid *grid, bool with_mi
     for (int g = 0; g < s->groups; g++) {
         if (with_min) reference_min(&p, g, &sc[g], &mn[g]);
         else sc[g] = reference_scale(&p, in->x, g);
-    }
-    if (!in->search && s->sc_hi == 1) {
-        fit_one(&p, sc[0], mn[0], grid);
-        return;
     }
     assemble(&p, sc, mn, &reference);
     *grid = reference.grid;
