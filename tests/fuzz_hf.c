@@ -1,6 +1,7 @@
 /* fuzz_hf.c: the texts of a Hugging Face model directory: config.json, tokenizer_config.json, the index of its shards,
  * and, where the first byte says so, tokenizer.model. They follow each other with a NUL between. Or, where it says that, only
- * config.json and then model.safetensors: a directory of quantized weights, all of which are read and decoded.
+ * config.json and then model.safetensors: a directory of quantized weights, all of which are read and decoded; or
+ * adapter_config.json and then adapter_model.safetensors: an adapter, with which a fixed model runs.
  *
  * The weights are a fixed small Llama, whole in one folder and in two shards in another. A directory that opens as a
  * model is asked for everything it knows, and decodes. An error is told and names the folder. */
@@ -12,9 +13,9 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-enum { WITH_TOKENIZER_CONFIG = 1, SHARDED = 2, OWN_TOKENIZER = 4, UNMAPPED = 8, QUANTIZED = 16 };
+enum { WITH_TOKENIZER_CONFIG = 1, SHARDED = 2, OWN_TOKENIZER = 4, UNMAPPED = 8, QUANTIZED = 16, ADAPTER = 32 };
 enum { EMBD = 8, FF = 12, VOCAB = 260, PATH = 512 };
-static char folders[3][PATH - 64];
+static char folders[5][PATH - 64]; /* whole, sharded, quantized, an adapter, its model */
 static lq_ctx *ctx;
 
 /* ---- the fixed files */
@@ -97,13 +98,20 @@ static size_t make_tokenizer(uint8_t *out) {
 
 static void prepare(void) {
     const char *tmp = getenv("T_TMP");
-    for (int i = 0; i < 3; i++) {
+    for (int i = 0; i < 5; i++) {
         snprintf(folders[i], sizeof folders[i], "%.300s/fuzz-hf-%d-%d", tmp ? tmp : "/tmp", (int)getpid(), i);
         demand(mkdir(folders[i], 0700) == 0);
     }
     write_weights(folders[0], "model.safetensors", 3);
     write_weights(folders[1], "a.safetensors", 1);
     write_weights(folders[1], "b.safetensors", 2);
+    static const char config[] = "{\"architectures\":[\"LlamaForCausalLM\"],\"hidden_size\":8,\"intermediate_size\":12,"
+                                 "\"num_hidden_layers\":1,\"num_attention_heads\":2,\"num_key_value_heads\":1,\"rms_norm_eps\":1e-5,"
+                                 "\"max_position_embeddings\":64,\"vocab_size\":260}";
+    uint8_t tokens[VOCAB * 16];
+    write_weights(folders[4], "model.safetensors", 3);
+    write_file(folders[4], "config.json", config, sizeof config - 1);
+    write_file(folders[4], "tokenizer.model", tokens, make_tokenizer(tokens));
     const lq_options o = {.size = sizeof o, .threads = 1};
     demand(lq_open(&o, &ctx) == LQ_OK);
 }
@@ -134,7 +142,7 @@ static void ask(lq_model *m) {
     demand(lq_tokenize(m, "a b\xFF", 4, LQ_TOKENIZE_BOS, ids, &n) == LQ_OK || n > 64);
 }
 
-static void decode(lq_model *m) {
+static void decode(lq_model *m, bool finite) {
     const lq_session_options o = {.size = sizeof o, .context = 8};
     lq_session *s = NULL;
     if (lq_session_open(m, &o, &s) != LQ_OK) {
@@ -143,7 +151,8 @@ static void decode(lq_model *m) {
     }
     const int32_t ids[3] = {1, 100, 259};
     int32_t next;
-    demand(lq_decode(s, ids, 3, 2) == LQ_OK);
+    const lq_status status = lq_decode(s, ids, 3, 2);
+    demand(status == LQ_OK || (!finite && status == LQ_E_NUMERIC));
     if (lq_sample(s, NULL, &next) == LQ_OK) demand(next >= 0 && next < VOCAB);
     lq_session_close(s);
 }
@@ -186,6 +195,19 @@ static void read_quantized(bool map) {
     q_directory_close(dir);
 }
 
+static void run_adapted(void) {
+    const char *const paths[] = {folders[3]};
+    const lq_model_options o = {.size = sizeof o, .loras = paths, .n_loras = 1};
+    lq_model *m = NULL;
+    const lq_status s = lq_model_open(ctx, folders[4], &o, &m);
+    if (s != LQ_OK) {
+        demand(!m && s > LQ_FATAL && strstr(lq_error_detail(), "fuzz-hf-"));
+        return;
+    }
+    decode(m, false);
+    lq_model_close(m);
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     if (size == 0) return 0;
     if (!ctx) prepare();
@@ -193,6 +215,12 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     const char *folder = folders[flags & QUANTIZED ? 2 : (flags & SHARDED) != 0];
     size_t n;
     const uint8_t *text = part(&p, end, &n);
+    if (flags & ADAPTER) {
+        write_file(folders[3], "adapter_config.json", text, n);
+        write_file(folders[3], "adapter_model.safetensors", p, (size_t)(end - p));
+        run_adapted();
+        return 0;
+    }
     write_file(folder, "config.json", text, n);
     if (flags & QUANTIZED) {
         write_file(folder, "model.safetensors", p, (size_t)(end - p));
@@ -217,7 +245,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     const lq_status s = lq_model_open(ctx, folder, &o, &m);
     if (s == LQ_OK) {
         ask(m);
-        decode(m);
+        decode(m, true);
         lq_model_close(m);
     } else {
         demand(!m && s > LQ_FATAL && strstr(lq_error_detail(), "fuzz-hf-"));

@@ -209,6 +209,7 @@ typedef struct scenario {
     const char *name, *source;
     const char *scheme; /* NULL = use the model; else quantize it */
     const char *importance;
+    const char *adapter[2];
     uint32_t no_mmap, check_tensors, dry_run, requantize;
     uint32_t threads;   /* 0 = 1: two on a busy machine wait for each other more than they work */
     unsigned least;     /* requests that have to be seen, so that a scenario cannot become hollow */
@@ -236,7 +237,8 @@ static void mix_file(const char *path) {
 
 static void use(const scenario *t) {
     lq_ctx *ctx = open_ctx();
-    const lq_model_options mo = {.size = sizeof mo, .no_mmap = t->no_mmap, .check_tensors = t->check_tensors};
+    const lq_model_options mo = {.size = sizeof mo, .no_mmap = t->no_mmap, .check_tensors = t->check_tensors,
+                                 .loras = t->adapter, .n_loras = t->adapter[0] != NULL};
     const lq_session_options so = {.size = sizeof so, .context = 48, .batch = 16, .max_logits = 8};
     lq_model *m = NULL;
     lq_session *s = NULL, *other = NULL;
@@ -286,10 +288,12 @@ static void use(const scenario *t) {
     t_path(stats, sizeof stats, folder, "stats.gguf");
     const lq_calibrate_options co = {.size = sizeof co, .window = 16, .dataset = "text"};
     lq_calibrate_result cr = {.size = sizeof cr};
-    STEP(lq_calibrate(s, ids, 80, stats, &co, &cr));
-    cr.seconds = 0;
-    mix(&cr, sizeof cr);
-    mix_file(stats);
+    if (!t->adapter[0]) { /* wants them merged */
+        STEP(lq_calibrate(s, ids, 80, stats, &co, &cr));
+        cr.seconds = 0;
+        mix(&cr, sizeof cr);
+        mix_file(stats);
+    }
     CLOSE(lq_session_close(other));
     CLOSE(lq_session_close(s));
     CLOSE(lq_model_close(m));
@@ -308,7 +312,7 @@ static void quantize(const scenario *t) {
     lq_ctx *ctx = open_ctx();
     const lq_quantize_options o = {.size = sizeof o, .scheme = t->scheme, .dry_run = t->dry_run,
                                    .requantize = t->requantize, .report = count_report, .user = &reports,
-                                   .importance = t->importance};
+                                   .importance = t->importance, .loras = t->adapter, .n_loras = t->adapter[0] != NULL};
     lq_quantize_result r = {.size = sizeof r};
     const uint64_t before = digest;
     STEP((digest = before, reports = 0, lq_quantize(ctx, t->source, path, &o, &r)));
@@ -356,7 +360,7 @@ static void every_refusal(const scenario *t, bool later) {
 
 /* ------------------------------------------------------------------------------------------------ sources */
 
-static char gguf_path[4096], q8_path[4096], split_path[4096], hf_path[4096], stats_path[4096], shards_path[4096];
+static char gguf_path[4096], q8_path[4096], split_path[4096], hf_path[4096], stats_path[4096], adapter_path[4096], shards_path[4096];
 
 static void write_meta(bytes *b, const q_meta *m) {
     if (m->type == Q_META_U32) key_u32(b, m->key.p, (uint32_t)m->u);
@@ -501,6 +505,22 @@ static void write_hf(char *dir, const char *name, bool sharded) {
     free(b.p);
 }
 
+/* For one matrix of the tiny model. */
+static void write_adapter(void) {
+    static const char head[] = "{\"base_model.model.model.layers.1.self_attn.k_proj.lora_A.weight\":{\"dtype\":\"F16\",\"shape\":[2,64],"
+                               "\"data_offsets\":[0,256]},\"base_model.model.model.layers.1.self_attn.k_proj.lora_B.weight\":"
+                               "{\"dtype\":\"F16\",\"shape\":[32,2],\"data_offsets\":[256,384]}}";
+    char path[4200];
+    bytes b = {0};
+    t_path(adapter_path, sizeof adapter_path, t_tmp(), "adapter");
+    ck_assert_int_eq(mkdir(adapter_path, 0700), 0);
+    write_text(adapter_path, "adapter_config.json", "{\"peft_type\":\"LORA\",\"r\":2,\"lora_alpha\":4,\"rank_pattern\":{\"k_proj\":2}}");
+    put64(&b, sizeof head - 1);
+    put(&b, head, sizeof head - 1);
+    for (int i = 0; i < 192; i++) put8(&b, (uint8_t)(i * 7)), put8(&b, 0x2C); /* some sixteenth */
+    save_as(&b, t_path(path, sizeof path, adapter_path, "adapter_model.safetensors"));
+}
+
 /* The statistics of the tiny model's text. */
 static void write_statistics(const char *path) {
     const lq_session_options so = {.size = sizeof so, .context = 16};
@@ -536,6 +556,7 @@ static void sources(void) {
     ck_assert_uint_eq(fread(text, 1, 1500, f), 1500);
     fclose(f);
     strcat(text, " </s>\xff\xfe\xc3\xa4\xe2\x82\xac"); /* a special token, invalid UTF-8, characters without a piece */
+    write_adapter();
     write_statistics(t_path(stats_path, sizeof stats_path, t_tmp(), "stats.gguf"));
 }
 
@@ -559,6 +580,8 @@ static const scenario scenarios[] = {
     {.name = "quantize a split GGUF to q5_1", .source = split_path, .scheme = "q5_1", .least = 40},
     {.name = "quantize again", .source = q8_path, .scheme = "q4_0", .requantize = 1, .least = 40},
     {.name = "quantize by importance", .source = gguf_path, .scheme = "q4_0", .importance = stats_path, .least = 60},
+    {.name = "quantize with an adapter", .source = gguf_path, .scheme = "q8_0", .adapter = {adapter_path}, .least = 60},
+    {.name = "use a GGUF file with an adapter", .source = gguf_path, .adapter = {adapter_path}, .least = 80},
     {.name = "dry run", .source = hf_path, .scheme = "q4_k_s", .dry_run = 1, .least = 40},
 };
 
