@@ -378,7 +378,8 @@ static void sums_of_all(const problem *p, const trial *t, q_wide_sums *out) {
     p->wide->sums(&p->block, all.tries, all.n, out);
 }
 
-/* Give every group the multiples next to its own with the least error. */
+/* Give every group the multiples next to its own with the least error. Who has the lowest keeps it: going up from there too lowers
+ * q6_k's error by 0.005 %. */
 static void next_multiples(const problem *p, trial *t, q_wide_sums *best) {
     const q_shape *sh = p->shape;
     multiples some;
