@@ -174,8 +174,8 @@ typedef struct lq_model_options {
                                sooner, the next ones later. Before a long pass all of them are packed. The results are
                                the same. Where memory is locked (lq_options.lock) they are packed at open in any case */
     /* Adapters of low rank (LoRA), as in lq_quantize_options, that the model runs with unmerged: beside each of their matrices
-     * two small products in float32. For matrices of the layers, on the processor: LQ_E_UNSUPPORTED for an output matrix and
-     * with `device`. What is not rounded then is what they add; lq_calibrate wants them merged */
+     * two small products in float32, which are not rounded. For matrices of the layers: LQ_E_UNSUPPORTED for an output matrix;
+     * lq_calibrate wants them merged. With `device` all of A and B is there too */
     const char *const *loras;
     const float *lora_scales; /* [n_loras]; NULL = all 1. With 0 nothing is added */
     uint32_t n_loras;

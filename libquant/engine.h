@@ -82,6 +82,7 @@ struct lq_model {
     q_adapter *adapters;      /* [n_items]; NULL = no item has any */
     float *adapter_data;      /* behind them */
     uint64_t adapter_bytes;
+    q_buffer adapter_block;   /* the same on places[1] */
     q_arena names;       /* NUL-terminated copies of what files hold without a terminator */
     const char **meta_names, **tensor_names;
 };
@@ -117,6 +118,9 @@ lq_status q_place_finish(lq_model *m);
  * (NULL: nothing). */
 lq_status q_adapters_open(lq_model *m, const lq_model_options *o);
 void q_adapters_close(lq_model *m);
+/* Write them to places[1], all of them; what that takes of it. */
+lq_status q_adapters_write(lq_model *m);
+uint64_t q_adapters_device_bytes(const lq_model *m);
 const q_adapter *q_adapter_of(const lq_model *m, const q_bind_item *item);
 /* lq_model_options.load_as (load_as.c): choose what is quantized, NULL = nothing; how many bytes an item then takes, 0 = it
  * stays as it is stored; quantize a resolved weight (with plan_only only say so). */

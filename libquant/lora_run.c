@@ -87,13 +87,33 @@ lq_status q_adapters_open(lq_model *m, const lq_model_options *o) {
     q_loras *l = NULL;
     uint32_t adapted;
     if (!o->n_loras) return LQ_OK;
-    if (m->n_places > 1)
-        return q_fail(LQ_E_UNSUPPORTED, "adapters run on the processor alone: merge them (lq_quantize) for %s", m->places[1].name);
     Q_TRY(q_loras_open(m->alloc, &m->ctx->log, o->loras, o->lora_scales, o->n_loras, &l));
     lq_status s = q_loras_bind(l, m->binding, &adapted);
     if (s == LQ_OK) s = make(m);
     q_loras_close(l);
     return s;
+}
+
+uint64_t q_adapters_device_bytes(const lq_model *m) {
+    const q_place *p = &m->places[1];
+    return m->n_places > 1 && m->adapter_bytes ? p->backend->alloc_bytes(p->device, m->adapter_bytes) : 0;
+}
+
+lq_status q_adapters_write(lq_model *m) {
+    const q_place *p = &m->places[1];
+    if (m->n_places < 2 || !m->adapter_bytes) return LQ_OK;
+    if (m->adapter_bytes > p->backend->alloc_most(p->device))
+        return q_fail(LQ_E_LIMIT, "the adapters have %llu bytes, and %s can hold no more than %llu in one piece",
+                      (unsigned long long)m->adapter_bytes, p->name, (unsigned long long)p->backend->alloc_most(p->device));
+    Q_TRY(p->backend->alloc(p->device, m->adapter_bytes, &m->adapter_block));
+    Q_TRY(p->backend->write(p->device, &m->adapter_block, 0, m->adapter_data, m->adapter_bytes));
+    for (uint32_t i = 0; i < m->binding->n_items; i++) {
+        q_adapter *ad = &m->adapters[i];
+        q_weight *const both[] = {&ad->a, &ad->b};
+        for (size_t j = 0; ad->a.format && j < Q_COUNT(both); j++)
+            both[j]->device = m->adapter_block.device + (uint64_t)(both[j]->data - (const uint8_t *)m->adapter_data);
+    }
+    return LQ_OK;
 }
 
 void q_adapters_close(lq_model *m) {

@@ -153,7 +153,7 @@ static int32_t layers_that_fit(lq_model *m, uint8_t *marks, uint64_t have) {
         uint32_t blocks;
         uint64_t total;
         mark(m, from, marks);
-        if (lay_out(m, marks, NULL, NULL, &blocks, &total) == LQ_OK && total <= have) return m->binding->layers - from;
+        if (lay_out(m, marks, NULL, NULL, &blocks, &total) == LQ_OK && total + q_adapters_device_bytes(m) <= have) return m->binding->layers - from;
     }
     return 0;
 }
@@ -180,6 +180,7 @@ lq_status q_place_blocks(lq_model *m) {
     lq_status s = m->marks && m->spots && sizes ? LQ_OK : LQ_E_NOMEM;
     if (s == LQ_OK) mark(m, m->device_from, m->marks);
     if (s == LQ_OK) s = lay_out(m, m->marks, m->spots, sizes, &n_blocks, &m->device_weights);
+    if (s == LQ_OK) m->device_weights += q_adapters_device_bytes(m);
     if (s == LQ_OK && !m->plan_only) {
         const uint64_t have = q_place_memory(&m->places[1]);
         if (m->device_weights > have) s = too_much(m, m->marks, have);
@@ -188,6 +189,7 @@ lq_status q_place_blocks(lq_model *m) {
     }
     for (uint32_t i = 0; i < m->n_blocks && s == LQ_OK; i++)
         s = m->places[1].backend->alloc(m->places[1].device, sizes[i], &m->blocks[i]);
+    if (s == LQ_OK && !m->plan_only) s = q_adapters_write(m);
     q_delete(m->alloc, sizes);
     return s;
 }
@@ -227,6 +229,7 @@ void q_place_close(lq_model *m) {
     const q_place *p = &m->places[1];
     for (uint32_t i = 0; i < m->n_blocks; i++)
         if (m->blocks[i].bytes) p->backend->free(p->device, &m->blocks[i]);
+    if (m->adapter_block.bytes) p->backend->free(p->device, &m->adapter_block);
     q_delete(m->alloc, m->blocks);
     q_delete(m->alloc, m->marks);
     q_delete(m->alloc, m->spots);

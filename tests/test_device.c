@@ -312,6 +312,41 @@ START_TEST(calibration_stays_on_the_processor) {
 }
 END_TEST
 
+/* The processor's logits with adapters, whole and shared; their bytes are in the plan, before and after. */
+START_TEST(adapters_run_there) {
+    NEED_DEVICE;
+    static const uint32_t layers[] = {0, 3};
+    char path[4096], adapter[4096];
+    const char *const paths[] = {t_path(adapter, sizeof adapter, t_root(), "tests/golden/lora")};
+    lq_model_options o = {.size = sizeof o, .loras = paths, .n_loras = 1};
+    t_path(path, sizeof path, t_root(), "bench/data/pocket");
+    lq_model *m;
+    for (size_t i = 0; i <= Q_COUNT(layers); i++) {
+        lq_plan_info plan = {.size = sizeof plan}, bare = plan, before = plan;
+        o.device = i ? device : NULL;
+        o.gpu_layers = i ? layers[i - 1] : 0;
+        ck_assert_msg(lq_model_open(ctx, path, &o, &m) == LQ_OK, "%s", lq_error_detail());
+        lq_session *s = session(m, 64, "f32");
+        last_logits(s, 33, i ? got : want);
+        lq_session_close(s);
+        ck_assert_int_eq(lq_model_plan(m, NULL, &plan), LQ_OK);
+        lq_model_close(m);
+        if (i == 0) continue;
+        ck_assert_msg(apart(got, want) <= 2e-5, "%u layers: %g", layers[i - 1], apart(got, want));
+        o.plan_only = 1;
+        ck_assert_int_eq(lq_model_open(ctx, path, &o, &m), LQ_OK);
+        ck_assert_int_eq(lq_model_plan(m, NULL, &before), LQ_OK);
+        lq_model_close(m);
+        o.plan_only = 0;
+        m = pocket_on(device, layers[i - 1]);
+        ck_assert_int_eq(lq_model_plan(m, NULL, &bare), LQ_OK);
+        lq_model_close(m);
+        ck_assert_uint_eq(plan.device_weights, before.device_weights);
+        ck_assert_uint_gt(plan.device_weights, bare.device_weights);
+    }
+}
+END_TEST
+
 static Suite *suite(void) {
     Suite *s = suite_create("device");
     TCase *t = tcase_create("device");
@@ -327,6 +362,7 @@ static Suite *suite(void) {
     tcase_add_test(t, names_of_devices_are_checked);
     tcase_add_test(t, devices_are_listed);
     tcase_add_test(t, calibration_stays_on_the_processor);
+    tcase_add_test(t, adapters_run_there);
     suite_add_tcase(s, t);
     return s;
 }
