@@ -13,11 +13,11 @@
 
 #include "dense.h"
 #include "export.h"
+#include "file_keys.h"
 #include "importance.h"
 #include "lora.h"
 #include "recipe.h"
 #include "row_errors.h"
-#include "text.h"
 #include "threads.h"
 
 enum {
@@ -25,7 +25,6 @@ enum {
     PIECE_PER_THREAD = 1 << 18,         /* weights per thread between two writes */
     PIECE_WEIGHTS = 1 << 20,            /* and at least this many */
     WRITER_BYTES = 2 << 20,             /* what a writer takes besides the header */
-    EXTRA_KEYS = Q_TEXT_EXPORT_MAX + 12, /* the tokenizer's keys, names, file type, version, importance */
     MAX_THREADS = 1024
 };
 
@@ -323,105 +322,30 @@ static lq_status choose_formats(work *w) {
 
 /* ---- keys */
 
-static q_meta key_u32(const char *key, uint32_t v) {
-    q_meta m;
-    memset(&m, 0, sizeof m);
-    m.key = q_str_of(key);
-    m.type = Q_META_U32;
-    m.count = 1;
-    m.u = v;
-    m.i = v;
-    m.f = v;
-    return m;
-}
-
-static bool starts_with(q_str s, const char *prefix) {
-    const size_t n = strlen(prefix);
-    return s.n >= n && memcmp(s.p, prefix, n) == 0;
-}
-
-/* The last component of a path: what a model in a directory is called. */
-static const char *last_name(work *w, const char *path, const char *otherwise) {
-    size_t end = strlen(path);
-    while (end > 1 && path[end - 1] == '/') end--;
-    size_t begin = end;
-    while (begin > 0 && path[begin - 1] != '/') begin--;
-    const q_str s = {path + begin, end - begin};
-    if (s.n == 0 || q_str_is(s, ".") || q_str_is(s, "..") || q_str_is(s, "/")) return otherwise;
-    char *name = q_arena_str(&w->arena, s);
-    /* File names are bytes, strings in GGUF are text: outside ASCII the container's check decides, control bytes go. */
-    for (char *p = name; p && *p; p++)
-        if ((unsigned char)*p < 0x20 || *p == 0x7F) *p = '_';
-    return name;
-}
-
-static q_meta key_text(const char *key, q_str text) {
-    return (q_meta){.key = q_str_of(key), .type = Q_META_STRING, .count = 1, .s = text};
-}
-
-/* Where the importance came from, in the keys that other engines use. A name without folders: files do not depend on
- * where they were made. */
-static lq_status importance_keys(work *w) {
-    const q_importance *im = w->importance;
-    const char *file = last_name(w, w->options->importance, "importance");
-    if (!file) return LQ_E_NOMEM;
-    w->meta[w->n_meta++] = key_text("quantize.imatrix.file", q_str_of(file));
-    if (im->dataset.n) w->meta[w->n_meta++] = key_text("quantize.imatrix.dataset", im->dataset);
-    w->meta[w->n_meta++] = key_u32("quantize.imatrix.entries_count", im->n_entries);
-    if (im->chunks) w->meta[w->n_meta++] = key_u32("quantize.imatrix.chunks_count", im->chunks);
-    return LQ_OK;
-}
-
-/* A GGUF source keeps its keys and their order; a Hugging Face one gets the standard keys. What describes the file and
- * not the model is ours: the file type, the version of the block formats, the importance, and nothing about shards. */
-static lq_status collect_keys(work *w) {
-    if (w->directory) {
-        q_packed_matrix m = {.dtype = w->dtype, .alloc = w->alloc};
-        for (uint32_t i = 0; i < w->binding->n_items; i++) {
-            if (!is_packed(w, i)) continue;
-            if (m.format && m.format != w->choices[i].format)
-                return q_fail(LQ_E_UNSUPPORTED, "tensor %.*s is %s, others are %s: method %s has one format for all",
-                              Q_STR_ARG(w->items[i].src->name), w->choices[i].format->name, m.format->name, w->method->name);
-            m.format = w->choices[i].format;
-        }
-        w->meta = Q_NEW(w->alloc, q_meta, Q_EXPORT_KEYS);
-        if (!w->meta) return LQ_E_NOMEM;
-        return q_export_keys(&w->arena, w->dir, w->dtype, w->method, &m, w->meta, &w->n_meta);
+static lq_status directory_keys(work *w) {
+    q_packed_matrix m = {.dtype = w->dtype, .alloc = w->alloc};
+    for (uint32_t i = 0; i < w->binding->n_items; i++) {
+        if (!is_packed(w, i)) continue;
+        if (m.format && m.format != w->choices[i].format)
+            return q_fail(LQ_E_UNSUPPORTED, "tensor %.*s is %s, others are %s: method %s has one format for all",
+                          Q_STR_ARG(w->items[i].src->name), w->choices[i].format->name, m.format->name, w->method->name);
+        m.format = w->choices[i].format;
     }
-    const int32_t file_type = q_recipe_file_type(w->recipe);
-    const bool gguf = w->dir->names == Q_NAMES_GGUF;
-    uint64_t cap = (uint64_t)w->dir->n_meta + w->binding->arch->n_hparams + EXTRA_KEYS + 2 * q_loras_count(w->loras);
-    w->meta = Q_NEW(w->alloc, q_meta, cap);
+    w->meta = Q_NEW(w->alloc, q_meta, Q_EXPORT_KEYS);
     if (!w->meta) return LQ_E_NOMEM;
-    uint32_t n = 0;
-    if (gguf) {
-        memcpy(w->meta, w->dir->meta, w->dir->n_meta * sizeof(q_meta));
-        n = w->dir->n_meta;
-    } else {
-        const char *name = last_name(w, w->src, "model");
-        if (!name) return LQ_E_NOMEM;
-        Q_TRY(q_bind_export(w->binding, name, file_type < 0 ? 0 : (uint32_t)file_type, &w->arena, w->meta,
-                            (uint32_t)cap, &n));
-        uint32_t more = 0;
-        Q_TRY(q_text_export(w->text, &w->arena, w->meta + n, (uint32_t)cap - n, &more));
-        n += more;
+    return q_export_keys(&w->arena, w->dir, w->dtype, w->method, &m, w->meta, &w->n_meta);
+}
+
+static lq_status collect_keys(work *w) {
+    if (w->directory) return directory_keys(w);
+    q_file_keys k = {.binding = w->binding, .text = w->text, .src = w->src, .file_type = q_recipe_file_type(w->recipe),
+                     .loras = w->loras};
+    for (uint32_t i = 0; i < w->binding->n_items; i++) k.quantized |= w->choices[i].format->weights > 1;
+    if (w->result.with_importance) {
+        k.importance = w->importance;
+        k.importance_path = w->options->importance;
     }
-    bool has_type = false, quantized = false;
-    for (uint32_t i = 0; i < n; i++) {
-        q_meta *m = &w->meta[i];
-        const bool is_type = q_str_is(m->key, "general.file_type");
-        if (starts_with(m->key, "split.") || starts_with(m->key, "quantize.imatrix.") ||
-            q_str_is(m->key, "general.quantization_version"))
-            continue;
-        if (is_type && file_type < 0) continue;
-        has_type |= is_type;
-        w->meta[w->n_meta++] = is_type ? key_u32("general.file_type", (uint32_t)file_type) : *m;
-    }
-    if (!has_type && file_type >= 0) w->meta[w->n_meta++] = key_u32("general.file_type", (uint32_t)file_type);
-    for (uint32_t i = 0; i < w->binding->n_items; i++) quantized |= w->choices[i].format->weights > 1;
-    if (quantized) w->meta[w->n_meta++] = key_u32("general.quantization_version", 2);
-    Q_TRY(q_loras_keys(w->loras, &w->arena, w->meta, &w->n_meta));
-    return w->result.with_importance ? importance_keys(w) : LQ_OK;
+    return q_file_keys_make(&k, &w->arena, &w->meta, &w->n_meta);
 }
 
 /* ---- a piece of rows */
