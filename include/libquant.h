@@ -247,13 +247,15 @@ typedef struct lq_tensor_report {
     double weighted_error;        /* as rel_error, each input's part counted by its importance; without it, rel_error */
     double bits_per_weight;
     uint32_t adapters;            /* so many adapters were merged into it */
+    const char *transform;        /* whose factors were folded into it, or whose limits clipped it: "awq"; "" = none; static storage */
 } lq_tensor_report;
 
 typedef struct lq_quantize_options {
     uint32_t size;
     const char *scheme;     /* required unless `recipe` is given: a name of lq_scheme_name, or a format name for
                                "everything that format". "q4_k_m:gptq": the layers' matrices by that quantizer ("rtn",
-                               "search", "gptq"); "q4_k_m+imatrix": LQ_E_ARG without `importance` */
+                               "search", "gptq"); "awq+q4_k_m": with the factors of that transform ("awq", "smooth") that
+                               `importance` has; "q4_k_m+imatrix": LQ_E_ARG without `importance` */
     uint32_t threads;
     uint32_t force;         /* 1 = replace an existing destination */
     uint32_t requantize;    /* 1 = accept a source that is already quantized */

@@ -78,6 +78,9 @@ static lq_status read_keys(q_importance *im, const q_directory *d) {
     const q_meta *scheme = q_directory_meta(d, Q_HESSIAN_SCHEME);
     if (scheme && scheme->type != Q_META_STRING) return wrong_key(Q_HESSIAN_SCHEME, "a string");
     if (scheme) Q_TRY(copy_text(im, scheme->s, &im->scheme));
+    const q_meta *transform = q_directory_meta(d, Q_FOLD_TRANSFORM);
+    if (transform && (transform->type != Q_META_STRING || !transform->s.n)) return wrong_key(Q_FOLD_TRANSFORM, "the name of a transform");
+    if (transform) Q_TRY(copy_text(im, transform->s, &im->transform));
     static const char *const numbers[] = {Q_IMPORTANCE_CHUNKS, Q_IMPORTANCE_CHUNK_SIZE};
     for (size_t i = 0; i < Q_COUNT(numbers); i++) {
         const q_meta *m = q_directory_meta(d, numbers[i]);
@@ -141,6 +144,8 @@ static lq_status read_entry(q_importance *im, const q_directory *d, q_str base, 
     Q_TRY(q_tensor_read(d, sums, 0, e->values, sums->bytes));
     im->n_entries++;
     Q_TRY(partner(im, d, base, Q_IMPORTANCE_HESSIAN, &e->hessian));
+    Q_TRY(partner(im, d, base, Q_IMPORTANCE_FOLD, &e->fold));
+    Q_TRY(partner(im, d, base, Q_IMPORTANCE_CLIP, &e->clip));
     return take_values(e);
 }
 
@@ -153,6 +158,22 @@ static lq_status check_hessian(const q_tensor *t, uint64_t inputs, uint64_t matr
     if (inputs > INT32_MAX || q_mul_overflow(inputs, inputs + 1, &n))
         return q_fail(LQ_E_LIMIT, "tensor \"%.*s\" is for more inputs than can be counted", Q_STR_ARG(t->name));
     return check_tensor(t, n / 2, 1);
+}
+
+/* Factors for as many inputs as the sums have, limits for groups of as many; both of one matrix, measured on something. */
+static lq_status check_transformed(const q_importance *im, const q_tensor *t, const q_tensor *sums, bool fold) {
+    if (!im->transform.n)
+        return q_fail(LQ_E_INCONSISTENT, "tensor \"%.*s\" is of a transform, and there is no key \"%s\" to name it",
+                      Q_STR_ARG(t->name), Q_FOLD_TRANSFORM);
+    if (sums->shape[1] != 1)
+        return q_fail(LQ_E_UNSUPPORTED, "tensor \"%.*s\" is for %llu matrices; one is known", Q_STR_ARG(t->name),
+                      (unsigned long long)sums->shape[1]);
+    if (fold) return check_tensor(t, sums->shape[0], 1);
+    Q_TRY(check_tensor(t, t->shape[0], t->shape[1]));
+    if (t->shape[0] == 0 || sums->shape[0] % t->shape[0] != 0)
+        return q_fail(LQ_E_INCONSISTENT, "tensor \"%.*s\": %llu groups do not divide rows of %llu weights", Q_STR_ARG(t->name),
+                      (unsigned long long)t->shape[0], (unsigned long long)sums->shape[0]);
+    return LQ_OK;
 }
 
 static lq_status texts_of(const q_directory *d, const char *key, const q_meta **out) {
@@ -194,7 +215,9 @@ static lq_status read_directory(q_importance *im, const q_directory *d) {
             continue;
         }
         const bool means = takes_suffix(&base, MEANS), hessian = !means && takes_suffix(&base, Q_IMPORTANCE_HESSIAN);
-        if (!means && !hessian && !takes_suffix(&base, Q_IMPORTANCE_COUNTS))
+        const bool fold = !means && !hessian && takes_suffix(&base, Q_IMPORTANCE_FOLD);
+        const bool clip = !means && !hessian && !fold && takes_suffix(&base, Q_IMPORTANCE_CLIP);
+        if (!means && !hessian && !fold && !clip && !takes_suffix(&base, Q_IMPORTANCE_COUNTS))
             return q_fail(LQ_E_UNSUPPORTED, "tensor \"%.*s\" is none that an importance file is known to have",
                           Q_STR_ARG(t->name));
         Q_TRY(partner(im, d, base, Q_IMPORTANCE_SUMS, &sums));
@@ -203,6 +226,7 @@ static lq_status read_directory(q_importance *im, const q_directory *d) {
                           Q_IMPORTANCE_SUMS);
         if (means) Q_TRY(check_tensor(t, sums->shape[0], sums->shape[1]));
         if (hessian) Q_TRY(check_hessian(t, sums->shape[0], sums->shape[1]));
+        if (fold || clip) Q_TRY(check_transformed(im, t, sums, fold));
     }
     return LQ_OK;
 }
@@ -221,7 +245,13 @@ static lq_status finish_gguf(q_importance *im) {
     bool any = false;
     if (!im->dir) return LQ_OK;
     Q_TRY(share_hessians(im, im->dir));
-    for (uint32_t i = 0; i < im->n_entries; i++) any |= im->entries[i].hessian != NULL;
+    for (uint32_t i = 0; i < im->n_entries; i++) {
+        const q_importance_entry *e = &im->entries[i];
+        const q_tensor *measured = e->fold ? e->fold : e->clip;
+        any |= e->hessian || measured;
+        if (measured && !any_seen(e))
+            return q_fail(LQ_E_INCONSISTENT, "tensor \"%.*s\" is of inputs that no token reached", Q_STR_ARG(measured->name));
+    }
     if (any) return LQ_OK;
     q_directory_close(im->dir);
     im->dir = NULL;
@@ -399,6 +429,15 @@ const float *q_importance_of(const q_importance_entry *e, uint64_t inputs, uint6
     return e->values + matrix * inputs;
 }
 
+/* In a unit in which nothing grows: that of the smallest factor. */
+static void refit_hessian(const q_importance_entry *e, float *h) {
+    float least = e->factors[0];
+    for (uint64_t i = 1; i < e->inputs; i++) least = fminf(least, e->factors[i]);
+    for (uint64_t i = 0; i < e->inputs; i++)
+        for (uint64_t j = 0; j <= i; j++, h++)
+            *h = (float)((double)*h * ((double)least / (double)e->factors[i]) * ((double)least / (double)e->factors[j]));
+}
+
 lq_status q_importance_hessian(const q_importance *im, const q_importance_entry *e, float *out) {
     Q_TRY(q_tensor_read(im->dir, e->hessian, 0, out, e->hessian->bytes));
     const float *row = out;
@@ -413,5 +452,36 @@ lq_status q_importance_hessian(const q_importance *im, const q_importance_entry 
                               "allow", Q_STR_ARG(e->hessian->name), (double)row[j], (unsigned long long)i,
                               (unsigned long long)j);
     }
+    if (e->factors) refit_hessian(e, out);
     return LQ_OK;
+}
+
+static lq_status check_range(const q_tensor *t, const float *v, uint64_t n, bool zero) {
+    for (uint64_t i = 0; i < n; i++)
+        if (!((v[i] >= 0x1p-40f && v[i] <= 0x1p40f) || (zero && v[i] >= 0.0f && v[i] <= 0x1p40f)))
+            return q_fail(LQ_E_INCONSISTENT, "tensor \"%.*s\": value %llu, %g, is no %s", Q_STR_ARG(t->name), (unsigned long long)i,
+                          (double)v[i], zero ? "limit of weights" : "factor of an input (2^-40 to 2^40)");
+    return LQ_OK;
+}
+
+lq_status q_importance_fold(const q_importance *im, const q_importance_entry *e, float *out) {
+    Q_TRY(q_tensor_read(im->dir, e->fold, 0, out, e->fold->bytes));
+    return check_range(e->fold, out, e->inputs, false);
+}
+
+lq_status q_importance_clip(const q_importance *im, const q_importance_entry *e, uint64_t rows, float *out) {
+    Q_TRY(check_tensor(e->clip, e->clip->shape[0], rows));
+    if (!out) return LQ_OK;
+    Q_TRY(q_tensor_read(im->dir, e->clip, 0, out, e->clip->bytes));
+    return check_range(e->clip, out, e->clip->shape[0] * rows, true);
+}
+
+lq_status q_importance_refit(q_importance *im, q_str name, const float *s) {
+    const int64_t at = q_index_find(&im->index, im->entries, sizeof *im->entries, name);
+    q_importance_entry *e = at < 0 ? NULL : &im->entries[at];
+    if (!e) return LQ_OK;
+    if (e->matrices != 1 || e->factors) return q_fail(LQ_E_INTERNAL, "entry \"%.*s\" cannot be refitted", Q_STR_ARG(name));
+    e->factors = s;
+    for (uint64_t i = 0; i < e->inputs; i++) e->values[i] = (float)((double)e->values[i] / ((double)s[i] * (double)s[i]));
+    return q_importance_scale(e->name, e->values, e->inputs);
 }

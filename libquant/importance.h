@@ -39,6 +39,7 @@ typedef struct q_importance_entry {
     bool matched;       /* q_importance_find returned it */
     const q_tensor *hessian; /* NULL = none */
     const q_tensor *fold, *clip; /* NULL = none; a fold stands with the first of the tensors that share it alone */
+    const float *factors; /* [inputs] what its columns were multiplied by (q_importance_refit); NULL = nothing */
 } q_importance_entry;
 
 typedef struct q_importance {
@@ -47,7 +48,8 @@ typedef struct q_importance {
     uint32_t chunks;    /* 0 = the file does not say */
     q_str dataset;      /* the first text it names; empty = none */
     q_str scheme;       /* for which its Hessians were measured; empty = the model as it is */
-    q_directory *dir;   /* with Hessians: where they are read from, one at a time; else NULL */
+    q_str transform;    /* whose factors and limits it has; empty = none, and then it has neither */
+    q_directory *dir;   /* with Hessians, factors or limits: where they are read from, one at a time; else NULL */
     /* private */
     const q_alloc *alloc;
     q_arena arena;
@@ -68,6 +70,13 @@ const float *q_importance_of(const q_importance_entry *e, uint64_t inputs, uint6
 /* Read its Hessian, inputs * (inputs + 1) / 2 values. LQ_E_INCONSISTENT when it cannot be one: a value that is not finite, or
  * one that is larger than its row and column allow. */
 lq_status q_importance_hessian(const q_importance *im, const q_importance_entry *e, float *out);
+/* Read the factors of its fold, inputs of them, and its limits, those of all groups of a row and so row after row, for that many
+ * rows. LQ_E_INCONSISTENT: one that is not finite, not positive (a limit may be 0), or beyond 2^-40 to 2^40; other rows. Limits: `out` NULL checks
+ * the shape alone. */
+lq_status q_importance_fold(const q_importance *im, const q_importance_entry *e, float *out);
+lq_status q_importance_clip(const q_importance *im, const q_importance_entry *e, uint64_t rows, float *out);
+/* The entry of that name, where there is one, is from now on about inputs that are divided by s[inputs], which has to stay. */
+lq_status q_importance_refit(q_importance *im, q_str name, const float *s);
 /* Check the sums of squares of one matrix and scale them as entries have them; `name` is for messages. */
 lq_status q_importance_scale(q_str name, float *values, uint64_t inputs);
 

@@ -5,7 +5,8 @@
  * order: a piece of rows is read and quantized by the pool, checked by decoding it back, and written by one of its threads
  * while the others are at the next piece. Rows are independent and sums of errors are kept per row, so neither bytes nor figures depend on the threads.
  * A weight or a result that is not finite is refused by tensor and row. An importance file is read whole before, and what
- * it has for each tensor is decided with the format. Layer L3. */
+ * it has for each tensor is decided with the format; factors of a transform are put on rows as they are read (folding.h).
+ * Layer L3. */
 #include "quantize.h"
 
 #include <math.h>
@@ -14,6 +15,7 @@
 #include "dense.h"
 #include "export.h"
 #include "file_keys.h"
+#include "folding.h"
 #include "importance.h"
 #include "lora.h"
 #include "recipe.h"
@@ -58,6 +60,7 @@ typedef struct work {
     q_bind_item *items;       /* [n_items] the binding's; for a directory under the source's names, rows as there */
     q_recipe_choice *choices; /* [n_items] */
     const q_importance_entry **entries; /* [n_items] what weighs the errors of a tensor; NULL = nothing does */
+    const q_importance_entry **clips;   /* [n_items] what limits its weights; NULL = nothing does */
     q_out_tensor *outs;       /* [n_outs] a packed matrix has several */
     uint32_t n_outs;
     uint32_t *first_out;      /* [n_items] */
@@ -77,6 +80,9 @@ typedef struct work {
     void *shared;           /* what a quantizer prepared of a Hessian; kept for the next tensor, which may have the same: */
     const q_quantizer *shared_by;
     const q_tensor *shared_of;
+    const float *shared_factors;
+    float *limits;          /* of the tensor's weights, NULL = none: [rows][groups] */
+    uint64_t groups;
     uint64_t first_row, row_bytes;
     int64_t span_rows;      /* that a thread takes at a time */
     uint64_t span_floats;   /* room per thread: twice this many floats */
@@ -147,6 +153,13 @@ static bool copies(const work *w, uint32_t i) {
     return q_quantize_copies(&w->items[i], &w->choices[i]) && !(is_packed(w, i) && w->method->refine);
 }
 
+/* Limits are those of the format's own groups. */
+static bool is_clipped(const work *w, uint32_t i, const q_importance_entry *e) {
+    const q_format *f = w->choices[i].format;
+    return q_recipe_transform(w->recipe) && e && e->clip && f->weights > 1 && !copies(w, i) &&
+           e->clip->shape[0] * (uint64_t)f->weights == w->items[i].src->shape[0];
+}
+
 /* What the importance file has for a tensor whose format was chosen. */
 static lq_status choose_importance(work *w, uint32_t i) {
     const q_bind_item *item = &w->items[i];
@@ -159,6 +172,7 @@ static lq_status choose_importance(work *w, uint32_t i) {
         /* Where every value has a scale of its own, or the bits are the source's, there is nothing to weigh. */
         const bool bits = c->format->weights > 1 && c->quantizer->uses != Q_NEEDS_NONE && !copies(w, i);
         w->entries[i] = bits ? e : NULL;
+        w->clips[i] = is_clipped(w, i, e) ? e : NULL;
         w->result.with_importance += bits && e;
         w->result.without_importance += bits && !e;
     }
@@ -239,14 +253,12 @@ static lq_status add_outs(work *w, uint32_t i) {
     return LQ_OK;
 }
 
-static lq_status choose_one(work *w, uint32_t i) {
+static lq_status settle_one(work *w, uint32_t i) {
     const q_bind_item *item = &w->items[i];
     const q_tensor *t = item->src;
-    q_recipe_choice *c = &w->choices[i];
-    Q_TRY(q_quantize_choose(w->recipe, w->binding, i, w->importance != NULL, c));
-    if (w->directory) Q_TRY(choose_in_directory(w, i));
-    Q_TRY(choose_importance(w, i));
+    const q_recipe_choice *c = &w->choices[i];
     uint64_t row_bytes;
+    Q_TRY(choose_importance(w, i));
     if (!q_row_bytes(c->format, t->shape[0], &row_bytes))
         return q_fail(LQ_E_INTERNAL, "tensor %.*s: rows do not fit format %s", Q_STR_ARG(item->name), c->format->name);
     Q_TRY(add_outs(w, i));
@@ -299,21 +311,40 @@ static lq_status choose_dtype(work *w) {
     return LQ_OK;
 }
 
+/* Factors go by what tensors are stored in, and what tensors may have by whether there are factors. */
+static lq_status fold(work *w) {
+    const q_transform *t = q_recipe_transform(w->recipe);
+    const q_folding f = {.log = w->log, .binding = w->binding, .transform = t, .scheme = w->options->scheme,
+                         .importance = w->importance, .path = w->options->importance, .choices = w->choices, .items = w->items,
+                         .arena = &w->arena};
+    if (t) return q_folding_apply(&f);
+    if (w->importance && w->importance->transform.n)
+        q_log_write(w->log, LQ_LOG_INFO, "%s: its factors of %.*s are not used: the scheme names no transform", f.path,
+                    Q_STR_ARG(w->importance->transform));
+    return LQ_OK;
+}
+
 static lq_status choose_formats(work *w) {
     const q_binding *b = w->binding;
     w->choices = Q_NEW(w->alloc, q_recipe_choice, b->n_items);
     w->entries = Q_NEW(w->alloc, const q_importance_entry *, b->n_items);
+    w->clips = Q_NEW(w->alloc, const q_importance_entry *, b->n_items);
     w->outs = Q_NEW(w->alloc, q_out_tensor, (uint64_t)b->n_items * (w->method ? Q_METHOD_PARTS : 1));
     w->first_out = Q_NEW(w->alloc, uint32_t, b->n_items);
     w->items = Q_NEW(w->alloc, q_bind_item, b->n_items);
-    if (!w->choices || !w->entries || !w->outs || !w->first_out || !w->items) return LQ_E_NOMEM;
+    if (!w->choices || !w->entries || !w->clips || !w->outs || !w->first_out || !w->items) return LQ_E_NOMEM;
     memcpy(w->items, b->items, b->n_items * sizeof *w->items);
     for (uint32_t i = 0; i < b->n_items && w->directory; i++) {
         w->items[i].name = b->items[i].src->name;
         w->items[i].map = Q_MAP_SAME;
     }
     if (w->directory) Q_TRY(choose_dtype(w));
-    for (uint32_t i = 0; i < b->n_items; i++) Q_TRY(choose_one(w, i));
+    for (uint32_t i = 0; i < b->n_items; i++) {
+        Q_TRY(q_quantize_choose(w->recipe, b, i, w->importance != NULL, &w->choices[i]));
+        if (w->directory) Q_TRY(choose_in_directory(w, i));
+    }
+    Q_TRY(fold(w));
+    for (uint32_t i = 0; i < b->n_items; i++) Q_TRY(settle_one(w, i));
     if (w->importance) Q_TRY(check_importance(w));
     w->result.tensors = b->n_items;
     w->result.bits_per_weight = w->result.weights ? 8.0 * (double)w->tensor_bytes / (double)w->result.weights : 0;
@@ -341,7 +372,7 @@ static lq_status collect_keys(work *w) {
     q_file_keys k = {.binding = w->binding, .text = w->text, .src = w->src, .file_type = q_recipe_file_type(w->recipe),
                      .loras = w->loras};
     for (uint32_t i = 0; i < w->binding->n_items; i++) k.quantized |= w->choices[i].format->weights > 1;
-    if (w->result.with_importance) {
+    if (w->result.with_importance || q_recipe_transform(w->recipe)) {
         k.importance = w->importance;
         k.importance_path = w->options->importance;
     }
@@ -400,7 +431,8 @@ static lq_status do_rows(work *w, uint64_t begin, uint64_t end, float *x, float 
         if (!w->wide->finite(x + r * k, (int64_t)k)) Q_TRY(check_row(w, *bad, k, x + r * k, NULL));
     }
     *bad = first;
-    if (!w->measure) Q_TRY(quantize_rows(w, first, n, x, out));
+    if (w->limits) q_folding_clip(w->limits + first * w->groups, w->groups, k, n, x, y);
+    if (!w->measure) Q_TRY(quantize_rows(w, first, n, w->limits ? y : x, out));
     for (uint64_t r = 0; r < n; r++) {
         *bad = first + r;
         w->wide->decode(w->choice->format, out + r * w->row_bytes, (int64_t)k, y);
@@ -468,7 +500,8 @@ static lq_status prepare_hessian(work *w, uint32_t i) {
     const q_quantizer *q = w->choices[i].quantizer;
     const uint64_t k = w->item->src->shape[0];
     if (!q->prepare || w->copy) return LQ_OK;
-    if (w->shared && w->shared_by == q && w->shared_of == w->entry->hessian) return LQ_OK;
+    if (w->shared && w->shared_by == q && w->shared_of == w->entry->hessian && w->shared_factors == w->entry->factors)
+        return LQ_OK;
     release_hessian(w);
     float *h = (float *)q_new_raw(w->alloc, k * (k + 1) / 2, sizeof *h);
     char *name = (char *)q_new(w->alloc, w->item->name.n + 1, 1);
@@ -479,6 +512,7 @@ static lq_status prepare_hessian(work *w, uint32_t i) {
         const q_quant_stats stats = {w->alloc, w->log, w->pool, name, (int64_t)k, h};
         w->shared_by = q;
         w->shared_of = w->entry->hessian;
+        w->shared_factors = w->entry->factors;
         s = q->prepare(&stats, &w->shared);
     }
     q_delete(w->alloc, h);
@@ -486,14 +520,32 @@ static lq_status prepare_hessian(work *w, uint32_t i) {
     return s;
 }
 
+static uint64_t limits_of(const work *w, uint32_t i) {
+    return w->clips[i] ? w->clips[i]->clip->shape[0] * w->binding->items[i].src->rows : 0;
+}
+static lq_status take_limits(work *w, uint32_t i) {
+    if (!w->clips[i]) return LQ_OK;
+    w->groups = w->clips[i]->clip->shape[0];
+    w->limits = (float *)q_new_raw(w->alloc, limits_of(w, i), sizeof *w->limits);
+    if (!w->limits) return LQ_E_NOMEM;
+    const lq_status s = q_importance_clip(w->importance, w->clips[i], w->item->src->rows, w->limits);
+    return s == LQ_OK ? LQ_OK : q_fail_in(s, "%s", w->options->importance);
+}
+
+static void release_limits(work *w) {
+    q_delete(w->alloc, w->limits);
+    w->limits = NULL;
+}
+
 static lq_status make_buffers(work *w) {
-    uint64_t out = 0, rows = 0, hessian = 0, part = 0, scratch = 0;
+    uint64_t out = 0, rows = 0, hessian = 0, limits = 0, part = 0, scratch = 0;
     for (uint32_t i = 0; i < w->binding->n_items; i++) {
         const q_tensor *t = w->items[i].src;
         uint64_t row_bytes;
         if (!q_row_bytes(w->choices[i].format, t->shape[0], &row_bytes)) return LQ_E_INTERNAL;
         const uint64_t n = piece_rows(w, i);
         hessian = Q_MAX(hessian, hessian_bytes(w, i));
+        limits = Q_MAX(limits, limits_of(w, i) * sizeof(float));
         rows = Q_MAX(rows, n);
         out = Q_MAX(out, (is_packed(w, i) ? t->rows : n) * row_bytes);
         for (uint32_t p = 0; is_packed(w, i) && p < w->method->parts; p++)
@@ -507,7 +559,7 @@ static lq_status make_buffers(work *w) {
     const uint64_t floats = (uint64_t)w->threads * 2 * w->span_floats * sizeof(float);
     /* The writer's header, then reading it back with its strings and a buffer. */
     const uint64_t writer = 4 * (w->result.bytes - w->tensor_bytes) + WRITER_BYTES;
-    Q_TRY(q_memory_check("quantizing", floats + (w->method ? out : 2 * out) + part + scratch + hessian + rows * sizeof(q_row_sums) +
+    Q_TRY(q_memory_check("quantizing", floats + (w->method ? out : 2 * out) + part + scratch + hessian + limits + rows * sizeof(q_row_sums) +
                          w->threads * sizeof(trouble) + writer,
                          q_pool_stacks(w->threads)));
     w->floats = (float *)q_new_raw(w->alloc, (uint64_t)w->threads * 2, w->span_floats * sizeof(float));
@@ -549,7 +601,8 @@ static lq_status report(const work *w, uint32_t i, const q_row_sums *sums) {
         .rel_error = rel_error, .importance = w->entries[i] != NULL,
         .quantizer = copies(w, i) ? "" : c->quantizer->name,
         .weighted_error = sums->weighted_norm > 0 ? relative(sums->weighted_error, sums->weighted_norm) : rel_error,
-        .bits_per_weight = k ? 8.0 * (double)bytes / (double)(k * item->src->rows) : 0, .adapters = q_lora_count(item->delta)};
+        .bits_per_weight = k ? 8.0 * (double)bytes / (double)(k * item->src->rows) : 0, .adapters = q_lora_count(item->delta),
+        .transform = item->columns || item->rows || w->clips[i] ? q_recipe_transform(w->recipe)->name : ""};
     w->options->report(w->options->user, &r);
     q_delete(w->alloc, name);
     return LQ_OK;
@@ -603,7 +656,9 @@ static lq_status write_tensor(work *w, uint32_t i) {
     if (!q_row_bytes(w->choice->format, w->item->src->shape[0], &w->row_bytes)) return LQ_E_INTERNAL;
     q_row_sums sums;
     Q_TRY(prepare_hessian(w, i));
+    Q_TRY(take_limits(w, i));
     Q_TRY(do_tensor(w, &sums));
+    release_limits(w);
     if (w->packed) {
         if (w->method->settle) Q_TRY(w->method->settle(&w->matrix, &w->measure));
         if (w->measure) {
@@ -648,8 +703,6 @@ static lq_status run(work *w) {
     if (q_recipe_demands_statistics(w->recipe) && !o->importance)
         return q_fail(LQ_E_ARG, "scheme %s wants calibration statistics: make them from a text with lq_calibrate (`lq calibrate "
                       "MODEL --text FILE -o STATS`) and give them as 'importance'", o->scheme);
-    if (q_recipe_transform(w->recipe))
-        return q_fail(LQ_E_UNSUPPORTED, "quantize: factors of transform %s are not folded yet", q_recipe_transform(w->recipe)->name);
     /* Unmapped: the pages of a source larger than memory would count as ours. */
     const q_load_options load = {.alloc = w->alloc, .log = w->log, .map = false, .allow_gaps = false};
     Q_TRY(q_directory_open(w->src, &load, &w->dir));
@@ -676,6 +729,7 @@ static lq_status run(work *w) {
 static void release(work *w) {
     if (w->kind) w->kind->discard(w->writer);
     release_hessian(w);
+    release_limits(w);
     q_dense_close(w->dense);
     if (w->pool) q_pool_close(w->pool);
     q_delete(w->alloc, w->floats);
@@ -685,6 +739,7 @@ static void release(work *w) {
     q_delete(w->alloc, w->troubles);
     q_delete(w->alloc, w->choices);
     q_delete(w->alloc, (void *)w->entries);
+    q_delete(w->alloc, (void *)w->clips);
     q_delete(w->alloc, w->outs);
     q_delete(w->alloc, w->first_out);
     q_delete(w->alloc, w->items);

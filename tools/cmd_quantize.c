@@ -32,7 +32,9 @@ static const cli_option options[] = {
      .help = "which format each tensor gets, such as q4_k_m; `lq info --schemes` lists all.\n"
              "A format's name (`lq info --formats`) gives every tensor that format.\n"
              "NAME:rtn rounds to nearest, NAME:search (what is done without) looks for the\n"
-             "scales with the least error; NAME+imatrix insists on --importance",
+             "scales with the least error; awq+NAME and smooth+NAME move outliers of\n"
+             "inputs into neighbouring weights first, by factors that `lq calibrate --for awq+NAME`\n"
+             "puts into the file of --importance; NAME+imatrix insists on that file",
      .also = "|bits|type|quant|method|format|",
      .values = CLI_SCHEMES},
     {.type = CLI_TEXT,
@@ -116,6 +118,7 @@ static void on_tensor(void *user, const lq_tensor_report *t) {
         cli_set_int(o, "weights", t->weights);
         cli_set_int(o, "bytes", t->bytes);
         cli_set_text(o, "quantizer", t->quantizer);
+        cli_set_text(o, "transform", t->transform);
         cli_set_real(o, "bits_per_weight", t->bits_per_weight);
         cli_set_real(o, "rel_error", t->rel_error);
         cli_set_real(o, "weighted_error", t->weighted_error);
@@ -144,6 +147,7 @@ static void on_tensor(void *user, const lq_tensor_report *t) {
            t->quantizer[0] ? t->quantizer : "copy", (unsigned long long)t->weights, (unsigned long long)t->bytes,
            t->bits_per_weight, t->rel_error);
     if (t->importance) printf("  %.5f", t->weighted_error);
+    if (t->transform[0]) printf("  %s", t->transform);
     if (t->adapters) printf("  with %s", t->adapters == 1 ? "an adapter" : "adapters");
     putchar('\n');
 }
@@ -291,6 +295,7 @@ const cli_command cli_command_quantize = {
     .examples = "  lq quantize my-model/ my-model.q4_k_m.gguf --scheme q4_k_m\n"
                 "  lq quantize my-model.f16.gguf small.gguf -s q2_k --dry-run -v\n"
                 "  lq quantize my-model/ small.gguf -s iq4_xs+imatrix --importance stats.gguf\n"
+                "  lq quantize my-model/ small.gguf -s awq+q4_k_m --importance awq.gguf\n"
                 "  lq quantize my-model/ mine.gguf --recipe mine.txt       # mine.txt: attn_v,ffn_down more q6_k\n"
                 "                                                          #           * q4_k\n"
                 "  lq quantize my-model/ my-model-nf4 -s nf4-dq            # a directory\n"

@@ -153,7 +153,7 @@ class TensorReport(Record):
     _fields_ = [("size", c_uint32), ("name", c_char_p), ("from_", c_char_p), ("to", c_char_p), ("wanted", c_char_p),
                 ("weights", c_uint64), ("bytes", c_uint64), ("rel_error", c_double), ("importance", c_uint32),
                 ("quantizer", c_char_p), ("weighted_error", c_double), ("bits_per_weight", c_double),
-                ("adapters", c_uint32)]
+                ("adapters", c_uint32), ("transform", c_char_p)]
 
 
 _REPORT = ctypes.CFUNCTYPE(None, c_void_p, POINTER(TensorReport))
