@@ -26,6 +26,9 @@ for s in $("$LQ" info --schemes | grep 'Hugging Face directory' | cut -d' ' -f1 
 done
 exits 2 "GPTQ without statistics" q "$POCKET" d-gptq -s gptq-4bit-g128
 says "GPTQ without statistics" "needs calibration statistics.*--hessians"; absent "GPTQ without statistics" d-gptq
+exits 2 "AWQ without factors" q "$POCKET" d-awq -s awq-4bit-g128
+says "AWQ without factors" "--for awq-4bit-g128 -o STATS"; absent "AWQ without factors" d-awq
+exits 6 "AWQ as a GGUF file" q "$POCKET" x.gguf -s awq-4bit-g128; says "AWQ as a GGUF file" "GGUF files: awq+q4_k_m"
 exits 0 "floats" q "$POCKET" floats/ -s bf16; exits 0 "floats open" "$LQ" info floats
 exits 2 "directory exists" q "$POCKET" floats -s int8; says "directory exists" "--force"
 exits 0 "directory replaced" q "$POCKET" floats -s int8 --force; holds "directory replaced" "$(ls -A floats | wc -l)" -eq 4

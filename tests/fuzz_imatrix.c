@@ -2,7 +2,7 @@
  *
  * The input becomes an unnamed file. Whatever is let through must keep its word: entries found by their names, values
  * between 0 and 1 with a largest of 1 in each matrix, lengths that agree with what is asked and none that do not, and
- * Hessians that can be some.
+ * Hessians, factors and limits that can be some.
  * Seeds: tests/golden/fuzz-imatrix. */
 #include "help_fuzz.h"
 
@@ -46,6 +46,29 @@ static void check_hessian(const q_importance *im, const q_importance_entry *e, u
     q_delete(&q_alloc_libc, h);
 }
 
+/* Factors and limits likewise; under factors the importance stays one. */
+static void check_transform(q_importance *im, q_importance_entry *e, uint64_t size) {
+    const q_tensor *both[] = {e->fold, e->clip};
+    for (int i = 0; i < 2; i++) {
+        if (!both[i]) continue;
+        const uint64_t n = both[i]->shape[0] * both[i]->shape[1];
+        demand(im->dir && im->transform.n && e->matrices == 1 && n <= size / 4 && (i || n == e->inputs));
+        float *v = (float *)q_new_raw(&q_alloc_libc, n, sizeof *v);
+        if (!v) abort();
+        lq_status s = i ? q_importance_clip(im, e, both[i]->shape[1], v) : q_importance_fold(im, e, v);
+        demand(s == LQ_OK || (s == LQ_E_INCONSISTENT && lq_error_detail()[0]));
+        for (uint64_t j = 0; j < n && s == LQ_OK; j++) demand(v[j] >= (i ? 0.0f : 0x1p-40f) && v[j] <= 0x1p40f);
+        if (i) demand(q_importance_clip(im, e, both[i]->shape[1] + 1, v) == LQ_E_INCONSISTENT);
+        if (!i && s == LQ_OK) {
+            demand(q_importance_refit(im, e->name, v) == LQ_OK && e->factors == v);
+            check_matrix(e->values, e->inputs);
+            check_hessian(im, e, size);
+            e->factors = NULL;
+        }
+        q_delete(&q_alloc_libc, v);
+    }
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n) {
     static int fd = -1;
     if (fd < 0) fd = memfd_create("imatrix", 0);
@@ -61,6 +84,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n) {
     demand(im->n_entries > 0);
     for (uint32_t i = 0; i < im->n_entries; i++) check_entry(im, i, n);
     for (uint32_t i = 0; i < im->n_entries; i++) check_hessian(im, &im->entries[i], n);
+    for (uint32_t i = 0; i < im->n_entries; i++) check_transform(im, &im->entries[i], n);
     q_importance_close(im);
     return 0;
 }
