@@ -523,12 +523,19 @@ static lq_status prepare_hessian(work *w, uint32_t i) {
 static uint64_t limits_of(const work *w, uint32_t i) {
     return w->clips[i] ? w->clips[i]->clip->shape[0] * w->binding->items[i].src->rows : 0;
 }
+/* Of rows as they are read: a directory keeps its own order, and a row may have been divided by another matrix's factor. */
 static lq_status take_limits(work *w, uint32_t i) {
     if (!w->clips[i]) return LQ_OK;
-    w->groups = w->clips[i]->clip->shape[0];
+    const uint64_t n = w->groups = w->clips[i]->clip->shape[0], rows = w->item->src->rows;
     w->limits = (float *)q_new_raw(w->alloc, limits_of(w, i), sizeof *w->limits);
-    if (!w->limits) return LQ_E_NOMEM;
-    const lq_status s = q_importance_clip(w->importance, w->clips[i], w->item->src->rows, w->limits);
+    float *all = (float *)q_new_raw(w->alloc, limits_of(w, i), sizeof *all);
+    lq_status s = w->limits && all ? q_importance_clip(w->importance, w->clips[i], rows, all) : LQ_E_NOMEM;
+    for (uint64_t r = 0; r < rows && s == LQ_OK; r++) {
+        const uint64_t to = w->directory ? q_bind_source_row(&w->binding->items[i], r) : r;
+        const float by = w->item->rows ? w->item->rows[to] : 1.0f;
+        for (uint64_t g = 0; g < n; g++) w->limits[to * n + g] = all[r * n + g] / by;
+    }
+    q_delete(w->alloc, all);
     return s == LQ_OK ? LQ_OK : q_fail_in(s, "%s", w->options->importance);
 }
 
@@ -545,7 +552,7 @@ static lq_status make_buffers(work *w) {
         if (!q_row_bytes(w->choices[i].format, t->shape[0], &row_bytes)) return LQ_E_INTERNAL;
         const uint64_t n = piece_rows(w, i);
         hessian = Q_MAX(hessian, hessian_bytes(w, i));
-        limits = Q_MAX(limits, limits_of(w, i) * sizeof(float));
+        limits = Q_MAX(limits, 2 * limits_of(w, i) * sizeof(float));
         rows = Q_MAX(rows, n);
         out = Q_MAX(out, (is_packed(w, i) ? t->rows : n) * row_bytes);
         for (uint32_t p = 0; is_packed(w, i) && p < w->method->parts; p++)
