@@ -182,6 +182,42 @@ START_TEST(hessians_beside_factors) {
 }
 END_TEST
 
+/* What follows sees the model that lq_quantize then makes: there inputs with factors are divided by them. Rows that take later
+ * factors round their scales otherwise. */
+START_TEST(the_inputs_are_those_of_the_result) {
+    lq_calibrate_options o = options("awq+q4_0:rtn");
+    calibrated(in_tmp(1, "stats.gguf"), 2, &o);
+    const lq_quantize_options q = {.size = sizeof q, .scheme = "awq+q4_0:rtn", .importance = paths[1], .threads = 2};
+    ck_assert_msg(lq_quantize(ctx, paths[0], in_tmp(2, "out.gguf"), &q, NULL) == LQ_OK, "%s", lq_error_detail());
+    lq_model_close(model);
+    lq_close(ctx);
+    open_model(paths[2]);
+    o.scheme = NULL;
+    calibrated(in_tmp(3, "of_result.gguf"), 2, &o);
+    q_directory *a = directory(paths[1]), *b = directory(paths[3]);
+    static const struct { const char *name, *fold; uint64_t k; } inputs[] = {{"attn_q", "attn_q", WIDTH}, {"attn_v", "attn_q", WIDTH},
+        {"attn_output", NULL, WIDTH}, {"ffn_up", "ffn_gate", WIDTH}, {"ffn_down", "ffn_down", FFN}};
+    for (int layer = 0; layer < 2; layer++)
+        for (size_t i = 0; i < Q_COUNT(inputs); i++) {
+            char name[96];
+            const uint64_t k = inputs[i].k;
+            snprintf(name, sizeof name, "blk.%d.%s.weight.in_sum2", layer, inputs[i].name);
+            const float *want = tensor(a, name, k, 1), *have = tensor(b, name, k, 1);
+            snprintf(name, sizeof name, "blk.%d.%s.weight.fold", layer, inputs[i].fold ? inputs[i].fold : "");
+            const float *s = inputs[i].fold ? tensor(a, name, k, 1) : NULL;
+            double sum = 0, off = 0;
+            for (uint64_t j = 0; j < k; j++) {
+                const double x = (double)have[j] * (s ? (double)s[j] * (double)s[j] : 1);
+                sum += (double)want[j];
+                off += fabs(x - (double)want[j]);
+            }
+            ck_assert_msg(off <= 5e-3 * sum, "layer %d, %s: inputs are off by %g of %g", layer, inputs[i].name, off, sum);
+        }
+    q_directory_close(a);
+    q_directory_close(b);
+}
+END_TEST
+
 /* ---- interruptions */
 
 static int calls, kill_at;
@@ -329,6 +365,7 @@ static Suite *make(void) {
     tcase_add_test(c, factors_of_smooth);
     tcase_add_test(c, neither_threads_nor_files_for_memory_change_a_byte);
     tcase_add_test(c, hessians_beside_factors);
+    tcase_add_test(c, the_inputs_are_those_of_the_result);
     tcase_add_test(c, a_killed_run_goes_on_and_ends_with_the_same_bytes);
     tcase_add_test(c, a_block_is_nearer_under_factors);
     suite_add_tcase(s, c);
