@@ -66,7 +66,7 @@ static lq_status choose_order(const q_quant_stats *s, factor *f) {
 }
 
 /* H in the order of rounding, reversed as q_dense_inverse_factor wants it, with `more` on the diagonal. */
-static void fill(const q_quant_stats *s, const factor *f, double more, double *m) {
+static void damped(const q_quant_stats *s, const factor *f, double more, double *m) {
     const int64_t k = s->k;
     for (int64_t i = 0; i < k; i++) {
         const int64_t r = f->order[k - 1 - i];
@@ -96,7 +96,7 @@ static lq_status factorize(const q_quant_stats *s, const q_dense *d, factor *f) 
         if (share > 0.015)
             q_log_write(s->log, LQ_LOG_WARN, "tensor %s: its Hessian is not positive definite; %g of the mean of its diagonal "
                         "is added", s->name, share);
-        fill(s, f, share * mean, m);
+        damped(s, f, share * mean, m);
         status = q_dense_inverse_factor(d, s->alloc, s->pool, m, k, f->u, &definite);
     }
     q_delete(s->alloc, m);
