@@ -122,10 +122,11 @@ VK_SHARED := $(wildcard kernels/vulkan/*.glsl kernels/vulkan/*.def kernels/vulka
              $(wildcard libquant/formats/*.c)
 $(B)/gen/vk_codecs.glsl: libquant/formats.def
 	@mkdir -p $(@D)
-	@sed -n 's/^FORMAT(\([a-z0-9_]*\),.*/#include "libquant\/formats\/\1.c"/p' $< >$@.tmp && mv $@.tmp $@
+	@awk -F'[(,]' '/^FORMAT\(/ { printf "#include \"libquant/formats/%s.c\"\nconst int number_of_%s = %d;\n", $$2, $$2, n++ }' \
+	  $< >$@.tmp && mv $@.tmp $@
 $(B)/gen/vk_%.words: kernels/vulkan/%.comp $(VK_SHARED) $(B)/gen/vk_codecs.glsl
 	$(call say,GLSLC)
-	$(Q)glslc --target-env=vulkan1.2 -O -I. -I$(B)/gen -mfmt=num -o $@ $<
+	$(Q)glslc --target-env=vulkan1.2 -O0 -I. -I$(B)/gen -mfmt=num -o $@ $<
 $(B)/gen/vk_shaders.inc: $(VK_WORDS)
 	@for f in $^; do n=$${f##*/vk_}; echo "static const uint32_t q_vk_words_$${n%.words}[] = {"; cat $$f; echo '};'; done \
 	  >$@.tmp && mv $@.tmp $@

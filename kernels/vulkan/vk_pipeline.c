@@ -22,14 +22,19 @@ static q_vk_pipeline *place_of(q_device *dev, const q_vk_pass *pass) {
 
 static lq_status make(q_device *dev, const q_vk_pass *pass, VkPipeline *out) {
     const q_vk_shader *shader = &q_vk_shaders[pass->shader];
-    const VkShaderModuleCreateInfo words = {.sType = VK_STRUCTURE_TYPE_SHADER_MODULE_CREATE_INFO,
-                                            .codeSize = (size_t)shader->bytes, .pCode = shader->words};
+    uint32_t *words = NULL;
+    uint64_t bytes = 0;
+    Q_TRY(q_vk_words(dev->alloc, shader, pass->spec, &words, &bytes));
+    const VkShaderModuleCreateInfo code = {.sType = VK_STRUCTURE_TYPE_SHADER_MODULE_CREATE_INFO, .codeSize = (size_t)bytes,
+                                           .pCode = words};
     VkSpecializationMapEntry entries[Q_VK_SPECS];
     for (uint32_t i = 0; i < Q_VK_SPECS; i++)
         entries[i] = (VkSpecializationMapEntry){i, i * (uint32_t)sizeof pass->spec[0], sizeof pass->spec[0]};
     const VkSpecializationInfo spec = {Q_VK_SPECS, entries, sizeof pass->spec, pass->spec};
     VkShaderModule module = VK_NULL_HANDLE;
-    Q_TRY(q_vk_result(dev, dev->vk.CreateShaderModule(dev->handle, &words, NULL, &module), "CreateShaderModule"));
+    const VkResult m = dev->vk.CreateShaderModule(dev->handle, &code, NULL, &module);
+    q_delete(dev->alloc, words);
+    Q_TRY(q_vk_result(dev, m, "CreateShaderModule"));
     const VkComputePipelineCreateInfo info = {
         .sType = VK_STRUCTURE_TYPE_COMPUTE_PIPELINE_CREATE_INFO,
         .stage = {.sType = VK_STRUCTURE_TYPE_PIPELINE_SHADER_STAGE_CREATE_INFO, .stage = VK_SHADER_STAGE_COMPUTE_BIT,

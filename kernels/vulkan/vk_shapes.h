@@ -3,6 +3,7 @@
 #ifndef Q_VK_SHAPES_H
 #define Q_VK_SHAPES_H
 
+#include "../../libquant/memory.h"
 #include "../../libquant/plan.h"
 
 enum {
@@ -26,6 +27,10 @@ typedef struct q_vk_shader {
     uint32_t specialization; /* bit i: constant i matters; those that do not are 0 in every pass */
 } q_vk_shader;
 extern const q_vk_shader q_vk_shaders[Q_VK_SHADERS];
+
+/* Its words with what these constants rule out left out (vk_words.c); the caller deletes them. */
+lq_status q_vk_words(const q_alloc *a, const q_vk_shader *shader, const int32_t spec[Q_VK_SPECS], uint32_t **words,
+                     uint64_t *bytes);
 
 /* One dispatch. Passes of a step follow one another with a barrier between. */
 typedef struct q_vk_pass {
