@@ -199,7 +199,7 @@ typedef struct lq_model_info {
     uint32_t context;       /* trained context in tokens */
     uint64_t parameters;
     uint64_t weight_bytes;  /* bytes of all tensors as stored */
-    uint64_t bytes_per_token; /* weight bytes read to decode one token: all but the embedding table, of which one row */
+    uint64_t bytes_per_token; /* weight bytes read to decode one token: adapters too, of the embedding table one row */
     double bits_per_weight;
     uint32_t tensors;
     int32_t bos, eos;       /* token ids, -1 = none */
@@ -296,6 +296,8 @@ typedef struct lq_quantize_result {
  * An importance file is validated whole before anything is written. LQ_E_INCONSISTENT: an entry has another number of
  * inputs than its tensor, or no entry belongs to any tensor. With one, schemes may choose other formats ("importance" in
  * a recipe).
+ * A scheme with a transform: LQ_E_ARG without `importance`, or with a file that has no factors or those of another transform;
+ * LQ_E_INCONSISTENT: factors or limits that are not about this model, or that nobody can take back.
  * Adapters too are validated whole. LQ_E_INCONSISTENT: a target that the model lacks, another shape or architecture, ranks that
  * disagree, a rank or alpha of 0, values that are not finite, another base than the key libquant.base.hash says (PEFT's name of
  * a base is not looked at); LQ_E_UNSUPPORTED: what would add anything else than this sum (DoRA, biases, whole modules,
@@ -329,7 +331,7 @@ LQ_API void lq_session_cancel(lq_session *session);
 typedef struct lq_plan_info {
     uint32_t size;
     uint32_t context, batch, threads;
-    uint64_t weights;       /* bytes of weights, mapped from the file unless no_mmap */
+    uint64_t weights;       /* bytes of weights, mapped from the file unless no_mmap, and of adapters, in memory */
     uint64_t kv;            /* bytes of the KV cache */
     uint64_t activations;   /* bytes of activations, logits and scratch */
     uint64_t total;         /* the most that opening and running add to resident memory (libquant/README.md: what counts) */
@@ -478,7 +480,7 @@ typedef struct lq_calibrate_options {
     uint64_t max_tokens;   /* use at most this many tokens of the text; 0 = all */
     uint32_t force;        /* 1 = replace an existing destination */
     const char *dataset;   /* what the file calls the text; NULL = nothing */
-    lq_progress progress;  /* counts tokens evaluated; with Hessians, arithmetic */
+    lq_progress progress;  /* counts tokens evaluated; with Hessians or a transform, arithmetic */
     void *user;
     uint32_t hessians;     /* 1 = also the Hessian of each input, for the quantizer gptq: see lq_calibrate */
     const char *scheme;    /* with hessians or a transform (awq+q4_k_m): measure each matrix's inputs in the model whose
@@ -503,8 +505,8 @@ typedef struct lq_calibrate_result {
  * needs a context of at least `window`; its sequence is replaced. Activations in "f32" give the statistics of the model
  * itself. They do not depend on the number of threads. The embedding and the output matrix are not measured.
  * The file appears under its name only when it is complete and was read back; on any failure nothing is left behind.
- * LQ_E_ARG: the text is too short for one chunk, dst exists without `force` or is a file of the model; LQ_E_NUMERIC:
- * inputs are not finite. `result` may be NULL.
+ * LQ_E_ARG: the text is too short for one chunk, dst exists without `force` or is a file of the model, a scheme
+ * that has no transform without `hessians`; LQ_E_NUMERIC: inputs are not finite. `result` may be NULL.
  * With `hessians` the text goes through the model layer by layer, and the file also has, once for matrices that share their
  * inputs, 2/n times the sum of x x' over all n; needs OpenBLAS at run time (LQ_E_UNSUPPORTED names the package). So it goes
  * with a scheme that has a transform, for the transform's factors and clips. Such runs may take long: each finished layer is

@@ -344,7 +344,7 @@ static lq_status plan_stage(work *w, uint32_t stage) {
     }
     g->folds = f && !f->refused && f->n_consumers == g->n_parts && quantized;
     if (g->folds) floats += k;
-    if (f && f->refused)
+    if (f && f->refused && f->layer == 0) /* once, not for each layer */
         q_log_write(&w->model->ctx->log, LQ_LOG_INFO, "the inputs of %s have no factors: %s", item_of(w, g->parts[0].item)->name.p,
                     f->refused);
     w->bytes[q_stream_stage(w->stream, stage)->layer] += floats * sizeof(float);
@@ -533,7 +533,10 @@ static uint64_t working_bytes(const work *w) {
         uint64_t bytes = w->options->hessians ? k * k * sizeof(float) : 0;
         if (w->recipe && bytes)
             bytes += k * k * (sizeof(float) + sizeof(double)) + w->session->shape.threads_prefill * k * 256 * sizeof(double);
-        for (int32_t i = 0; i < g->n_products && w->recipe; i++) bytes += (uint64_t)g->products[i].w->rows * k * sizeof(float);
+        for (int32_t i = 0; i < g->n_products && w->recipe; i++) {
+            const uint64_t weights = (uint64_t)g->products[i].w->rows * k;
+            bytes += (weights + (w->transform && w->transform->clips ? weights / 32 : 0)) * sizeof(float); /* groups: 32 at least */
+        }
         if (w->transform) bytes += q_fold_search_bytes(w->stream, w->samples, k);
         most = Q_MAX(most, bytes);
     }
@@ -571,8 +574,11 @@ static lq_status prepare(work *w, const int32_t *ids, size_t count) {
     for (uint32_t i = 0; i < w->text.chunks; i++)
         q_calibrate_chunk(w->session, ids, &w->text, i, w->ids + (uint64_t)i * w->text.window);
     w->transform = w->recipe ? q_recipe_transform(w->recipe) : NULL;
+    if (!o->hessians && !w->transform && w->recipe)
+        return q_fail(LQ_E_ARG, "%s names no transform (as awq+q4_k_m does): without Hessians (--hessians) nothing is measured "
+                      "for a scheme; leave it out", scheme_name(w));
     if (!o->hessians && !w->transform)
-        return q_fail(LQ_E_ARG, "a scheme without a transform, or a limit of memory, is for calibration with Hessians (--hessians)");
+        return q_fail(LQ_E_ARG, "a limit of memory is for calibration with Hessians (--hessians) or for a scheme with a transform");
     w->samples = Q_MAX(Q_MIN(SEARCH_TOKENS / w->text.window, w->text.chunks), (uint32_t)1);
     if (o->hessians) Q_TRY(q_dense_open(w->alloc, &w->dense));
     Q_TRY(q_pool_open(w->alloc, w->session->shape.threads_prefill, &w->pool));

@@ -25,8 +25,7 @@ static bool starts_with(q_str s, const char *prefix) {
     return s.n >= n && memcmp(s.p, prefix, n) == 0;
 }
 
-/* The last component of a path: what a model in a directory is called. */
-static const char *last_name(q_arena *arena, const char *path, const char *otherwise) {
+const char *q_last_name(q_arena *arena, const char *path, const char *otherwise) {
     size_t end = strlen(path);
     while (end > 1 && path[end - 1] == '/') end--;
     size_t begin = end;
@@ -43,7 +42,7 @@ static const char *last_name(q_arena *arena, const char *path, const char *other
 /* Where the importance came from, in the keys that other engines use. */
 static lq_status importance_keys(const q_file_keys *k, q_arena *arena, q_meta *out, uint32_t *n) {
     const q_importance *im = k->importance;
-    const char *file = last_name(arena, k->importance_path, "importance");
+    const char *file = q_last_name(arena, k->importance_path, "importance");
     if (!file) return LQ_E_NOMEM;
     out[(*n)++] = key_text("quantize.imatrix.file", q_str_of(file));
     if (im->dataset.n) out[(*n)++] = key_text("quantize.imatrix.dataset", im->dataset);
@@ -61,7 +60,7 @@ static lq_status model_keys(const q_file_keys *k, q_arena *arena, q_meta *out, u
         *n = dir->n_meta;
         return LQ_OK;
     }
-    const char *name = last_name(arena, k->src, "model");
+    const char *name = q_last_name(arena, k->src, "model");
     if (!name) return LQ_E_NOMEM;
     Q_TRY(q_bind_export(k->binding, name, k->file_type < 0 ? 0 : (uint32_t)k->file_type, arena, out, cap, n));
     Q_TRY(q_text_export(k->text, arena, out + *n, cap - *n, &more));

@@ -25,4 +25,7 @@ typedef struct q_file_keys {
 /* *out is the caller's to q_delete; texts lie in the arena, the source and what was given. */
 lq_status q_file_keys_make(const q_file_keys *k, q_arena *arena, q_meta **out, uint32_t *n);
 
+/* The last component of a path, control bytes replaced; `otherwise` where that is no name (".", "/"). NULL: no memory. */
+const char *q_last_name(q_arena *arena, const char *path, const char *otherwise);
+
 #endif

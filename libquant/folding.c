@@ -5,9 +5,10 @@
 #include <stdio.h>
 
 static lq_status no_factors(const q_folding *f, const char *has) {
-    return q_fail(LQ_E_ARG, "scheme %s wants the factors of %s, which are chosen with a text: `lq calibrate MODEL --text FILE --for %s "
-                  "-o STATS` makes them%s%s%s", f->scheme ? f->scheme : "of the recipe", f->transform->name,
-                  f->scheme ? f->scheme : "SCHEME", f->path ? "; " : "", f->path ? f->path : "", has);
+    return q_fail(LQ_E_ARG, "%s %s wants the factors of %s, which are chosen with a text: `lq calibrate MODEL --text FILE %s %s "
+                  "-o STATS` makes them, to be given as 'importance'%s%s%s", f->scheme ? "scheme" : "the",
+                  f->scheme ? f->scheme : "recipe", f->transform->name, f->scheme ? "--for" : "--recipe",
+                  f->scheme ? f->scheme : "RECIPE", f->path ? "; " : "", f->path ? f->path : "", has);
 }
 
 static lq_status check_transform(const q_folding *f) {
@@ -27,8 +28,9 @@ static lq_status round_norm(const q_folding *f, const q_fold_group *g, float *s)
     const q_format *format = f->choices[g->producer].format;
     const q_alloc *a = f->arena->alloc;
     uint64_t bytes;
-    if (format->weights != 1 || !q_row_bytes(format, g->k, &bytes)) return LQ_E_INTERNAL; /* vectors are floats */
-    float *w = (float *)q_new_raw(a, g->k, 2 * sizeof *w), *stored = w + g->k;
+    if (format->weights != 1 || !q_row_bytes(format, g->k, &bytes))
+        return q_fail(LQ_E_INTERNAL, "tensor %.*s: a vector in blocks", Q_STR_ARG(norm->name));
+    float *w = (float *)q_new_raw(a, g->k, 2 * sizeof *w), *stored = w ? w + g->k : NULL;
     uint8_t *row = (uint8_t *)q_new_raw(a, bytes, 1);
     lq_status status = w && row ? q_bind_read(a, f->binding, norm, 0, 1, w) : LQ_E_NOMEM;
     for (int again = 0; again < 2 && status == LQ_OK; again++) {
@@ -54,8 +56,11 @@ static lq_status fold_group(const q_folding *f, const q_importance_entry *e, con
     if (producer->src->rank == 1) Q_TRY(round_norm(f, g, s));
     producer->rows = s;
     for (uint32_t c = 0; c < g->n_consumers; c++) {
+        const q_str name = f->binding->items[g->consumers[c]].name;
+        const q_importance_entry *same; /* refused unless it is of as many inputs as there are factors */
+        Q_TRY(q_importance_find(f->importance, name, g->k, 1, &same));
         f->items[g->consumers[c]].columns = s;
-        Q_TRY(q_importance_refit(f->importance, f->binding->items[g->consumers[c]].name, s));
+        Q_TRY(q_importance_refit(f->importance, name, s));
     }
     return LQ_OK;
 }

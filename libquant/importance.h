@@ -75,7 +75,8 @@ lq_status q_importance_hessian(const q_importance *im, const q_importance_entry 
  * the shape alone. */
 lq_status q_importance_fold(const q_importance *im, const q_importance_entry *e, float *out);
 lq_status q_importance_clip(const q_importance *im, const q_importance_entry *e, uint64_t rows, float *out);
-/* The entry of that name, where there is one, is from now on about inputs that are divided by s[inputs], which has to stay. */
+/* The entry of that name, where there is one, is from now on about inputs that are divided by s[inputs], which has to stay;
+ * q_importance_find has said that it has so many. */
 lq_status q_importance_refit(q_importance *im, q_str name, const float *s);
 /* Check the sums of squares of one matrix and scale them as entries have them; `name` is for messages. */
 lq_status q_importance_scale(q_str name, float *values, uint64_t inputs);

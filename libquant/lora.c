@@ -9,6 +9,7 @@
 #include <stdio.h>
 
 #include "export.h"
+#include "file_keys.h"
 
 enum { MOST = 64 /* adapters at once */, TILE = 256 };
 
@@ -164,28 +165,31 @@ static lq_status check_arch(const q_directory *d, const q_arch *a) {
     return q_fail(LQ_E_INCONSISTENT, "the adapter is for the architecture '%.*s', the model is '%s'", Q_STR_ARG(m->s), a->name);
 }
 
-static lq_status hash_base(const q_directory *base, uint64_t *hash) {
+static lq_status hash_base(const q_alloc *a, const q_directory *base, uint64_t *hash) {
+    enum { PIECE = 1 << 20 };
     q_checksum h = {0};
-    uint8_t piece[4096];
-    for (uint32_t i = 0; i < base->n_tensors; i++) {
+    uint8_t *piece = (uint8_t *)q_new_raw(a, PIECE, 1);
+    lq_status s = piece ? LQ_OK : LQ_E_NOMEM;
+    for (uint32_t i = 0; i < base->n_tensors && s == LQ_OK; i++) {
         const q_tensor *t = &base->tensors[i];
-        for (uint64_t at = 0; at < t->bytes; at += sizeof piece) {
-            const uint64_t n = Q_MIN(t->bytes - at, (uint64_t)sizeof piece);
-            Q_TRY(q_tensor_read(base, t, at, piece, n));
-            q_checksum_add(&h, piece, n);
+        for (uint64_t at = 0; at < t->bytes && s == LQ_OK; at += PIECE) {
+            const uint64_t n = Q_MIN(t->bytes - at, (uint64_t)PIECE);
+            s = q_tensor_read(base, t, at, piece, n);
+            if (s == LQ_OK) q_checksum_add(&h, piece, (size_t)n);
         }
     }
-    *hash = q_checksum_end(&h);
-    return LQ_OK;
+    q_delete(a, piece);
+    if (s == LQ_OK) *hash = q_checksum_end(&h);
+    return s;
 }
 
-static lq_status check_base(const q_directory *d, const q_directory *base) {
+static lq_status check_base(const q_alloc *a, const q_directory *d, const q_directory *base) {
     const q_meta *m = q_directory_meta(d, Q_LORA_BASE_HASH);
     uint64_t hash;
     char text[24];
     if (!m) return LQ_OK;
     if (m->type != Q_META_STRING) return q_fail(LQ_E_INCONSISTENT, "the key '%s' is not a string", Q_LORA_BASE_HASH);
-    Q_TRY(hash_base(base, &hash));
+    Q_TRY(hash_base(a, base, &hash));
     snprintf(text, sizeof text, "%016llx", (unsigned long long)hash);
     if (q_str_is(m->s, text)) return LQ_OK;
     return q_fail(LQ_E_INCONSISTENT, "the adapter is for a base with the hash '%.*s' (%s); the model's is %s", Q_STR_ARG(m->s),
@@ -245,7 +249,7 @@ static lq_status bind_one(q_loras *l, const adapter *x, q_binding *b) {
         Q_TRY(check_shape(p, item->src));
         floats += p->a->shape[1] * (p->a->shape[0] + p->b->shape[1]); /* no overflow: at most 2^16 times what files have */
     }
-    Q_TRY(check_base(x->dir, b->dir));
+    Q_TRY(check_base(l->alloc, x->dir, b->dir));
     Q_TRY(q_memory_check("the adapter", floats * sizeof(float), 0));
     for (uint32_t i = 0; i < x->n_parts; i++) {
         q_bind_item *item;
@@ -280,31 +284,17 @@ static lq_status add_key(q_arena *arena, uint32_t i, const char *what, const q_m
     return LQ_OK;
 }
 
-/* The last component of a path: files do not depend on where they were made. Control bytes are not for strings of GGUF. */
-static lq_status last_name(q_arena *arena, const char *path, q_str *out) {
-    size_t end = strlen(path);
-    while (end > 1 && path[end - 1] == '/') end--;
-    size_t begin = end;
-    while (begin > 0 && path[begin - 1] != '/') begin--;
-    char *name = q_arena_str(arena, (q_str){path + begin, end - begin});
-    if (!name) return LQ_E_NOMEM;
-    for (char *p = name; *p; p++)
-        if ((unsigned char)*p < 0x20 || *p == 0x7F) *p = '_';
-    *out = q_str_of(name);
-    return LQ_OK;
-}
-
 lq_status q_loras_keys(const q_loras *l, q_arena *arena, q_meta *meta, uint32_t *n) {
     uint32_t first = 0;
-    char key[64];
-    for (uint32_t i = 0; i < *n; i++) {
-        snprintf(key, sizeof key, key_format, first, "name");
-        if (q_str_is(meta[i].key, key)) first++, i = UINT32_MAX; /* from the start again */
-    }
+    int32_t has;
+    for (uint32_t i = 0; i < *n; i++)
+        if (follows("libquant.lora.%d.name", meta[i].key, &has) || follows("libquant.lora.%d.scale", meta[i].key, &has))
+            first = Q_MAX(first, (uint32_t)has + 1);
     for (uint32_t i = 0; i < q_loras_count(l); i++) {
-        q_meta name = {.type = Q_META_STRING, .count = 1};
+        const char *last = q_last_name(arena, l->items[i].path, "adapter");
+        if (!last) return LQ_E_NOMEM;
+        const q_meta name = {.type = Q_META_STRING, .count = 1, .s = q_str_of(last)};
         const q_meta scale = {.type = Q_META_F32, .count = 1, .f = (double)l->items[i].scale};
-        Q_TRY(last_name(arena, l->items[i].path, &name.s));
         Q_TRY(add_key(arena, first + i, "name", &name, &meta[(*n)++]));
         Q_TRY(add_key(arena, first + i, "scale", &scale, &meta[(*n)++]));
     }

@@ -10,7 +10,7 @@
 
 #include <math.h>
 
-enum { RANK_MOST = 1 << 16 };
+enum { RANK_MOST = 1 << 16, FIELDS_MOST = 4096 /* two patterns for each of 126 layers' seven matrices, and some */ };
 
 static bool begins(q_str s, const char *with) {
     const size_t n = strlen(with);
@@ -74,7 +74,8 @@ static lq_status find_pairs(q_arena *arena, const q_directory *dir, const layout
     for (uint32_t i = 0; i < dir->n_tensors; i++) {
         const q_tensor *t = &dir->tensors[i];
         const bool is_a = ends(t->name, l->a), is_b = ends(t->name, l->b);
-        if (!begins(t->name, l->front) || (!is_a && !is_b))
+        /* The dot that ends what stands before and the one that begins what stands behind are two. */
+        if (!begins(t->name, l->front) || (!is_a && !is_b) || t->name.n < strlen(l->front) + strlen(is_a ? l->a : l->b))
             return q_fail(LQ_E_UNSUPPORTED, "tensor '%.*s' is not one of %s...%s and %s: it would add something else than these do",
                           Q_STR_ARG(t->name), l->front, l->a, l->b);
         q_lora_part p = {.target = cut(t->name, strlen(l->front), strlen(is_a ? l->a : l->b))};
@@ -160,6 +161,8 @@ static q_str text_of(const q_meta *m) {
 }
 
 static lq_status check_fields(const q_directory *dir) {
+    if (dir->n_meta > FIELDS_MOST)
+        return q_fail(LQ_E_LIMIT, "adapter_config.json has %u fields; at most %d are looked at", dir->n_meta, FIELDS_MOST);
     for (uint32_t i = 0; i < dir->n_meta; i++) {
         const q_meta *m = &dir->meta[i];
         const q_str text = text_of(m);

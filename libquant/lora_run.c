@@ -102,9 +102,6 @@ uint64_t q_adapters_device_bytes(const lq_model *m) {
 lq_status q_adapters_write(lq_model *m) {
     const q_place *p = &m->places[1];
     if (m->n_places < 2 || !m->adapter_bytes) return LQ_OK;
-    if (m->adapter_bytes > p->backend->alloc_most(p->device))
-        return q_fail(LQ_E_LIMIT, "the adapters have %llu bytes, and %s can hold no more than %llu in one piece",
-                      (unsigned long long)m->adapter_bytes, p->name, (unsigned long long)p->backend->alloc_most(p->device));
     Q_TRY(p->backend->alloc(p->device, m->adapter_bytes, &m->adapter_block));
     Q_TRY(p->backend->write(p->device, &m->adapter_block, 0, m->adapter_data, m->adapter_bytes));
     for (uint32_t i = 0; i < m->binding->n_items; i++) {

@@ -180,6 +180,10 @@ lq_status q_place_blocks(lq_model *m) {
     lq_status s = m->marks && m->spots && sizes ? LQ_OK : LQ_E_NOMEM;
     if (s == LQ_OK) mark(m, m->device_from, m->marks);
     if (s == LQ_OK) s = lay_out(m, m->marks, m->spots, sizes, &n_blocks, &m->device_weights);
+    const uint64_t most = m->places[1].backend->alloc_most(m->places[1].device);
+    if (s == LQ_OK && m->adapter_bytes > most)
+        s = q_fail(LQ_E_LIMIT, "the adapters have %llu bytes, and %s can hold no more than %llu in one piece",
+                   (unsigned long long)m->adapter_bytes, m->places[1].name, (unsigned long long)most);
     if (s == LQ_OK) m->device_weights += q_adapters_device_bytes(m);
     if (s == LQ_OK && !m->plan_only) {
         const uint64_t have = q_place_memory(&m->places[1]);

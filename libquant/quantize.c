@@ -153,10 +153,11 @@ static bool copies(const work *w, uint32_t i) {
     return q_quantize_copies(&w->items[i], &w->choices[i]) && !(is_packed(w, i) && w->method->refine);
 }
 
-/* Limits are those of the format's own groups. */
+/* Limits are those of the format's own groups, for quantizers that take scales from the largest weight (fold_search.c). */
 static bool is_clipped(const work *w, uint32_t i, const q_importance_entry *e) {
     const q_format *f = w->choices[i].format;
     return q_recipe_transform(w->recipe) && e && e->clip && f->weights > 1 && !copies(w, i) &&
+           w->choices[i].quantizer->uses == Q_NEEDS_NONE &&
            e->clip->shape[0] * (uint64_t)f->weights == w->items[i].src->shape[0];
 }
 
@@ -286,8 +287,9 @@ static lq_status check_importance(const work *w) {
     const char *slash = w->options->recipe ? strrchr(w->options->recipe, '/') : NULL;
     const char *scheme = w->options->scheme ? w->options->scheme : slash ? slash + 1 : w->options->recipe;
     if (im->dir && im->scheme.n && !q_str_is(im->scheme, scheme))
-        q_log_write(w->log, LQ_LOG_WARN, "%s: its Hessians are those of inputs behind matrices quantized as %.*s, not %s",
-                    w->options->importance, Q_STR_ARG(im->scheme), scheme);
+        q_log_write(w->log, LQ_LOG_WARN, "%s: it was measured for scheme %.*s, not %s: its inputs are those behind matrices "
+                    "quantized so%s", w->options->importance, Q_STR_ARG(im->scheme), scheme,
+                    im->transform.n ? ", its factors and clips were chosen for it" : "");
     if (extra)
         q_log_write(w->log, LQ_LOG_WARN, "%s: %u of its %u entries are for no tensor of the model (the first: %.*s)",
                     w->options->importance, extra, im->n_entries, Q_STR_ARG(im->entries[first].name));
@@ -319,7 +321,7 @@ static lq_status fold(work *w) {
                          .arena = &w->arena};
     if (t) return q_folding_apply(&f);
     if (w->importance && w->importance->transform.n)
-        q_log_write(w->log, LQ_LOG_INFO, "%s: its factors of %.*s are not used: the scheme names no transform", f.path,
+        q_log_write(w->log, LQ_LOG_WARN, "%s: its factors of %.*s are not used: the scheme names no transform", f.path,
                     Q_STR_ARG(w->importance->transform));
     return LQ_OK;
 }

@@ -1,7 +1,7 @@
 /* quantize.h: from a model in any container to a GGUF file in the formats of a recipe.
  *
- * Streams: holds the source's metadata, a few rows per thread and one piece of output, whatever the model's size. The
- * bytes written do not depend on the number of threads. Layer L3. */
+ * Streams: holds the source's metadata, a few rows per thread, two pieces of output (one is being written), and a tensor's
+ * limits or Hessian, whatever the model's size. The bytes written do not depend on the number of threads. Layer L3. */
 #ifndef Q_QUANTIZE_H
 #define Q_QUANTIZE_H
 

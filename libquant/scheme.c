@@ -98,7 +98,8 @@ static lq_status cut(const char *scheme, words *w) {
         w->quantizer = strchr(word, ':');
         if (w->quantizer) *w->quantizer++ = 0;
     }
-    return w->base ? LQ_OK : q_fail(LQ_E_ARG, "scheme '%s' names no recipe or format", scheme);
+    return w->base ? LQ_OK : q_fail(LQ_E_ARG, "scheme '%s' names no recipe or format: add one by '+', as in %s+q4_k_m", scheme,
+                                    w->transform ? w->transform->name : "imatrix");
 }
 
 lq_status q_recipe_find(const q_alloc *a, const char *scheme, q_recipe **out) {

@@ -65,7 +65,7 @@ static lq_status find_live(q_stream *s, stage *t, int32_t end) {
 }
 
 static lq_status refuse(const q_inst *p) {
-    return q_fail(LQ_E_UNSUPPORTED, "layer %d has a step %s, whose inputs a calibration with Hessians cannot keep apart", p->layer,
+    return q_fail(LQ_E_UNSUPPORTED, "layer %d has a step %s, whose inputs a calibration layer by layer cannot keep apart", p->layer,
                   q_ops[p->op].name);
 }
 

@@ -259,6 +259,11 @@ SHOWN int ftruncate(int fd, off_t n) {
     JUDGE("ftruncate", path_of(fd), true);
     return real(fd, n);
 }
+SHOWN int sync_file_range(int fd, off_t at, off_t n, unsigned flags) {
+    REAL(sync_file_range);
+    JUDGE("sync_file_range", path_of(fd), true);
+    return real(fd, at, n, flags);
+}
 SHOWN int fallocate(int fd, int mode, off_t at, off_t n) {
     REAL(fallocate);
     JUDGE("fallocate", path_of(fd), true);

@@ -272,6 +272,8 @@ static const struct bad {
     lq_status status;
     const char *says;
 } bad[] = {
+    {"no module", NULL, {{"base_model.model.lora_A.weight", "F32", 2, 64, 0}, {"base_model.model.lora_B.weight", "F32", 64, 2, 0}},
+     LQ_E_UNSUPPORTED, "'base_model.model.lora_A.weight' is not one of"},
     {"rank 0 in the configuration", "{\"peft_type\":\"LORA\",\"r\":0,\"lora_alpha\":4}", {{0}}, LQ_E_INCONSISTENT, "at least rank 1"},
     {"rank -1", "{\"peft_type\":\"LORA\",\"r\":-1,\"lora_alpha\":4}", {{0}}, LQ_E_INCONSISTENT, "at least rank 1"},
     {"rank 2.5", "{\"peft_type\":\"LORA\",\"r\":2.5,\"lora_alpha\":4}", {{0}}, LQ_E_INCONSISTENT, "'r' is missing or not an integer"},

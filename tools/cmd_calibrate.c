@@ -64,8 +64,7 @@ static const cli_option options[] = {
      .name = "recipe",
      .value = "FILE",
      .at = offsetof(args, recipe),
-     .help = "instead of --for: a recipe, as `lq quantize --recipe` takes it",
-     .also = "|for|"},
+     .help = "instead of --for: a recipe, as `lq quantize --recipe` takes it"},
     CLI_OPT_CTX(args),
     CLI_OPT_MAX_TOKENS(args),
     {.type = CLI_UINT,
@@ -204,7 +203,7 @@ static int run(cli *c, const void *arguments) {
     lq_ctx *ctx;
     lq_model *model;
     int code = check_output(c, a);
-    if (code == 0 && a->max_ram && !a->hessians && !a->scheme && !a->recipe) code = cli_usage(c, "--max-ram goes with --hessians");
+    if (code == 0 && a->max_ram && !a->hessians && !a->scheme && !a->recipe) code = cli_usage(c, "--max-ram goes with --hessians, or with --for and a transform (awq+q4_k_m)");
     if (code == 0 && a->scheme && a->recipe) code = cli_usage(c, "--for and --recipe exclude each other");
     if (code == 0 && a->samples && a->max_tokens) code = cli_usage(c, "--samples and --max-tokens exclude each other");
     if (code == 0 && a->hessians) bench_openblas_tell();

@@ -42,7 +42,8 @@ static const cli_option options[] = {
      .value = "FILE",
      .at = offsetof(args, recipe),
      .help = "instead of --scheme: a text that says per tensor what it gets, a rule a line,\n"
-             "the first that fits wins: PATTERN [CONDITION...] FORMAT[:QUANTIZER]",
+             "the first that fits wins: PATTERN [CONDITION...] FORMAT[:QUANTIZER];\n"
+             "a line `transform awq` does what awq+NAME does",
      .also = "|recipe-file|tensor-type|config|"},
     CLI_OPT_IMPORTANCE(args),
     CLI_OPT_LORA(offsetof(args, lora), "merge an adapter (LoRA) into the weights before they are rounded:\n"),
@@ -80,6 +81,8 @@ typedef struct fallback {
 typedef struct state {
     cli_progress progress;
     char unweighted[200]; /* names of tensors that the importance file lacks, as many as fit */
+    uint32_t transformed;  /* tensors with factors or clips of: */
+    const char *transform; /* static storage */
     const args *a;
     json_t *tensors; /* with --json */
     fallback *fallbacks;
@@ -109,6 +112,10 @@ static void note_unweighted(state *s, const lq_tensor_report *t) {
 static void on_tensor(void *user, const lq_tensor_report *t) {
     state *s = user;
     if (s->a->importance) note_unweighted(s, t);
+    if (t->transform[0]) {
+        s->transformed++;
+        s->transform = t->transform;
+    }
     if (s->tensors) {
         json_t *o = json_object();
         cli_set_text(o, "name", t->name);
@@ -147,19 +154,29 @@ static void on_tensor(void *user, const lq_tensor_report *t) {
            t->quantizer[0] ? t->quantizer : "copy", (unsigned long long)t->weights, (unsigned long long)t->bytes,
            t->bits_per_weight, t->rel_error);
     if (t->importance) printf("  %.5f", t->weighted_error);
-    if (t->transform[0]) printf("  %s", t->transform);
+    if (t->transform[0]) printf("%s  %s", t->importance ? "" : "  -      ", t->transform);
     if (t->adapters) printf("  with %s", t->adapters == 1 ? "an adapter" : "adapters");
     putchar('\n');
+}
+
+/* Is the recipe one of the words of a scheme: int8 of "smooth+int8:rtn"? */
+static bool has_word(const char *scheme, const char *recipe) {
+    const size_t n = strlen(recipe);
+    for (const char *at = scheme; at; at = strchr(at, '+')) {
+        if (*at == '+') at++;
+        if (strncmp(at, recipe, n) == 0 && (!at[n] || at[n] == '+' || at[n] == ':')) return true;
+    }
+    return false;
 }
 
 /* Does the scheme write a directory, or floats, which may lie in one? */
 static bool makes_directory(const char *scheme) {
     static const char *const floats[] = {"f32", "f16", "bf16"};
     for (size_t i = 0; i < CLI_COUNT(floats); i++)
-        if (scheme && strcmp(floats[i], scheme) == 0) return true;
+        if (scheme && has_word(scheme, floats[i])) return true;
     const char *description = "";
     for (uint32_t i = 0; i < lq_scheme_count(); i++)
-        if (scheme && strcmp(lq_scheme_name(i, &description), scheme) == 0)
+        if (scheme && has_word(scheme, lq_scheme_name(i, &description)))
             return strncmp(description, "Hugging Face directory", 22) == 0;
     return false;
 }
@@ -193,6 +210,7 @@ static void print_summary(const args *a, const state *s, const lq_quantize_resul
     if (r->adapted) fprintf(stderr, ", adapters in %u", r->adapted);
     if (r->fallbacks) fprintf(stderr, ", %u fall-back%s", r->fallbacks, r->fallbacks == 1 ? "" : "s");
     if (a->importance) fprintf(stderr, ", %u by importance", r->with_importance);
+    if (s->transformed) fprintf(stderr, ", %u with %s", s->transformed, s->transform);
     if (r->without_importance) fprintf(stderr, ", %u without (%s)", r->without_importance, s->unweighted);
     if (!a->dry_run) fprintf(stderr, ", %.1f s", r->seconds);
     fputc('\n', stderr);

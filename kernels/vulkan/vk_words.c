@@ -9,7 +9,7 @@
 
 enum { HEAD = 5, BOUND = 3 }; /* words before the first instruction; the one above all ids */
 enum { OP_NAME = 5, OP_TYPE_VOID = 19, OP_TYPE_FORWARD_POINTER = 39, OP_CONSTANT = 43, OP_SPEC_CONSTANT_OP = 52,
-       OP_DECORATE = 71, OP_IEQUAL = 170, OP_SELECTION_MERGE = 247, OP_LABEL = 248, OP_BRANCH = 249,
+       OP_DECORATE = 71, OP_IEQUAL = 170, OP_PHI = 245, OP_SELECTION_MERGE = 247, OP_LABEL = 248, OP_BRANCH = 249,
        OP_BRANCH_CONDITIONAL = 250, SPEC_ID = 1 };
 
 typedef struct known {
@@ -35,7 +35,7 @@ static const uint32_t *end_of_never(const uint32_t *w, const known *ids) {
     const uint32_t merge = w[1], *at = next_of(w);
     if (op(at) != OP_BRANCH_CONDITIONAL || at[3] != merge || ids[at[1]].what != NEVER) return NULL;
     while (op(at) != OP_LABEL || at[1] != merge) at = next_of(at);
-    return at;
+    return op(next_of(at)) == OP_PHI ? NULL : at; /* a value that depends on the way taken */
 }
 
 static uint64_t cut(const q_vk_shader *shader, const int32_t spec[Q_VK_SPECS], known *ids, uint32_t *out) {
