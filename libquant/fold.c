@@ -166,10 +166,7 @@ static const char *consume(const search *s, const q_step *p, uint8_t slot, q_fol
     uint32_t i = 0;
     while (i < g->n_consumers && g->consumers[i] != index_of(s, w)) i++;
     if (i == Q_FOLD_CONSUMERS) return "more matrices than 8 read it";
-    if (i == g->n_consumers) {
-        g->consumers[g->n_consumers++] = index_of(s, w);
-        times[i] = 0;
-    }
+    if (i == g->n_consumers) g->consumers[g->n_consumers++] = index_of(s, w);
     times[i]++;
     if (p->w2 || p->w3 || w->src->rank != 2 || w->src->shape[0] != g->k || !whole(s, slot, &p->xp) || !one_head(s, &p->xp))
         return "a matrix reads a part of it, or there are several";
@@ -180,7 +177,7 @@ static const char *consume(const search *s, const q_step *p, uint8_t slot, q_fol
 static void find_group(const search *s, uint32_t first, q_fold_group *g) {
     const uint8_t slot = s->t.steps[first].x;
     const int32_t writer = writer_of(s, first, slot);
-    uint32_t times[Q_FOLD_CONSUMERS];
+    uint32_t times[Q_FOLD_CONSUMERS] = {0};
     const char *why = NULL;
     *g = (q_fold_group){.layer = s->layer, .k = width_of(s, slot)};
     for (uint32_t i = (uint32_t)(writer + 1), end = end_of(s, (uint32_t)writer, slot); i < end; i++) {

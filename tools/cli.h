@@ -266,6 +266,7 @@ typedef struct cli_loras {
     char **paths;
     float *scales;
     uint32_t n;
+    char *text; /* where paths lie */
 } cli_loras;
 /* 0, or the exit code; free in either case. */
 int cli_loras_open(cli *c, const cli_list *list, cli_loras *out);

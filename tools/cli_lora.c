@@ -20,26 +20,31 @@ static const char *scale_of(const char *text, double *scale) {
 
 int cli_loras_open(cli *c, const cli_list *list, cli_loras *out) {
     *out = (cli_loras){0};
+    size_t bytes = 0;
+    for (size_t i = 0; i < list->count; i++) bytes += strlen(list->items[i]) + 1;
     if (list->count == 0) return 0;
     out->paths = calloc(list->count, sizeof *out->paths);
     out->scales = calloc(list->count, sizeof *out->scales);
-    if (!out->paths || !out->scales) return cli_nomem(c);
+    out->text = calloc(bytes, 1);
+    if (!out->paths || !out->scales || !out->text) return cli_nomem(c);
+    char *at = out->text;
     for (size_t i = 0; i < list->count; i++) {
         double scale;
-        const char *colon = scale_of(list->items[i], &scale);
-        if (!list->items[i][0]) return cli_usage(c, "--lora needs the path of an adapter");
-        if (!isfinite((float)scale)) return cli_usage(c, "--lora %s: the scale must be a finite number", list->items[i]);
-        const size_t n = colon ? (size_t)(colon - list->items[i]) : strlen(list->items[i]);
-        out->paths[i] = strndup(list->items[i], n);
-        if (!out->paths[i]) return cli_nomem(c);
+        const char *item = list->items[i], *colon = scale_of(item, &scale);
+        if (!item[0]) return cli_usage(c, "--lora needs the path of an adapter");
+        if (!isfinite((float)scale)) return cli_usage(c, "--lora %s: the scale must be a finite number", item);
+        const size_t n = colon ? (size_t)(colon - item) : strlen(item);
+        memcpy(at, item, n); /* ends with a zero: the whole is zeros */
+        out->paths[i] = at;
         out->scales[i] = (float)scale;
-        out->n++;
+        at += n + 1;
     }
+    out->n = (uint32_t)list->count;
     return 0;
 }
 
 void cli_loras_free(cli_loras *l) {
-    for (uint32_t i = 0; i < l->n; i++) free(l->paths[i]);
     free(l->paths);
     free(l->scales);
+    free(l->text);
 }
