@@ -30,7 +30,7 @@ START_TEST(one_codec_is_left) {
     for (int32_t s = 0; s < Q_VK_SHADERS; s++) {
         const q_vk_shader *shader = &q_vk_shaders[s];
         const uint32_t calls = count(shader->words, shader->bytes, FUNCTION_CALL);
-        for (int32_t f = 0; q_formats[f]; f++) {
+        for (int32_t f = 0; f < (int32_t)q_format_count(); f++) {
             const int32_t spec[Q_VK_SPECS] = {f, 1, 0};
             uint32_t *words;
             const uint64_t bytes = size_with(s, spec, &words);
