@@ -107,7 +107,7 @@ static float *decode(const q_directory *dir, const q_tensor *t) {
     float *y = malloc(rows * k * sizeof *y), *mixed = malloc(k * sizeof *mixed);
     ck_assert_msg(q_tensor_read(dir, t, 0, all, t->bytes) == LQ_OK, "%s", lq_error_detail());
     for (uint64_t i = 0; i < rows; i++) {
-        const uint64_t r = i * 5 % rows; /* rows are a multiple of 8 */
+        const uint64_t r = i * 5 % rows; /* rows are no multiple of 5 */
         ck_assert_int_eq(q_tensor_read(dir, t, r * t->row_bytes, row, t->row_bytes), LQ_OK);
         ck_assert(memcmp(row, all + r * t->row_bytes, t->row_bytes) == 0);
         q_decode_row(t->format, row, (int64_t)k, mixed);
@@ -159,7 +159,7 @@ static const struct {
     const char *seed, *word;
 } told[] = {
     {"gptq4", ""}, {"gptq4-mislabelled", "those of gptq: "}, {"gptq4-mislabelled-v2", "those of gptq_v2: "},
-    {"gptq4-zero16", "beyond all codes"}, {"gptq4-g128-v2", ""}, {"ct-int4-act", ""},
+    {"gptq4-zero16", "beyond all codes"}, {"gptq4-g128-v2", ""}, {"ct-int4-act", ""}, {"awq-llm", ""}, {"awq-gemv", ""},
 };
 START_TEST(test_told) {
     q_directory *dir = NULL;
@@ -168,6 +168,23 @@ START_TEST(test_told) {
     if (told[_i].word[0]) ck_assert_msg(strstr(said, told[_i].word) != NULL, "%s: said %s", told[_i].seed, said);
     else ck_assert_str_eq(said, "");
     q_directory_close(dir);
+}
+END_TEST
+
+START_TEST(test_awq_names) { /* llm-awq has been a name of all three layouts; where there is none, tensors tell */
+    static const char *const edits[][3] = {
+        {"awq-row", "\"autoawq\"", "\"llm-awq\""}, {"awq-g64", "\"gemm\"", "\"llm-awq\""}, {"awq-gemv", "\"GEMV\"", "\"llm-awq\""},
+        {"awq-g64", ", \"version\": \"gemm\"", ""}, {"awq-gemv", ", \"version\": \"GEMV\"", ""},
+        {"awq-fast", ", \"version\": \"gemv_fast\"", ""}, {"awq-fast", "gemv_fast", "llm-awq"}, {"awq-llm", "\"gemm\"", "\"gemv\""},
+    };
+    for (size_t i = 0; i < Q_COUNT(edits); i++) {
+        q_directory *dir = NULL;
+        load_seed(edits[i][0]);
+        edit_config(edits[i][1], edits[i][2]);
+        ck_assert_msg(open_it(true, &q_alloc_libc, &dir) == LQ_OK, "%s: %s", edits[i][0], lq_error_detail());
+        ck_assert_str_eq(said, "");
+        q_directory_close(dir);
+    }
 }
 END_TEST
 
@@ -232,12 +249,42 @@ static const bad bads[] = {
     {"awq-g64", .from = "\"group_size\": 64", .to = "\"group_size\": 32", .code = LQ_E_INCONSISTENT, .word = "m.scales"},
     {"awq-g64", .from = "\"group_size\": 64", .to = "\"group_size\": 96", .code = LQ_E_INCONSISTENT, .word = "m.qweight", .word2 = "divide"},
     {"awq-g64", .from = "\"group_size\": 64", .to = "\"group_size\": 8", .code = LQ_E_UNSUPPORTED, .word = "quantization_config.group_size"},
-    {"awq-g64", .from = "\"gemm\"", .to = "\"gemv\"", .code = LQ_E_UNSUPPORTED, .word = "quantization_config.version", .word2 = "gemv"},
-    {"awq-row", .from = "\"autoawq\"", .to = "\"llm-awq\"", .code = LQ_E_UNSUPPORTED, .word = "llm-awq"},
+    {"awq-g64", .from = "\"gemm\"", .to = "\"gemv\"", .code = LQ_E_INCONSISTENT, .word = "m.qweight", .word2 = "those of gemm, but quantization_config.version says gemv: "},
+    {"awq-g64", .from = "\"gemm\"", .to = "\"marlin\"", .code = LQ_E_UNSUPPORTED, .word = "quantization_config.version", .word2 = "marlin"},
+    {"awq-g64", .from = "\"version\": \"gemm\"", .to = "\"format\": \"exllama\"", .code = LQ_E_UNSUPPORTED, .word = "quantization_config.format", .word2 = "exllama"},
+    {"awq-row", .from = "\"autoawq\"", .to = "\"ipex\"", .code = LQ_E_UNSUPPORTED, .word = "quantization_config.backend", .word2 = "ipex"},
     {"awq-g64", .from = "\"zero_point\": true", .to = "\"zero_point\": false", .code = LQ_E_UNSUPPORTED, .word = "zero_point"},
     {"awq-g64", .hfrom = "\"shape\":[128,3]", .hto = "\"shape\":[96,4]", .code = LQ_E_INCONSISTENT, .word = "m."},
     {"awq-g64", .hfrom = "m.scales", .hto = "m.scalez", .code = LQ_E_INCONSISTENT, .word = "m.scales", .word2 = "missing"},
     {"awq-g64", .from = "awq", .to = "gptq", .code = LQ_E_UNSUPPORTED, .word = "quantization_config."},
+    {"awq-llm", .from = "\"bits\": 4", .to = "\"bits\": 3", .code = LQ_E_UNSUPPORTED, .word = "quantization_config.bits"},
+    {"awq-llm", .from = ", \"backend\": \"llm-awq\"", .to = "", .code = LQ_E_INCONSISTENT, .word = "m.qweight", .word2 = "those of gemv_fast"},
+    {"awq-llm", .from = "\"group_size\": 64", .to = "\"group_size\": 32", .code = LQ_E_INCONSISTENT, .word = "m.scales", .word2 = "shape"},
+    {"awq-llm", .from = "\"group_size\": 64", .to = "\"group_size\": -1", .code = LQ_E_INCONSISTENT, .word = "m.scales", .word2 = "shape"},
+    {"awq-llm", .from = "\"group_size\": 64", .to = "\"group_size\": 128", .code = LQ_E_INCONSISTENT, .word = "m.qweight", .word2 = "divide"},
+    {"awq-llm", .hfrom = "m.scaled_zeros", .hto = "m.scaled_zeroz", .code = LQ_E_INCONSISTENT, .word = "m.scaled_zeros", .word2 = "missing"},
+    {"awq-llm", .hfrom = "m.scales", .hto = "m.scalez", .code = LQ_E_INCONSISTENT, .word = "m.scales", .word2 = "missing"},
+    {"awq-llm", .hfrom = "m.qweight", .hto = "m.qweighs", .code = LQ_E_INCONSISTENT, .word = "m.scale"},
+    {"awq-llm", .hfrom = "\"I16\"", .hto = "\"F16\"", .code = LQ_E_INCONSISTENT, .word = "m.qweight", .word2 = "unknown"},
+    {"awq-llm", .hfrom = "[6,192]", .hto = "[12,96]", .code = LQ_E_INCONSISTENT, .word = "m.qweight", .word2 = "multiples of 64"},
+    {"awq-llm", .hfrom = "[6,192]", .hto = "[3,384]", .code = LQ_E_INCONSISTENT, .word = "m.scales", .word2 = "shape"},
+    {"awq-llm", .hfrom = "[6,192]", .hto = "[1152]", .code = LQ_E_INCONSISTENT, .word = "m.qweight", .word2 = "unknown"},
+    {"awq-llm", .tensor = "m.scaled_zeros", .value = 0xAE663C00, .code = LQ_E_UNSUPPORTED, .word = "m.scaled_zeros", .word2 = "output 0 of group 0"},
+    {"awq-llm", .tensor = "m.scaled_zeros", .at = 12, .value = 0xFC00, .code = LQ_E_UNSUPPORTED, .word = "m.scaled_zeros", .word2 = "output 0 of group 1"},
+    {"awq-llm", .tensor = "m.scaled_zeros", .value = 0x7E00, .code = LQ_E_UNSUPPORTED, .word = "m.scaled_zeros", .word2 = "nan"},
+    {"awq-llm", .tensor = "m.scales", .value = 0x3C003C00, .code = LQ_E_UNSUPPORTED, .word = "m.scaled_zeros", .word2 = "output 1 of group 0"},
+    {"awq-llm", .tensor = "m.scales", .value = 0, .code = LQ_E_UNSUPPORTED, .word = "m.scaled_zeros", .word2 = "output 1 of group 0"},
+    {"awq-llm", .tensor = "m.scales", .value = 0x7C00, .code = LQ_E_UNSUPPORTED, .word = "m.scaled_zeros", .word2 = "inf"},
+    {"awq-llm", .from = "quantization_config", .to = "quantizationconfig", .code = LQ_E_INCONSISTENT, .word = "m.", .word2 = "no quantization_config"},
+    {"awq-fast", .from = "\"group_size\": 128", .to = "\"group_size\": 64", .code = LQ_E_INCONSISTENT, .word = "m.scales", .word2 = "shape"},
+    {"awq-fast", .from = "\"group_size\": 128", .to = "\"group_size\": 256", .code = LQ_E_INCONSISTENT, .word = "m.scales", .word2 = "of 2 groups"},
+    {"awq-fast", .hfrom = "\"m.qzeros\":{\"dtype\":\"F16\"", .hto = "\"m.qzeros\":{\"dtype\":\"I16\"", .code = LQ_E_INCONSISTENT, .word = "m.qzeros", .word2 = "i16"},
+    {"awq-gemv", .from = "\"GEMV\"", .to = "\"gemm\"", .code = LQ_E_INCONSISTENT, .word = "m.qweight", .word2 = "those of gemv, "},
+    {"awq-gemv", .from = "\"GEMV\"", .to = "\"GEMV_FAST\"", .code = LQ_E_INCONSISTENT, .word = "m.qweight", .word2 = "says gemv_fast"},
+    {"awq-gemv", .from = "\"group_size\": 32", .to = "\"group_size\": 96", .code = LQ_E_INCONSISTENT, .word = "m.scales", .word2 = "shape"},
+    {"awq-gemv", .hfrom = "\"m.qzeros\":{\"dtype\":\"I32\",\"shape\":[16,4]", .hto = "\"m.qzeros\":{\"dtype\":\"I32\",\"shape\":[4,16]",
+     .code = LQ_E_INCONSISTENT, .word = "m.qzeros", .word2 = "shape"},
+    {"awq-gemv", .tensor = "m.scales", .at = 2, .value = 0x3C003C00, .code = LQ_E_INCONSISTENT, .word = "m.scales", .word2 = "of 6 groups"},
     /* S14 */
     {"bnb-nf4", .hfrom = "m.weight.absmax", .hto = "m.weight.absmay", .code = LQ_E_INCONSISTENT, .word = "m.weight.absmax"},
     {"bnb-nf4", .hfrom = "\"m.weight.absmax\":{\"dtype\":\"F32\",\"shape\":[16]", .hto = "\"m.weight.absmax\":{\"dtype\":\"F64\",\"shape\":[8]",
@@ -297,7 +344,7 @@ static const bad bads[] = {
      .to = "\"gptq\", \"bits\": 4, \"group_size\": 64", .code = LQ_E_INCONSISTENT, .word = "m."},
     {"gptq4", .from = "\"gptq\", \"bits\": 4, \"group_size\": 32, \"desc_act\": false, \"sym\": false, \"damp_percent\": 0.01, "
      "\"static_groups\": false, \"true_sequential\": true, \"model_name_or_path\": null, ", .to = "\"awq\", \"bits\": 4, \"group_size\": 32, ",
-     .code = LQ_E_INCONSISTENT, .word = "m.qweight", .word2 = "multiples"},
+     .code = LQ_E_INCONSISTENT, .word = "m.qweight", .word2 = "unknown"},
     {"bnb-nf4", .from = "\"load_in_4bit\": true", .to = "\"load_in_8bit_\": true", .code = LQ_E_UNSUPPORTED, .word = "load_in_8bit_"},
     {"bnb-int8", .from = "\"_load_in_8bit\": true, \"load_in_8bit\": true", .to = "\"_load_in_4bit\": true", .code = LQ_E_INCONSISTENT, .word = "m.SCB", .word2 = "load_in_8bit"},
     {"bnb-nf4", .from = "\"bnb_4bit_quant_type\": \"nf4\"", .to = "\"bnb_4bit_quant_type\": \"fp4\"", .code = LQ_E_INCONSISTENT, .word = "bitsandbytes__nf4"},
@@ -358,6 +405,59 @@ static void box_write(box *b) {
     put("model.safetensors", all, 8 + n + b->bytes);
     free(all);
 }
+
+/* A matrix of AWQ's other layouts that is longer than a strip, its codes put where the steps of the packing take them. */
+START_TEST(test_awq_strips) {
+    enum { IN = 1024, OUT = 1004, GROUPS = 8 };
+    static const char *const configs[] = {"gemv", "gemv_fast"};
+    const bool fast = _i == 1;
+    static box b;
+    static uint8_t codes[OUT * IN], zeros[OUT * GROUPS];
+    static uint16_t scales[OUT * GROUPS];
+    uint64_t seed = 11, wrong = 0;
+    b.n = b.bytes = 0;
+    b.data = calloc(1, 1 << 20);
+    uint8_t *words = box_add(&b, q_str_of("m.qweight"), fast ? "I16" : "I32", fast ? OUT / 4 : OUT, fast ? IN : IN / 8, OUT * IN / 2);
+    uint16_t *s = box_add(&b, q_str_of("m.scales"), "F16", fast ? GROUPS : OUT, fast ? OUT : GROUPS, sizeof scales);
+    uint8_t *z = box_add(&b, q_str_of("m.qzeros"), fast ? "F16" : "I32", fast ? GROUPS : OUT, fast ? OUT : GROUPS / 8,
+                         fast ? sizeof scales : sizeof scales / 4);
+    for (uint32_t o = 0; o < OUT; o++) {
+        for (uint32_t i = 0; i < IN; i++) {
+            /* The pairs of each eight of 32 in turn; evens of every eight of these, then odds; 64 of each of four outputs. */
+            const uint32_t pair = i % 8 / 2, x = i % 32 / 8 * 2 + i % 2, place = 8 * pair + (x % 2 ? 4 : 0) + x / 2;
+            const uint32_t at = fast ? o / 4 * 4 * IN + i / 64 * 256 + o % 4 * 64 + i % 64 / 32 * 32 + place : o * IN + i;
+            codes[o * IN + i] = t_rand(&seed) & 15;
+            words[at / 2] |= (uint8_t)(codes[o * IN + i] << at % 2 * 4);
+        }
+        for (uint32_t g = 0; g < GROUPS; g++) {
+            const uint32_t at = o * GROUPS + g;
+            scales[at] = q_f32_to_half(0.02f + 0.01f * t_uniform(&seed));
+            zeros[at] = t_rand(&seed) & 15;
+            s[fast ? g * OUT + o : at] = scales[at];
+            if (fast) q_store16(z + 2 * (g * OUT + o), q_f32_to_half(-q_half_to_f32(scales[at]) * (float)zeros[at]));
+            else z[at / 2] |= (uint8_t)(zeros[at] << at % 2 * 4);
+        }
+    }
+    snprintf(dir_path, sizeof dir_path, "%s/hf-strips-%d-%d", t_tmp(), (int)getpid(), _i);
+    ck_assert_int_eq(mkdir(dir_path, 0700), 0);
+    snprintf(config, sizeof config, "{\"quantization_config\":{\"quant_method\":\"awq\",\"bits\":4,\"group_size\":128,"
+             "\"version\":\"%s\"}}", configs[_i]);
+    put("config.json", config, strlen(config));
+    box_write(&b);
+    const q_load_options options = {.alloc = &q_alloc_libc};
+    q_directory *dir;
+    ck_assert_msg(q_directory_open(dir_path, &options, &dir) == LQ_OK, "%s", lq_error_detail());
+    const q_tensor *t = q_directory_tensor(dir, q_str_of("m.weight"));
+    ck_assert(t && t->shape[0] == IN && t->rows == OUT && t->view->strip < OUT);
+    float *y = decode(dir, t);
+    for (uint32_t i = 0; i < OUT * IN; i++)
+        wrong += y[i] != q_half_to_f32(scales[i / 128]) * (float)(codes[i] - zeros[i / 128]);
+    ck_assert_uint_eq(wrong, 0);
+    free(y);
+    free(b.data);
+    q_directory_close(dir);
+}
+END_TEST
 
 /* The matrix of a layer as random codes of GPTQ with act-order, and as the floats that these are. */
 static void add_pair(const q_tensor *t, box *gptq, box *plain, uint64_t *seed) {
@@ -479,7 +579,7 @@ static void give(void *user, void *p, size_t n) {
     if (p) m->held--;
     free(p);
 }
-static const char *const all_seeds[] = {"gptq4", "gptq2-act", "awq-g64", "bnb-nf4-dq", "bnb-int8", "ct-int4-asym", "ct-w8a8", "fp8"};
+static const char *const all_seeds[] = {"gptq4", "gptq2-act", "awq-g64", "awq-llm", "awq-gemv", "bnb-nf4-dq", "bnb-int8", "ct-int4-asym", "ct-w8a8", "fp8"};
 START_TEST(test_memory) {
     uint64_t k = 0;
     lq_status s = LQ_E_NOMEM;
@@ -510,8 +610,10 @@ static Suite *suite(void) {
     TCase *c = tcase_create("all");
     tcase_add_test(c, test_golden);
     tcase_add_loop_test(c, test_told, 0, (int)Q_COUNT(told));
+    tcase_add_test(c, test_awq_names);
     tcase_add_test(c, test_rounded_scales);
     tcase_add_loop_test(c, test_bad, 0, (int)Q_COUNT(bads));
+    tcase_add_loop_test(c, test_awq_strips, 0, 2);
     tcase_add_test(c, test_whole_model);
     tcase_add_loop_test(c, test_memory, 0, (int)Q_COUNT(all_seeds));
     suite_add_tcase(s, c);

@@ -186,7 +186,7 @@ lq_status q_hf_all(const q_hf_reader *r, const q_tensor *part, void **out) {
 static const char *const endings[] = {
     ".qweight", ".qzeros", ".g_idx", ".scales", ".SCB", ".weight_format", ".absmax", ".quant_map", ".nested_absmax",
     ".nested_quant_map", ".weight_packed", ".weight_scale", ".weight_zero_point", ".weight_shape", ".weight_g_idx",
-    ".weight_scale_inv", ".quant_state.bitsandbytes__nf4", ".quant_state.bitsandbytes__fp4",
+    ".weight_scale_inv", ".scaled_zeros", ".quant_state.bitsandbytes__nf4", ".quant_state.bitsandbytes__fp4",
 };
 
 static lq_status check_rest(const q_hf_reader *r) {

@@ -258,6 +258,45 @@ def fp8(name, shape, block, dtype="float32"):
 fp8("fp8", (24, 40), [16, 16])
 fp8("fp8-tensor", (8, 32), None)
 
+def awq_rows(name, group, inputs, outputs, seed, fast, zeros="qzeros", **config):
+    """AutoAWQ's WQLinear_GEMV, and WQLinear_GEMVFast, which is llm-awq's WQLinear: both lay out codes by output."""
+    own = np.random.default_rng(seed)
+    g = inputs if group < 0 else group
+    n = inputs // g
+    q = own.integers(0, 16, (outputs, inputs))
+    z = own.integers(0, 16, (outputs, n))
+    z[:2, 0] = 0, 15
+    s = (0.01 + 0.05 * own.random((outputs, n))).astype(np.float16)
+    s[-1, -1] = 1e-5  # the least: a half with few bits
+    idx = np.arange(inputs) // g
+    w = s.astype(np.float32)[:, idx] * (q - z[:, idx]).astype(np.float32)
+    unit = max(128 // g, 1)
+    words = -(-(-(-n // 8)) // unit) * unit  # of zero points, by output
+    room = np.zeros((outputs, words * 8), np.float16)
+    room[:, :n] = s
+    padded = np.zeros((outputs, words * 8), np.int64)
+    padded[:, :n] = z
+    if fast:
+        pairs = [8 * a + 2 * b + c for b in range(4) for a in range(4) for c in range(2)]  # of inputs, from each eight in turn
+        order = [pairs[8 * e + i] for e in range(4) for i in (0, 2, 4, 6, 1, 3, 5, 7)]  # evens first
+        lines = []
+        for r in range(0, outputs, 4):  # 64 inputs of each of four outputs, then the next; four nibbles to a word
+            line = [q[o, c + h + k] for c in range(0, inputs, 64) for o in range(r, r + 4) for h in (0, 32) for k in order]
+            lines.append([line[i] | line[i + 1] << 4 | line[i + 2] << 8 | line[i + 3] << 12 for i in range(0, len(line), 4)])
+        t = {"m.qweight": np.array(lines, np.uint16).view(np.int16), "m.scales": room.T.copy(),
+             "m." + zeros: (-(room.astype(np.float32) * padded)).astype(np.float16).T.copy()}
+    else:
+        t = {"m.qweight": stream(q.T, 4).T.copy(), "m.scales": room, "m.qzeros": stream(padded.T, 4).T.copy()}
+    form = "i4_row" if g == inputs else "i4_g%d" % max(b for b in (32, 64, 128) if g % b == 0)
+    cases.append((name, {"quant_method": "awq", "bits": 4, "group_size": group, "zero_point": True, **config}, t,
+                  {"m.weight": (form, w)}))
+
+
+awq_rows("awq-llm", 64, 192, 24, 1, True, "scaled_zeros", version="gemm", backend="llm-awq")
+awq_rows("awq-fast", 128, 256, 16, 2, True, version="gemv_fast")
+awq_rows("awq-fast-row", -1, 128, 8, 3, True, format="llm-awq", pack_dtype="int16")
+awq_rows("awq-gemv", 32, 96, 16, 4, False, version="GEMV")
+
 if __name__ == "__main__":
     out = sys.argv[1]
     with open(os.path.join(out, "hf_quant.txt"), "w") as f:
