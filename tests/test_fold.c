@@ -233,7 +233,6 @@ static void folds(bed *d, int consumer, int producer) {
     ck_assert_ptr_nonnull(g);
     ck_assert_msg(!g->refused, "%d: %s", consumer, g->refused);
     ck_assert_int_eq((int)g->producer + 1, producer);
-    q_arena_free(&d->arena);
 }
 static void refuses(bed *d, int consumer, const char *why) {
     const q_fold_group *g = find(d, consumer);
@@ -249,6 +248,7 @@ START_TEST(one_thing_in_the_way) {
     folds(&d, AO, AV);
     folds(&d, GATE, FNORM);
     folds(&d, DOWN, UP);
+    q_arena_free(&d.arena);
 
 #define CASE(change, consumer, why) \
     do {                            \
