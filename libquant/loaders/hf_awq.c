@@ -174,7 +174,8 @@ static const layout *layout_of(const q_tensor *qweight, const q_tensor *scales) 
 
 static lq_status find_layout(const q_hf_reader *r, const q_tensor *t, const q_tensor *scales, const layout **out) {
     static const char *const fields_of[] = {"version", "format", "checkpoint_format"};
-    const layout *l = *out = layout_of(t, scales);
+    const layout *l = layout_of(t, scales);
+    *out = l ? l : &layouts[GEMM]; /* never nothing, whatever is returned */
     if (!l)
         return q_hf_at(r, q_fail(LQ_E_INCONSISTENT, "it is %llu x %llu of type %s, its scales %llu x %llu: the order of this "
                                  "packing is unknown", (unsigned long long)t->rows, (unsigned long long)t->shape[0], t->type_name,
