@@ -519,6 +519,7 @@ static void write_adapter(void) {
     put(&b, head, sizeof head - 1);
     for (int i = 0; i < 192; i++) put8(&b, (uint8_t)(i * 7)), put8(&b, 0x2C); /* some sixteenth */
     save_as(&b, t_path(path, sizeof path, adapter_path, "adapter_model.safetensors"));
+    free(b.p);
 }
 
 /* The statistics of the tiny model's text. */
