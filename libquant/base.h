@@ -58,6 +58,28 @@ typedef struct q_str {
 static inline q_str q_str_of(const char *s) { return (q_str){s, strlen(s)}; }
 static inline bool q_str_eq(q_str a, q_str b) { return a.n == b.n && (a.n == 0 || memcmp(a.p, b.p, (size_t)a.n) == 0); }
 static inline bool q_str_is(q_str a, const char *s) { return q_str_eq(a, q_str_of(s)); }
+static inline bool q_str_begins(q_str a, const char *s) {
+    const size_t n = strlen(s);
+    return a.n >= n && memcmp(a.p, s, n) == 0;
+}
+/* Something stands before it. */
+static inline bool q_str_ends(q_str a, const char *s) {
+    const size_t n = strlen(s);
+    return a.n > n && memcmp(a.p + a.n - n, s, n) == 0;
+}
+/* Lists of words joined by commas: take the first off the list; false when it is used up, or NULL. "" is one empty word. */
+static inline bool q_list_next(const char **list, q_str *word) {
+    if (!*list) return false;
+    *word = (q_str){*list, strcspn(*list, ",")};
+    *list = (*list)[word->n] ? *list + word->n + 1 : NULL;
+    return true;
+}
+static inline bool q_listed(const char *list, q_str word) {
+    q_str each;
+    while (q_list_next(&list, &each))
+        if (q_str_eq(each, word)) return true;
+    return false;
+}
 /* Equal but for one bit: what a damaged copy of `s` looks like. */
 static inline bool q_str_bit_off(q_str a, q_str s) {
     uint64_t i = 0;

@@ -21,17 +21,13 @@ static const char *const hf_common[] = {
     "max_length", "max_sequence_length", "do_sample", "temperature", "top_p", "top_k",
 };
 
-/* True when an entry of a comma-separated list is `word`, or, with `ending`, ends it. */
-static bool listed(const char *list, q_str word, bool ending) {
-    for (const char *p = list; p && *p;) {
-        const char *end = strchr(p, ',');
-        const uint64_t n = end ? (uint64_t)(end - p) : strlen(p);
-        if ((ending ? word.n >= n : word.n == n) && memcmp(word.p + word.n - n, p, (size_t)n) == 0) return true;
-        p = end ? end + 1 : NULL;
-    }
+/* Does a word of the list end the name? */
+static bool ends_in_one(const char *list, q_str name) {
+    q_str end;
+    while (q_list_next(&list, &end))
+        if (end.n && name.n >= end.n && memcmp(name.p + name.n - end.n, end.p, (size_t)end.n) == 0) return true;
     return false;
 }
-static bool in_list(const char *list, q_str word) { return listed(list, word, false); }
 
 /* ------------------------------------------------------------------------------------------- which architecture */
 
@@ -44,7 +40,7 @@ static lq_status find_arch(const q_directory *dir, const q_arch **out) {
             return q_fail(LQ_E_INCONSISTENT, "the key 'general.architecture' is missing or not a string");
         name = m->s;
         for (const q_arch *const *a = q_archs; *a; a++)
-            if (q_str_is(name, (*a)->name) || in_list((*a)->aliases, name)) {
+            if (q_str_is(name, (*a)->name) || q_listed((*a)->aliases, name)) {
                 *out = *a;
                 return LQ_OK;
             }
@@ -54,7 +50,7 @@ static lq_status find_arch(const q_directory *dir, const q_arch **out) {
             return q_fail(LQ_E_INCONSISTENT, "config.json: 'architectures' is missing or is not a list of one name");
         name = m->strs[0];
         for (const q_arch *const *a = q_archs; *a; a++)
-            if (in_list((*a)->hf_classes, name)) {
+            if (q_listed((*a)->hf_classes, name)) {
                 *out = *a;
                 return LQ_OK;
             }
@@ -134,7 +130,7 @@ static lq_status check_fixed(const q_binding *b, const q_fixed_row *r) {
     const q_meta *m = key ? q_directory_meta(b->dir, key) : NULL;
     if (!m) return LQ_OK;
     meta_text(m, text, sizeof text);
-    if (in_list(r->allowed, q_str_of(text))) return LQ_OK;
+    if (q_listed(r->allowed, q_str_of(text))) return LQ_OK;
     return q_fail(LQ_E_UNSUPPORTED, "the key '%s' is '%s'; this build supports %s", key, text, r->allowed);
 }
 
@@ -184,7 +180,7 @@ static lq_status check_unknown_keys(const q_binding *b) {
             for (size_t j = 0; j < Q_COUNT(sides) && !side; j++)
                 side = key.n >= strlen(sides[j]) && memcmp(key.p, sides[j], strlen(sides[j])) == 0;
             if (side) continue;
-            bool common = in_list(b->arch->hf_ignored, key);
+            bool common = q_listed(b->arch->hf_ignored, key);
             for (size_t j = 0; j < Q_COUNT(hf_common) && !common; j++) common = q_str_is(key, hf_common[j]);
             if (common) continue;
         }
@@ -335,7 +331,7 @@ static lq_status bind_weights(q_binding *b) {
 
 static lq_status check_extra(const q_binding *b) {
     for (uint32_t i = 0; i < b->dir->n_tensors; i++)
-        if (b->tensor_item[i] < 0 && !listed(b->arch->ignored_tensors, b->dir->tensors[i].name, true))
+        if (b->tensor_item[i] < 0 && !ends_in_one(b->arch->ignored_tensors, b->dir->tensors[i].name))
             return q_fail(LQ_E_UNSUPPORTED, "tensor '%.*s' is not part of the architecture '%s' as this build knows it",
                           Q_STR_ARG(b->dir->tensors[i].name), b->arch->name);
     return LQ_OK;

@@ -20,11 +20,6 @@ static q_meta key_text(const char *key, q_str text) {
     return (q_meta){.key = q_str_of(key), .type = Q_META_STRING, .count = 1, .s = text};
 }
 
-static bool starts_with(q_str s, const char *prefix) {
-    const size_t n = strlen(prefix);
-    return s.n >= n && memcmp(s.p, prefix, n) == 0;
-}
-
 const char *q_last_name(q_arena *arena, const char *path, const char *otherwise) {
     size_t end = strlen(path);
     while (end > 1 && path[end - 1] == '/') end--;
@@ -77,7 +72,7 @@ lq_status q_file_keys_make(const q_file_keys *k, q_arena *arena, q_meta **out, u
     Q_TRY(model_keys(k, arena, meta, (uint32_t)cap, &all));
     for (uint32_t i = 0; i < all; i++) {
         const bool is_type = q_str_is(meta[i].key, "general.file_type");
-        if (starts_with(meta[i].key, "split.") || starts_with(meta[i].key, "quantize.imatrix.") ||
+        if (q_str_begins(meta[i].key, "split.") || q_str_begins(meta[i].key, "quantize.imatrix.") ||
             q_str_is(meta[i].key, "general.quantization_version"))
             continue;
         if (is_type && k->file_type < 0) continue;

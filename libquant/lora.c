@@ -158,10 +158,7 @@ static lq_status check_arch(const q_directory *d, const q_arch *a) {
     if (d->names != Q_NAMES_GGUF) return LQ_OK;
     if (!m || m->type != Q_META_STRING)
         return q_fail(LQ_E_INCONSISTENT, "the key 'general.architecture' is missing or not a string");
-    bool same = q_str_is(m->s, a->name);
-    for (const char *p = a->aliases; p && !same; p = strchr(p, ',') ? strchr(p, ',') + 1 : NULL)
-        same = q_str_eq(m->s, (q_str){p, strcspn(p, ",")});
-    if (same) return LQ_OK;
+    if (q_str_is(m->s, a->name) || q_listed(a->aliases, m->s)) return LQ_OK;
     return q_fail(LQ_E_INCONSISTENT, "the adapter is for the architecture '%.*s', the model is '%s'", Q_STR_ARG(m->s), a->name);
 }
 

@@ -12,14 +12,6 @@
 
 enum { RANK_MOST = 1 << 16, FIELDS_MOST = 4096 /* two patterns for each of 126 layers' seven matrices, and some */ };
 
-static bool begins(q_str s, const char *with) {
-    const size_t n = strlen(with);
-    return s.n >= n && memcmp(s.p, with, n) == 0;
-}
-static bool ends(q_str s, const char *with) {
-    const size_t n = strlen(with);
-    return s.n > n && memcmp(s.p + s.n - n, with, n) == 0;
-}
 static q_str cut(q_str s, size_t front, size_t back) { return (q_str){s.p + front, s.n - front - back}; }
 
 static lq_status join(q_arena *arena, q_str s, const char *end, q_str *out) {
@@ -73,9 +65,9 @@ static lq_status find_pairs(q_arena *arena, const q_directory *dir, const layout
     if (!*parts) return LQ_E_NOMEM;
     for (uint32_t i = 0; i < dir->n_tensors; i++) {
         const q_tensor *t = &dir->tensors[i];
-        const bool is_a = ends(t->name, l->a), is_b = ends(t->name, l->b);
+        const bool is_a = q_str_ends(t->name, l->a), is_b = q_str_ends(t->name, l->b);
         /* The dot that ends what stands before and the one that begins what stands behind are two. */
-        if (!begins(t->name, l->front) || (!is_a && !is_b) || t->name.n < strlen(l->front) + strlen(is_a ? l->a : l->b))
+        if (!q_str_begins(t->name, l->front) || (!is_a && !is_b) || t->name.n < strlen(l->front) + strlen(is_a ? l->a : l->b))
             return q_fail(LQ_E_UNSUPPORTED, "tensor '%.*s' is not one of %s...%s and %s: it would add something else than these do",
                           Q_STR_ARG(t->name), l->front, l->a, l->b);
         q_lora_part p = {.target = cut(t->name, strlen(l->front), strlen(is_a ? l->a : l->b))};
@@ -108,7 +100,7 @@ static lq_status read_gguf(q_arena *arena, const q_directory *dir, q_lora_part *
     Q_TRY(is_word(dir, "general.type", "adapter"));
     Q_TRY(is_word(dir, "adapter.type", "lora"));
     for (uint32_t i = 0; i < dir->n_meta; i++) {
-        bool found = !begins(dir->meta[i].key, "adapter.");
+        bool found = !q_str_begins(dir->meta[i].key, "adapter.");
         for (size_t j = 0; j < Q_COUNT(known); j++) found |= q_str_is(dir->meta[i].key, known[j]);
         if (!found) return q_fail(LQ_E_UNSUPPORTED, "the key '%.*s' is not understood, and could change what the adapter does",
                                   Q_STR_ARG(dir->meta[i].key));
@@ -142,15 +134,7 @@ static const struct {
 
 static bool below(q_str key, const char *name) {
     const size_t n = strlen(name);
-    return begins(key, name) && (key.n == n || key.p[n] == '.');
-}
-
-static bool in_list(const char *list, q_str word) {
-    for (const char *p = list; p; p = strchr(p, ',') ? strchr(p, ',') + 1 : NULL) {
-        const char *end = strchr(p, ',');
-        if (q_str_eq(word, (q_str){p, end ? (uint64_t)(end - p) : strlen(p)})) return true;
-    }
-    return false;
+    return q_str_begins(key, name) && (key.n == n || key.p[n] == '.');
 }
 
 static q_str text_of(const q_meta *m) {
@@ -173,7 +157,7 @@ static lq_status check_fields(const q_directory *dir) {
             return q_fail(LQ_E_UNSUPPORTED, "the field '%.*s' is not understood, and could change what the adapter does",
                           Q_STR_ARG(m->key));
         }
-        if (fields[f].allowed && !in_list(fields[f].allowed, text))
+        if (fields[f].allowed && !q_listed(fields[f].allowed, text))
             return q_fail(LQ_E_UNSUPPORTED, "the field '%.*s' is '%.*s'; this build supports '%s'", Q_STR_ARG(m->key),
                           Q_STR_ARG(text), fields[f].allowed);
     }

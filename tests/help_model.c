@@ -241,3 +241,42 @@ void tiny_write_hf(tiny *t, const char *dir) {
                "\"unk_token\":\"<unk>\",\"tokenizer_class\":\"LlamaTokenizer\",\"legacy\":false}\n");
     ck_assert_int_eq(fclose(f), 0);
 }
+
+void tiny_unshare_heads(tiny *t) {
+    tiny_u32(t, "llama.attention.head_count_kv", 4);
+    for (int l = 0; l < 2; l++)
+        for (int i = 0; i < 2; i++) {
+            char name[64];
+            snprintf(name, sizeof name, "blk.%d.attn_%c.weight", l, "kv"[i]);
+            tiny_tensor(t, name)->shape[1] = 64;
+        }
+}
+
+/* ---- files */
+
+void t_remove(const char *folder) {
+    DIR *d = opendir(folder);
+    if (!d) return;
+    for (const struct dirent *e; (e = readdir(d)) != NULL;) {
+        char path[2000];
+        if (strcmp(e->d_name, ".") == 0 || strcmp(e->d_name, "..") == 0) continue;
+        snprintf(path, sizeof path, "%s/%s", folder, e->d_name);
+        if (unlink(path) != 0) t_remove(path);
+    }
+    closedir(d);
+    rmdir(folder);
+}
+
+/* ---- memory */
+
+size_t live_bytes;
+void *live_alloc(void *user, size_t bytes, size_t align) {
+    Q_UNUSED(user);
+    __atomic_fetch_add(&live_bytes, bytes, __ATOMIC_RELAXED);
+    return q_alloc_libc.alloc(NULL, bytes, align);
+}
+void live_free(void *user, void *p, size_t bytes) {
+    Q_UNUSED(user);
+    __atomic_fetch_sub(&live_bytes, bytes, __ATOMIC_RELAXED);
+    q_alloc_libc.free(NULL, p, bytes);
+}

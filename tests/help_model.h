@@ -35,4 +35,15 @@ void tiny_write(tiny *t, const char *path);
  * shapes of tiny_init are assumed. */
 void tiny_write_hf(tiny *t, const char *dir);
 
+/* As many key-value heads as heads: nothing is shared. After tiny_init. */
+void tiny_unshare_heads(tiny *t);
+
+/* Remove a folder with all below it, where it is. */
+void t_remove(const char *folder);
+
+/* Bytes that are allocated through live_alloc and not yet given back, of all threads. */
+extern size_t live_bytes;
+void *live_alloc(void *user, size_t bytes, size_t align);
+void live_free(void *user, void *p, size_t bytes);
+
 #endif

@@ -451,20 +451,8 @@ START_TEST(prefill_may_have_other_threads) {
 }
 END_TEST
 
-/* Counts what is allocated through the hook. */
-static size_t live_bytes;
-static void *count_alloc(void *user, size_t bytes, size_t align) {
-    Q_UNUSED(user);
-    __atomic_fetch_add(&live_bytes, bytes, __ATOMIC_RELAXED);
-    return aligned_alloc(align, q_round_up(bytes, align));
-}
-static void count_free(void *user, void *p, size_t bytes) {
-    Q_UNUSED(user);
-    __atomic_fetch_sub(&live_bytes, bytes, __ATOMIC_RELAXED);
-    free(p);
-}
 START_TEST(plan_states_the_bytes_and_decode_allocates_nothing) {
-    const lq_allocator hook = {count_alloc, count_free, NULL};
+    const lq_allocator hook = {live_alloc, live_free, NULL};
     const lq_options o = {.size = sizeof o, .threads = 2, .allocator = &hook};
     char path[4096];
     lq_ctx *c;

@@ -75,17 +75,6 @@ static void check_llama(const bound *m, bool grouped) {
         if (m->b->items[i].layer < 0 || m->b->items[i].src->rank == 1) ck_assert_ptr_null(q_folds_of(&m->f, i));
 }
 
-static void without_shared_heads(tiny *t) {
-    tiny_init(t, "f16");
-    tiny_u32(t, "llama.attention.head_count_kv", 4);
-    for (int l = 0; l < 2; l++)
-        for (int i = 0; i < 2; i++) {
-            char name[64];
-            snprintf(name, sizeof name, "blk.%d.attn_%c.weight", l, "kv"[i]);
-            tiny_tensor(t, name)->shape[1] = 64;
-        }
-}
-
 START_TEST(partners_of_llama) {
     static tiny t;
     bound m;
@@ -93,7 +82,8 @@ START_TEST(partners_of_llama) {
     bind_tiny(&m, &t, NULL);
     check_llama(&m, true);
     release(&m);
-    without_shared_heads(&t);
+    tiny_init(&t, "f16");
+    tiny_unshare_heads(&t);
     bind_tiny(&m, &t, NULL);
     check_llama(&m, false);
     release(&m);

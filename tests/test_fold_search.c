@@ -1,74 +1,18 @@
 /* test_fold_search.c: calibration for schemes with a transform: what the file has, that the factors of awq bring the bundled
  * model's outputs nearer, and that neither threads, files for memory nor a killed process change a byte. */
-#include "harness.h"
-#include "help_model.h"
+#include "help_calibrate.h"
 
 #include <math.h>
-#include <signal.h>
-#include <sys/stat.h>
-#include <sys/wait.h>
-#include <unistd.h>
 
 #include "../libquant/dense.h"
-#include "../libquant/engine.h"
 #include "../libquant/fold.h"
 #include "../libquant/fold_search.h"
 #include "../libquant/importance.h"
 #include "../libquant/quantize.h"
 
-static const q_alloc *const A = &q_alloc_libc;
-enum { WIDTH = 64, FFN = 96, KV = 32, VOCAB = 262, WINDOW = 16, TOKENS = 330, CHUNKS = 20 };
-
-static char folder[1024], paths[4][1400];
-static lq_ctx *ctx;
-static lq_model *model;
-static int32_t ids[TOKENS];
-
-static const char *in_tmp(int slot, const char *name) { return t_path(paths[slot], sizeof paths[slot], folder, name); }
-static int files_in_tmp(void) { return t_files(folder, 0); }
-
-static void open_model(const char *path) {
-    const lq_options o = {.size = sizeof o, .threads = 3};
-    ck_assert_msg(lq_open(&o, &ctx) == LQ_OK, "%s", lq_error_detail());
-    ck_assert_msg(lq_model_open(ctx, path, NULL, &model) == LQ_OK, "%s", lq_error_detail());
-}
-static void setup(void) {
-    static tiny t;
-    uint64_t seed = 3;
-    snprintf(folder, sizeof folder, "%s/fold-search-%ld", t_tmp(), (long)getpid());
-    ck_assert_int_eq(mkdir(folder, 0777), 0);
-    for (int i = 0; i < TOKENS; i++) ids[i] = 3 + (int32_t)(t_rand(&seed) % (VOCAB - 3));
-    tiny_init(&t, "f32");
-    tiny_write(&t, in_tmp(0, "model.gguf"));
-    open_model(paths[0]);
-}
-static void teardown(void) {
-    lq_model_close(model);
-    lq_close(ctx);
-    t_files(folder, 1);
-}
-
 static lq_calibrate_options options(const char *scheme) {
     return (lq_calibrate_options){.size = sizeof(lq_calibrate_options), .window = WINDOW, .scheme = scheme, .force = 1,
                                   .dataset = "text.txt"};
-}
-static lq_status calibrate(const char *dst, uint32_t threads, const lq_calibrate_options *o) {
-    const lq_session_options so = {.size = sizeof so, .context = WINDOW, .threads = threads, .activations = "f32"};
-    lq_session *s = NULL;
-    ck_assert_msg(lq_session_open(model, &so, &s) == LQ_OK, "%s", lq_error_detail());
-    const lq_status st = lq_calibrate(s, ids, TOKENS, dst, o, NULL);
-    lq_session_close(s);
-    return st;
-}
-static void calibrated(const char *dst, uint32_t threads, const lq_calibrate_options *o) {
-    const lq_status st = calibrate(dst, threads, o);
-    ck_assert_msg(st == LQ_OK, "%s", lq_error_detail());
-}
-static q_directory *directory(const char *path) {
-    const q_load_options o = {.alloc = A, .map = true};
-    q_directory *d;
-    ck_assert_msg(q_directory_open(path, &o, &d) == LQ_OK, "%s", lq_error_detail());
-    return d;
 }
 static const float *tensor(const q_directory *d, const char *name, uint64_t k, uint64_t rows) {
     const q_tensor *t = q_directory_tensor(d, q_str_of(name));
@@ -78,14 +22,6 @@ static const float *tensor(const q_directory *d, const char *name, uint64_t k, u
     return (const float *)(const void *)t->data;
 }
 static bool has(const q_directory *d, const char *name) { return q_directory_tensor(d, q_str_of(name)) != NULL; }
-static uint64_t hash_of(const char *path) {
-    uint8_t *data;
-    uint64_t n;
-    ck_assert_msg(q_file_slurp(A, path, 1 << 24, &data, &n) == LQ_OK, "%s", lq_error_detail());
-    const uint64_t h = q_fnv64(data, n);
-    q_delete(A, data);
-    return h;
-}
 
 /* ---- what the file has */
 
@@ -240,16 +176,7 @@ START_TEST(a_killed_run_goes_on_and_ends_with_the_same_bytes) {
     for (size_t i = 0; i < Q_COUNT(at); i++) {
         in_tmp(2, "stats.gguf");
         last_done = 0;
-        const pid_t child = fork();
-        if (child == 0) {
-            calls = 0;
-            kill_at = at[i];
-            calibrate(paths[2], 1, &o);
-            _exit(0);
-        }
-        int status;
-        ck_assert_int_eq(waitpid(child, &status, 0), child);
-        ck_assert(WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL);
+        killed(paths[2], &o, &calls, &kill_at, at[i]);
         calls = kill_at = 0;
         calibrated(paths[2], 1, &o);
         ck_assert_uint_eq(hash_of(paths[2]), want);

@@ -229,20 +229,11 @@ static void check_unchanged(const char *src, uint32_t groups) {
     release(&m);
 }
 
-static void without_shared_heads(tiny *t) {
-    tiny_u32(t, "llama.attention.head_count_kv", 4);
-    for (int l = 0; l < 2; l++)
-        for (int i = 0; i < 2; i++) {
-            char name[64];
-            snprintf(name, sizeof name, "blk.%d.attn_%c.weight", l, "kv"[i]);
-            tiny_tensor(t, name)->shape[1] = 64;
-        }
-}
 static const char *tiny_model(const char *format, bool shared) {
     static tiny t;
     const char *path = in_tmp(0, "tiny.gguf");
     tiny_init(&t, format);
-    if (!shared) without_shared_heads(&t);
+    if (!shared) tiny_unshare_heads(&t);
     tiny_write(&t, path);
     return path;
 }

@@ -33,19 +33,7 @@ static void setup(void) {
     tiny_write_hf(&t, hf);
 }
 
-static void remove_all(const char *dir) {
-    DIR *d = opendir(dir);
-    if (!d) return;
-    for (struct dirent *e; (e = readdir(d)) != NULL;) {
-        char path[2000];
-        if (strcmp(e->d_name, ".") == 0 || strcmp(e->d_name, "..") == 0) continue;
-        snprintf(path, sizeof path, "%s/%s", dir, e->d_name);
-        if (unlink(path) != 0) remove_all(path);
-    }
-    closedir(d);
-    rmdir(dir);
-}
-static void teardown(void) { remove_all(base); }
+static void teardown(void) { t_remove(base); }
 
 static const char *in(const char *dir, const char *name) {
     static char buf[4][2000];
@@ -117,7 +105,7 @@ START_TEST(floats) {
     ck_assert(same_files(in(out, "model.safetensors"), in(pocket, "model.safetensors"))); /* copied: the same file */
     ck_assert(same_files(in(out, "tokenizer.model"), in(pocket, "tokenizer.model")));
     ck_assert(same_files(in(out, "tokenizer_config.json"), in(pocket, "tokenizer_config.json")));
-    remove_all(out);
+    t_remove(out);
     DONE(quantize(hf, in(base, "out/"), "bf16", false, 1));
     const q_load_options o = {.alloc = A};
     q_directory *d, *src;
@@ -151,7 +139,7 @@ START_TEST(schemes_against_goldens) {
     while (fgets(line, sizeof line, f)) {
         if (line[0] == '#' || sscanf(line, "%31s %199s %llx", scheme, name, &want) != 3) continue;
         if (strcmp(scheme, last) != 0) {
-            remove_all(out);
+            t_remove(out);
             DONE(quantize(pocket, out, scheme, false, 1));
             snprintf(last, sizeof last, "%s", scheme);
         }
@@ -185,7 +173,7 @@ START_TEST(configuration) {
     } rows[] = {{"nf4", "bitsandbytes"}, {"nf4-dq", "bitsandbytes"}, {"int8", "compressed-tensors"}};
     json_t *src = config_of(pocket);
     for (size_t i = 0; i < Q_COUNT(rows); i++) {
-        remove_all(out);
+        t_remove(out);
         DONE(quantize(pocket, out, rows[i].scheme, false, 1));
         json_t *c = config_of(out), *q = json_object_get(c, "quantization_config");
         ck_assert_str_eq(text_at(q, "quant_method"), rows[i].method);
@@ -199,7 +187,7 @@ START_TEST(configuration) {
     /* texts stay as they are spelled */
     char text[4096];
     uint64_t n;
-    remove_all(out);
+    t_remove(out);
     uint8_t *whole = slurp(in(hf, "config.json"), &n);
     while (n && whole[n] != '}') whole[n--] = 0;
     whole[n] = 0;
@@ -381,7 +369,7 @@ START_TEST(shards) {
     for (size_t i = 0; i < Q_COUNT(limits); i++) {
         const q_load_options o = {.alloc = A};
         q_directory *d;
-        remove_all(out);
+        t_remove(out);
         DONE(write_shards(out, limits[i], false, 6, 6));
         DONE(q_directory_open(out, &o, &d)); /* which compares the index with the shards */
         ck_assert_uint_eq(d->n_files, want[i]);
@@ -398,7 +386,7 @@ START_TEST(shards) {
         q_directory_close(d);
         ck_assert_int_eq(access(in(out, "model.safetensors.index.json"), F_OK) == 0, want[i] > 1);
     }
-    remove_all(out);
+    t_remove(out);
     refused(write_shards(out, 70, false, 6, 5), LQ_E_ARG, "misses");
     refused(write_shards(out, 70, false, 5, 6), LQ_E_ARG, "more tensor data");
     ck_assert_int_eq(spawn_entries(base, "model", (char[300]){0}), 0); /* nothing is left */
@@ -504,12 +492,12 @@ START_TEST(force) {
     ck_assert_int_eq(rmdir(in(out, "sub")), 0);
     unlink(in(out, "config.json"));
     refused(quantize(hf, out, "int8", true, 1), LQ_E_ARG, "no config.json");
-    remove_all(out);
+    t_remove(out);
     ck_assert_int_eq(mkdir(out, 0777), 0); /* empty */
     refused(quantize(hf, out, "int8", false, 1), LQ_E_ARG, "exists");
     DONE(quantize(hf, out, "int8", true, 1));
     ck_assert_uint_eq(dir_hash(out), whole);
-    remove_all(hf);
+    t_remove(hf);
     ck_assert_int_eq(spawn_entries(base, "out", name), 0);
 }
 END_TEST
@@ -555,7 +543,7 @@ START_TEST(killed_at_every_call) {
     spawn_run(int8, &d, &o);
     ck_assert_msg(o.code == 0 && o.calls > 40, "exit %d, %d calls: %s", o.code, (int)o.calls, o.said);
     const uint64_t whole = dir_hash(out), source = dir_hash(hf), calls = o.calls;
-    remove_all(out);
+    t_remove(out);
     for (d.kill = 1; d.kill <= calls; d.kill += T_SLOW && d.kill + 20 < calls ? 4 : 1) {
         spawn_run(int8, &d, &o);
         ck_assert_int_eq(o.code, 128 + SIGKILL);
@@ -567,7 +555,7 @@ START_TEST(killed_at_every_call) {
             spawn_run(int8, NULL, &o);
             ck_assert_msg(o.code == 0 && dir_hash(out) == whole && !has_temp(), "after kill %d: exit %d: %s", (int)d.kill, o.code, o.said);
         }
-        remove_all(out);
+        t_remove(out);
     }
     ck_assert(met[0] > 0 && met[1] > 0 && dir_hash(hf) == source);
 }
@@ -609,7 +597,7 @@ START_TEST(failing_calls) {
     for (size_t e = 0; e < Q_COUNT(errors); e++) {
         d.error = errors[e];
         for (d.fail = 1;; d.fail += T_SLOW ? 3 : 1) {
-            remove_all(out);
+            t_remove(out);
             spawn_run(int8, &d, &o);
             const uint64_t h = dir_hash(out);
             if (o.failures == 0) break;

@@ -5,20 +5,9 @@
 
 #include "../libquant/engine.h"
 
-static size_t live_bytes;
-static void *count_alloc(void *user, size_t bytes, size_t align) {
-    Q_UNUSED(user);
-    __atomic_fetch_add(&live_bytes, bytes, __ATOMIC_RELAXED);
-    return q_alloc_libc.alloc(NULL, bytes, align);
-}
-static void count_free(void *user, void *p, size_t bytes) {
-    Q_UNUSED(user);
-    __atomic_fetch_sub(&live_bytes, bytes, __ATOMIC_RELAXED);
-    q_alloc_libc.free(NULL, p, bytes);
-}
 
 static lq_ctx *context(uint32_t threads) {
-    static const lq_allocator hook = {count_alloc, count_free, NULL};
+    static const lq_allocator hook = {live_alloc, live_free, NULL};
     const lq_options o = {.size = sizeof o, .threads = threads, .allocator = &hook};
     lq_ctx *c;
     ck_assert_msg(lq_open(&o, &c) == LQ_OK, "%s", lq_error_detail());

@@ -34,21 +34,9 @@ static void setup(void) {
     const lq_options o = {.size = sizeof o, .threads = 2};
     ck_assert_int_eq(lq_open(&o, &ctx), LQ_OK);
 }
-static void remove_all(const char *dir) {
-    DIR *d = opendir(dir);
-    if (!d) return;
-    for (struct dirent *e; (e = readdir(d)) != NULL;) {
-        char path[2000];
-        if (strcmp(e->d_name, ".") == 0 || strcmp(e->d_name, "..") == 0) continue;
-        snprintf(path, sizeof path, "%s/%s", dir, e->d_name);
-        if (unlink(path) != 0) remove_all(path);
-    }
-    closedir(d);
-    rmdir(dir);
-}
 static void teardown(void) {
     lq_close(ctx);
-    remove_all(base);
+    t_remove(base);
 }
 
 /* ---- merging */
@@ -563,21 +551,10 @@ START_TEST(runs_beside_quantized) {
 }
 END_TEST
 
-static size_t live_bytes;
-static void *count_alloc(void *user, size_t bytes, size_t align) {
-    Q_UNUSED(user);
-    __atomic_fetch_add(&live_bytes, bytes, __ATOMIC_RELAXED);
-    return q_alloc_libc.alloc(NULL, bytes, align);
-}
-static void count_free(void *user, void *p, size_t bytes) {
-    Q_UNUSED(user);
-    __atomic_fetch_sub(&live_bytes, bytes, __ATOMIC_RELAXED);
-    q_alloc_libc.free(NULL, p, bytes);
-}
 
 /* What the plan says of a session with adapters is what it takes; nothing stays. */
 START_TEST(plan_is_use) {
-    static const lq_allocator hook = {count_alloc, count_free, NULL};
+    static const lq_allocator hook = {live_alloc, live_free, NULL};
     const char *const peft[] = {golden};
     const lq_options o = {.size = sizeof o, .threads = 2, .allocator = &hook};
     lq_ctx *c;

@@ -18,17 +18,6 @@ enum { TOKENS = 40, VOCAB_MOST = 4096 };
 static const char *const formats[] = {"q4_0", "q8_0", "q4_1", "q5_0", "q5_1", "iq4_nl"};
 static const char *const schemes[] = {"q4_k_m", "q5_k_m", "q3_k_m", "q2_k", "iq4_xs", "q6_k"};
 
-static size_t live_bytes;
-static void *count_alloc(void *user, size_t bytes, size_t align) {
-    Q_UNUSED(user);
-    __atomic_fetch_add(&live_bytes, bytes, __ATOMIC_RELAXED);
-    return q_alloc_libc.alloc(NULL, bytes, align);
-}
-static void count_free(void *user, void *p, size_t bytes) {
-    Q_UNUSED(user);
-    __atomic_fetch_sub(&live_bytes, bytes, __ATOMIC_RELAXED);
-    q_alloc_libc.free(NULL, p, bytes);
-}
 static char last_log[512];
 static bool quiet; /* several threads log */
 static void keep_log(void *user, lq_log_level level, const char *message) {
@@ -37,7 +26,7 @@ static void keep_log(void *user, lq_log_level level, const char *message) {
 }
 
 static lq_ctx *context(const char *isa, uint32_t threads) {
-    static const lq_allocator hook = {count_alloc, count_free, NULL};
+    static const lq_allocator hook = {live_alloc, live_free, NULL};
     const lq_options o = {.size = sizeof o, .threads = threads, .isa = isa, .allocator = &hook, .log = keep_log};
     lq_ctx *c;
     ck_assert_msg(lq_open(&o, &c) == LQ_OK, "%s", lq_error_detail());

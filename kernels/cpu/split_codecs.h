@@ -69,13 +69,13 @@
         name##_decode(row, (int)(u / UNITS), (int)(u % UNITS), to);                  \
     }
 
-/* name_widen(): a row of the format `name` to floats. */
-#define Q_SPLIT_WIDEN(name, target)                                                                \
-    target static void name##_widen(const q_format *f, const uint8_t *row, int64_t k, float *to) { \
-        Q_UNUSED(f);                                                                               \
-        for (int block = 0; block < (int)(k / name##_weights); block++)                            \
-            for (int sub = 0; sub < name##_weights / Q_UNIT; sub++, to += Q_UNIT)                  \
-                name##_decode(row, block, sub, to);                                                \
+/* name_widen(): a row of the format `name` to floats; `widen` is of a file's own choice. */
+#define Q_SPLIT_WIDEN(name, widen, target)                                                           \
+    target static void name##_##widen(const q_format *f, const uint8_t *row, int64_t k, float *to) { \
+        Q_UNUSED(f);                                                                                 \
+        for (int block = 0; block < (int)(k / name##_weights); block++)                              \
+            for (int sub = 0; sub < name##_weights / Q_UNIT; sub++, to += Q_UNIT)                    \
+                name##_decode(row, block, sub, to);                                                  \
     }
 
 #endif

@@ -40,11 +40,6 @@ static lq_status has_file(const char *dir, const char *name, bool *has) {
     return LQ_OK;
 }
 
-static bool ends_with(q_str s, const char *end) {
-    const size_t n = strlen(end);
-    return s.n > n && memcmp(s.p + s.n - n, end, n) == 0;
-}
-
 /* ------------------------------------------------------------------------------------------------ the shard index */
 
 typedef struct index_entry {
@@ -78,7 +73,7 @@ static void free_index(shard_index *x) {
 
 /* A plain name of a safetensors file: whatever it names lies in the directory itself. */
 static lq_status check_shard_name(q_str name) {
-    bool plain = ends_with(name, ".safetensors") && name.n <= 255 && name.p[0] != '.';
+    bool plain = q_str_ends(name, ".safetensors") && name.n <= 255 && name.p[0] != '.';
     for (uint64_t i = 0; plain && i < name.n; i++) {
         const unsigned char c = (unsigned char)name.p[i];
         plain = c >= 32 && c != 127 && c != '/' && c != '\\' && c != ':';
@@ -394,7 +389,7 @@ static lq_status read_tokenizer(hf_dir *h, const char *dir) {
 static lq_status hf_detect(const char *path, bool *mine) {
     q_path_kind kind;
     Q_TRY(q_path_kind_of(path, &kind));
-    *mine = ends_with(q_str_of(path), ".safetensors");
+    *mine = q_str_ends(q_str_of(path), ".safetensors");
     if (kind == Q_PATH_FILE) return LQ_OK;
     Q_TRY(has_file(path, config_name, mine));
     if (!*mine) return LQ_OK;

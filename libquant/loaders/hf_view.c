@@ -32,16 +32,6 @@ static const char *value_text(q_hf_reader *r, const q_meta *m) {
     return r->text;
 }
 
-static bool listed(const char *list, const char *word) {
-    const size_t n = strlen(word);
-    for (const char *p = list; p && *p;) {
-        const char *end = strchr(p, ',');
-        if ((end ? (size_t)(end - p) : strlen(p)) == n && memcmp(p, word, n) == 0) return true;
-        p = end ? end + 1 : NULL;
-    }
-    return false;
-}
-
 lq_status q_hf_check_fields(q_hf_reader *r, const char *base, const q_hf_field *fields, size_t n) {
     const size_t skip = sizeof prefix - 1 + strlen(base);
     for (uint32_t i = 0; i < r->dir->n_meta; i++) {
@@ -56,7 +46,7 @@ lq_status q_hf_check_fields(q_hf_reader *r, const char *base, const q_hf_field *
         if (f == n)
             return q_fail(LQ_E_UNSUPPORTED, "config.json: the field '%.*s' is not understood, and could change what the "
                           "weights are", Q_STR_ARG(m->key));
-        if (fields[f].allowed && !listed(fields[f].allowed, value_text(r, m)))
+        if (fields[f].allowed && !q_listed(fields[f].allowed, q_str_of(value_text(r, m))))
             return q_fail(LQ_E_UNSUPPORTED, "config.json: the field '%.*s' is '%s'; this build supports %s", Q_STR_ARG(m->key),
                           r->text, fields[f].allowed);
     }
@@ -126,7 +116,7 @@ lq_status q_hf_need(q_hf_reader *r, q_str module, const char *suffix, const char
     if (!t)
         return q_fail(LQ_E_INCONSISTENT, "tensor '%.*s%s' is missing, which %s needs", Q_STR_ARG(module), suffix,
                       r->kind->method);
-    if (!listed(types, t->type_name))
+    if (!q_listed(types, q_str_of(t->type_name)))
         return q_hf_at(r, q_fail(LQ_E_INCONSISTENT, "its type is %s, not %s", t->type_name, types), t);
     if (t->rank != (rows ? 2u : 1u) || t->shape[0] != k || t->rows != (rows ? rows : 1))
         return q_hf_at(r, q_fail(LQ_E_INCONSISTENT, "its shape is %u-dimensional, %llu x %llu; %llu x %llu is needed", t->rank,

@@ -4,8 +4,8 @@
 
 #include "../split_codecs.h"
 
-#define DECODED(name, target)   \
-    Q_SPLIT_WIDEN(name, target) \
+#define DECODED(name, target)          \
+    Q_SPLIT_WIDEN(name, widen, target) \
     Q_TILE_PRODUCT(matmul_##name##_f32_2x3__neon, name##_widen)
 
 Q_SPLIT_CODECS(DECODED, )

@@ -50,6 +50,17 @@ Q_AVX2_INLINE __m256i q_mask8(int64_t n) {
     return _mm256_cmpgt_epi32(_mm256_set1_epi32(m), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
 }
 
+Q_AVX2_INLINE float q_least8(__m256 v) {
+    __m128 a = _mm_min_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+    a = _mm_min_ps(a, _mm_shuffle_ps(a, a, 0xB1));
+    return _mm_cvtss_f32(_mm_min_ss(a, _mm_movehl_ps(a, a)));
+}
+Q_AVX2_INLINE float q_most8(__m256 v) {
+    __m128 a = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+    a = _mm_max_ps(a, _mm_shuffle_ps(a, a, 0xB1));
+    return _mm_cvtss_f32(_mm_max_ss(a, _mm_movehl_ps(a, a)));
+}
+
 /* e^x for all floats: NaN stays, above 88.73 infinity, below -103.97 zero, subnormal results included. Normal results
  * are within one unit in the last place (0.94 over all floats; tests/test_kernels.c tries a part of them).
  * x = n ln 2 + r with |r| <= ln 2 / 2; the polynomial is the Taylor series to r^7, whose remainder is below 6e-9. The

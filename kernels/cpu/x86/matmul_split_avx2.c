@@ -16,7 +16,7 @@
 
 #define DECODED(name, target)                                                    \
     Q_SPLIT_UNIT(name, unit_avx2, target)                                        \
-    Q_SPLIT_WIDEN(name, target)                                                  \
+    Q_SPLIT_WIDEN(name, widen, target)                                           \
     uint64_t q_matmul_##name##_f32_16x6__avx2_scratch(int64_t k, int64_t n) {  \
         return n < q_act_lanes.from ? q_tile_bytes(k) : l_scratch(k);            \
     }                                                                            \

@@ -73,12 +73,8 @@ Q_AVX2 static void extremes(const float *x, int32_t groups, int32_t n, float *lo
             h = (lanes){_mm256_max_ps(h.a, v.a), _mm256_max_ps(h.b, v.b)};
         }
         const __m256 l8 = _mm256_min_ps(l.a, l.b), h8 = _mm256_max_ps(h.a, h.b);
-        __m128 l4 = _mm_min_ps(_mm256_castps256_ps128(l8), _mm256_extractf128_ps(l8, 1));
-        __m128 h4 = _mm_max_ps(_mm256_castps256_ps128(h8), _mm256_extractf128_ps(h8, 1));
-        l4 = _mm_min_ps(l4, _mm_shuffle_ps(l4, l4, 0xB1));
-        h4 = _mm_max_ps(h4, _mm_shuffle_ps(h4, h4, 0xB1));
-        lo[g] = _mm_cvtss_f32(_mm_min_ss(l4, _mm_movehl_ps(l4, l4)));
-        hi[g] = _mm_cvtss_f32(_mm_max_ss(h4, _mm_movehl_ps(h4, h4)));
+        lo[g] = q_least8(l8);
+        hi[g] = q_most8(h8);
     }
 }
 
@@ -179,12 +175,8 @@ Q_AVX2 static void q8_0_row(const q_format *f, const uint8_t *row, int64_t n, fl
     }
 }
 
-#define ROW(name, target)                                                                                \
-    target static void name##_wide_row(const q_format *f, const uint8_t *row, int64_t n, float *y) {     \
-        Q_UNUSED(f);                                                                                     \
-        for (int block = 0; block < (int)(n / name##_weights); block++)                                  \
-            for (int sub = 0; sub < name##_weights / Q_UNIT; sub++, y += Q_UNIT) name##_decode(row, block, sub, y); \
-    }                                                                                                    \
+#define ROW(name, target)                 \
+    Q_SPLIT_WIDEN(name, wide_row, target) \
     extern const q_format q_format_##name;
 Q_SPLIT_CODECS(ROW, Q_AVX2)
 extern const q_format q_format_f16, q_format_bf16;

@@ -64,12 +64,8 @@ Q_AVX512 static void extremes(const float *x, int32_t groups, int32_t n, float *
         }
         const __m256 l8 = _mm256_min_ps(_mm512_castps512_ps256(l), _mm512_extractf32x8_ps(l, 1));
         const __m256 h8 = _mm256_max_ps(_mm512_castps512_ps256(h), _mm512_extractf32x8_ps(h, 1));
-        __m128 l4 = _mm_min_ps(_mm256_castps256_ps128(l8), _mm256_extractf128_ps(l8, 1));
-        __m128 h4 = _mm_max_ps(_mm256_castps256_ps128(h8), _mm256_extractf128_ps(h8, 1));
-        l4 = _mm_min_ps(l4, _mm_shuffle_ps(l4, l4, 0xB1));
-        h4 = _mm_max_ps(h4, _mm_shuffle_ps(h4, h4, 0xB1));
-        lo[g] = _mm_cvtss_f32(_mm_min_ss(l4, _mm_movehl_ps(l4, l4)));
-        hi[g] = _mm_cvtss_f32(_mm_max_ss(h4, _mm_movehl_ps(h4, h4)));
+        lo[g] = q_least8(l8);
+        hi[g] = q_most8(h8);
     }
 }
 
