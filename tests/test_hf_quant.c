@@ -84,6 +84,25 @@ static void edit_header(const char *from, const char *to) {
     ck_abort_msg("the header has no %s", from);
 }
 
+/* One more tensor at the end. */
+static void add_tensor(const char *name, const char *dtype, const char *shape, const void *data, size_t bytes) {
+    char entry[256];
+    const size_t n = (size_t)q_load64(weights), at = n_weights - 8 - n;
+    size_t end = 8 + n;
+    while (weights[end - 1] != '}') end--;
+    const size_t e = (size_t)snprintf(entry, sizeof entry, ",\"%s\":{\"dtype\":\"%s\",\"shape\":%s,\"data_offsets\":[%zu,%zu]}}       ",
+                                      name, dtype, shape, at, at + bytes);
+    const size_t more = (e - 1) / 8 * 8; /* the data stays aligned, spaces may be cut */
+    ck_assert(e < sizeof entry && n_weights + more + bytes < sizeof weights);
+    memmove(weights + 8 + n + more, weights + 8 + n, at);
+    memset(weights + end - 1, ' ', 8 + n + more - (end - 1));
+    memcpy(weights + end - 1, entry, more + 1);
+    const uint64_t longer = n + more;
+    memcpy(weights, &longer, 8);
+    n_weights += more + bytes;
+    memcpy(weights + n_weights - bytes, data, bytes);
+}
+
 static uint8_t *data_of(const char *tensor) {
     const size_t n = (size_t)q_load64(weights);
     static char header[1 << 14];
@@ -168,6 +187,53 @@ START_TEST(test_told) {
     if (told[_i].word[0]) ck_assert_msg(strstr(said, told[_i].word) != NULL, "%s: said %s", told[_i].seed, said);
     else ck_assert_str_eq(said, "");
     q_directory_close(dir);
+}
+END_TEST
+
+/* Scales of activations do not belong to the weights: told once, with their number; the model is the same. */
+static const char *const with_activations[] = {"fp8", "fp8-tensor", "ct-fp8", "ct-fp8-block", "ct-w8a8", "ct-int4"};
+START_TEST(test_activations) {
+    static const char *const names[] = {"m.input_scale", "m.input_zero_point", "m.input_global_scale", "m.activation_scale"};
+    const char *seed = with_activations[_i];
+    const float scale = 0.25f;
+    const int8_t zero = 3;
+    float *y[2];
+    uint64_t n = 0;
+    for (int more = 0; more < 2; more++) {
+        q_directory *dir = NULL;
+        load_seed(seed);
+        for (size_t i = 0; more && i < Q_COUNT(names); i++)
+            add_tensor(names[i], i == 1 ? "I8" : "F32", i == 3 ? "[]" : "[1]", i == 1 ? (const void *)&zero : (const void *)&scale, i == 1 ? 1 : 4);
+        ck_assert_msg(open_it(true, &q_alloc_libc, &dir) == LQ_OK, "%s: %s", seed, lq_error_detail());
+        if (!more) ck_assert_ptr_null(strstr(said, "activations"));
+        else {
+            ck_assert_msg(strstr(said, "4 tensors of fixed scales of activations ('m.input_scale' is the first) are not used") == said &&
+                          strchr(said, '\n')[1] == 0, "%s: said %s", seed, said);
+        }
+        ck_assert_uint_eq(dir->n_tensors, 1);
+        n = dir->tensors[0].shape[0] * dir->tensors[0].rows;
+        y[more] = decode(dir, &dir->tensors[0]);
+        q_directory_close(dir);
+    }
+    ck_assert(memcmp(y[0], y[1], n * sizeof *y[0]) == 0);
+    free(y[0]);
+    free(y[1]);
+}
+END_TEST
+
+START_TEST(test_auto_fp8) { /* one scale for all, under AutoFP8's name */
+    q_directory *dir = NULL;
+    float *y[2];
+    for (int i = 0; i < 2; i++) {
+        load_seed("fp8-tensor");
+        if (i) edit_header("m.weight_scale_inv", "m.weight_scale");
+        ck_assert_msg(open_it(true, &q_alloc_libc, &dir) == LQ_OK, "%s", lq_error_detail());
+        y[i] = decode(dir, &dir->tensors[0]);
+        q_directory_close(dir);
+    }
+    ck_assert(memcmp(y[0], y[1], 8 * 32 * sizeof *y[0]) == 0);
+    free(y[0]);
+    free(y[1]);
 }
 END_TEST
 
@@ -610,6 +676,8 @@ static Suite *suite(void) {
     TCase *c = tcase_create("all");
     tcase_add_test(c, test_golden);
     tcase_add_loop_test(c, test_told, 0, (int)Q_COUNT(told));
+    tcase_add_loop_test(c, test_activations, 0, (int)Q_COUNT(with_activations));
+    tcase_add_test(c, test_auto_fp8);
     tcase_add_test(c, test_awq_names);
     tcase_add_test(c, test_rounded_scales);
     tcase_add_loop_test(c, test_bad, 0, (int)Q_COUNT(bads));

@@ -197,6 +197,7 @@ static lq_status add_packed(q_hf_reader *r, const schemes *all, const q_tensor *
         Q_TRY(q_hf_need(r, module, ".weight_g_idx", "i32,i64", w->in, 0, &g_idx));
         Q_TRY(q_hf_order(r, g_idx, w->in, w->group, &w->strips.view.order));
     }
+    q_hf_spare_activations(r, module);
     w->strips.fill = packed_fill;
     return q_hf_add_strips(r, module, t, q_hf_grouped(w->bits, w->in, w->group), w->in, shape[0], false, &w->strips);
 }
@@ -234,11 +235,7 @@ static lq_status add_int8(q_hf_reader *r, const schemes *all, const q_tensor *t,
     Q_TRY(scale_shape(r, module, t, &w->scales, &one));
     const scheme want = {.bits = 8, .group = one && t->rows > 1 ? 0 : -1, .symmetric = true};
     Q_TRY(some_group(r, all, t, &want));
-    static const char *const activations[] = {".input_scale", ".input_zero_point"}; /* how they are quantized is the engine's choice */
-    for (size_t i = 0; i < Q_COUNT(activations); i++) {
-        const q_tensor *part = q_hf_part(r, module, activations[i]);
-        if (part) q_hf_claim(r, part);
-    }
+    q_hf_spare_activations(r, module);
     w->codes = t;
     w->strips.fill = int8_fill;
     return q_hf_add_strips(r, module, t, q_format_find("i8_row"), t->shape[0], t->rows, false, &w->strips);

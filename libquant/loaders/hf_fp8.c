@@ -1,5 +1,5 @@
 /* hf_fp8.c: weights in E4M3 floats of 8 bits with a scale per block (DeepSeek-V3's directories): X.weight and
- * X.weight_scale_inv, or X.weight_scale in those of compressed-tensors.
+ * X.weight_scale_inv, or X.weight_scale in those of AutoFP8, one for a matrix, and of compressed-tensors.
  *
  * There is no format of ours for them: they are decoded as they are read, to bf16, as the published loaders do when they
  * have no kernel for them: float32 product of float and scale, rounded to nearest. Layer L2. */
@@ -60,12 +60,7 @@ lq_status q_hf_add_fp8(q_hf_reader *r, q_str module, const q_tensor *weight, con
     w->block_k = block_k;
     w->columns = (weight->shape[0] + block_k - 1) / block_k;
     w->strips.fill = fp8_fill;
-    /* What activations are scaled by is for engines that keep them in 8-bit floats. */
-    static const char *const others[] = {".input_scale", ".activation_scale"};
-    for (size_t i = 0; i < Q_COUNT(others); i++) {
-        const q_tensor *t = q_hf_part(r, module, others[i]);
-        if (t) q_hf_claim(r, t);
-    }
+    q_hf_spare_activations(r, module);
     return q_hf_add_strips(r, module, weight, q_format_find("bf16"), weight->shape[0], weight->rows, false, &w->strips);
 }
 
@@ -98,8 +93,10 @@ static lq_status fp8_read(q_hf_reader *r) {
             Q_TRY(q_hf_add_fp8(r, module, t, scale, block[0], block[1]));
             continue;
         }
-        scale = q_hf_part(r, module, ".weight_scale_inv");
-        if (!scale || scale->rank != 0) Q_TRY(q_hf_need(r, module, ".weight_scale_inv", Q_HF_SCALES, 1, 0, &scale));
+        const bool other = !q_hf_part(r, module, ".weight_scale_inv") && q_hf_part(r, module, ".weight_scale");
+        const char *suffix = other ? ".weight_scale" : ".weight_scale_inv"; /* AutoFP8's; the same factor */
+        scale = q_hf_part(r, module, suffix);
+        if (!scale || scale->rank != 0) Q_TRY(q_hf_need(r, module, suffix, Q_HF_SCALES, 1, 0, &scale));
         if (!scale->format) return q_hf_at(r, q_fail(LQ_E_INCONSISTENT, "its type is %s", scale->type_name), scale);
         q_hf_claim(r, scale);
         Q_TRY(q_hf_add_fp8(r, module, t, scale, t->rows, t->shape[0]));

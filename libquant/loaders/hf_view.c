@@ -132,6 +132,16 @@ void q_hf_claim(q_hf_reader *r, const q_tensor *part) {
     if (*state == OWN) *state = CLAIMED;
 }
 
+void q_hf_spare_activations(q_hf_reader *r, q_str module) {
+    static const char *const names[] = {".input_scale", ".input_zero_point", ".input_global_scale", ".activation_scale"};
+    for (size_t i = 0; i < Q_COUNT(names); i++) {
+        const q_tensor *t = q_hf_part(r, module, names[i]);
+        if (!t) continue;
+        q_hf_claim(r, t);
+        if (r->activations++ == 0) r->activation = t;
+    }
+}
+
 lq_status q_hf_add(q_hf_reader *r, q_str module, const q_tensor *part, const q_format *format, uint64_t k, uint64_t rows,
                    const q_source *view) {
     char buf[1024];
@@ -225,6 +235,10 @@ static lq_status make_views(q_hf_reader *r, q_tensor **out, uint32_t *n) {
     if (count) memcpy(r->tensors, r->dir->tensors, count * sizeof *r->tensors);
     if (r->kind) Q_TRY(r->kind->read(r));
     Q_TRY(check_rest(r));
+    if (r->activations)
+        q_log_write(r->log, LQ_LOG_WARN, "%u tensors of fixed scales of activations ('%.*s'%s) are not used: they do not change the "
+                    "weights, and inputs are kept as floats here, or rounded to 8 bits with scales taken from each input itself",
+                    r->activations, Q_STR_ARG(r->activation->name), r->activations > 1 ? " is the first" : "");
     uint32_t kept = 0;
     for (uint32_t i = 0; i < count; i++)
         if (r->state[i] != CLAIMED) r->tensors[kept++] = r->tensors[i];

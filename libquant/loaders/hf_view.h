@@ -20,6 +20,8 @@ struct q_hf_reader {
     q_tensor *tensors; /* [dir->n_tensors] what becomes of each: itself, or the view in its place */
     uint8_t *state;    /* [dir->n_tensors] */
     uint32_t views;
+    const q_tensor *activation; /* the first of the scales of activations, and how many */
+    uint32_t activations;
     char text[64]; /* of a value, for sentences */
 };
 
@@ -57,6 +59,9 @@ lq_status q_hf_need(q_hf_reader *r, q_str module, const char *suffix, const char
                     const q_tensor **out);
 /* It belongs to a view: it is not a tensor of the model. */
 void q_hf_claim(q_hf_reader *r, const q_tensor *part);
+/* Claim the module's parts that say how an engine of 8-bit activations rounds its input: the weights are the same without
+ * them. They are told once for the whole directory. */
+void q_hf_spare_activations(q_hf_reader *r, q_str module);
 /* Put file and tensor in front of the sentence. */
 lq_status q_hf_at(const q_hf_reader *r, lq_status s, const q_tensor *t);
 /* module.weight with this view, in the place of `part`: rows x k weights. */
