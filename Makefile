@@ -41,7 +41,7 @@ endif
 # damaged files, kernels called by one thread, file calls, kills and devices through drivers, which it does not see into;
 # test_threads, test_cpu, test_engine, test_moe, test_pack, test_quantize and the other cli_* run the same threads.
 ifeq ($(SAN),thread)
-export WITHOUT ?= check_* test_quality test_corrupt test_determinism test_kernels test_products test_steps test_io test_kill \
+export WITHOUT ?= check_* test_quality test_corrupt test_determinism test_kernels test_products test_steps test_io test_kill* \
     test_nomem test_backend* test_device test_vulkan cli_bench* cli_calibrate.sh cli_completion.sh cli_device.sh cli_man.sh cli_quantize.sh
 else ifneq (,$(SAN)) # the first compiles the library as one file, which no sanitizer sees; the others compare bits and figures
 # of quality for many minutes, by ways that test_kernels, test_products and test_quantize go
@@ -215,7 +215,7 @@ ifneq ($(SETUP),0)
 	@tools/setup.sh --aarch64
 endif
 	@$(MAKE) --no-print-directory tests-build B=$(B) CC="$(CROSS)"
-	@B=$(B) RUNNER="$(QEMU)" WITHOUT='check_* cli_* test_corrupt test_fold_search test_kill test_lora test_nomem test_pack test_quality test_quantize test_wide' tests/run.sh
+	@B=$(B) RUNNER="$(QEMU)" WITHOUT='check_* cli_* test_corrupt test_fold_search test_kill* test_lora test_nomem test_pack test_quality test_quantize test_wide' tests/run.sh
 	@B=$(B) RUNNER="$(QEMU) -cpu cortex-a53" ONLY=test_kernels tests/run.sh
 
 demo: setup
