@@ -209,7 +209,8 @@ static lq_status spares_file(const char *file, const char *dst) {
 /* The side files lie where the weights do: a loader joins both to the same folder. */
 static lq_status spares_side_files(const q_directory *dir, const char *dst) {
     const q_str side[] = {q_str_of("config.json"), q_str_of("tokenizer_config.json"), q_str_of("adapter_config.json"),
-                          q_str_of("model.safetensors.index.json"), dir->tokenizer_file};
+                          q_str_of("model.safetensors.index.json"), q_str_of("quantize_config.json"),
+                          q_str_of("quant_config.json"), dir->tokenizer_file};
     const char *weights = q_file_path(dir->files[0]), *slash = strrchr(weights, '/');
     char folder[4200], path[4200];
     const size_t n = slash ? (size_t)(slash - weights) : 0;

@@ -47,12 +47,15 @@ static void hear(void *user, lq_log_level level, const char *message) {
 }
 static const q_log ears = {hear, NULL};
 
+static void make_dir(void) {
+    if (dir_path[0]) return;
+    snprintf(dir_path, sizeof dir_path, "%s/hf-quant-%d", t_tmp(), (int)getpid());
+    ck_assert_int_eq(mkdir(dir_path, 0700), 0);
+}
+
 /* What is in config and weights as a directory, opened. */
 static lq_status open_it(bool map, const q_alloc *a, q_directory **dir) {
-    if (!dir_path[0]) {
-        snprintf(dir_path, sizeof dir_path, "%s/hf-quant-%d", t_tmp(), (int)getpid());
-        ck_assert_int_eq(mkdir(dir_path, 0700), 0);
-    }
+    make_dir();
     put("config.json", config, strlen(config));
     put("model.safetensors", weights, n_weights);
     said[0] = 0;
@@ -115,6 +118,33 @@ static uint8_t *data_of(const char *tensor) {
     ck_assert_msg(at != NULL, "no %s", tensor);
     ck_assert_int_eq(sscanf(strstr(at, "data_offsets\":[") + 15, "%lu", &begin), 1);
     return weights + 8 + n + begin;
+}
+
+/* A container as it grows. */
+typedef struct box {
+    char header[1 << 15];
+    size_t n, bytes;
+    uint8_t *data;
+} box;
+static void *box_add(box *b, q_str name, const char *dtype, uint64_t rows, uint64_t k, size_t bytes) {
+    char shape[48];
+    if (rows) snprintf(shape, sizeof shape, "%lu,%lu", (unsigned long)rows, (unsigned long)k);
+    else snprintf(shape, sizeof shape, "%lu", (unsigned long)k);
+    b->n += (size_t)snprintf(b->header + b->n, sizeof b->header - b->n, "%c\"%.*s\":{\"dtype\":\"%s\",\"shape\":[%s],\"data_offsets\":[%zu,%zu]}",
+                             b->n ? ',' : '{', (int)name.n, name.p, dtype, shape, b->bytes, b->bytes + bytes);
+    b->bytes += bytes;
+    ck_assert(b->bytes < 1 << 20 && b->n < sizeof b->header - 300);
+    return b->data + b->bytes - bytes;
+}
+static void box_write(box *b) {
+    const uint64_t n = b->n + 1;
+    uint8_t *all = malloc(8 + n + b->bytes);
+    memcpy(all, &n, 8);
+    memcpy(all + 8, b->header, b->n);
+    all[8 + b->n] = '}';
+    memcpy(all + 8 + n, b->data, b->bytes);
+    put("model.safetensors", all, 8 + n + b->bytes);
+    free(all);
 }
 
 /* ---- good ones */
@@ -234,6 +264,84 @@ START_TEST(test_auto_fp8) { /* one scale for all, under AutoFP8's name */
     ck_assert(memcmp(y[0], y[1], 8 * 32 * sizeof *y[0]) == 0);
     free(y[0]);
     free(y[1]);
+}
+END_TEST
+
+/* What describes the weights in a file of its own, as it was before config.json did. */
+static const struct {
+    const char *seed, *file, *edit, *edit2, *config, *tensor; /* edits of the file; config.json, NULL = the seed's; a tensor renamed */
+    lq_status code;
+    const char *word, *word2;
+} besides[] = {
+    {"gptq4", "quantize_config.json", .config = "{}", .word = "quantize_config.json"},
+    {"gptq4-row", "quantize_config.json", "\"quant_method\": \"gptq\", ", "", "{\"quantization_config\": null}", .word = "as of the method gptq"},
+    {"awq-row", "quant_config.json", "\"quant_method\": \"awq\", ", "", "{}", .word = "as of the method awq"},
+    {"gptq4", "quantize_config.json", .word = ""},
+    {"gptq4", "quantize_config.json", "\"bits\": 4", "\"bits\": 8", .word = "says otherwise in 1 fields ('bits'), and holds"},
+    {"gptq4", "quantize_config.json", "\"desc_act\": false, \"sym\": false", "\"desc_act\": true, \"sym\": 0",
+     .word = "in 2 fields ('desc_act')"},
+    {"gptq4", "quantize_config.json", "\"damp_percent\": 0.01", "\"checkpoint_format\": \"gptq\"", .word = ""},
+    {"gptq4", "quantize_config.json", .config = "{}", .tensor = "m.qweight", .code = LQ_E_INCONSISTENT, .word = "no quantization_config"},
+    {"ct-fp8", "quantize_config.json", .config = "{}", .code = LQ_E_INCONSISTENT, .word = "no quantization_config"},
+    {"gptq4", "quantize_config.json", "\"bits\": 4", "\"bits\": 5", "{}", .code = LQ_E_UNSUPPORTED, .word = "/quantize_config.json, in the place", .word2 = "bits"},
+    {"gptq4", "quantize_config.json", "{", "[", .code = LQ_E_FORMAT, .word = "/quantize_config.json"},
+    {"gptq4", "quantize_config.json", "{", "{\"\": 1, ", .code = LQ_E_FORMAT, .word = "/quantize_config.json"},
+};
+START_TEST(test_beside) {
+    char plain[8192];
+    q_directory *dir = NULL;
+    float *y[2] = {NULL, NULL};
+    uint64_t n = 0;
+    load_seed(besides[_i].seed);
+    make_dir();
+    ck_assert_int_eq(open_it(true, &q_alloc_libc, &dir), LQ_OK);
+    y[0] = decode(dir, &dir->tensors[0]);
+    q_directory_close(dir);
+    snprintf(plain, sizeof plain, "%s", config);
+    edit_config("{\"quantization_config\": ", "");
+    config[strlen(config) - 1] = 0;
+    if (besides[_i].edit) edit_config(besides[_i].edit, besides[_i].edit2);
+    put(besides[_i].file, config, strlen(config));
+    snprintf(config, sizeof config, "%s", besides[_i].config ? besides[_i].config : plain);
+    if (besides[_i].tensor) edit_header(besides[_i].tensor, "m.pweight");
+    for (int map = 0; map < 2; map++) {
+        dir = NULL;
+        const lq_status s = open_it(map, &q_alloc_libc, &dir);
+        ck_assert_msg(s == besides[_i].code, "%s (%s)", lq_status_name(s), s ? lq_error_detail() : "opened");
+        const char *text = s ? lq_error_detail() : said;
+        if (besides[_i].word[0]) ck_assert_msg(strstr(text, besides[_i].word) != NULL, "%s", text);
+        else ck_assert_str_eq(text, "");
+        if (besides[_i].word2) ck_assert_msg(strstr(text, besides[_i].word2) != NULL, "%s", text);
+        if (s != LQ_OK) continue;
+        n = dir->tensors[0].shape[0] * dir->tensors[0].rows;
+        y[1] = decode(dir, &dir->tensors[0]);
+        ck_assert(memcmp(y[0], y[1], n * sizeof *y[0]) == 0);
+        free(y[1]);
+        if (map) ck_assert_int_eq(q_directory_spares(dir, t_path(plain, sizeof plain, dir_path, besides[_i].file)), LQ_E_ARG);
+        q_directory_close(dir);
+    }
+    free(y[0]);
+    char path[1024];
+    ck_assert_int_eq(unlink(t_path(path, sizeof path, dir_path, besides[_i].file)), 0);
+}
+END_TEST
+
+START_TEST(test_beside_floats) { /* nothing is quantized: the file says nothing of the model */
+    static box b;
+    q_directory *dir;
+    make_dir();
+    b.data = calloc(1, 1 << 10);
+    memset(box_add(&b, q_str_of("m.weight"), "F16", 2, 4, 16), 0, 16);
+    box_write(&b);
+    put("config.json", "{}", 2);
+    put("quantize_config.json", "{\"bits\": 4}", 11);
+    said[0] = 0;
+    const q_load_options o = {.alloc = &q_alloc_libc, .log = &ears};
+    ck_assert_msg(q_directory_open(dir_path, &o, &dir) == LQ_OK, "%s", lq_error_detail());
+    ck_assert_ptr_nonnull(strstr(said, "quantize_config.json is not used: no tensor is quantized"));
+    ck_assert_str_eq(dir->container, "huggingface");
+    q_directory_close(dir);
+    free(b.data);
 }
 END_TEST
 
@@ -445,33 +553,6 @@ END_TEST
 
 /* ---- a whole model */
 
-/* A container as it grows. */
-typedef struct box {
-    char header[1 << 15];
-    size_t n, bytes;
-    uint8_t *data;
-} box;
-static void *box_add(box *b, q_str name, const char *dtype, uint64_t rows, uint64_t k, size_t bytes) {
-    char shape[48];
-    if (rows) snprintf(shape, sizeof shape, "%lu,%lu", (unsigned long)rows, (unsigned long)k);
-    else snprintf(shape, sizeof shape, "%lu", (unsigned long)k);
-    b->n += (size_t)snprintf(b->header + b->n, sizeof b->header - b->n, "%c\"%.*s\":{\"dtype\":\"%s\",\"shape\":[%s],\"data_offsets\":[%zu,%zu]}",
-                             b->n ? ',' : '{', (int)name.n, name.p, dtype, shape, b->bytes, b->bytes + bytes);
-    b->bytes += bytes;
-    ck_assert(b->bytes < 1 << 20 && b->n < sizeof b->header - 300);
-    return b->data + b->bytes - bytes;
-}
-static void box_write(box *b) {
-    const uint64_t n = b->n + 1;
-    uint8_t *all = malloc(8 + n + b->bytes);
-    memcpy(all, &n, 8);
-    memcpy(all + 8, b->header, b->n);
-    all[8 + b->n] = '}';
-    memcpy(all + 8 + n, b->data, b->bytes);
-    put("model.safetensors", all, 8 + n + b->bytes);
-    free(all);
-}
-
 /* A matrix of AWQ's other layouts that is longer than a strip, its codes put where the steps of the packing take them. */
 START_TEST(test_awq_strips) {
     enum { IN = 1024, OUT = 1004, GROUPS = 8 };
@@ -654,6 +735,12 @@ START_TEST(test_memory) {
         const q_alloc a = {stingy, give, &m};
         q_directory *dir = NULL;
         load_seed(all_seeds[_i]);
+        make_dir();
+        if (_i == 0) { /* described beside config.json */
+            const size_t n = strlen("{\"quantization_config\": ");
+            put("quantize_config.json", config + n, strlen(config) - n - 1);
+            snprintf(config, sizeof config, "{}");
+        }
         s = open_it(false, &a, &dir);
         if (s == LQ_OK) {
             const q_tensor *t = &dir->tensors[0];
@@ -678,6 +765,8 @@ static Suite *suite(void) {
     tcase_add_loop_test(c, test_told, 0, (int)Q_COUNT(told));
     tcase_add_loop_test(c, test_activations, 0, (int)Q_COUNT(with_activations));
     tcase_add_test(c, test_auto_fp8);
+    tcase_add_loop_test(c, test_beside, 0, (int)Q_COUNT(besides));
+    tcase_add_test(c, test_beside_floats);
     tcase_add_test(c, test_awq_names);
     tcase_add_test(c, test_rounded_scales);
     tcase_add_loop_test(c, test_bad, 0, (int)Q_COUNT(bads));

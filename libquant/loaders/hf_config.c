@@ -31,9 +31,8 @@ static lq_status fail_key(const walk *w, lq_status s) {
     return q_fail_in(s, "key '%.*s'", (int)Q_MIN(w->n, 200u), w->key);
 }
 
-static lq_status new_meta(walk *w, q_meta_type type, q_meta **out) {
-    q_hf_meta *m = w->meta;
-    if (m->n == Q_LIMIT_KEYS) return fail_key(w, q_fail(LQ_E_LIMIT, "more than %d keys", Q_LIMIT_KEYS));
+lq_status q_hf_add_meta(q_hf_meta *m, const q_meta *item) {
+    if (m->n == Q_LIMIT_KEYS) return q_fail(LQ_E_LIMIT, "more than %d keys", Q_LIMIT_KEYS);
     if (m->n == m->cap) {
         const uint64_t cap = m->cap ? m->cap * 2 : 64;
         q_meta *items = (q_meta *)q_grow(m->alloc, m->items, m->n, cap, sizeof *items);
@@ -41,10 +40,18 @@ static lq_status new_meta(walk *w, q_meta_type type, q_meta **out) {
         m->items = items;
         m->cap = cap;
     }
+    m->items[m->n++] = *item;
+    return LQ_OK;
+}
+
+static lq_status new_meta(walk *w, q_meta_type type, q_meta **out) {
+    q_hf_meta *m = w->meta;
     char *key = q_arena_str(m->arena, (q_str){w->key, w->n});
     if (!key) return LQ_E_NOMEM;
-    *out = &m->items[m->n++];
-    **out = (q_meta){.key = {key, w->n}, .type = type, .count = 1};
+    const q_meta item = {.key = {key, w->n}, .type = type, .count = 1};
+    const lq_status s = q_hf_add_meta(m, &item);
+    if (s != LQ_OK) return s == LQ_E_LIMIT ? fail_key(w, s) : s;
+    *out = &m->items[m->n - 1];
     return LQ_OK;
 }
 

@@ -2,7 +2,8 @@
  * directory, which is simpler: adapter_config.json and adapter_model.safetensors.
  *
  * config.json, then either model.safetensors or the shards that model.safetensors.index.json lists; beside them
- * tokenizer_config.json and tokenizer.model (or tokenizer.json) where present. Other files, generation_config.json
+ * tokenizer_config.json and tokenizer.model (or tokenizer.json) where present, and what describes quantized weights where
+ * config.json does not: quantize_config.json of AutoGPTQ, quant_config.json of AutoAWQ. Other files, generation_config.json
  * among them, are not looked at. Refuses shard names that lead anywhere else, an index that disagrees with the shards
  * in any tensor or in the total size, and keys that become ambiguous when joined. Pickled weights are never opened
  * (loader.c says so). The container itself is safetensors.c's, metadata hf_config.c's, quantized weights hf_view.c's.
@@ -25,6 +26,7 @@ typedef struct hf_dir {
     uint64_t header_bytes; /* of all files */
     q_tensor *seen;        /* the directory's tensors: those of the files, or views of several */
     q_hf_cache *cache;
+    const char *beside;    /* the file that describes quantized weights, where config.json does not */
 } hf_dir;
 
 static lq_status join(char buf[PATH_BYTES], const char *dir, const char *name) {
@@ -310,7 +312,7 @@ static lq_status open_weights(hf_dir *h, const char *dir, const char *file, bool
 
 /* ------------------------------------------------------------------------------------------------ configuration */
 
-static lq_status read_config(hf_dir *h, const char *dir, const char *name, const char *prefix) {
+static lq_status read_config(hf_dir *h, const char *dir, const char *name, const char *prefix, bool scalars, q_hf_meta *to) {
     char path[PATH_BYTES];
     uint8_t *text;
     uint64_t n;
@@ -322,18 +324,29 @@ static lq_status read_config(hf_dir *h, const char *dir, const char *name, const
     /* A tokenizer without limit writes model_max_length as an integer of 31 digits. */
     lq_status s = q_json_parse(&tree, text, n, side ? Q_JSON_WIDE : 0, path, &root);
     const bool parsed = s == LQ_OK; /* its sentences name the file themselves */
-    const uint64_t begin = h->meta.n;
-    if (parsed) s = q_hf_flatten(&h->meta, root, prefix, side);
+    const uint64_t begin = to->n;
+    if (parsed) s = q_hf_flatten(to, root, prefix, scalars);
     q_arena_free(&tree);
     q_delete(h->alloc, text);
     if (!parsed) return s;
     static const char reserved[] = "tokenizer_config";
-    for (uint64_t i = begin; s == LQ_OK && !side && i < h->meta.n; i++) {
-        const q_str key = h->meta.items[i].key;
+    for (uint64_t i = begin; s == LQ_OK && !side && i < to->n; i++) {
+        const q_str key = to->items[i].key;
         if (key.n >= sizeof reserved - 1 && memcmp(key.p, reserved, sizeof reserved - 1) == 0)
             s = q_fail(LQ_E_FORMAT, "the key '%.*s' belongs to another file", Q_STR_ARG(key));
     }
     return s == LQ_OK ? s : q_fail_in(s, "%s", path);
+}
+
+static lq_status index_meta(hf_dir *h, const char *dir, const char *name) {
+    h->dir.meta = h->meta.items;
+    h->dir.n_meta = (uint32_t)h->meta.n;
+    q_delete(h->alloc, h->dir.meta_index.cells);
+    h->dir.meta_index.cells = NULL;
+    const lq_status s = q_index_build(h->alloc, h->meta.items, sizeof(q_meta), h->dir.n_meta, "joined key",
+                                      &h->dir.meta_index);
+    if (s == LQ_OK) return s;
+    return q_fail_in(s == LQ_E_INCONSISTENT ? LQ_E_FORMAT : s, "%s/%s", dir, name);
 }
 
 /* `side` may be there, too. */
@@ -341,15 +354,83 @@ static lq_status read_configs(hf_dir *h, const char *dir, const char *name, cons
     bool has;
     Q_TRY(has_file(dir, name, &has));
     if (!has) return q_fail(LQ_E_FORMAT, "%s has no %s", dir, name);
-    Q_TRY(read_config(h, dir, name, ""));
+    Q_TRY(read_config(h, dir, name, "", false, &h->meta));
     if (side) Q_TRY(has_file(dir, side, &has));
-    if (side && has) Q_TRY(read_config(h, dir, side, "tokenizer_config."));
-    h->dir.meta = h->meta.items;
-    h->dir.n_meta = (uint32_t)h->meta.n;
-    const lq_status s = q_index_build(h->alloc, h->meta.items, sizeof(q_meta), h->dir.n_meta, "joined key",
-                                      &h->dir.meta_index);
-    if (s == LQ_OK) return s;
-    return q_fail_in(s == LQ_E_INCONSISTENT ? LQ_E_FORMAT : s, "%s/%s", dir, name);
+    if (side && has) Q_TRY(read_config(h, dir, side, "tokenizer_config.", true, &h->meta));
+    return index_meta(h, dir, name);
+}
+
+/* ------------------------------------------------------------------------------------------------ quantization beside config.json */
+
+/* Before config.json had quantization_config, the same object was a file of its own. */
+static const char quantization[] = "quantization_config.";
+static const struct {
+    const char *file, *method; /* its quant_method, where it has none */
+} beside[] = {{"quantize_config.json", "gptq"}, {"quant_config.json", "awq"}};
+
+static bool has_quantization(const hf_dir *h) {
+    for (uint64_t i = 0; i < h->meta.n; i++)
+        if (q_str_begins(h->meta.items[i].key, quantization)) return true;
+    return false;
+}
+
+static bool same_value(const q_meta *a, const q_meta *b) {
+    if (a->type == Q_META_ARRAY || b->type == Q_META_ARRAY) return a->type == b->type; /* lists say nothing of the weights */
+    if (a->type == Q_META_STRING || b->type == Q_META_STRING) return a->type == b->type && q_str_eq(a->s, b->s);
+    return (a->type == Q_META_BOOL) == (b->type == Q_META_BOOL) && a->f == b->f && a->i == b->i;
+}
+
+/* config.json has the word; where the other file says something else, that is told. */
+static void tell_differences(const hf_dir *h, const q_log *log, const char *dir, const char *name, const q_hf_meta *other) {
+    uint32_t n = 0;
+    q_str first = {0};
+    for (uint64_t i = 0; i < other->n; i++) {
+        const q_str key = other->items[i].key;
+        const int64_t at = q_index_find(&h->dir.meta_index, h->meta.items, sizeof(q_meta), key);
+        if (at < 0 || same_value(&h->meta.items[at], &other->items[i])) continue;
+        if (n++ == 0) first = (q_str){key.p + sizeof quantization - 1, key.n - (sizeof quantization - 1)};
+    }
+    if (n)
+        q_log_write(log, LQ_LOG_WARN, "%s/%s is not used: quantization_config in %s says otherwise in %u fields ('%.*s'), and holds",
+                    dir, name, config_name, n, Q_STR_ARG(first));
+}
+
+static lq_status take_beside(hf_dir *h, const q_log *log, const char *dir, size_t which, const q_hf_meta *other) {
+    const char *name = beside[which].file;
+    bool quantized = false, has_method = false;
+    for (uint64_t i = 0; i < h->tensors.n && !quantized; i++) quantized = q_str_ends(h->tensors.items[i].name, ".qweight");
+    if (!quantized) {
+        q_log_write(log, LQ_LOG_WARN, "%s/%s is not used: no tensor is quantized", dir, name);
+        return LQ_OK;
+    }
+    for (uint64_t i = 0; i < other->n; i++) {
+        has_method |= q_str_is(other->items[i].key, "quantization_config.quant_method");
+        Q_TRY(q_hf_add_meta(&h->meta, &other->items[i]));
+    }
+    if (!has_method) {
+        const q_meta method = {.key = q_str_of("quantization_config.quant_method"), .type = Q_META_STRING, .count = 1,
+                               .s = q_str_of(beside[which].method)};
+        Q_TRY(q_hf_add_meta(&h->meta, &method));
+    }
+    h->beside = name;
+    q_log_write(log, LQ_LOG_WARN, "%s has no quantization_config: it is read from %s/%s%s%s", config_name, dir, name,
+                has_method ? "" : ", as of the method ", has_method ? "" : beside[which].method);
+    return index_meta(h, dir, name);
+}
+
+static lq_status read_beside(hf_dir *h, const q_log *log, const char *dir) {
+    lq_status s = LQ_OK;
+    for (size_t i = 0; s == LQ_OK && i < Q_COUNT(beside); i++) {
+        bool has;
+        Q_TRY(has_file(dir, beside[i].file, &has));
+        if (!has) continue;
+        q_hf_meta other = {.alloc = h->alloc, .arena = &h->arena};
+        s = read_config(h, dir, beside[i].file, quantization, false, &other);
+        if (s == LQ_OK && has_quantization(h)) tell_differences(h, log, dir, beside[i].file, &other);
+        else if (s == LQ_OK) s = take_beside(h, log, dir, i, &other);
+        q_delete(h->alloc, other.items);
+    }
+    return s;
 }
 
 static void hf_idle(q_directory *dir) { q_hf_cache_empty(((hf_dir *)dir->owner)->cache); }
@@ -358,7 +439,8 @@ static void hf_idle(q_directory *dir) { q_hf_cache_empty(((hf_dir *)dir->owner)-
 static lq_status see_quantized(hf_dir *h, const q_log *log, const char *dir) {
     uint32_t n;
     lq_status s = q_hf_views(h->alloc, log, &h->arena, &h->dir, &h->cache, &h->seen, &n);
-    if (s != LQ_OK) return strstr(lq_error_detail(), dir) ? s : q_fail_in(s, "%s", dir);
+    if (s != LQ_OK && strstr(lq_error_detail(), dir)) return s;
+    if (s != LQ_OK) return h->beside ? q_fail_in(s, "%s/%s, in the place of a quantization_config", dir, h->beside) : q_fail_in(s, "%s", dir);
     h->dir.idle = hf_idle;
     h->dir.tensors = h->seen;
     h->dir.n_tensors = n;
@@ -452,6 +534,7 @@ static lq_status hf_open(const char *path, const q_load_options *options, q_dire
     const char *where = is_file ? dir : path;
     lq_status s = read_configs(h, where, config_name, tokenizer_config_name);
     if (s == LQ_OK) s = open_weights(h, where, is_file ? path : NULL, options->map);
+    if (s == LQ_OK) s = read_beside(h, options->log, where);
     if (s == LQ_OK) s = see_quantized(h, options->log, where);
     if (s == LQ_OK) s = read_tokenizer(h, where);
     return give(h, s, out);

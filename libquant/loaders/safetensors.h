@@ -40,5 +40,7 @@ enum { Q_HF_MAX_KEY = 1024 };
  * numbers, of booleans or of strings becomes an array (an empty one counts as of strings); any other array becomes
  * "key.0", "key.1" and so on, as if it were an object. With scalars_only arrays are left out. Errors name the key. */
 lq_status q_hf_flatten(q_hf_meta *meta, const q_json *root, const char *prefix, bool scalars_only);
+/* One more; what it points to has to stay. */
+lq_status q_hf_add_meta(q_hf_meta *meta, const q_meta *item);
 
 #endif
