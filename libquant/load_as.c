@@ -27,16 +27,22 @@ static bool is_multiplied(const q_arch *a, int32_t role) {
     return false;
 }
 
-/* A name as users of other libraries know it. */
+/* A format as schemes and other libraries write it: nf4-dq is nf4_dq. Any other name is left as it is. */
 static const char *known_name(const char *name, char *text, size_t n) {
-    if (strcmp(name, "int8") == 0) return "i8_row";
     snprintf(text, n, "%s", name);
     for (char *p = text; *p; p++)
         if (*p == '-') *p = '_';
-    return text;
+    return q_format_find(text) ? text : name;
 }
 
-static lq_status choose_one(lq_model *m, const q_recipe *recipe, uint32_t i) {
+/* Bits that rounding would not give: of a transform, of statistics. */
+static lq_status cannot_choose(const char *scheme, const char *how, const char *instead) {
+    return q_fail(LQ_E_ARG, "load_as: '%.100s' asks for %s, and while a model opens weights are rounded to nearest: name %s alone, "
+                  "or write the model first (`lq quantize MODEL OUTPUT --scheme %.100s`) and open that", scheme, how, instead,
+                  scheme);
+}
+
+static lq_status choose_one(lq_model *m, const q_recipe *recipe, const char *name, uint32_t i) {
     const q_binding *b = m->binding;
     const q_bind_item *item = &b->items[i];
     if (item->layer < 0 || b->arch->weights[item->role].rows == 0 || !is_multiplied(b->arch, item->role)) return LQ_OK;
@@ -45,6 +51,8 @@ static lq_status choose_one(lq_model *m, const q_recipe *recipe, uint32_t i) {
                       "as it is stored", item->name.p, item->src->format->name);
     q_recipe_choice c;
     Q_TRY(q_quantize_choose(recipe, b, i, false, &c));
+    if (c.quantizer->needs != Q_NEEDS_NONE) return cannot_choose(name, c.quantizer->name, c.format->name);
+    if (q_recipe_transform(recipe)) return cannot_choose(name, q_recipe_transform(recipe)->name, c.format->name);
     if (c.format != c.wanted)
         q_log_write(&m->ctx->log, LQ_LOG_WARN, "tensor '%s': rows of %llu weights do not fill blocks of %s; %s instead",
                     item->name.p, (unsigned long long)item->src->shape[0], c.wanted->name,
@@ -61,12 +69,11 @@ lq_status q_load_as_choose(lq_model *m, const char *name) {
     const q_format *f = q_format_find(known);
     if (f && f->weights == 1) return q_fail(LQ_E_ARG, "load_as: %s is not a quantized format", f->name);
     if (strpbrk(name, "+:"))
-        return q_fail(LQ_E_ARG, "load_as: '%.100s': while a model opens weights are rounded to nearest; name a scheme or format alone",
-                      name);
+        return cannot_choose(name, "more than a scheme or format", "one");
     Q_TRY(q_recipe_find(m->alloc, known, &recipe));
     m->as = Q_NEW(m->alloc, const q_format *, m->binding->n_items);
     lq_status s = m->as ? LQ_OK : LQ_E_NOMEM;
-    for (uint32_t i = 0; i < m->binding->n_items && s == LQ_OK; i++) s = choose_one(m, recipe, i);
+    for (uint32_t i = 0; i < m->binding->n_items && s == LQ_OK; i++) s = choose_one(m, recipe, name, i);
     q_recipe_close(recipe);
     return s;
 }

@@ -28,7 +28,26 @@ static uint64_t weights(const lq_model *m) {
 }
 
 static const struct { const char *as, *format; } names[] = {
-    {"nf4", "nf4"}, {"nf4-dq", "nf4_dq"}, {"int8", "i8_row"}, {"i4_g64", "i4_g64"}, {"i4_row", "i4_row"}, {"q4_0", "q4_0"}};
+    {"nf4", "nf4"}, {"nf4-dq", "nf4_dq"}, {"int8", "i8_row"}, {"i4_g64", "i4_g64"}, {"i4_row", "i4_row"}, {"q4_0", "q4_0"},
+    {"i4-g128", "i4_g128"}};
+
+/* What rounding to nearest does not give is refused by what it is, with what to name instead: nothing of a scheme is dropped. */
+static const struct { const char *as, *how, *instead; } more[] = {
+    {"awq+q4_k_m", "more than a scheme", "name one alone"}, {"q4_k_m:gptq", "more than a scheme", "lq quantize"},
+    {"q4_k_m+imatrix", "more than a scheme", "--scheme q4_k_m+imatrix"}, {"awq-4bit-g128", "awq", "i4_g128"},
+    {"gptq-4bit-g128", "gptq", "i4_g128"}, {"gptq-4bit-g32-act", "gptq", "i4_g32"}};
+
+START_TEST(only_rounding) {
+    char source[4096];
+    lq_ctx *c = context(1);
+    lq_model *m = NULL;
+    const lq_model_options o = {.size = sizeof o, .load_as = more[_i].as, .plan_only = 1};
+    ck_assert_int_eq(lq_model_open(c, pocket(source, sizeof source), &o, &m), LQ_E_ARG);
+    const char *said = lq_error_detail();
+    ck_assert_msg(!m && strstr(said, more[_i].as) && strstr(said, more[_i].how) && strstr(said, more[_i].instead), "%s", said);
+    lq_close(c);
+}
+END_TEST
 
 /* Every matrix of the layers has the named format (or its fall-back) and its reference encoder's bytes; nothing else has. */
 START_TEST(layers_are_quantized) {
@@ -117,6 +136,7 @@ static Suite *suite(void) {
     Suite *s = suite_create("load_as");
     TCase *t = tcase_create("load_as");
     tcase_add_loop_test(t, layers_are_quantized, 0, (int)Q_COUNT(names));
+    tcase_add_loop_test(t, only_rounding, 0, (int)Q_COUNT(more));
     tcase_add_test(t, plan_is_use);
     tcase_add_test(t, refusals);
     suite_add_tcase(s, t);
