@@ -506,7 +506,8 @@ typedef struct lq_calibrate_result {
  * itself. They do not depend on the number of threads. The embedding and the output matrix are not measured.
  * The file appears under its name only when it is complete and was read back; on any failure nothing is left behind.
  * LQ_E_ARG: the text is too short for one chunk, dst exists without `force` or is a file of the model, a scheme
- * that has no transform without `hessians`; LQ_E_NUMERIC: inputs are not finite. `result` may be NULL.
+ * that has no transform without `hessians`; LQ_E_INCONSISTENT: a weight of the model is not finite, which is looked for first;
+ * LQ_E_NUMERIC: inputs are not finite. `result` may be NULL.
  * With `hessians` the text goes through the model layer by layer, and the file also has, once for matrices that share their
  * inputs, 2/n times the sum of x x' over all n; needs OpenBLAS at run time (LQ_E_UNSUPPORTED names the package). So it goes
  * with a scheme that has a transform, for the transform's factors and clips. Such runs may take long: each finished layer is

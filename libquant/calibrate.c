@@ -2,8 +2,8 @@
  *
  * Chunks of the text run as in evaluate.c, but no logits are asked for; a tap sees the input of every product and adds
  * up the squares, on the caller's thread and token after token, so that the sums depend neither on threads nor on how
- * chunks are cut into batches. The output is opened first: what would prevent it is known before the long part. Refuses
- * steps whose inputs a tap does not tell apart (experts, matrices per head). Layer L3. */
+ * chunks are cut into batches. The output is opened first, and all weights are looked at: what would prevent it is known
+ * before the long part. Refuses steps whose inputs a tap does not tell apart (experts, matrices per head). Layer L3. */
 #include "calibrate.h"
 
 #include <math.h>
@@ -72,6 +72,19 @@ static lq_status find_products(work *w) {
     return w->row ? LQ_OK : LQ_E_NOMEM;
 }
 
+/* All weights are finite, so inputs that are not come of weights far too large. Sums only grow: what would not fit the file
+ * is known as soon as it is there. */
+static lq_status check_sums(const work *w) {
+    for (uint32_t i = 0; i < w->n_tallies; i++) {
+        const tally *t = &w->tallies[i];
+        for (int32_t j = 0; j < t->weight->k; j++)
+            if (!isfinite((float)t->sums[j]))
+                return q_fail(LQ_E_NUMERIC, "the inputs of '%s' are not finite (input %d): the model's weights are damaged",
+                              t->weight->name, j);
+    }
+    return LQ_OK;
+}
+
 static void see(void *user, const q_inst *s, const float *x, int32_t n, int32_t stride) {
     work *w = (work *)user;
     const int32_t at = w->of_inst[s - w->session->plan->insts];
@@ -132,12 +145,7 @@ static lq_status write_output(work *w) {
     for (uint32_t i = 0; i < w->n_tallies; i++) {
         const tally *t = &w->tallies[i];
         const float count = (float)t->tokens;
-        for (int32_t j = 0; j < t->weight->k; j++) {
-            w->row[j] = (float)t->sums[j];
-            if (!isfinite(w->row[j]))
-                return q_fail(LQ_E_NUMERIC, "the inputs of '%s' are not finite (input %d): the model's weights are damaged",
-                              t->weight->name, j);
-        }
+        for (int32_t j = 0; j < t->weight->k; j++) w->row[j] = (float)t->sums[j];
         Q_TRY(q_writer_gguf.write(w->writer, w->row, (uint64_t)t->weight->k * sizeof *w->row));
         Q_TRY(q_writer_gguf.write(w->writer, &count, sizeof count));
     }
@@ -182,9 +190,18 @@ static lq_status run_text(work *w, const int32_t *ids) {
         q_calibrate_chunk(w->session, ids, &w->text, chunk, w->ids);
         w->session->length = 0;
         Q_TRY(q_session_decode(w->session, w->ids, window, window));
+        Q_TRY(check_sums(w));
     }
     if (o->progress) o->progress(o->user, total, total, "tokens");
     return LQ_OK;
+}
+
+static lq_status check_weights(const work *w) {
+    q_pool *pool;
+    Q_TRY(q_pool_open(w->alloc, w->session->shape.threads_prefill, &pool));
+    const lq_status s = q_calibrate_check_weights(w->session, pool);
+    q_pool_close(pool);
+    return s;
 }
 
 static lq_status run(work *w, const int32_t *ids, size_t count, const char *dst) {
@@ -193,6 +210,7 @@ static lq_status run(work *w, const int32_t *ids, size_t count, const char *dst)
     if (!w->ids) return LQ_E_NOMEM;
     Q_TRY(find_products(w));
     Q_TRY(open_output(w, dst));
+    Q_TRY(check_weights(w));
     w->session->tap = see;
     w->session->tap_user = w;
     const lq_status s = run_text(w, ids);

@@ -20,6 +20,9 @@ void q_calibrate_keys(const q_str *dataset, const q_calibrate_text *t, q_meta ke
 /* A tensor of n values, called `base` and `suffix`. */
 lq_status q_calibrate_tensor(q_arena *arena, const char *base, const char *suffix, uint64_t n, q_out_tensor *out);
 
+/* Before any work: LQ_E_INCONSISTENT names the first weight of the model that is not finite (calibrate_weights.c). */
+lq_status q_calibrate_check_weights(lq_session *s, q_pool *pool);
+
 /* With lq_calibrate_options.hessians, or a scheme that names a transform (calibrate_layers.c). */
 lq_status q_calibrate_layers(lq_session *s, const int32_t *ids, size_t count, const char *dst,
                                const lq_calibrate_options *o, lq_calibrate_result *result);

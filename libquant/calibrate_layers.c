@@ -602,6 +602,7 @@ static lq_status prepare(work *w, const int32_t *ids, size_t count) {
 static lq_status run(work *w, const int32_t *ids, size_t count) {
     bool found;
     Q_TRY(prepare(w, ids, count));
+    Q_TRY(q_calibrate_check_weights(w->session, w->pool));
     Q_TRY(q_kept_restore(&w->kept, w->stream, w->text.chunks, w->bytes, &found));
     if (found) {
         const uint32_t at = q_stream_at(w->stream);

@@ -242,13 +242,80 @@ START_TEST(an_output_that_is_there_or_is_the_model) {
 }
 END_TEST
 
+/* Put a value into a tensor of the file, and open it. */
+static void spoil(const char *name, uint64_t row, uint64_t column, float v) {
+    close_tiny();
+    q_directory *d = directory(paths[0]);
+    const q_tensor *t = q_directory_tensor(d, q_str_of(name));
+    ck_assert_msg(t != NULL, "no %s", name);
+    const uint64_t at = (uint64_t)((const uint8_t *)t->data - q_file_data(d->files[0])) + (row * t->shape[0] + column) * sizeof v;
+    q_directory_close(d);
+    FILE *f = fopen(paths[0], "r+b");
+    fseek(f, (long)at, SEEK_SET);
+    fwrite(&v, sizeof v, 1, f);
+    ck_assert_int_eq(fclose(f), 0);
+    const lq_options o = {.size = sizeof o, .threads = 2};
+    ck_assert_msg(lq_open(&o, &ctx) == LQ_OK, "%s", lq_error_detail());
+    ck_assert_msg(lq_model_open(ctx, paths[0], NULL, &model) == LQ_OK, "%s", lq_error_detail());
+}
+static int must_not_begin(void *user, uint64_t done, uint64_t total, const char *what) {
+    Q_UNUSED(user);
+    ck_abort_msg("it began: %d of %d %s", (int)done, (int)total, what);
+    return 0;
+}
+
+/* Before anything is measured, whatever calibration it is, and also where this text would never come by. */
+START_TEST(weights_that_are_not_finite) {
+    static const struct {
+        const char *name;
+        uint64_t row, column;
+        float v;
+        const char *place;
+    } bad[] = {{"output.weight", 261, 63, NAN, "row 261, column 63"}, {"token_embd.weight", 2, 0, INFINITY, "row 2, column 0"},
+               {"blk.1.ffn_down.weight", 63, 95, -INFINITY, "row 63, column 95"}, {"blk.0.attn_norm.weight", 0, 7, NAN, "row 0, column 7"}};
+    for (size_t i = 0; i < Q_COUNT(bad); i++) {
+        if (i) {
+            close_tiny();
+            open_tiny(NULL);
+        }
+        spoil(bad[i].name, bad[i].row, bad[i].column, bad[i].v);
+        for (int layers = 0; layers < 2; layers++) {
+            lq_session *s = session(WINDOW, WINDOW, 1 + (uint32_t)layers);
+            lq_calibrate_options o = options();
+            o.progress = must_not_begin;
+            o.scheme = layers ? "awq+q4_0:rtn" : NULL;
+            REFUSED(lq_calibrate(s, ids, TOKENS, in_tmp(1, "stats.gguf"), &o, NULL), LQ_E_INCONSISTENT, bad[i].name, bad[i].place,
+                    "not finite");
+            ck_assert_int_eq(files_in_tmp(), 1);
+            lq_session_close(s);
+        }
+    }
+    spoil(bad[3].name, bad[3].row, 2, NAN); /* of several, the first */
+    lq_session *s = session(WINDOW, WINDOW, 2);
+    const lq_calibrate_options o = options();
+    REFUSED(lq_calibrate(s, ids, TOKENS, paths[1], &o, NULL), LQ_E_INCONSISTENT, bad[3].name, "row 0, column 2");
+    lq_session_close(s);
+}
+END_TEST
+
+static int count_calls(void *user, uint64_t done, uint64_t total, const char *what) {
+    Q_UNUSED(done);
+    Q_UNUSED(total);
+    Q_UNUSED(what);
+    ++*(int *)user;
+    return 0;
+}
 START_TEST(inputs_that_are_not_finite) {
     close_tiny();
     open_tiny("blk.0.ffn_up.weight"); /* what it makes overflows once it is squared */
     lq_session *s = session(WINDOW, WINDOW, 1);
-    const lq_calibrate_options o = options();
+    lq_calibrate_options o = options();
+    int calls = 0;
+    o.progress = count_calls;
+    o.user = &calls;
     REFUSED(lq_calibrate(s, ids, TOKENS, in_tmp(1, "stats.gguf"), &o, NULL), LQ_E_NUMERIC, "blk.0.ffn_down.weight",
             "not finite");
+    ck_assert_int_eq(calls, 1); /* by the first window */
     ck_assert_int_eq(files_in_tmp(), 1);
     lq_session_close(s);
 }
@@ -309,6 +376,7 @@ static Suite *suite(void) {
     tcase_add_test(t, the_session_is_an_ordinary_one_afterwards);
     tcase_add_test(t, texts_and_windows_that_do_not_do);
     tcase_add_test(t, an_output_that_is_there_or_is_the_model);
+    tcase_add_test(t, weights_that_are_not_finite);
     tcase_add_test(t, inputs_that_are_not_finite);
     tcase_add_test(t, cancelling_leaves_nothing);
     suite_add_tcase(s, t);
