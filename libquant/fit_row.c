@@ -8,6 +8,8 @@
 
 #include <float.h>
 
+#include "wide.h"
+
 enum { POLISH = 4, ZERO_STEPS = 20 };
 
 static double weight_of(const q_fit_in *in, int64_t i) {
@@ -57,7 +59,13 @@ static void descend(const q_fit_in *in, int64_t n, bool half, double d, float ze
 float q_fit_row(const q_shape *s, const q_fit_in *in, int64_t n) {
     float top = 0.0f, zero = 0.0f;
     double unused;
-    for (int64_t i = 0; i < n; i++) top = fmaxf(top, fabsf(in->x[i]));
+    if (n % Q_WIDE_LANES == 0 && n > 0) {
+        float lo, hi;
+        q_wide_of(in->wide)->extremes(in->x, 1, (int32_t)n, &lo, &hi);
+        top = fmaxf(-lo, hi);
+    } else {
+        for (int64_t i = 0; i < n; i++) top = fmaxf(top, fabsf(in->x[i]));
+    }
     float d = top / s->reference;
     if (!(d > 0.0f && d <= FLT_MAX)) return 0.0f;
     if (!in->search) return d;

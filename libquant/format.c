@@ -2,7 +2,7 @@
  *
  * Owns nothing. Refuses rows that are not whole blocks, and rows so long that a codec's int offsets could not reach
  * their end. Layer L1. */
-#include "fit.h"
+#include "wide.h"
 
 const q_format *q_format_find(const char *name) {
     for (uint32_t i = 0; name && i < q_format_count(); i++)
@@ -56,14 +56,10 @@ void q_format_codes(const q_format *f, const q_wide *wide, const q_grid *grid, c
     for (int32_t j = 0; !f->shape && j < f->weights; j++) codes[j] = f->nearest(grid, j, x[j], &value);
 }
 
-void q_encode_row_of(const q_format *f, const q_fit_in *all, int64_t n, uint8_t *row) {
+void q_encode_blocks(const q_format *f, const q_fit_in *all, int64_t n, uint8_t *row) {
     q_grid grid;
     int32_t codes[Q_MAX_BLOCK];
     q_fit_in in = *all;
-    in.head = NULL;
-    if (f->row_head) f->head(&in, n, row);
-    if (f->row_head) in.head = row;
-    row += f->row_head;
     for (int64_t at = 0; at < n; at += f->weights, row += f->bytes) {
         in.x = all->x + at;
         in.weight = all->weight ? all->weight + at : NULL;
@@ -71,6 +67,15 @@ void q_encode_row_of(const q_format *f, const q_fit_in *all, int64_t n, uint8_t 
         q_format_codes(f, in.wide, &grid, in.x, codes);
         f->emit(&grid, codes, row);
     }
+}
+
+void q_encode_row_of(const q_format *f, const q_fit_in *all, int64_t n, uint8_t *row) {
+    q_fit_in in = *all;
+    in.head = NULL;
+    if (f->row_head) f->head(&in, n, row);
+    if (f->row_head) in.head = row;
+    if ((!in.search || f->weights == 1) && q_wide_of(in.wide)->encode(f, &in, n, row + f->row_head)) return;
+    q_encode_blocks(f, &in, n, row + f->row_head);
 }
 
 void q_encode_row(const q_format *f, const float *x, const float *weight, bool search, int64_t n, uint8_t *row) {

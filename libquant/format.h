@@ -83,6 +83,9 @@ void q_decode_row(const q_format *f, const uint8_t *row, int64_t n, float *y);
 void q_encode_row_of(const q_format *f, const q_fit_in *in, int64_t n, uint8_t *row);
 void q_encode_row(const q_format *f, const float *x, const float *weight, bool search, int64_t n, uint8_t *row);
 
+/* The blocks behind a row's head, one by one; in->head is that head. */
+void q_encode_blocks(const q_format *f, const q_fit_in *in, int64_t n, uint8_t *row);
+
 /* The codes of a block under its grid; `wide` as in q_fit_in. */
 void q_format_codes(const q_format *f, const struct q_wide *wide, const q_grid *grid, const float *x, int32_t *codes);
 

@@ -109,6 +109,14 @@ Q_UNCHECKED static bool any_codes(const float *x, int32_t n, float scale, float 
     return any == 0;
 }
 
+static bool any_encode(const q_format *f, const q_fit_in *in, int64_t n, uint8_t *row) {
+    Q_UNUSED(f);
+    Q_UNUSED(in);
+    Q_UNUSED(n);
+    Q_UNUSED(row);
+    return false;
+}
+
 /* x * 0 is 0, and NaN for infinities and NaN: one pass without branches. */
 Q_UNCHECKED static bool any_finite(const float *x, int64_t n) {
     float s[8] = {0};
@@ -146,4 +154,4 @@ Q_UNCHECKED static void any_subtract(float *w, const float *e, int64_t n, const 
     memcpy(w, sum, sizeof sum);
 }
 
-const q_wide q_wide_any = {any_sums, any_extremes, any_multiply, any_codes, q_decode_row, any_finite, any_errors, any_subtract};
+const q_wide q_wide_any = {any_sums, any_extremes, any_multiply, any_codes, any_encode, q_decode_row, any_finite, any_errors, any_subtract};

@@ -50,6 +50,9 @@ struct q_wide {
     /* codes[i] = (x + min) / scale, limited and rounded as above. False where some x is not within 0.499 |scale| of what
      * its code decodes to, scale * code - min: q_fit_nearest then decides. n is a multiple of 16, scale is not 0. */
     bool (*codes)(const float *x, int32_t n, float scale, float min, float lo, float hi, int32_t *codes);
+    /* q_encode_blocks of finite values without a search; false where the record has no quicker way for the format, and nothing
+     * was written. */
+    bool (*encode)(const q_format *f, const q_fit_in *in, int64_t n, uint8_t *row);
     /* q_decode_row; a NaN may come with other bits. */
     void (*decode)(const q_format *f, const uint8_t *row, int64_t n, float *y);
     /* Are all n values finite? */

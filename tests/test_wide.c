@@ -2,6 +2,7 @@
  * function, format by format and in whole files; and an instruction set that is masked is not used. */
 #include "harness.h"
 
+#include <float.h>
 #include <math.h>
 
 #include "../include/libquant.h"
@@ -19,8 +20,8 @@ static const q_cpu_kernel *wide_line(uint32_t i) {
         for (const q_cpu_kernel *k = wide_line(k##_i); k; k = NULL)
 
 /* Kinds of blocks: normal; of all magnitudes; with zeros of both signs; with outliers; of one sign; on a grid, so that values lie
- * on borders; all equal. */
-enum { KINDS = 7 };
+ * on borders; all equal; far from zero and close together; at or above zero. */
+enum { KINDS = 9 };
 static void fill(float *x, int n, int kind, uint64_t *seed) {
     for (int i = 0; i < n; i++) {
         float v = t_normal(seed);
@@ -30,6 +31,8 @@ static void fill(float *x, int n, int kind, uint64_t *seed) {
         if (kind == 4) v = fabsf(v) + 1;
         if (kind == 5) v = (float)(int)(v * 8) / 16;
         if (kind == 6) v = -0.75f;
+        if (kind == 7) v = v / 1024 + 3;
+        if (kind == 8) v = t_rand(seed) % 4 ? fabsf(v) : t_rand(seed) & 1 ? 0.0f : -0.0f;
         x[i] = v;
     }
 }
@@ -121,6 +124,63 @@ START_TEST(functions_equal_the_portable_ones) {
 }
 END_TEST
 
+/* Move the values of each block but its extremes to the middle of two that the format decodes to, or next to it: whether rounding
+ * goes up or down there hangs on the last bit. */
+static void to_borders(const q_format *f, float *x, int64_t n, uint64_t *seed) {
+    static float y[1024];
+    static uint8_t row[1024 * 4 + 64];
+    q_encode_row(f, x, NULL, false, n, row);
+    q_decode_row(f, row, n, y);
+    for (int64_t at = 0; at < n; at += f->weights) {
+        int64_t low = at, high = at;
+        for (int64_t i = at; i < at + f->weights; i++) {
+            if (x[i] < x[low]) low = i;
+            if (x[i] > x[high]) high = i;
+        }
+        for (int64_t i = at; i < at + f->weights; i++) {
+            const float a = y[i], b = y[at + (int64_t)(t_rand(seed) % (uint64_t)f->weights)];
+            float v = (float)(((double)a + (double)b) / 2);
+            for (uint64_t step = t_rand(seed) % 4; step > 0; step--) v = nextafterf(v, t_rand(seed) & 1 ? a : b);
+            if (i != low && i != high && v >= x[low] && v <= x[high]) x[i] = v;
+        }
+    }
+}
+
+START_TEST(rows_rounded_to_nearest_equal_the_portable_ones) {
+    enum { K = 1024, ROUNDS = 120 };
+    uint64_t seed = 3;
+    static float x[K];
+    static uint8_t row[2][K * 4 + 64];
+    uint32_t quick = 0;
+    EACH_WIDE(k)
+    for (uint32_t i = 0; i < q_format_count(); i++) {
+        const q_format *f = q_formats[i];
+        q_fit_in in = {.x = x, .head = row[1], .wide = k->wide};
+        if (!k->wide->encode(f, &in, 0, row[1])) continue;
+        quick++;
+        for (int round = 0; round < ROUNDS; round++) { /* rows of any number of blocks */
+            const int64_t n = (K / f->weights - (f->weights > 1 ? round % 11 : round)) * f->weights;
+            uint64_t bytes;
+            ck_assert(q_row_bytes(f, (uint64_t)n, &bytes) && bytes <= sizeof row[0]);
+            fill(x, K, round % KINDS, &seed);
+            if (round % 7 == 3) /* scales beyond halves, or below them, beside plain ones */
+                for (int j = 0; j < K; j++) x[j] *= j / 64 % 3 == 0 ? 1e9f : j / 64 % 3 == 1 ? 1e-7f : 1.0f;
+            if (round % 5 == 4) memset(x + 128, 0, 64 * sizeof *x);
+            if (f->weights > 1 && round % 2 == 1) to_borders(f, x, n, &seed);
+            if (round % 13 == 8) x[t_rand(&seed) % (uint64_t)n] = FLT_MAX;
+            for (int j = 0; j < K && round % 13 == 9; j++) x[j] *= 0x1p-133f;
+            for (int r = 0; r < 2; r++) {
+                in = (q_fit_in){.x = x, .wide = r ? k->wide : NULL};
+                memset(row[r], 0xA5, sizeof row[r]);
+                q_encode_row_of(f, &in, n, row[r]);
+            }
+            ck_assert_msg(same(row[0], row[1], sizeof row[0]), "%s: %s, round %d", k->name, f->name, round);
+        }
+    }
+    if (quick == 0) T_SKIP("wide: no instruction set here encodes rows by itself");
+}
+END_TEST
+
 /* Rows of every format: any bits decode alike, any values encode alike. */
 START_TEST(formats_equal_the_portable_ones) {
     enum { K = 1024 };
@@ -195,6 +255,7 @@ static Suite *wide_suite(void) {
     TCase *c = tcase_create("wide");
     tcase_add_test(c, functions_equal_the_portable_ones);
     tcase_add_test(c, formats_equal_the_portable_ones);
+    tcase_add_test(c, rows_rounded_to_nearest_equal_the_portable_ones);
     tcase_add_test(c, files_equal_the_scalar_ones);
     tcase_add_test(c, masks_are_obeyed);
     suite_add_tcase(s, c);

@@ -197,4 +197,6 @@ void q_wide_decode__avx2(const q_format *f, const uint8_t *row, int64_t n, float
     q_decode_row(f, row, n, y);
 }
 
-const q_wide q_wide__avx2 = {sums, extremes, multiply, codes, q_wide_decode__avx2, all_finite, errors, subtract};
+/* encode_avx2.c */
+bool q_wide_encode__avx2(const q_format *f, const q_fit_in *in, int64_t n, uint8_t *row);
+const q_wide q_wide__avx2 = {sums, extremes, multiply, codes, q_wide_encode__avx2, q_wide_decode__avx2, all_finite, errors, subtract};

@@ -1,5 +1,5 @@
 /* wide_avx512.c: the loops of quantizing (wide.h) in AVX-512: sixteen lanes are a register. No fused multiply-add: products and
- * sums round one by one, as in wide.c. Rows are decoded as in wide_avx2.c. Layer L2. */
+ * sums round one by one, as in wide.c. Rows are decoded and rounded to nearest as with AVX2. Layer L2. */
 #include "avx512.h"
 
 #include "../../../libquant/wide.h"
@@ -131,4 +131,5 @@ Q_AVX512 static void subtract(float *w, const float *e, int64_t n, const float *
 }
 
 void q_wide_decode__avx2(const q_format *f, const uint8_t *row, int64_t n, float *y);
-const q_wide q_wide__avx512 = {sums, extremes, multiply, codes, q_wide_decode__avx2, all_finite, errors, subtract};
+bool q_wide_encode__avx2(const q_format *f, const q_fit_in *in, int64_t n, uint8_t *row);
+const q_wide q_wide__avx512 = {sums, extremes, multiply, codes, q_wide_encode__avx2, q_wide_decode__avx2, all_finite, errors, subtract};
