@@ -126,7 +126,8 @@ static lq_status refuse_directory(const char *path) {
     if (!has_file(path, "config.json"))
         return q_fail(LQ_E_FORMAT, "%s is a directory without a config.json: name a GGUF file or a model's directory",
                       path);
-    return q_fail(LQ_E_FORMAT, "%s has a config.json but no model.safetensors or model.safetensors.index.json", path);
+    return q_fail(LQ_E_FORMAT, "%s has a config.json but no model.safetensors or model.safetensors.index.json; weights in a single "
+                  "*.safetensors file of another name can be named themselves", path);
 }
 
 static lq_status refuse_adapter(const char *path) {

@@ -466,11 +466,9 @@ static const bad bads[] = {
     {"bnb-nf4", .tensor = "m.weight.quant_state.bitsandbytes__nf4", .value = 0x22222222, .code = LQ_E_FORMAT, .word = "quant_state"},
     {"bnb-nf4", .text = "\"blocksize\": 64", .text2 = "\"blocksize\": 0 ", .code = LQ_E_INCONSISTENT, .word = "quant_state", .word2 = "blocksize"},
     {"bnb-nf4", .text = "\"blocksize\": 64", .text2 = "\"blocksize\": 96", .code = LQ_E_INCONSISTENT, .word = "quant_state", .word2 = "96"},
-    {"bnb-nf4", .text = "\"blocksize\": 64", .text2 = "\"blocksize\": 32", .code = LQ_E_UNSUPPORTED, .word = "quant_state", .word2 = "32"},
     {"bnb-nf4", .text = "\"blocksize\": 64", .text2 = "\"blokksize\": 64", .code = LQ_E_UNSUPPORTED, .word = "blokksize"},
     {"bnb-nf4", .text = "[16, 64]", .text2 = "[64, 64]", .code = LQ_E_INCONSISTENT, .word = "m.weight"},
     {"bnb-nf4", .text = "[16, 64]", .text2 = "[-6, 64]", .code = LQ_E_INCONSISTENT, .word = "shape"},
-    {"bnb-nf4", .text = "[16, 64]", .text2 = "[64, 16]", .code = LQ_E_UNSUPPORTED, .word = "rows of 16"},
     {"bnb-nf4", .text = "\"nf4\"", .text2 = "\"fp4\"", .code = LQ_E_INCONSISTENT, .word = "quant_type"},
     {"bnb-nf4", .tensor = "m.weight.quant_map", .at = 3, .value = 0x3F000000, .code = LQ_E_UNSUPPORTED, .word = "m.weight.quant_map", .word2 = "level 3"},
     {"bnb-nf4-dq", .hfrom = "m.weight.nested_absmax", .hto = "m.weight.nested_absmay", .code = LQ_E_INCONSISTENT, .word = "m.weight.nested_absmax"},
@@ -504,7 +502,14 @@ static const bad bads[] = {
     {"ct-fp8-block", .from = "[16, 16]", .to = "[16, 0]", .code = LQ_E_UNSUPPORTED, .word = "block_structure"},
     {"ct-fp8-block", .from = "[16, 16]", .to = "\"16x16\"", .code = LQ_E_UNSUPPORTED, .word = "block_structure"},
     {"ct-fp8-block", .from = "[16, 16]", .to = "[16, 8]", .code = LQ_E_INCONSISTENT, .word = "m.weight_scale"},
-    {"ct-w8a8", .tensor = "m.weight_zero_point", .value = 1, .code = LQ_E_UNSUPPORTED, .word = "m.weight_zero_point"},
+    {"ct-w8a8", .tensor = "m.weight_zero_point", .value = 1, .code = LQ_E_INCONSISTENT, .word = "m.weight", .word2 = "asymmetric"},
+    {"ct-int8-asym", .from = "\"symmetric\": false", .to = "\"symmetric\": true", .code = LQ_E_INCONSISTENT, .word = "m.weight", .word2 = "asymmetric"},
+    {"ct-int8-asym", .hfrom = "\"m.weight_zero_point\":{\"dtype\":\"I8\"", .hto = "\"m.weight_zero_point\":{\"dtype\":\"U8\"", .code = LQ_E_INCONSISTENT, .word = "m.weight_zero_point"},
+    {"ct-int8-asym", .hfrom = "\"m.weight_zero_point\":{\"dtype\":\"I8\",\"shape\":[8,1]", .hto = "\"m.weight_zero_point\":{\"dtype\":\"I8\",\"shape\":[2,4]",
+     .code = LQ_E_INCONSISTENT, .word = "m.weight_zero_point", .word2 = "shape"},
+    {"ct-int8-group", .hfrom = "\"m.weight_scale\":{\"dtype\":\"F16\",\"shape\":[4,2]", .hto = "\"m.weight_scale\":{\"dtype\":\"F16\",\"shape\":[8,1]",
+     .code = LQ_E_INCONSISTENT, .word = "m.weight_scale", .word2 = "shape"},
+    {"ct-int8-group", .from = "\"group_size\": 32", .to = "\"group_size\": 64", .code = LQ_E_INCONSISTENT, .word = "m.weight", .word2 = "groups of 32"},
     {"ct-int4-act", .tensor = "m.weight_g_idx", .at = 7, .value = 2, .code = LQ_E_INCONSISTENT, .word = "m.weight_g_idx"},
     {"ct-int4-act", .hfrom = "m.weight_g_idx", .hto = "m.weight_g_idy", .code = LQ_E_INCONSISTENT, .word = "m.weight_packed", .word2 = "without weight_g_idx"},
     {"ct-int4-act", .hfrom = "\"m.weight_scale\":{\"dtype\":\"F32\",\"shape\":[8,2]", .hto = "\"m.weight_scale\":{\"dtype\":\"F32\",\"shape\":[2,8]",
@@ -726,7 +731,7 @@ static void give(void *user, void *p, size_t n) {
     if (p) m->held--;
     free(p);
 }
-static const char *const all_seeds[] = {"gptq4", "gptq2-act", "awq-g64", "awq-llm", "awq-gemv", "bnb-nf4-dq", "bnb-int8", "ct-int4-asym", "ct-w8a8", "fp8"};
+static const char *const all_seeds[] = {"gptq4", "gptq2-act", "awq-g64", "awq-llm", "awq-gemv", "bnb-nf4-dq", "bnb-int8", "ct-int4-asym", "ct-w8a8", "fp8", "ct-int8-asym-group"};
 START_TEST(test_memory) {
     uint64_t k = 0;
     lq_status s = LQ_E_NOMEM;

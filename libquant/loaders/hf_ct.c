@@ -4,8 +4,9 @@
  * config_groups say which numbers there are; which module has which, its tensors say, and the two must agree. Packed: codes of
  * `bits` bits, stored as unsigned, lie along the inputs of a row, one little-endian stream; w = scale * (code - zero) with
  * a scale per group, and zero points packed along the outputs where the scheme has them, else the middle. INT8:
- * w = scale * q. Refuses sparsity, transforms, quantized KV and outputs, and numbers for which there is no format. How
- * activations are quantized is this engine's own business. Layer L2. */
+ * w = scale * (q - zero), with a scale and, where the scheme has them, a zero point per row, per group or for all. Refuses
+ * sparsity, transforms, quantized KV and outputs, and numbers for which there is no format. How activations are quantized is
+ * this engine's own business. Layer L2. */
 #include <stdio.h>
 
 #include "hf_view.h"
@@ -19,7 +20,8 @@ typedef struct packed {
 
 typedef struct int8 {
     q_hf_strips strips;
-    const q_tensor *codes, *scales;
+    const q_tensor *codes, *scales, *zeros;
+    uint64_t groups; /* of a row; 0: one for all rows */
 } int8;
 
 static const q_hf_field fields[] = {
@@ -68,14 +70,36 @@ static lq_status packed_fill(const q_directory *dir, const q_tensor *t, uint64_t
 
 static lq_status int8_fill(const q_directory *dir, const q_tensor *t, uint64_t first, uint64_t n, uint8_t *out) {
     const int8 *w = (const int8 *)t->view;
-    const bool one = w->scales->rows == 1 && w->scales->shape[0] == 1;
     for (uint64_t r = first; r < first + n; r++, out += t->row_bytes) {
         float scale;
-        Q_TRY(q_hf_floats(dir, w->scales, one ? 0 : r, 1, &scale));
+        Q_TRY(q_hf_floats(dir, w->scales, w->groups ? r : 0, 1, &scale));
         q_store32(out, q_f32_bits(scale));
         Q_TRY(q_hf_bytes(dir, w->codes, r * t->shape[0], out + 4, t->shape[0]));
     }
     return LQ_OK;
+}
+
+/* With zero points, or in groups: signed bytes become codes from 0. */
+static lq_status int8_groups_fill(const q_directory *dir, const q_tensor *t, uint64_t first, uint64_t n, uint8_t *out) {
+    const int8 *w = (const int8 *)t->view;
+    const uint64_t in = t->shape[0], groups = Q_MAX(w->groups, (uint64_t)1);
+    uint16_t *d = (uint16_t *)q_new_raw(dir->alloc, 1, groups * 3 + in);
+    if (!d) return LQ_E_NOMEM;
+    uint8_t *z = (uint8_t *)(d + groups), *codes = z + groups;
+    lq_status s = LQ_OK;
+    for (uint64_t r = first; r < first + n && s == LQ_OK; r++, out += t->row_bytes) {
+        const uint64_t at = w->groups ? r * groups : 0;
+        s = q_hf_halves(dir, w->scales, at, groups, d);
+        memset(z, 0, (size_t)groups);
+        if (s == LQ_OK && w->zeros) s = q_hf_bytes(dir, w->zeros, at, z, groups);
+        if (s == LQ_OK) s = q_hf_bytes(dir, w->codes, r * in, codes, in);
+        if (s != LQ_OK) break;
+        for (uint64_t g = 0; g < groups; g++) z[g] ^= 0x80;
+        for (uint64_t i = 0; i < in; i++) codes[i] ^= 0x80;
+        q_hf_row(t->format, in, in / groups, codes, d, z, out);
+    }
+    q_delete(dir->alloc, d);
+    return s;
 }
 
 /* ------------------------------------------------------------------------------------------------ what the configuration says */
@@ -202,50 +226,74 @@ static lq_status add_packed(q_hf_reader *r, const schemes *all, const q_tensor *
     return q_hf_add_strips(r, module, t, q_hf_grouped(w->bits, w->in, w->group), w->in, shape[0], false, &w->strips);
 }
 
-/* A zero point that says nothing. */
-static lq_status drop_zero_point(q_hf_reader *r, q_str module) {
+/* Zero points of 8-bit weights; NULL where there are none, or none but 0. `spare`: they are there, and say nothing. */
+static lq_status read_zeros(q_hf_reader *r, q_str module, const q_tensor **out, bool *spare) {
     const q_tensor *t = q_hf_part(r, module, ".weight_zero_point");
-    if (!t) return LQ_OK;
     void *all;
-    bool zero = true;
+    *out = NULL;
+    *spare = t != NULL;
+    if (!t) return LQ_OK;
     Q_TRY(q_hf_all(r, t, &all));
-    for (uint64_t i = 0; i < t->bytes && zero; i++) zero = ((const uint8_t *)all)[i] == 0;
+    for (uint64_t i = 0; i < t->bytes && *spare; i++) *spare = ((const uint8_t *)all)[i] == 0;
     q_delete(r->alloc, all);
-    if (!zero) return q_hf_at(r, q_fail(LQ_E_UNSUPPORTED, "8-bit weights with zero points are not read"), t);
-    q_hf_claim(r, t);
+    if (!*spare) *out = t;
+    else q_hf_claim(r, t);
     return LQ_OK;
 }
 
-/* One scale for all, or one for each row; with rows in blocks, one for each block. */
-static lq_status scale_shape(q_hf_reader *r, q_str module, const q_tensor *t, const q_tensor **out, bool *one) {
-    const q_tensor *scale = q_hf_part(r, module, ".weight_scale");
-    if (!scale) return q_fail(LQ_E_INCONSISTENT, "tensor '%.*s.weight_scale' is missing", Q_STR_ARG(module));
-    *one = scale->shape[0] * scale->rows == 1;
-    if (*one || (scale->shape[0] == t->rows && scale->rows == 1))
-        return q_hf_need(r, module, ".weight_scale", Q_HF_SCALES, scale->shape[0], scale->rank == 2 ? 1 : 0, out);
-    return q_hf_need(r, module, ".weight_scale", Q_HF_SCALES, 1, t->rows, out);
+/* Of scales, or of zero points: one for all (*groups = 0), or one for each row, or several. */
+static lq_status part_shape(q_hf_reader *r, q_str module, const char *suffix, const char *types, const q_tensor *t,
+                            const q_tensor **out, uint64_t *groups) {
+    const q_tensor *part = q_hf_part(r, module, suffix);
+    if (!part) return q_fail(LQ_E_INCONSISTENT, "tensor '%.*s%s' is missing", Q_STR_ARG(module), suffix);
+    const uint64_t k = part->shape[0], n = k * part->rows;
+    *groups = n == 1 ? 0 : part->rank == 2 && part->rows == t->rows ? k : 1;
+    if (*groups > 1 && (t->shape[0] % k || t->shape[0] / k % 32))
+        return q_hf_at(r, q_fail(LQ_E_INCONSISTENT, "%llu groups of %llu inputs", (unsigned long long)k,
+                                 (unsigned long long)t->shape[0]), part);
+    if (n == 1 || (k == t->rows && part->rows == 1)) return q_hf_need(r, module, suffix, types, k, part->rank == 2 ? 1 : 0, out);
+    return q_hf_need(r, module, suffix, types, Q_MAX(*groups, (uint64_t)1), t->rows, out);
+}
+
+/* As configurations have it. */
+static int64_t group_of(const q_tensor *t, uint64_t groups) {
+    return groups > 1 ? (int64_t)(t->shape[0] / groups) : groups == 0 && t->rows > 1 ? 0 : -1;
 }
 
 static lq_status add_int8(q_hf_reader *r, const schemes *all, const q_tensor *t, q_str module) {
     int8 *w = (int8 *)q_arena_new(r->arena, 1, sizeof *w);
-    bool one;
+    uint64_t groups;
+    bool spare;
     if (!w) return LQ_E_NOMEM;
     if (t->rank != 2) return q_hf_at(r, q_fail(LQ_E_INCONSISTENT, "it is no matrix"), t);
-    Q_TRY(drop_zero_point(r, module));
-    Q_TRY(scale_shape(r, module, t, &w->scales, &one));
-    const scheme want = {.bits = 8, .group = one && t->rows > 1 ? 0 : -1, .symmetric = true};
+    Q_TRY(read_zeros(r, module, &w->zeros, &spare));
+    Q_TRY(part_shape(r, module, ".weight_scale", Q_HF_SCALES, t, &w->scales, &w->groups));
+    scheme want = {.bits = 8, .group = group_of(t, w->groups), .symmetric = !w->zeros};
+    if (spare && some_group(r, all, t, &want) != LQ_OK) want.symmetric = false; /* all of them happen to be 0 */
     Q_TRY(some_group(r, all, t, &want));
     q_hf_spare_activations(r, module);
     w->codes = t;
     w->strips.fill = int8_fill;
-    return q_hf_add_strips(r, module, t, q_format_find("i8_row"), t->shape[0], t->rows, false, &w->strips);
+    if (!w->zeros && w->groups <= 1)
+        return q_hf_add_strips(r, module, t, q_format_find("i8_row"), t->shape[0], t->rows, false, &w->strips);
+    if (w->zeros) {
+        Q_TRY(part_shape(r, module, ".weight_zero_point", "i8", t, &w->zeros, &groups));
+        if (groups != w->groups)
+            return q_hf_at(r, q_fail(LQ_E_INCONSISTENT, "its shape is not that of the scales"), w->zeros);
+    }
+    Q_TRY(q_hf_check_scales(r, w->scales));
+    w->strips.fill = int8_groups_fill;
+    return q_hf_add_strips(r, module, t, q_hf_grouped(8, t->shape[0], t->shape[0] / Q_MAX(w->groups, (uint64_t)1)), t->shape[0],
+                           t->rows, false, &w->strips);
 }
 
 static lq_status add_float(q_hf_reader *r, const schemes *all, const q_tensor *t, q_str module) {
-    const q_tensor *scale = q_hf_part(r, module, ".weight_scale");
-    bool one;
+    const q_tensor *scale = q_hf_part(r, module, ".weight_scale"), *zeros;
+    uint64_t groups;
+    bool spare;
     if (t->rank != 2 || t->bytes == 0) return q_hf_at(r, q_fail(LQ_E_INCONSISTENT, "it is no matrix"), t);
-    Q_TRY(drop_zero_point(r, module));
+    Q_TRY(read_zeros(r, module, &zeros, &spare));
+    if (zeros) return q_hf_at(r, q_fail(LQ_E_UNSUPPORTED, "floats of 8 bits with zero points are not read"), zeros);
     for (uint32_t i = 0; i < all->n; i++) {
         uint64_t block[2];
         char key[NAME + 64];
@@ -261,10 +309,10 @@ static lq_status add_float(q_hf_reader *r, const schemes *all, const q_tensor *t
                         (t->rows + block[0] - 1) / block[0], &scale));
         return q_hf_add_fp8(r, module, t, scale, block[0], block[1]);
     }
-    Q_TRY(scale_shape(r, module, t, &scale, &one));
-    const scheme want = {.bits = 8, .group = one && t->rows > 1 ? 0 : -1, .symmetric = true, .real = true};
+    Q_TRY(part_shape(r, module, ".weight_scale", Q_HF_SCALES, t, &scale, &groups));
+    const scheme want = {.bits = 8, .group = group_of(t, groups), .symmetric = true, .real = true};
     Q_TRY(some_group(r, all, t, &want));
-    return q_hf_add_fp8(r, module, t, scale, one ? t->rows : 1, t->shape[0]);
+    return q_hf_add_fp8(r, module, t, scale, groups ? 1 : t->rows, t->shape[0] / Q_MAX(groups, (uint64_t)1));
 }
 
 static lq_status ct_read(q_hf_reader *r) {

@@ -201,7 +201,7 @@ def ct(name, fmt, shape, bits=4, kind="int", strategy="group", group=None, sym=T
               "config_groups": {"group_0": {"targets": ["Linear"], "weights": weights, "input_activations": acts,
                                             "output_activations": None}},
               "ignore": ["lm_head"], "kv_cache_scheme": None, "sparsity_config": {}, "version": "0.20.1"}
-    if kind == "int" and strategy == "channel" and bits == 8:  # says nothing
+    if kind == "int" and strategy == "channel" and bits == 8 and sym:  # says nothing
         packed["weight_zero_point"] = torch.zeros(cells, dtype=torch.int8)
     cases.append((name, config, save_torch({"m." + k: v.contiguous() for k, v in packed.items()}), {"m.weight": (form, y)}))
 
@@ -296,6 +296,109 @@ awq_rows("awq-llm", 64, 192, 24, 1, True, "scaled_zeros", version="gemm", backen
 awq_rows("awq-fast", 128, 256, 16, 2, True, version="gemv_fast")
 awq_rows("awq-fast-row", -1, 128, 8, 3, True, format="llm-awq", pack_dtype="int16")
 awq_rows("awq-gemv", 32, 96, 16, 4, False, version="GEMV")
+
+
+
+def bf16(x):
+    """float32 to bfloat16, to nearest even, as bits."""
+    b = np.ascontiguousarray(x, np.float32).view(np.uint32)
+    return ((b + 0x7fff + (b >> 16 & 1)) >> 16).astype(np.uint16)
+
+
+def unbf16(b):
+    return (b.astype(np.uint32) << 16).view(np.float32)
+
+
+NF4 = [-1, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635, -0.18477343022823334,
+       -0.09105003625154495, 0, 0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
+       0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1]
+FP4 = [x / 12 for x in (0, 0.0625, 8, 12, 4, 6, 2, 3)]
+
+
+def check_bnb(codes, absmax, levels, block, shape, dtype, nested, kind, y):
+    """That bitsandbytes decodes so: the matrix as one row, since its code for processors (0.50) takes wrong absmax values where
+    rows are no multiple of a block."""
+    import torch
+    import bitsandbytes.functional as F
+    inner = None
+    if nested:
+        inner = F.QuantState(absmax=torch.from_numpy(nested[0]), code=torch.from_numpy(dynamic_map()), blocksize=256, dtype=torch.float32)
+    state = F.QuantState(absmax=torch.from_numpy(absmax), shape=torch.Size((1, shape[0] * shape[1])), code=torch.from_numpy(levels),
+                         blocksize=block, quant_type=kind, dtype=getattr(torch, dtype),
+                         offset=torch.tensor(nested[1]) if nested else None, state2=inner)
+    theirs = F.dequantize_4bit(torch.from_numpy(codes.reshape(-1, 1)), state).float().numpy().reshape(shape)
+    assert np.array_equal(theirs, y)
+
+
+def bnb4_cut(name, kind, nested, block, shape, dtype, seed):
+    """Blocks of the flattened matrix that cross its rows; decoded to the model's type, as the package does."""
+    own = np.random.default_rng(seed)
+    n = shape[0] * shape[1]
+    levels = np.array(NF4 if kind == "nf4" else FP4 + [-x for x in FP4], np.float32)
+    q = own.integers(0, 16, n)
+    padded = np.append(q, np.zeros(n % 2, q.dtype)).reshape(-1, 2)
+    blocks = -(-n // block)
+    t = {"m.weight": (padded[:, 0] << 4 | padded[:, 1]).astype(np.uint8).reshape(-1, 1)}
+    about = {"quant_type": kind, "blocksize": block, "dtype": dtype, "shape": list(shape)}
+    if nested:
+        absmax = own.integers(0, 256, blocks).astype(np.uint8)
+        inner, offset = (0.1 + own.random(-(-blocks // 256))).astype(np.float32), np.float32(2.5)
+        t["m.weight.nested_absmax"], t["m.weight.nested_quant_map"] = inner, dynamic_map()
+        about.update(nested_blocksize=256, nested_dtype="float32", nested_offset=float(offset))
+        d = inner[np.arange(blocks) // 256] * dynamic_map()[absmax] + offset
+    else:
+        d = absmax = (0.5 + own.random(blocks)).astype(np.float32)
+    t["m.weight.absmax"], t["m.weight.quant_map"] = absmax, levels
+    t["m.weight.quant_state.bitsandbytes__" + kind] = np.frombuffer(json.dumps(about).encode(), np.uint8)
+    y = d[np.arange(n) // block] * levels[q]
+    y = (unbf16(bf16(y)) if dtype == "bfloat16" else y.astype(dtype).astype(np.float32)).reshape(shape)
+    check_bnb(t["m.weight"], absmax, levels, block, shape, dtype, nested and (inner, offset), kind, y)
+    config = {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": kind}
+    cases.append((name, config, t, {"m.weight": ({"bfloat16": "bf16", "float16": "f16", "float32": "f32"}[dtype], y)}))
+
+
+bnb4_cut("bnb-nf4-cut", "nf4", False, 64, (16, 36), "bfloat16", 5)
+bnb4_cut("bnb-nf4-dq-cut", "nf4", True, 64, (13, 100), "float16", 6)
+bnb4_cut("bnb-fp4-cut", "fp4", True, 128, (33, 33), "float32", 7)
+bnb4_cut("bnb-nf4-32", "nf4", False, 32, (8, 64), "bfloat16", 8)
+
+
+def check_ct(fmt, t, config, y):
+    """That compressed-tensors decodes so."""
+    import torch
+    from compressed_tensors.compressors import BaseCompressor
+    from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
+    args = QuantizationArgs(**config["config_groups"]["group_0"]["weights"])
+    parts = {k[2:]: torch.from_numpy(v) for k, v in t.items()}
+    back = BaseCompressor.get_value_from_registry(fmt).decompress(dict(parts, weight_scale=parts["weight_scale"].float()),
+                                                                  QuantizationScheme(targets=["Linear"], weights=args))
+    assert np.array_equal(back["weight"].float().numpy(), y)
+
+
+def ct_int8(name, form, shape, strategy, sym, seed, group=None):
+    """int-quantized: w = scale * (q - zero)."""
+    own = np.random.default_rng(seed)
+    cells = {"group": (shape[0], shape[1] // (group or 1)), "channel": (shape[0], 1), "tensor": (1,)}[strategy]
+    s = (0.001 + 0.002 * own.random(cells)).astype(np.float16)
+    q = own.integers(-128, 128, shape).astype(np.int8)
+    z = own.integers(-128, 128, cells).astype(np.int8)
+    z.reshape(-1)[:2] = [-128, 127][:z.size]
+    t = {"m.weight": q, "m.weight_scale": s}
+    if not sym:
+        t["m.weight_zero_point"] = z
+    full = [v.reshape(-1, 1) if strategy == "tensor" else np.repeat(v, shape[1] // cells[1], 1) for v in (s, z)]
+    y = full[0].astype(np.float32) * (q.astype(np.float32) - (0 if sym else full[1].astype(np.float32)))
+    config = {"quant_method": "compressed-tensors", "format": "int-quantized", "quantization_status": "compressed",
+              "config_groups": {"group_0": {"targets": ["Linear"], "weights": {
+                  "num_bits": 8, "type": "int", "symmetric": sym, "strategy": strategy, "group_size": group, "dynamic": False}}}}
+    check_ct("int-quantized", t, config, y)
+    cases.append((name, config, t, {"m.weight": (form, y)}))
+
+
+ct_int8("ct-int8-asym", "i8_g32", (8, 96), "channel", False, 9)
+ct_int8("ct-int8-asym-tensor", "i8_g64", (6, 64), "tensor", False, 10)
+ct_int8("ct-int8-asym-group", "i8_g128", (8, 256), "group", False, 11, 128)
+ct_int8("ct-int8-group", "i8_g32", (4, 64), "group", True, 12, 32)
 
 if __name__ == "__main__":
     out = sys.argv[1]
