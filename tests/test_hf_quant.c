@@ -209,6 +209,8 @@ static const struct {
 } told[] = {
     {"gptq4", ""}, {"gptq4-mislabelled", "those of gptq: "}, {"gptq4-mislabelled-v2", "those of gptq_v2: "},
     {"gptq4-zero16", "beyond all codes"}, {"gptq4-g128-v2", ""}, {"ct-int4-act", ""}, {"awq-llm", ""}, {"awq-gemv", ""},
+    {"bnb-nf4-cut", "1 tensors ('m.weight') are decoded to bf16 as they are read, and take about 4 times"},
+    {"bnb-fp4-cut", "decoded to f32 as they are read, and take about 8 times"}, {"ct-int8-asym", ""}, {"bnb-nf4", ""},
 };
 START_TEST(test_told) {
     q_directory *dir = NULL;
@@ -466,6 +468,8 @@ static const bad bads[] = {
     {"bnb-nf4", .tensor = "m.weight.quant_state.bitsandbytes__nf4", .value = 0x22222222, .code = LQ_E_FORMAT, .word = "quant_state"},
     {"bnb-nf4", .text = "\"blocksize\": 64", .text2 = "\"blocksize\": 0 ", .code = LQ_E_INCONSISTENT, .word = "quant_state", .word2 = "blocksize"},
     {"bnb-nf4", .text = "\"blocksize\": 64", .text2 = "\"blocksize\": 96", .code = LQ_E_INCONSISTENT, .word = "quant_state", .word2 = "96"},
+    {"bnb-nf4", .text = "\"blocksize\": 64", .text2 = "\"blocksize\": 16", .code = LQ_E_UNSUPPORTED, .word = "quant_state", .word2 = "16"},
+    {"bnb-nf4", .text = "\"blocksize\": 64", .text2 = "\"blocksize\": 32", .code = LQ_E_INCONSISTENT, .word = "m.weight.absmax"},
     {"bnb-nf4", .text = "\"blocksize\": 64", .text2 = "\"blokksize\": 64", .code = LQ_E_UNSUPPORTED, .word = "blokksize"},
     {"bnb-nf4", .text = "[16, 64]", .text2 = "[64, 64]", .code = LQ_E_INCONSISTENT, .word = "m.weight"},
     {"bnb-nf4", .text = "[16, 64]", .text2 = "[-6, 64]", .code = LQ_E_INCONSISTENT, .word = "shape"},
@@ -510,6 +514,8 @@ static const bad bads[] = {
     {"ct-int8-group", .hfrom = "\"m.weight_scale\":{\"dtype\":\"F16\",\"shape\":[4,2]", .hto = "\"m.weight_scale\":{\"dtype\":\"F16\",\"shape\":[8,1]",
      .code = LQ_E_INCONSISTENT, .word = "m.weight_scale", .word2 = "shape"},
     {"ct-int8-group", .from = "\"group_size\": 32", .to = "\"group_size\": 64", .code = LQ_E_INCONSISTENT, .word = "m.weight", .word2 = "groups of 32"},
+    {"bnb-nf4-cut", .text = "\"bfloat16\"", .text2 = "\"bfloat17\"", .code = LQ_E_UNSUPPORTED, .word = "quant_state", .word2 = "dtype"},
+    {"bnb-nf4-cut", .text = "[16, 36]", .text2 = "[16, 35]", .code = LQ_E_INCONSISTENT, .word = "m.weight"},
     {"ct-int4-act", .tensor = "m.weight_g_idx", .at = 7, .value = 2, .code = LQ_E_INCONSISTENT, .word = "m.weight_g_idx"},
     {"ct-int4-act", .hfrom = "m.weight_g_idx", .hto = "m.weight_g_idy", .code = LQ_E_INCONSISTENT, .word = "m.weight_packed", .word2 = "without weight_g_idx"},
     {"ct-int4-act", .hfrom = "\"m.weight_scale\":{\"dtype\":\"F32\",\"shape\":[8,2]", .hto = "\"m.weight_scale\":{\"dtype\":\"F32\",\"shape\":[2,8]",
@@ -731,7 +737,7 @@ static void give(void *user, void *p, size_t n) {
     if (p) m->held--;
     free(p);
 }
-static const char *const all_seeds[] = {"gptq4", "gptq2-act", "awq-g64", "awq-llm", "awq-gemv", "bnb-nf4-dq", "bnb-int8", "ct-int4-asym", "ct-w8a8", "fp8", "ct-int8-asym-group"};
+static const char *const all_seeds[] = {"gptq4", "gptq2-act", "awq-g64", "awq-llm", "awq-gemv", "bnb-nf4-dq", "bnb-int8", "ct-int4-asym", "ct-w8a8", "fp8", "bnb-nf4-dq-cut", "ct-int8-asym-group"};
 START_TEST(test_memory) {
     uint64_t k = 0;
     lq_status s = LQ_E_NOMEM;

@@ -3,9 +3,10 @@
  * NF4, FP4: X.weight holds nibbles of the flattened matrix, the first of a pair high; each block of them has an absmax. A JSON text
  * in the bytes of X.weight.quant_state.bitsandbytes__nf4 (__fp4) has shape and block sizes. Nested, the absmax values are codes of
  * another map with scales of their own and a common offset. Rows of nf4 and fp4, or of nf4_dq where the map is the usual one,
- * hold the same numbers; larger blocks repeat their absmax. INT8: X.weight and X.SCB, the absmax of each row: i8_row.
- * The weights are those that bitsandbytes computes before it rounds them to the model's type. Refuses blocks of less than 64,
- * rows that blocks of 64 do not divide, and other levels. Layer L2. */
+ * hold the same numbers; larger blocks repeat their absmax. Rows that 64 does not divide begin within a block, and no format of
+ * ours has groups that do: they are decoded as they are read, and told. INT8: X.weight and X.SCB, the absmax of each row: i8_row.
+ * The weights are those that bitsandbytes computes, before it rounds them to the model's type where we keep the codes, and after
+ * it where we do not. Refuses other levels. Layer L2. */
 #include "../json.h"
 #include "hf_view.h"
 
@@ -18,6 +19,7 @@ typedef struct bnb {
     const float *nested, *map;
     uint64_t nested_block;
     float offset;
+    const float *levels; /* of rows that are decoded */
 } bnb;
 
 /* The JSON text. */
@@ -25,7 +27,15 @@ typedef struct state {
     int64_t block, nested_block, rows, in;
     double offset;
     bool nested;
+    const q_format *dtype; /* what bitsandbytes decodes to; NULL = a type that is not known */
 } state;
+
+/* Matrices whose rows are decoded. */
+typedef struct decoded {
+    uint32_t n;
+    const q_tensor *first;
+    state state; /* of the first */
+} decoded;
 
 static const q_hf_field fields[] = {
     {"load_in_4bit", NULL}, {"load_in_8bit", NULL}, {"_load_in_4bit", NULL}, {"_load_in_8bit", NULL},
@@ -38,6 +48,13 @@ static const q_hf_field fields[] = {
 static const char nf4_state[] = ".weight.quant_state.bitsandbytes__nf4", fp4_state[] = ".weight.quant_state.bitsandbytes__fp4";
 
 /* ------------------------------------------------------------------------------------------------ rows */
+
+/* Block b, of which `absmax` has entry i. */
+static float absmax_of(const bnb *w, uint64_t b, const uint8_t *absmax, uint64_t i) {
+    if (!w->map) return q_bits_f32(q_load32(absmax + i * 4));
+    const float d = w->nested[b / w->nested_block] * w->map[absmax[i]];
+    return d + w->offset;
+}
 
 static void nf4_row(const bnb *w, const uint8_t *codes, const uint8_t *absmax, uint64_t flat, uint64_t first_block, uint8_t *out) {
     if (w->dq) {
@@ -53,9 +70,7 @@ static void nf4_row(const bnb *w, const uint8_t *codes, const uint8_t *absmax, u
             memcpy(out + 8 + 32 * g, codes, 32);
             if (g == 3) out += 136;
         } else {
-            float d = w->map ? w->nested[b / w->nested_block] * w->map[absmax[i]] : q_bits_f32(q_load32(absmax + i * 4));
-            if (w->map) d = d + w->offset;
-            q_store32(out, q_f32_bits(d));
+            q_store32(out, q_f32_bits(absmax_of(w, b, absmax, i)));
             memcpy(out + 4, codes, 32);
             out += 36;
         }
@@ -74,6 +89,36 @@ static lq_status nf4_fill(const q_directory *dir, const q_tensor *t, uint64_t fi
     for (uint64_t r = 0; r < n && s == LQ_OK; r++)
         nf4_row(w, codes + r * bytes, absmax, (first + r) * w->in, from, out + r * t->row_bytes);
     q_delete(dir->alloc, codes);
+    return s;
+}
+
+/* A row that begins anywhere, in a byte or in a block. `codes`: those of the pair of weight `flat` first. */
+static void decode_row(const bnb *w, const uint8_t *codes, const uint8_t *absmax, uint64_t flat, uint64_t first_block, float *y) {
+    const uint64_t pair = flat / 2;
+    for (uint64_t at = 0; at < w->in;) {
+        const uint64_t b = (flat + at) / w->block, end = Q_MIN((b + 1) * w->block - flat, w->in);
+        const float d = absmax_of(w, b, absmax, b - first_block);
+        for (; at < end; at++) {
+            const uint8_t two = codes[(flat + at) / 2 - pair];
+            y[at] = d * w->levels[(flat + at) % 2 ? two & 15 : two >> 4];
+        }
+    }
+}
+
+static lq_status decoded_fill(const q_directory *dir, const q_tensor *t, uint64_t first, uint64_t n, uint8_t *out) {
+    const bnb *w = (const bnb *)t->view;
+    const uint64_t begin = first * w->in, end = begin + n * w->in, size = w->map ? 1 : 4;
+    const uint64_t from = begin / w->block, to = (end - 1) / w->block + 1, pair = begin / 2, pairs = (end + 1) / 2 - pair;
+    float *y = (float *)q_new_raw(dir->alloc, 1, w->in * 4 + (to - from) * size + pairs);
+    if (!y) return LQ_E_NOMEM;
+    uint8_t *absmax = (uint8_t *)(y + w->in), *codes = absmax + (to - from) * size;
+    lq_status s = q_hf_bytes(dir, w->codes, pair, codes, pairs);
+    if (s == LQ_OK) s = q_hf_bytes(dir, w->absmax, from * size, absmax, (to - from) * size);
+    for (uint64_t at = begin; at < end && s == LQ_OK; at += w->in, out += t->row_bytes) {
+        decode_row(w, codes + (at / 2 - pair), absmax, at, from, y);
+        q_encode_row(t->format, y, NULL, false, (int64_t)w->in, out);
+    }
+    q_delete(dir->alloc, y);
     return s;
 }
 
@@ -130,6 +175,11 @@ static lq_status read_object(const q_json *object, const char *type, state *s) {
         return q_fail(LQ_E_INCONSISTENT, "its 'quant_type' is not '%s'", type);
     Q_TRY(read_shape(object, s));
     Q_TRY(whole(object, "blocksize", &s->block));
+    v = member(object, "dtype");
+    s->dtype = NULL;
+    if (v && v->type == Q_JSON_STRING)
+        s->dtype = q_format_find(q_str_is(v->s, "float16") ? "f16" : q_str_is(v->s, "bfloat16") ? "bf16"
+                                 : q_str_is(v->s, "float32") ? "f32" : "");
     s->nested = member(object, "nested_blocksize") != NULL;
     if (!s->nested) return LQ_OK;
     Q_TRY(whole(object, "nested_blocksize", &s->nested_block));
@@ -201,22 +251,41 @@ static bool usual_map(const float *map) {
     return same;
 }
 
-static lq_status add_4bit(q_hf_reader *r, const char *type, const q_tensor *text, q_str module) {
+/* The format of the rows; where they are decoded, that is counted. */
+static lq_status choose_format(const q_hf_reader *r, const char *type, const q_tensor *text, const state *s, const float *levels,
+                               bnb *w, decoded *all, const q_format **out) {
+    w->strips.fill = nf4_fill;
+    *out = q_format_find(w->dq ? "nf4_dq" : type);
+    if (s->block >= 64 && s->in % 64 == 0) return LQ_OK;
+    if (!s->dtype)
+        return q_hf_at(r, q_fail(LQ_E_UNSUPPORTED, "blocks of %lld in rows of %lld weights are decoded to its 'dtype', which is "
+                                 "missing, or none of float16, bfloat16 and float32", (long long)s->block, (long long)s->in), text);
+    w->levels = levels;
+    w->strips.fill = decoded_fill;
+    *out = s->dtype;
+    if (all->n++ == 0) {
+        all->first = w->codes;
+        all->state = *s;
+    }
+    return LQ_OK;
+}
+
+static lq_status add_4bit(q_hf_reader *r, const char *type, const q_tensor *text, q_str module, decoded *all) {
     state s = {0};
     q_hf_claim(r, text);
     Q_TRY(read_state(r, text, type, &s));
-    if (s.block < 64 || s.block > 4096 || s.in % 64)
-        return q_hf_at(r, q_fail(LQ_E_UNSUPPORTED, "blocks of %lld in rows of %lld weights; blocks of 64 to 4096 are read, in rows "
-                                 "that 64 divides", (long long)s.block, (long long)s.in), text);
+    if (s.block < 32 || s.block > 4096)
+        return q_hf_at(r, q_fail(LQ_E_UNSUPPORTED, "blocks of %lld weights; those of 32 to 4096 are read", (long long)s.block), text);
     bnb *w = (bnb *)q_arena_new(r->arena, 1, sizeof *w);
     if (!w) return LQ_E_NOMEM;
     const uint64_t n = (uint64_t)s.rows * (uint64_t)s.in, blocks = (n + (uint64_t)s.block - 1) / (uint64_t)s.block;
     const q_tensor *codes = q_hf_part(r, module, ".weight");
+    const q_format *format;
     const float *levels;
     if (!codes) return q_fail(LQ_E_INCONSISTENT, "tensor '%.*s.weight' is missing", Q_STR_ARG(module));
-    if (codes->bytes != n / 2)
+    if (codes->bytes != (n + 1) / 2)
         return q_hf_at(r, q_fail(LQ_E_INCONSISTENT, "it has %llu bytes; %lld x %lld codes take %llu",
-                                 (unsigned long long)codes->bytes, (long long)s.rows, (long long)s.in, (unsigned long long)n / 2), codes);
+                                 (unsigned long long)codes->bytes, (long long)s.rows, (long long)s.in, (unsigned long long)(n + 1) / 2), codes);
     w->codes = codes;
     w->in = (uint64_t)s.in;
     w->block = (uint64_t)s.block;
@@ -230,8 +299,8 @@ static lq_status add_4bit(q_hf_reader *r, const char *type, const q_tensor *text
         Q_TRY(floats(r, module, ".weight.nested_quant_map", 256, &w->map));
         w->dq = strcmp(type, "nf4") == 0 && w->in % 256 == 0 && usual_map(w->map);
     }
-    w->strips.fill = nf4_fill;
-    return q_hf_add_strips(r, module, codes, q_format_find(w->dq ? "nf4_dq" : type), w->in, (uint64_t)s.rows, false, &w->strips);
+    Q_TRY(choose_format(r, type, text, &s, levels, w, all, &format));
+    return q_hf_add_strips(r, module, codes, format, w->in, (uint64_t)s.rows, false, &w->strips);
 }
 
 static lq_status add_8bit(q_hf_reader *r, const q_tensor *scb, q_str module) {
@@ -269,6 +338,7 @@ static lq_status check_bits(const q_hf_reader *r, const q_tensor *t, const char 
 
 static lq_status bnb_read(q_hf_reader *r) {
     q_str module;
+    decoded all = {0};
     Q_TRY(q_hf_check_fields(r, "", fields, Q_COUNT(fields)));
     for (uint32_t i = 0; i < r->dir->n_tensors; i++) {
         const q_tensor *t = &r->dir->tensors[i];
@@ -277,12 +347,17 @@ static lq_status bnb_read(q_hf_reader *r) {
             Q_TRY(check_bits(r, t, "load_in_4bit", "load_in_8bit"));
             if (q_hf_word(r, "bnb_4bit_quant_type", nf4 ? "fp4" : "nf4"))
                 return q_hf_at(r, q_fail(LQ_E_INCONSISTENT, "quantization_config says %s", nf4 ? "fp4" : "nf4"), t);
-            Q_TRY(add_4bit(r, nf4 ? "nf4" : "fp4", t, module));
+            Q_TRY(add_4bit(r, nf4 ? "nf4" : "fp4", t, module, &all));
         } else if (q_hf_module(t, ".SCB", &module)) {
             Q_TRY(check_bits(r, t, "load_in_8bit", "load_in_4bit"));
             Q_TRY(add_8bit(r, t, module));
         }
     }
+    if (all.n)
+        q_log_write(r->log, LQ_LOG_WARN, "%u tensors ('%.*s'%s) are decoded to %s as they are read, and take about %d times their "
+                    "bytes in the file: no format here has blocks of %lld in rows of %lld weights", all.n,
+                    Q_STR_ARG(all.first->name), all.n > 1 ? " is the first" : "", all.state.dtype->name, all.state.dtype->bytes * 2,
+                    (long long)all.state.block, (long long)all.state.in);
     return LQ_OK;
 }
 
