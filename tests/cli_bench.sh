@@ -22,6 +22,26 @@ kld=$(bq --schemes q2_k --json 2>"$err" >"$out"; json schemes.0.kld_mean)
 "$LQ" calibrate "$POCKET" --text "$TEXT/calibration.txt" -o stats.gguf --max-tokens $few 2>"$err"
 exits 0 "importance" bq --schemes q2_k --importance stats.gguf --json; holds "importance" "$(json importance)" = stats.gguf
 compare "importance" "$(json schemes.0.kld_mean)" "<" "${kld:-0}"
+"$LQ" calibrate "$POCKET" --text "$TEXT/calibration.txt" -o factors.gguf --for awq-4bit-g128 --max-tokens 256 2>"$err"
+exits 0 "directories" bq --schemes nf4,int8,awq-4bit-g128 --importance factors.gguf --keep kept2
+says "directories" "^scheme         bits/w" "$out"; says "directories" "^awq-4bit-g128 .*+-" "$out"
+for d in nf4 int8 awq-4bit-g128; do holds "directories: $d" -s kept2/$d/config.json; done
+exits 2 "a directory again" bq --schemes nf4 --keep kept2; says "a directory again" "exists"
+exits 0 "candidates" bq --schemes nf4 --candidate kept2/nf4/ --candidate kept/q4_0.gguf --candidate ./kept2/nf4 --json
+holds "candidates: folder" -z "$(left)"; holds "candidates: files" -s kept2/nf4/config.json -a -s kept/q4_0.gguf
+compare "candidates: as made" "$(json schemes.1.kld_mean)" "==" "$(json schemes.0.kld_mean)"
+compare "candidates: different" "$(json schemes.2.kld_mean)" "!=" "$(json schemes.0.kld_mean)"
+holds "candidates: names" \
+    "$(json schemes.1.scheme) $(json schemes.1.path) $(json schemes.3.scheme)" = "nf4-2 kept2/nf4/ nf4-4"
+compare "candidates: bits" "$(json schemes.1.bits_per_weight)" "<" 9
+exits 0 "candidates alone" bq --candidate kept/q4_0.gguf; says "candidates alone" "^q4_0.gguf .*+-" "$out"
+holds "candidates alone" "$(grep -c '+-' "$out")" -eq 1
+exits 4 "no candidate" bq --candidate none; says "no candidate" "none"; holds "no candidate" -z "$(left)"
+exits 2 "candidate without name" bq --candidate ""
+exits 2 "GPTQ without statistics" bq --schemes gptq-4bit-g128; says "GPTQ without statistics" "calibrate"
+holds "GPTQ without statistics" -z "$(left)"
+exits 2 "--load-as with a transform" bq --load-as awq+q4_k_m
+says "--load-as with a transform" "lq quantize MODEL OUTPUT"
 exits 2 "unknown scheme" bq --schemes q8_0,q4_9; says "unknown scheme" "q4_9"
 exits 2 "no scheme" bq --schemes ""
 exits 4 "no text" "$LQ" bench quality --model "$POCKET" --text none.txt --schemes q8_0; holds "no text" -z "$(left)"
@@ -29,7 +49,8 @@ exits 4 "no model" "$LQ" bench quality --model none --schemes q8_0; holds "no mo
 : >empty.txt
 exits 3 "empty text" "$LQ" bench quality --model "$POCKET" --text empty.txt --schemes q8_0; holds "empty" -z "$(left)"
 for pause in 0.2 1.5; do
-    interrupts INT $pause "$LQ" bench quality --model "$POCKET" --text "$TEXT/c.txt" --threads 1
+    interrupts INT $pause "$LQ" bench quality --model "$POCKET" --text "$TEXT/c.txt" --threads 1 \
+        -s nf4-dq,int8,q2_k,nf4
     holds "SIGINT" -z "$(left)"; silent "SIGINT"
 done
 

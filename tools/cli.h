@@ -272,6 +272,11 @@ typedef struct cli_loras {
 int cli_loras_open(cli *c, const cli_list *list, cli_loras *out);
 void cli_loras_free(cli_loras *l);
 
+/* Is `word` one of the words of a scheme: int8 of "smooth+int8:rtn"? */
+bool cli_scheme_has(const char *scheme, const char *word);
+/* Does it write a Hugging Face directory, and never a GGUF file? False for a word that is no scheme. */
+bool cli_scheme_is_directory(const char *scheme);
+
 /* The commands in the order of the help text; NULL past the end. */
 const cli_command *cli_command_at(size_t i);
 size_t cli_command_count(void);

@@ -1,25 +1,28 @@
 /* cmd_bench_quality.c: `lq bench quality`: what each quantization scheme costs in quality, and what it gives in size
  * and speed.
  *
- * Writes the model once per scheme into a temporary folder (removed on every way out), scores all files against the
- * FP16 one in a single sweep per text, and times each. The tables on standard output are the product. */
+ * Writes the model once per scheme, a file or a directory as the scheme has it, into a temporary folder (removed on
+ * every way out), scores all of them and the finished models it was given against the FP16 one in a single sweep per
+ * text, and times each. The tables on standard output are the product. */
 #include "bench_speed.h"
 
 #include <errno.h>
+#include <ftw.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
-enum { MAX_SCHEMES = 64, MAX_TEXTS = 16, SPEED_PREFILL = 256, SPEED_DECODE = 64, SPEED_REPEAT = 3 };
+enum { MAX_SCHEMES = 64 /* candidates, and the reference */, MAX_TEXTS = 16 };
+enum { SPEED_PREFILL = 256, SPEED_DECODE = 64, SPEED_REPEAT = 3 };
 #define DEFAULT_TOKENS 34048 /* over all texts: half of them are scored */
 #define REFERENCE "f16"
 
 typedef struct args {
     cli_place place;
     const char *model, *schemes, *load_as, *importance, *keep, *activations;
-    cli_list texts;
+    cli_list texts, candidates;
     uint64_t max_tokens, ctx, threads;
 } args;
 
@@ -40,7 +43,8 @@ static const cli_option options[] = {
      .name = "schemes",
      .value = "A,B,..",
      .at = offsetof(args, schemes),
-     .help = "which schemes, with commas between them (default: all)",
+     .help = "which schemes, with commas between them (default: all that make GGUF files);\n"
+             "those of Hugging Face directories too: int8, nf4, gptq-4bit-g128, awq-4bit-g128",
      .also = "|scheme|types|bits|formats|",
      .values = CLI_SCHEMES},
     {.type = CLI_TEXT,
@@ -51,6 +55,14 @@ static const cli_option options[] = {
              "formats while it opens: nf4, nf4_dq, int8, i4_g128, ...",
      .also = "|load-in-4bit|load-in-8bit|on-load|",
      .values = CLI_SCHEMES},
+    {.type = CLI_LIST,
+     .name = "candidate",
+     .value = "MODEL",
+     .at = offsetof(args, candidates),
+     .help = "also, or with no --schemes only, a finished model with the vocabulary of SRC: a GGUF\n"
+             "file or Hugging Face directory, whoever quantized it; give it several times for\n"
+             "several. Its bytes are those of its tensors",
+     .also = "|candidates|models|with|beside|against|compare|peer|"},
     CLI_OPT_IMPORTANCE(args),
     {.type = CLI_LIST,
      .letter = 'x',
@@ -88,15 +100,22 @@ static const cli_option options[] = {
      .name = "keep",
      .value = "DIR",
      .at = offsetof(args, keep),
-     .help = "write the quantized files to DIR and leave them there",
+     .help = "write the quantized models to DIR and leave them there",
      .also = "|output|out|dir|"},
     {.type = CLI_END}};
 
-/* One scheme through all the steps. entries[0] is the reference and may not be shown. */
+typedef enum {
+    MADE,   /* by a scheme */
+    LOADED, /* the reference's file, quantized as it opens */
+    GIVEN   /* a finished model */
+} origin;
+
+/* One candidate through all the steps. entries[0] is the reference and may not be shown. */
 typedef struct entry {
     char name[64];
     char path[4200];
-    bool written, shown, loaded; /* loaded: the reference's file, quantized as it opens */
+    origin from;
+    bool written, shown; /* written: a file or directory of ours lies at `path` */
     double bits_per_weight;
     uint64_t bytes;
     lq_model *model;
@@ -178,39 +197,67 @@ static int choose_inputs(cli *c, bench *b) {
     return 0;
 }
 
-static const char *scheme_name(size_t i) { return lq_scheme_name((uint32_t)i, NULL); }
-static bool writes_file(size_t i) { /* the description of any other begins so */
-    const char *description = "";
-    lq_scheme_name((uint32_t)i, &description);
-    return strncmp(description, "Hugging Face directory", 22) != 0;
+static int add_entry(cli *c, bench *b, origin from, const char *name, size_t n) {
+    static const char *const said_by[] = {[MADE] = "--schemes", [LOADED] = "--load-as", [GIVEN] = "--candidate"};
+    entry *e = &b->entries[b->count];
+    if (n == 0) return 0;
+    if (b->count == MAX_SCHEMES)
+        return cli_usage(c, "%s: at most %d candidates in all", said_by[from], MAX_SCHEMES - 1);
+    if (n >= sizeof e->name) return cli_usage(c, "%s: '%.*s...' is none", said_by[from], 40, name);
+    snprintf(e->name, sizeof e->name, "%.*s", (int)n, name);
+    e->from = from;
+    e->shown = true;
+    b->count++;
+    return 0;
 }
 
-/* entries[0] = the reference, then the schemes in the order asked for. */
-static int choose_schemes(cli *c, bench *b) {
-    const char *list = b->a->schemes;
-    const size_t known = lq_scheme_count();
-    snprintf(b->entries[0].name, sizeof b->entries[0].name, REFERENCE);
-    b->count = 1;
-    for (size_t i = 0; i < known && !list && !b->a->load_as && b->count < MAX_SCHEMES; i++) {
-        if (!writes_file(i)) continue;
-        snprintf(b->entries[b->count++].name, sizeof b->entries[0].name, "%s", scheme_name(i));
+static int add_list(cli *c, bench *b, origin from, const char *list) {
+    int code = 0;
+    for (size_t n; list && *list && code == 0; list += n + (list[n] == ',')) {
+        n = strcspn(list, ",");
+        code = add_entry(c, b, from, list, n);
     }
-    while (list && *list) {
-        const size_t n = strcspn(list, ",");
-        if (n >= sizeof b->entries[0].name) return cli_usage(c, "--schemes: '%.*s...' is none", 40, list);
-        if (b->count == MAX_SCHEMES) return cli_usage(c, "--schemes: at most %d", MAX_SCHEMES - 1);
-        if (n) snprintf(b->entries[b->count++].name, sizeof b->entries[0].name, "%.*s", (int)n, list);
-        list += n + (list[n] == ',');
+    return code;
+}
+
+/* A finished model is called by the last part of its path, with a number where another candidate is so too. */
+static int add_given(cli *c, bench *b, const char *path) {
+    enum { LONGEST = 40 };
+    char part[LONGEST + 1], name[sizeof b->entries->name - 8];
+    size_t end = strlen(path), begin;
+    if (end == 0 || end >= sizeof b->entries->path) return cli_usage(c, "--candidate: '%.40s' is no path", path);
+    while (end > 1 && path[end - 1] == '/') end--;
+    for (begin = end; begin > 0 && path[begin - 1] != '/';) begin--;
+    if (end - begin > LONGEST) begin = end - LONGEST; /* its end tells more */
+    while (begin + 1 < end && ((unsigned char)path[begin] & 0xC0) == 0x80) begin++;
+    snprintf(part, sizeof part, "%.*s", (int)(end - begin), path + begin);
+    snprintf(name, sizeof name, "%.*s", (int)sizeof name - 1, cli_safe(part).s);
+    bool again = false;
+    for (size_t i = 1; i < b->count; i++) again |= strcmp(b->entries[i].name, name) == 0;
+    char numbered[sizeof b->entries->name];
+    snprintf(numbered, sizeof numbered, again ? "%s-%zu" : "%s", name, b->count);
+    const int code = add_entry(c, b, GIVEN, numbered, strlen(numbered));
+    if (code == 0) snprintf(b->entries[b->count - 1].path, sizeof b->entries->path, "%s", path);
+    return code;
+}
+
+/* Was it said which? Otherwise all schemes of GGUF files are meant. */
+static bool chosen(const args *a) { return a->schemes || a->load_as || a->candidates.count; }
+
+/* entries[0] = the reference, then the candidates in the order asked for. */
+static int choose_candidates(cli *c, bench *b) {
+    const args *a = b->a;
+    int code = add_entry(c, b, MADE, REFERENCE, strlen(REFERENCE));
+    b->entries[0].shown = false;
+    for (size_t i = 0; i < lq_scheme_count() && !chosen(a) && code == 0; i++) {
+        const char *name = lq_scheme_name((uint32_t)i, NULL);
+        if (!cli_scheme_is_directory(name)) code = add_entry(c, b, MADE, name, strlen(name));
     }
-    for (const char *as = b->a->load_as; as && *as; as += strcspn(as, ","), as += *as == ',') {
-        if (b->count == MAX_SCHEMES) return cli_usage(c, "--load-as: at most %d with the schemes", MAX_SCHEMES - 1);
-        entry *e = &b->entries[b->count++];
-        snprintf(e->name, sizeof e->name, "%.*s", (int)strcspn(as, ","), as);
-        e->loaded = true;
-    }
-    if (b->count == 1) return cli_usage(c, "--schemes names none");
-    for (size_t i = 1; i < b->count; i++) b->entries[i].shown = true;
-    return 0;
+    if (code == 0) code = add_list(c, b, MADE, a->schemes);
+    if (code == 0) code = add_list(c, b, LOADED, a->load_as);
+    for (size_t i = 0; i < a->candidates.count && code == 0; i++) code = add_given(c, b, a->candidates.items[i]);
+    if (code == 0 && b->count == 1) return cli_usage(c, "--schemes names none");
+    return code;
 }
 
 static int choose_folder(cli *c, bench *b) {
@@ -241,7 +288,7 @@ static int on_step(void *user, uint64_t done, uint64_t total, const char *what) 
 /* The same scheme twice in the list, or f16 as reference and as candidate, is one file. */
 static entry *twin(const bench *b, size_t i) {
     for (size_t k = 0; k < i; k++) {
-        if (b->entries[k].loaded == b->entries[i].loaded && strcmp(b->entries[k].name, b->entries[i].name) == 0)
+        if (b->entries[k].from == b->entries[i].from && strcmp(b->entries[k].name, b->entries[i].name) == 0)
             return &b->entries[k];
     }
     return NULL;
@@ -262,8 +309,10 @@ static int quantize_all(cli *c, bench *b) {
                                        .importance = b->a->importance};
         b->done = i;
         snprintf(b->what, sizeof b->what, "%s", e->name);
-        snprintf(e->path, sizeof e->path, "%s/%s.gguf", b->dir, e->loaded ? REFERENCE : e->name);
-        if (e->loaded) continue;
+        if (e->from == GIVEN) continue;
+        snprintf(e->path, sizeof e->path, "%s/%s%s", b->dir, e->from == LOADED ? REFERENCE : e->name,
+                 e->from == MADE && cli_scheme_is_directory(e->name) ? "" : ".gguf");
+        if (e->from == LOADED) continue;
         if (same) {
             e->bits_per_weight = same->bits_per_weight;
             e->bytes = same->bytes;
@@ -289,7 +338,7 @@ static int by_size(const void *a, const void *b) {
 
 static int open_all(cli *c, bench *b) {
     /* All schemes are shown from the largest to the smallest; chosen ones in the order of the choice. */
-    if (!b->a->schemes && !b->a->load_as) qsort(b->entries + 1, b->count - 1, sizeof *b->entries, by_size);
+    if (!chosen(b->a)) qsort(b->entries + 1, b->count - 1, sizeof *b->entries, by_size);
     for (size_t i = 0; i < b->count; i++) {
         entry *e = &b->entries[i];
         lq_model_info m = {.size = sizeof m};
@@ -297,13 +346,17 @@ static int open_all(cli *c, bench *b) {
         cli_place place = b->a->place;
         place.pack_at_open = 1; /* the speed that is shown is what lasts */
         lq_plan_info plan;
-        if (e->loaded) place.load_as = e->name;
+        if (e->from == LOADED) place.load_as = e->name;
         int code = cli_model(c, b->ctx, e->path, &place, &mo, &e->model);
         if (code != 0) return code;
         lq_status s = lq_model_info_get(e->model, &m);
-        if (s == LQ_OK && e->loaded && (s = cli_plan(e->model, NULL, true, &plan)) == LQ_OK) {
+        if (s == LQ_OK && e->from == LOADED && (s = cli_plan(e->model, NULL, true, &plan)) == LQ_OK) {
             e->bytes = plan.weights;
             e->bits_per_weight = m.parameters ? 8.0 * (double)plan.weights / (double)m.parameters : 0;
+        }
+        if (e->from == GIVEN) {
+            e->bytes = m.weight_bytes;
+            e->bits_per_weight = m.bits_per_weight;
         }
         if (s != LQ_OK) return cli_fail(c, s, NULL);
         if (i == 0) b->window = b->a->ctx ? (uint32_t)b->a->ctx : m.context < 512 ? m.context : 512;
@@ -406,25 +459,31 @@ static int time_all(cli *c, bench *b) {
 
 static void print_tables(const bench *b) {
     const lq_eval_result *ref = &b->entries[0].total;
+    int wide = 8; /* the first column */
+    for (size_t i = 1; i < b->count; i++) {
+        const int n = (int)strlen(b->entries[i].name);
+        if (n > wide) wide = n;
+    }
     printf("%s: %llu tokens of %zu text%s scored per scheme, in windows of %u; original (%s) perplexity %.4f\n\n",
            cli_safe(b->model_path).s, (unsigned long long)ref->tokens, b->texts, b->texts == 1 ? "" : "s", b->window,
            REFERENCE, ref->ppl);
-    printf("%-8s %7s %12s   %-20s %9s  %10s  %8s  %10s  %9s\n", "scheme", "bits/w", "bytes", "perplexity", "to " REFERENCE,
-           "mean KLD", "same top", "prefill", "decode");
-    printf("%-8s %7s %12s   %-20s %9s  %10s  %8s  %10s  %9s\n", "", "", "", "", "", "", "", "tokens/s", "tokens/s");
+    printf("%-*s %7s %12s   %-20s %9s  %10s  %8s  %10s  %9s\n", wide, "scheme", "bits/w", "bytes", "perplexity",
+           "to " REFERENCE, "mean KLD", "same top", "prefill", "decode");
+    printf("%-*s %7s %12s   %-20s %9s  %10s  %8s  %10s  %9s\n", wide, "", "", "", "", "", "", "", "tokens/s",
+           "tokens/s");
     for (size_t i = 1; i < b->count; i++) {
         const entry *e = &b->entries[i];
         char ppl[48];
         snprintf(ppl, sizeof ppl, "%9.4f +- %.4f", e->total.ppl, e->total.ppl_se);
-        printf("%-8s %7.3f %12llu   %-20s %9.5f  %10.6f  %6.2f %%  %10.1f  %9.1f\n", e->name, e->bits_per_weight,
-               (unsigned long long)e->bytes, ppl, e->total.ppl_ratio, e->total.kld_mean, e->total.same_top * 100,
-               e->speed.prefill_per_s, e->speed.decode_per_s);
+        printf("%-*s %7.3f %12llu   %-20s %9.5f  %10.6f  %6.2f %%  %10.1f  %9.1f\n", wide, e->name,
+               e->bits_per_weight, (unsigned long long)e->bytes, ppl, e->total.ppl_ratio, e->total.kld_mean,
+               e->total.same_top * 100, e->speed.prefill_per_s, e->speed.decode_per_s);
     }
-    printf("\nmean KL divergence per text\n%-8s", "scheme");
+    printf("\nmean KL divergence per text\n%-*s", wide, "scheme");
     for (size_t t = 0; t < b->texts; t++) printf(" %12.12s", b->text_names[t]);
     putchar('\n');
     for (size_t i = 1; i < b->count; i++) {
-        printf("%-8s", b->entries[i].name);
+        printf("%-*s", wide, b->entries[i].name);
         for (size_t t = 0; t < b->texts; t++) printf(" %12.6f", b->entries[i].domain[t].kld_mean);
         putchar('\n');
     }
@@ -433,6 +492,7 @@ static void print_tables(const bench *b) {
 static json_t *entry_json(const bench *b, const entry *e) {
     json_t *o = json_object(), *prefill = json_object(), *decode = json_object(), *domains = json_object();
     cli_set_text(o, "scheme", e->name);
+    if (e->from == GIVEN) cli_set_text(o, "path", e->path);
     cli_set_real(o, "bits_per_weight", e->bits_per_weight);
     cli_set_int(o, "bytes", e->bytes);
     cli_set_int(o, "tokens", e->total.tokens);
@@ -482,12 +542,17 @@ static int print_json(cli *c, const bench *b) {
     return cli_json_print(c, o, CLI_OK);
 }
 
-/* Everything a run leaves: sessions and models, then the files, then the folder. */
+static int remove_one(const char *path, const struct stat *st, int type, struct FTW *at) {
+    (void)st, (void)type, (void)at;
+    return remove(path);
+}
+
+/* Everything a run leaves: sessions and models, then the files and directories, then the folder. */
 static void clean_up(bench *b) {
     for (size_t i = 0; i < b->count; i++) {
         lq_session_close(b->entries[i].session);
         lq_model_close(b->entries[i].model);
-        if (b->temporary && b->entries[i].written) unlink(b->entries[i].path);
+        if (b->temporary && b->entries[i].written) nftw(b->entries[i].path, remove_one, 8, FTW_DEPTH | FTW_PHYS);
     }
     if (b->temporary) rmdir(b->dir);
     lq_close(b->ctx);
@@ -503,7 +568,7 @@ static int run(cli *c, const void *arguments) {
     } else {
         *b = (bench){.a = a, .entries = entries, .start = cli_clock()};
         code = cli_check_activations(c, a->activations);
-        if (code == 0) code = choose_schemes(c, b);
+        if (code == 0) code = choose_candidates(c, b);
         if (code == 0) code = choose_inputs(c, b);
         if (code == 0) code = cli_open(c, a->threads, NULL, NULL, &b->ctx);
         if (code == 0) code = choose_folder(c, b);
@@ -527,10 +592,12 @@ static int run(cli *c, const void *arguments) {
 const cli_command cli_command_bench_quality = {
     .name = "bench quality",
     .summary = "what every scheme costs in quality, and its size and speed",
-    .about = "Quantizes a model with each scheme, then scores all of them on the same texts against the FP16\n"
-             "original. Bits per weight and bytes say what a scheme saves; perplexity, and more sharply the\n"
-             "mean KL divergence, say what it costs (0 = predictions as of the original). The second table has\n"
-             "the divergence per text: the damage is not the same everywhere.\n\n"
+    .about = "Quantizes a model with each scheme, then scores all of them, and finished models (--candidate), on\n"
+             "the same texts against the FP16 original. Bits per weight and bytes say what a scheme saves;\n"
+             "perplexity, and more sharply the mean KL divergence, say what it costs (0 = predictions as of the\n"
+             "original). The second table has the divergence per text: the damage is not the same everywhere.\n\n"
+             "Schemes that want statistics (gptq-4bit-g128, awq+q4_k_m) take them from --importance. Each wants\n"
+             "its own, as `lq calibrate --for` makes them: quantize with each, then score the results together.\n\n"
              "Needs room for all the files in $TMPDIR (or /tmp), and memory for all models at once; they are\n"
              "mapped, so for large models choose few schemes.\n",
     .operands = operands,
@@ -538,6 +605,7 @@ const cli_command cli_command_bench_quality = {
     .examples = "  lq bench quality\n"
                 "  lq bench quality --schemes q8_0,q4_k_m,iq4_xs --text mine.txt --json\n"
                 "  lq bench quality --schemes q2_k,q4_0 --importance stats.gguf\n"
+                "  lq bench quality --schemes nf4,int8 --candidate my-model-awq/ --candidate theirs.gguf\n"
                 "  lq bench quality --model my-model/ --schemes q4_k_m,q4_0 --max-tokens 100000 --keep out/\n",
     .args_size = sizeof(args),
     .defaults = &defaults,

@@ -159,26 +159,12 @@ static void on_tensor(void *user, const lq_tensor_report *t) {
     putchar('\n');
 }
 
-/* Is the recipe one of the words of a scheme: int8 of "smooth+int8:rtn"? */
-static bool has_word(const char *scheme, const char *recipe) {
-    const size_t n = strlen(recipe);
-    for (const char *at = scheme; at; at = strchr(at, '+')) {
-        if (*at == '+') at++;
-        if (strncmp(at, recipe, n) == 0 && (!at[n] || at[n] == '+' || at[n] == ':')) return true;
-    }
-    return false;
-}
-
 /* Does the scheme write a directory, or floats, which may lie in one? */
 static bool makes_directory(const char *scheme) {
     static const char *const floats[] = {"f32", "f16", "bf16"};
     for (size_t i = 0; i < CLI_COUNT(floats); i++)
-        if (scheme && has_word(scheme, floats[i])) return true;
-    const char *description = "";
-    for (uint32_t i = 0; i < lq_scheme_count(); i++)
-        if (scheme && has_word(scheme, lq_scheme_name(i, &description)))
-            return strncmp(description, "Hugging Face directory", 22) == 0;
-    return false;
+        if (scheme && cli_scheme_has(scheme, floats[i])) return true;
+    return scheme && cli_scheme_is_directory(scheme);
 }
 
 /* Which option would have allowed what was refused: read off the files, not off the message. */
