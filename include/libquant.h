@@ -485,8 +485,10 @@ typedef struct lq_calibrate_options {
     uint32_t hessians;     /* 1 = also the Hessian of each input, for the quantizer gptq: see lq_calibrate */
     const char *scheme;    /* with hessians or a transform (awq+q4_k_m): measure each matrix's inputs in the model whose
                               earlier matrices were quantized by this scheme; NULL = in the model as it is */
-    uint64_t max_ram;      /* with either: where more bytes of memory than these would be needed, what the text's tokens
-                              carry from layer to layer lies in a file beside dst instead; 0 = no limit */
+    uint64_t max_ram;      /* with either: never ask the allocator for more bytes than these at a time, those of the session
+                              counted and those of the model not; where more would be needed, what the text's tokens carry
+                              from layer to layer lies in a file beside dst. LQ_E_NOMEM names the smallest number that
+                              suffices. Stacks of threads and OpenBLAS's buffers are their own. 0 = no limit */
     const char *recipe;    /* instead of `scheme`: path of a recipe (lq_quantize_options.recipe) */
 } lq_calibrate_options;
 

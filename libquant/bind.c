@@ -430,13 +430,24 @@ static void apply_factors(const q_bind_item *item, uint64_t row, float *y) {
     for (uint64_t j = 0; item->rows && j < k; j++) y[j] /= item->rows[vector ? j : row];
 }
 
+/* Rows that follow one another in the file are asked for together. */
+static uint64_t strip_of(const q_bind_item *item, uint64_t n) {
+    const uint64_t fit = STRIP_BYTES / Q_MAX(item->src->row_bytes, (uint64_t)1);
+    return item->map == Q_MAP_ROPE_PAIRS ? 1 : Q_MIN(Q_MAX(fit, (uint64_t)1), n);
+}
+
+uint64_t q_bind_read_bytes(const q_bind_item *item, uint64_t n) {
+    const q_tensor *t = item->src;
+    return (t->data ? 0 : q_new_bytes(strip_of(item, n) * t->row_bytes)) +
+           (t->view && t->view->order ? q_new_bytes(t->shape[0] * sizeof(float)) : 0);
+}
+
 lq_status q_bind_read(const q_alloc *a, const q_binding *b, const q_bind_item *item, uint64_t first, uint64_t n,
                       float *out) {
     const q_tensor *t = item->src;
     const int32_t *order = t->view ? t->view->order : NULL;
     const q_wide *wide = q_wide_of(b->wide);
-    /* Rows that follow one another in the file are asked for together. */
-    const uint64_t strip = item->map == Q_MAP_ROPE_PAIRS ? 1 : Q_MIN(Q_MAX(STRIP_BYTES / Q_MAX(t->row_bytes, (uint64_t)1), (uint64_t)1), n);
+    const uint64_t strip = strip_of(item, n);
     uint8_t *rows = NULL;
     float *mixed = NULL;
     if (!t->data) {

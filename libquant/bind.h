@@ -53,6 +53,9 @@ lq_status q_bind_read_raw(const q_binding *b, const q_bind_item *item, uint64_t 
 lq_status q_bind_read(const q_alloc *a, const q_binding *b, const q_bind_item *item, uint64_t first, uint64_t n,
                       float *out);
 
+/* What q_bind_read of n rows asks of the allocator meanwhile. */
+uint64_t q_bind_read_bytes(const q_bind_item *item, uint64_t n);
+
 /* The GGUF keys that describe this model's hyper-parameters, from general.architecture to <arch>.vocab_size, in the
  * standard order and types; `file_type` is general.file_type. For sources that are not GGUF: a GGUF source's own keys
  * are passed through by the caller. */

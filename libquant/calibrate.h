@@ -22,6 +22,8 @@ lq_status q_calibrate_tensor(q_arena *arena, const char *base, const char *suffi
 
 /* Before any work: LQ_E_INCONSISTENT names the first weight of the model that is not finite (calibrate_weights.c). */
 lq_status q_calibrate_check_weights(lq_session *s, q_pool *pool);
+/* What that asks of the allocator meanwhile. */
+uint64_t q_calibrate_check_bytes(const lq_model *m, uint32_t threads);
 
 /* With lq_calibrate_options.hessians, or a scheme that names a transform (calibrate_layers.c). */
 lq_status q_calibrate_layers(lq_session *s, const int32_t *ids, size_t count, const char *dst,

@@ -21,7 +21,8 @@
 
 enum {
     SEARCH_TOKENS = 4096, /* by which a transform's losses are measured, from all over the text */
-    SEARCH_LOSSES = 24    /* about so many of them a stage, for the estimate of progress */
+    SEARCH_LOSSES = 24,   /* about so many of them a stage, for the estimate of progress */
+    MORE_KEYS = 4
 };
 
 /* Matrices with the same inputs. A matrix of which several products take rows is there once. */
@@ -49,6 +50,7 @@ typedef struct work {
     q_stream *stream;
     group *groups;      /* [stages] */
     uint64_t *bytes;    /* [layers] of its results */
+    uint64_t widest;    /* the largest k */
     q_kept kept;
     q_kept_file *results; /* of the layer in work */
     float *h;           /* [k][k] of the largest k; then its triangle */
@@ -62,12 +64,16 @@ typedef struct work {
     uint64_t search_end;  /* when the stage's search is done */
     q_out_tensor *outs;
     uint32_t n_outs, entries;
+    q_str dataset;
+    q_meta meta[Q_CALIBRATE_KEYS + MORE_KEYS];
+    uint32_t n_meta;
     q_writer *writer;
     uint64_t out_bytes;
 } work;
 
 static uint64_t triangle(uint64_t k) { return k * (k + 1) / 2; }
 static uint64_t tokens(const work *w) { return (uint64_t)w->text.chunks * w->text.window; }
+static uint32_t threads_of(const work *w) { return w->session->shape.threads_prefill; }
 static const q_bind_item *item_of(const work *w, uint32_t i) { return &w->model->binding->items[i]; }
 static uint64_t clip_floats(const work *w, const q_fold_part *p) {
     const q_tensor *t = item_of(w, p->item)->src;
@@ -160,6 +166,11 @@ static lq_status quantize_stage(work *w, uint32_t stage) {
     return status;
 }
 
+static bool is_table(const work *w, uint32_t i) {
+    const q_binding *b = w->model->binding;
+    return strcmp(b->arch->weights[b->items[i].role].role, "token_embd") == 0;
+}
+
 /* Without statistics, as lq_quantize quantizes a table. */
 static lq_status quantize_embedding(work *w) {
     const q_binding *b = w->model->binding;
@@ -167,8 +178,7 @@ static lq_status quantize_embedding(work *w) {
     for (uint32_t i = 0; i < b->n_items; i++) {
         q_recipe_choice c;
         uint64_t row_bytes;
-        const bool table = strcmp(b->arch->weights[b->items[i].role].role, "token_embd") == 0;
-        if (!table) continue;
+        if (!is_table(w, i)) continue;
         Q_TRY(q_quantize_choose(w->recipe, b, i, true, &c));
         if (q_quantize_copies(&b->items[i], &c)) continue;
         if (c.quantizer->needs != Q_NEEDS_NONE)
@@ -403,18 +413,18 @@ static lq_status list_outs(work *w, uint32_t stage, q_str *names, q_str *of, uin
     return LQ_OK;
 }
 
-static lq_status open_output(work *w) {
+/* Its tensors and keys. */
+static lq_status describe_output(work *w) {
     const uint32_t stages = q_stream_stages(w->stream);
-    const q_str dataset = q_str_of(w->options->dataset ? w->options->dataset : "");
+    w->dataset = q_str_of(w->options->dataset ? w->options->dataset : "");
     q_str *names = (q_str *)q_arena_new(&w->arena, w->entries, sizeof *names);
     q_str *of = (q_str *)q_arena_new(&w->arena, w->entries, sizeof *of);
     w->outs = (q_out_tensor *)q_arena_new(&w->arena, 3 * (uint64_t)w->entries + 2 * (uint64_t)stages, sizeof *w->outs);
     if (!names || !of || !w->outs) return LQ_E_NOMEM;
     uint64_t shared = 0;
     for (uint32_t t = 0; t < stages; t++) Q_TRY(list_outs(w, t, names, of, &shared));
-    enum { MORE = 4 };
-    q_meta meta[Q_CALIBRATE_KEYS + MORE], *m = meta + Q_CALIBRATE_KEYS;
-    q_calibrate_keys(w->options->dataset ? &dataset : NULL, &w->text, meta);
+    q_meta *m = w->meta + Q_CALIBRATE_KEYS;
+    q_calibrate_keys(w->options->dataset ? &w->dataset : NULL, &w->text, w->meta);
     if (w->options->hessians) {
         *m++ = (q_meta){.key = q_str_of(Q_HESSIAN_TENSORS), .type = Q_META_ARRAY, .item = Q_META_STRING, .strs = names,
                         .count = shared};
@@ -423,9 +433,8 @@ static lq_status open_output(work *w) {
     *m++ = (q_meta){.key = q_str_of(Q_HESSIAN_SCHEME), .type = Q_META_STRING, .count = 1, .s = q_str_of(scheme_name(w))};
     if (w->transform)
         *m++ = (q_meta){.key = q_str_of(Q_FOLD_TRANSFORM), .type = Q_META_STRING, .count = 1, .s = q_str_of(w->transform->name)};
-    const uint32_t n = (uint32_t)(m - meta);
-    Q_TRY(q_writer_gguf.measure(meta, n, w->outs, w->n_outs, &w->out_bytes));
-    return q_writer_gguf.open(w->alloc, w->dst, w->options->force != 0, meta, n, w->outs, w->n_outs, &w->writer);
+    w->n_meta = (uint32_t)(m - w->meta);
+    return q_writer_gguf.measure(w->meta, w->n_meta, w->outs, w->n_outs, &w->out_bytes);
 }
 
 /* From the kept file to the output, as it was written there: `room` is for so many floats. */
@@ -478,7 +487,7 @@ static lq_status write_output(work *w) {
     return q_writer_gguf.commit(writer);
 }
 
-/* ------------------------------------------------------------------------------------------------ the run */
+/* ------------------------------------------------------------------------------------------------ what it depends on */
 
 /* A recipe counts by its text. */
 static lq_status hash_recipe(const work *w, uint64_t *h) {
@@ -524,40 +533,106 @@ static lq_status hash_inputs(work *w) {
     return LQ_OK;
 }
 
-/* Bytes besides what samples carry: the largest Hessian as it is summed and factored, the weights of a stage, the search. */
-static uint64_t working_bytes(const work *w) {
-    uint64_t most = 0;
-    for (uint32_t t = 0; t < q_stream_stages(w->stream); t++) {
-        const q_stage *g = q_stream_stage(w->stream, t);
-        const uint64_t k = (uint64_t)g->k;
-        uint64_t bytes = w->options->hessians ? k * k * sizeof(float) : 0;
-        if (w->recipe && bytes)
-            bytes += k * k * (sizeof(float) + sizeof(double)) + w->session->shape.threads_prefill * k * 256 * sizeof(double);
-        for (int32_t i = 0; i < g->n_products && w->recipe; i++) {
-            const uint64_t weights = (uint64_t)g->products[i].w->rows * k;
-            bytes += (weights + (w->transform && w->transform->clips ? weights / 32 : 0)) * sizeof(float); /* groups: 32 at least */
-        }
-        if (w->transform) bytes += q_fold_search_bytes(w->stream, w->samples, k);
-        most = Q_MAX(most, bytes);
+/* ------------------------------------------------------------------------------------------------ memory */
+
+/* While all samples are embedded: a quantized table, as quantize_embedding makes it. */
+static lq_status begin_bytes(const work *w, uint64_t *bytes) {
+    Q_TRY(q_stream_begin_bytes(w->stream, bytes));
+    const bool tables = w->recipe && !q_recipe_method(w->recipe, NULL);
+    for (uint32_t i = 0; tables && i < w->model->binding->n_items; i++) {
+        const q_bind_item *item = item_of(w, i);
+        q_recipe_choice c;
+        uint64_t row_bytes;
+        if (!is_table(w, i)) continue;
+        Q_TRY(q_quantize_choose(w->recipe, w->model->binding, i, true, &c));
+        if (q_quantize_copies(item, &c) || !q_row_bytes(c.format, item->src->shape[0], &row_bytes)) continue;
+        *bytes = Q_MAX(*bytes, q_imitate_bytes(item, &c, threads_of(w), true)) + q_new_bytes(item->src->rows * row_bytes);
     }
-    return most;
+    return LQ_OK;
 }
 
+/* While a stage is measured, searched, quantized and run: weights and clips of its matrices; then the most of a search, with
+ * what is tried or imitated in it, of a factor of the Hessian, with rows that are quantized by it, and of the run. */
+static lq_status stage_bytes(const work *w, uint32_t t, uint64_t *bytes) {
+    const group *g = &w->groups[t];
+    const uint64_t k = (uint64_t)q_stream_stage(w->stream, t)->k;
+    uint64_t parts = 0, imitated = 0, factored = 0, run;
+    Q_TRY(q_stream_stage_bytes(w->stream, t, &run));
+    for (uint32_t i = 0; i < g->n_parts && w->recipe; i++) {
+        const q_fold_part *p = &g->parts[i];
+        const q_tensor *src = item_of(w, p->item)->src;
+        if (kept_as_is(w, g, p)) continue;
+        parts += q_new_bytes(src->rows * src->shape[0] * sizeof(float));
+        if (p->clips) parts += q_new_bytes(clip_floats(w, p) * sizeof(float));
+        imitated = Q_MAX(imitated, q_imitate_bytes(item_of(w, p->item), &p->choice, threads_of(w), false));
+        if (p->choice.quantizer->prepare) factored = Q_MAX(factored, p->choice.quantizer->prepare_bytes(k, threads_of(w)));
+    }
+    *bytes = Q_MAX(run, factored + imitated);
+    if (searches(w, t))
+        *bytes = Q_MAX(*bytes, q_fold_search_bytes(w->stream, w->samples, k, threads_of(w)) + Q_MAX(run, imitated));
+    *bytes += parts;
+    return LQ_OK;
+}
+
+static uint64_t session_bytes(const lq_session *s) {
+    enum { BLOCKS = 16 }; /* of which the plan does not count the headers */
+    return s->need.kv[0] + s->need.rest[0] + q_arena_bytes(&s->arena) - s->arena.used + q_new_bytes(sizeof *s) + BLOCKS * Q_ALIGN;
+}
+
+/* All that is asked of the allocator at any time, at most, the session's included. */
+static lq_status need_bytes(const work *w, bool spool, uint64_t *bytes) {
+    enum { SMALL = 1 << 16 }; /* recipe, paths, records of files */
+    const uint64_t k = w->widest;
+    uint64_t most = q_calibrate_check_bytes(w->model, threads_of(w)), one, tensors = 0;
+    Q_TRY(begin_bytes(w, &one));
+    most = Q_MAX(most, one);
+    for (uint32_t t = 0; t < q_stream_stages(w->stream); t++) {
+        Q_TRY(stage_bytes(w, t, &one));
+        most = Q_MAX(most, Q_MAX(one, q_new_bytes(q_stream_floats(w->stream, t) * sizeof(float)))); /* the latter is kept */
+        for (uint32_t i = 0; i < w->groups[t].n_parts; i++)
+            if (w->groups[t].parts[i].clips) most = Q_MAX(most, q_new_bytes(clip_floats(w, &w->groups[t].parts[i]) * sizeof(float)));
+    }
+    for (uint32_t i = 0; i < w->n_outs; i++) tensors += w->outs[i].shape[0] * w->outs[i].shape[1] * sizeof(float);
+    most = Q_MAX(most, q_writer_bytes(w->out_bytes - tensors));
+    *bytes = session_bytes(w->session) + q_stream_bytes(w->stream, spool) + q_arena_bytes(&w->arena) +
+             q_new_bytes(w->n_outs * sizeof(uint64_t)) + q_new_bytes(q_pool_bytes(threads_of(w))) +
+             (w->options->hessians ? q_new_bytes(k * k * sizeof *w->h) + q_dense_open_bytes() : 0) +
+             q_new_bytes(4 * k * sizeof *w->sums) + q_new_bytes(2 * k * sizeof *w->exact) + SMALL + most;
+    return LQ_OK;
+}
+
+/* Room for all, where the limit allows in memory, else in a file. */
+static lq_status make_room(work *w) {
+    const uint64_t limit = w->options->max_ram, k = w->widest;
+    uint64_t need, spooled;
+    Q_TRY(need_bytes(w, false, &need));
+    Q_TRY(need_bytes(w, true, &spooled));
+    const bool spool = limit && need > limit;
+    if (limit && Q_MIN(need, spooled) > limit)
+        return q_fail(LQ_E_NOMEM, "calibrating needs at least %llu bytes of memory (%.1f MiB) beside the model's weights, with what "
+                      "the text carries in a file; the limit is %llu", (unsigned long long)Q_MIN(need, spooled),
+                      (double)Q_MIN(need, spooled) / 1048576.0, (unsigned long long)limit);
+    Q_TRY(q_memory_check("calibrating", (spool ? spooled : need) - session_bytes(w->session), q_pool_stacks(threads_of(w))));
+    Q_TRY(q_stream_room(w->stream, spool ? w->dst : NULL));
+    if (w->options->hessians) w->h = (float *)q_new_raw(w->alloc, k * k, sizeof *w->h);
+    w->sums = (float *)q_new_raw(w->alloc, 4 * k, sizeof *w->sums);
+    w->exact = (double *)q_new_raw(w->alloc, 2 * k, sizeof *w->exact);
+    if ((w->options->hessians && !w->h) || !w->sums || !w->exact) return LQ_E_NOMEM;
+    w->mean = w->sums + k;
+    w->most = w->mean + k;
+    w->factors = w->most + k;
+    return LQ_OK;
+}
+
+/* ------------------------------------------------------------------------------------------------ the run */
+
 static lq_status open_stream(work *w) {
-    const uint64_t limit = w->options->max_ram;
-    q_stream_options so = {.ids = w->ids, .samples = w->text.chunks, .window = w->text.window,
-                           .threads = w->session->shape.threads_prefill, .cancel = (const int *)(const void *)&w->session->cancel,
-                           .spool = limit ? w->dst : NULL}; /* where there is a limit, look first how much it is */
+    const q_stream_options so = {.ids = w->ids, .samples = w->text.chunks, .window = w->text.window, .threads = threads_of(w),
+                                 .cancel = (const int *)(const void *)&w->session->cancel};
     Q_TRY(q_stream_open(w->model, &so, &w->stream));
-    const uint64_t working = working_bytes(w), carried = q_stream_bytes(w->stream);
-    if (limit && working > limit)
-        return q_fail(LQ_E_NOMEM, "calibrating needs %llu bytes of memory beside what lies in a file; the limit is %llu",
-                      (unsigned long long)working, (unsigned long long)limit);
-    if (!limit || working + carried > limit) return LQ_OK;
-    q_stream_close(w->stream);
-    w->stream = NULL;
-    so.spool = NULL;
-    return q_stream_open(w->model, &so, &w->stream);
+    for (uint32_t t = 0; t < q_stream_stages(w->stream); t++)
+        w->widest = Q_MAX(w->widest, (uint64_t)q_stream_stage(w->stream, t)->k);
+    return LQ_OK;
 }
 
 static lq_status prepare(work *w, const int32_t *ids, size_t count) {
@@ -581,22 +656,13 @@ static lq_status prepare(work *w, const int32_t *ids, size_t count) {
         return q_fail(LQ_E_ARG, "a limit of memory is for calibration with Hessians (--hessians) or for a scheme with a transform");
     w->samples = Q_MAX(Q_MIN(SEARCH_TOKENS / w->text.window, w->text.chunks), (uint32_t)1);
     if (o->hessians) Q_TRY(q_dense_open(w->alloc, &w->dense));
-    Q_TRY(q_pool_open(w->alloc, w->session->shape.threads_prefill, &w->pool));
+    Q_TRY(q_pool_open(w->alloc, threads_of(w), &w->pool));
     Q_TRY(open_stream(w));
     Q_TRY(list_parts(w));
     Q_TRY(hash_inputs(w));
-    Q_TRY(open_output(w));
-    uint64_t k = 0;
-    for (uint32_t t = 0; t < q_stream_stages(w->stream); t++) k = Q_MAX(k, (uint64_t)q_stream_stage(w->stream, t)->k);
-    Q_TRY(q_memory_check("calibrating", working_bytes(w), 0));
-    if (o->hessians) w->h = (float *)q_new_raw(w->alloc, k * k, sizeof *w->h);
-    w->sums = (float *)q_new_raw(w->alloc, 4 * k, sizeof *w->sums);
-    w->exact = (double *)q_new_raw(w->alloc, 2 * k, sizeof *w->exact);
-    if ((o->hessians && !w->h) || !w->sums || !w->exact) return LQ_E_NOMEM;
-    w->mean = w->sums + k;
-    w->most = w->mean + k;
-    w->factors = w->most + k;
-    return LQ_OK;
+    Q_TRY(describe_output(w));
+    Q_TRY(make_room(w));
+    return q_writer_gguf.open(w->alloc, w->dst, o->force != 0, w->meta, w->n_meta, w->outs, w->n_outs, &w->writer);
 }
 
 static lq_status run(work *w, const int32_t *ids, size_t count) {

@@ -74,6 +74,13 @@ static uint64_t floats_of(const lq_model *m) {
     return most;
 }
 
+uint64_t q_calibrate_check_bytes(const lq_model *m, uint32_t threads) {
+    uint64_t reading = 0;
+    for (uint32_t i = 0; i < m->binding->n_items; i++)
+        reading = Q_MAX(reading, q_bind_read_bytes(&m->binding->items[i], span_rows(m->binding->items[i].src)));
+    return q_new_bytes(threads * floats_of(m) * sizeof(float)) + q_new_bytes(threads * sizeof(place)) + threads * reading;
+}
+
 lq_status q_calibrate_check_weights(lq_session *s, q_pool *pool) {
     const lq_model *m = s->model;
     const uint32_t threads = q_pool_threads(pool);

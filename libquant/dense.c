@@ -225,3 +225,8 @@ lq_status q_dense_inverse_factor(const q_dense *d, const q_alloc *a, q_pool *poo
     for (int64_t i = 0; i < k; i++) *definite &= u[i * k + i] > 0.0f && isfinite(u[i * k + i]);
     return LQ_OK;
 }
+
+uint64_t q_dense_inverse_bytes(uint64_t k, uint32_t threads) {
+    return q_new_bytes(Q_MIN(threads, (uint32_t)MOST_THREADS) * (uint64_t)TILE * k * sizeof(double));
+}
+uint64_t q_dense_open_bytes(void) { return q_new_bytes(sizeof(q_dense)) + q_new_bytes(sizeof(q_mutex)); }

@@ -14,6 +14,8 @@ typedef struct q_dense q_dense;
  * is open, for the whole process. */
 lq_status q_dense_open(const q_alloc *a, q_dense **out);
 void q_dense_close(q_dense *d); /* NULL is fine */
+/* What an open one holds of the allocator's: OpenBLAS's own buffers are its own. */
+uint64_t q_dense_open_bytes(void);
 
 /* h += X' X for n rows of x, `stride` floats apart: float32 [k][k], of which tiles on and below the diagonal are kept (each
  * element below it is right, those above may not be). */
@@ -24,5 +26,7 @@ void q_dense_gram(const q_dense *d, q_pool *pool, const float *x, int64_t n, int
  * definite as far as float64 can tell, and u is not written. */
 lq_status q_dense_inverse_factor(const q_dense *d, const q_alloc *a, q_pool *pool, double *m, int64_t k, float *u,
                                  bool *definite);
+/* What that asks of the allocator meanwhile. */
+uint64_t q_dense_inverse_bytes(uint64_t k, uint32_t threads);
 
 #endif

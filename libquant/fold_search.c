@@ -247,6 +247,8 @@ lq_status q_fold_search_run(const q_fold_search *f, bool folds, float *s) {
     return status;
 }
 
-uint64_t q_fold_search_bytes(const q_stream *stream, uint32_t samples, uint64_t k) {
-    return (2 * q_stream_tried(stream) * samples + k * (Q_MIN(k, (uint64_t)MOST_GROUP) + 1)) * sizeof(float);
+uint64_t q_fold_search_bytes(const q_stream *stream, uint32_t samples, uint64_t k, uint32_t threads) {
+    return 2 * q_new_bytes(q_stream_tried(stream) * samples * sizeof(float)) +
+           q_new_bytes(k * Q_MIN(k, (uint64_t)MOST_GROUP) * sizeof(float)) + q_new_bytes(k * sizeof(float)) +
+           q_new_bytes(threads * sizeof(lq_status));
 }

@@ -35,6 +35,6 @@ typedef struct q_fold_search {
 lq_status q_fold_search_run(const q_fold_search *f, bool folds, float *s);
 /* Weights of a part's block that share a magnitude; 0: it is not clipped. */
 uint64_t q_fold_clip_group(const q_transform *t, const q_recipe_choice *c);
-/* Bytes that a search needs, beside the parts', for a stage of k inputs. */
-uint64_t q_fold_search_bytes(const q_stream *stream, uint32_t samples, uint64_t k);
+/* What a search asks of the allocator for a stage of k inputs, beside the parts', trying and imitating. */
+uint64_t q_fold_search_bytes(const q_stream *stream, uint32_t samples, uint64_t k, uint32_t threads);
 #endif

@@ -53,6 +53,19 @@ static void span(void *arg, int64_t begin, int64_t end, uint32_t thread) {
     if (j->status[thread] == LQ_OK) j->status[thread] = some_rows(j, begin, end - begin);
 }
 
+static int64_t step_of(uint64_t k, const q_quantizer *q) {
+    return (int64_t)Q_MAX(SPAN / Q_MAX(k, (uint64_t)1), (uint64_t)Q_MAX(q->rows, 1));
+}
+
+uint64_t q_imitate_bytes(const q_bind_item *item, const q_recipe_choice *c, uint32_t threads, bool coded) {
+    const uint64_t k = item->src->shape[0], rows = Q_MIN((uint64_t)step_of(k, c->quantizer), item->src->rows);
+    uint64_t row_bytes = 0;
+    (void)q_row_bytes(c->format, k, &row_bytes); /* checked when it was chosen */
+    const uint64_t own = q_new_bytes(rows * (coded ? k * sizeof(float) : row_bytes)) + q_bind_read_bytes(item, rows) +
+                         (c->quantizer->quantize_bytes ? c->quantizer->quantize_bytes(c->format, k) : 0);
+    return threads * own + q_new_bytes(threads * sizeof(lq_status)) + q_new_bytes(k * sizeof(float));
+}
+
 lq_status q_imitate(const q_imitation *m, float *out, uint8_t *coded) {
     const uint32_t threads = q_pool_threads(m->pool);
     const q_tensor *t = m->item->src;
@@ -65,8 +78,7 @@ lq_status q_imitate(const q_imitation *m, float *out, uint8_t *coded) {
     if (status == LQ_OK) {
         for (uint64_t i = 0; m->factors && m->diagonal && i < j.k; i++)
             j.diagonal[i] = m->diagonal[i] / (m->factors[i] * m->factors[i]);
-        const int64_t step = (int64_t)Q_MAX(SPAN / Q_MAX(j.k, (uint64_t)1), (uint64_t)Q_MAX(m->quantizer->rows, 1));
-        q_pool_for(m->pool, (int64_t)t->rows, step, span, &j);
+        q_pool_for(m->pool, (int64_t)t->rows, step_of(j.k, m->quantizer), span, &j);
         for (uint32_t i = 0; i < threads && status == LQ_OK; i++)
             if (j.status[i] != LQ_OK) status = q_fail(j.status[i], "tensor %s could not be quantized", m->item->name.p);
     }

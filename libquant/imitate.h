@@ -23,4 +23,7 @@ typedef struct q_imitation {
 /* Into float32 [rows][k] that means the same, or into rows of the format: the other is NULL. */
 lq_status q_imitate(const q_imitation *m, float *out, uint8_t *coded);
 
+/* What that asks of the allocator meanwhile, on so many threads. */
+uint64_t q_imitate_bytes(const q_bind_item *item, const q_recipe_choice *c, uint32_t threads, bool coded);
+
 #endif

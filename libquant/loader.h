@@ -171,6 +171,9 @@ typedef struct q_writer_kind {
     void (*discard)(q_writer *w); /* NULL is fine */
 } q_writer_kind;
 extern const q_writer_kind q_writer_gguf;
+/* What one asks of the allocator at any time, at most, when all but the tensors' bytes are so many: them, and then reading them
+ * back with their strings, and a buffer. */
+static inline uint64_t q_writer_bytes(uint64_t header) { return 4 * header + (1 << 20) + (1 << 16); }
 /* A Hugging Face directory: shards of safetensors, each text key a file beside them ("config.json" is one of them) and its
  * contents; the number "max_shard_size" says how many bytes of tensors a shard has at most, 5 GB when absent. Tensors are
  * f32, f16, bf16, or of an integer type. */

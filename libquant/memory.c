@@ -269,6 +269,12 @@ void q_arena_free(q_arena *arena) {
     arena->used = 0;
 }
 
+uint64_t q_arena_bytes(const q_arena *arena) {
+    uint64_t bytes = 0;
+    for (const struct q_arena_chunk *c = arena->chunks; c; c = c->next) bytes += q_new_bytes(c->size);
+    return bytes;
+}
+
 /* ---- memory that is left */
 
 /* The groups from `path` up to the root of its hierarchy. In a container the mount may show our own group as its root,

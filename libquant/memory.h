@@ -55,6 +55,10 @@ void *q_arena_new(q_arena *arena, uint64_t count, uint64_t item);
 /* A NUL-terminated copy. */
 char *q_arena_str(q_arena *arena, q_str s);
 void q_arena_free(q_arena *arena);
+/* What it holds of the allocator's, headers and rests of chunks included. */
+uint64_t q_arena_bytes(const q_arena *arena);
+/* What q_new of so many bytes asks of the allocator: the block and its header. */
+static inline uint64_t q_new_bytes(uint64_t bytes) { return bytes + Q_ALIGN; }
 
 /* Bytes of memory this process may still use: the least of available RAM, what the limits of its control groups leave
  * (v1 and v2, each group up to the root), and RLIMIT_AS. UINT64_MAX where nothing is known. */

@@ -26,7 +26,6 @@ enum {
     SPAN_WEIGHTS = 1 << 14,             /* weights that a thread takes at a time */
     PIECE_PER_THREAD = 1 << 18,         /* weights per thread between two writes */
     PIECE_WEIGHTS = 1 << 20,            /* and at least this many */
-    WRITER_BYTES = 2 << 20,             /* what a writer takes besides the header */
     MAX_THREADS = 1024
 };
 
@@ -488,11 +487,14 @@ static uint64_t piece_rows(const work *w, uint32_t i) {
     return Q_MIN(t->rows, Q_MAX(rows, w->threads * (uint64_t)Q_MAX(w->choices[i].quantizer->rows, 1)));
 }
 
-/* While a tensor with a Hessian is quantized: its triangle, what the quantizer makes of it, and what it needs to do so. */
+/* While a tensor with a Hessian is quantized: its triangle, what the quantizer makes of it, and what it needs to do so and
+ * for rows. */
 static uint64_t hessian_bytes(const work *w, uint32_t i) {
+    const q_quantizer *q = w->choices[i].quantizer;
     const uint64_t k = w->binding->items[i].src->shape[0];
-    if (!w->choices[i].quantizer->prepare || !w->entries[i]) return 0;
-    return k * k * (sizeof(float) + sizeof(double)) + k * (k + 1) / 2 * sizeof(float) + w->threads * k * 256 * sizeof(double);
+    if (!q->prepare || !w->entries[i]) return 0;
+    return q_new_bytes(k * (k + 1) / 2 * sizeof(float)) + q->prepare_bytes(k, w->threads) +
+           (q->quantize_bytes ? w->threads * q->quantize_bytes(w->choices[i].format, k) : 0);
 }
 static void release_hessian(work *w) {
     if (w->shared) w->shared_by->release(w->alloc, w->shared);
@@ -566,8 +568,7 @@ static lq_status make_buffers(work *w) {
         w->span_floats = Q_MAX(w->span_floats, Q_MIN(span_rows(w->choices[i].quantizer, t->shape[0]), n) * t->shape[0]);
     }
     const uint64_t floats = (uint64_t)w->threads * 2 * w->span_floats * sizeof(float);
-    /* The writer's header, then reading it back with its strings and a buffer. */
-    const uint64_t writer = 4 * (w->result.bytes - w->tensor_bytes) + WRITER_BYTES;
+    const uint64_t writer = q_writer_bytes(w->result.bytes - w->tensor_bytes);
     Q_TRY(q_memory_check("quantizing", floats + (w->method ? out : 2 * out) + part + scratch + hessian + limits + rows * sizeof(q_row_sums) +
                          w->threads * sizeof(trouble) + writer,
                          q_pool_stacks(w->threads)));

@@ -44,6 +44,10 @@ typedef struct q_quantizer {
      * format. Made once, outside the pool's runs, and then only read. */
     lq_status (*prepare)(const q_quant_stats *stats, void **shared);
     void (*release)(const q_alloc *a, void *shared); /* NULL is fine */
+    /* What one call asks of the allocator at most, at any time: quantize; prepare by so many threads, and what it leaves.
+     * NULL = nothing. */
+    uint64_t (*quantize_bytes)(const q_format *f, uint64_t k);
+    uint64_t (*prepare_bytes)(uint64_t k, uint32_t threads);
 } q_quantizer;
 
 extern const q_quantizer *const q_quantizers[]; /* from quantizers.def */

@@ -157,21 +157,31 @@ static lq_status lay_out(q_stream *s) {
 
 /* ------------------------------------------------------------------------------------------------ opening */
 
-static lq_status make_room(q_stream *s) {
-    const uint64_t window = s->o.window, sample = window * (uint64_t)s->widest, pages = (window + Q_KV_TOKENS - 1) / Q_KV_TOKENS;
-    uint64_t bytes = q_stream_bytes(s);
+static uint64_t sample_floats(const q_stream *s) { return (uint64_t)s->o.window * (uint64_t)s->widest; }
+static uint64_t wide_floats(const q_stream *s) { return (uint64_t)s->o.window * (uint64_t)s->total; }
+static uint64_t room_bytes(const q_stream *s, bool spool) {
+    const uint64_t floats = sample_floats(s) * (spool ? 1 : s->o.samples);
+    return q_new_bytes(floats * sizeof(float)) + q_new_bytes(wide_floats(s) * sizeof(float));
+}
+
+static lq_status make_tables(q_stream *s) {
+    const uint64_t window = s->o.window, pages = (window + Q_KV_TOKENS - 1) / Q_KV_TOKENS;
     s->pos = (int32_t *)q_arena_new(&s->arena, window, sizeof *s->pos);
     s->seq = (int32_t *)q_arena_new(&s->arena, window, sizeof *s->seq);
     s->pages = (uint32_t *)q_arena_new(&s->arena, pages, sizeof *s->pages);
     if (!s->pos || !s->seq || !s->pages) return LQ_E_NOMEM;
     for (uint32_t i = 0; i < window; i++) s->pos[i] = (int32_t)i;
     for (uint32_t i = 0; i < pages; i++) s->pages[i] = i;
-    if (s->o.spool) Q_TRY(q_scratch_open(s->model->alloc, s->o.spool, bytes, &s->file));
-    Q_TRY(q_memory_check("what the samples carry from stage to stage",
-                         (s->o.spool ? sample * sizeof(float) : bytes) + window * (uint64_t)s->total * sizeof(float), 0));
-    if (s->o.spool) s->carried = (float *)q_new_raw(s->model->alloc, sample, sizeof *s->carried);
+    return LQ_OK;
+}
+
+lq_status q_stream_room(q_stream *s, const char *spool) {
+    const uint64_t sample = sample_floats(s);
+    if (spool) Q_TRY(q_scratch_open(s->model->alloc, spool, s->o.samples * sample * sizeof(float), &s->file));
+    Q_TRY(q_memory_check("what the samples carry from stage to stage", room_bytes(s, spool != NULL), 0));
+    if (spool) s->carried = (float *)q_new_raw(s->model->alloc, sample, sizeof *s->carried);
     else s->memory = (float *)q_new_raw(s->model->alloc, sample * s->o.samples, sizeof *s->memory);
-    s->wide = (float *)q_new(s->model->alloc, window * (uint64_t)s->total, sizeof *s->wide);
+    s->wide = (float *)q_new(s->model->alloc, wide_floats(s), sizeof *s->wide);
     return (s->carried || s->memory) && s->wide ? LQ_OK : LQ_E_NOMEM;
 }
 
@@ -183,7 +193,7 @@ static lq_status open_parts(q_stream *s) {
     Q_TRY(q_plan_build(s->model, &shape, &s->arena, &s->plan));
     Q_TRY(lay_out(s));
     Q_TRY(find_stages(s));
-    return make_room(s);
+    return make_tables(s);
 }
 
 lq_status q_stream_open(lq_model *m, const q_stream_options *options, q_stream **out) {
@@ -216,13 +226,11 @@ uint32_t q_stream_stages(const q_stream *s) { return s->n_stages; }
 uint32_t q_stream_at(const q_stream *s) { return s->at; }
 const q_stage *q_stream_stage(const q_stream *s, uint32_t i) { return &s->stages[i].about; }
 uint32_t q_stream_item(const q_stream *s, const q_inst *product) { return s->items[product - s->insts]; }
-uint64_t q_stream_bytes(const q_stream *s) {
-    return (uint64_t)s->o.samples * s->o.window * (uint64_t)s->widest * sizeof(float);
+uint64_t q_stream_bytes(const q_stream *s, bool spool) {
+    return q_new_bytes(sizeof *s) + q_arena_bytes(&s->arena) + room_bytes(s, spool);
 }
 
 /* ------------------------------------------------------------------------------------------------ what is carried */
-
-static uint64_t sample_floats(const q_stream *s) { return (uint64_t)s->o.window * (uint64_t)s->widest; }
 
 /* A sample's rows where they can be read, or will be written. */
 static lq_status fetch(q_stream *s, uint32_t sample, uint64_t floats, float **out) {
@@ -323,8 +331,7 @@ static void close_segment(const q_stream *s, segment *g) {
     if (g->kv.bytes) here->backend->free(here->device, &g->kv);
 }
 
-static lq_status open_segment(q_stream *s, int32_t first, int32_t last, segment *g) {
-    const q_place *here = &s->model->places[0];
+static void plan_segment(q_stream *s, int32_t first, int32_t last, segment *g) {
     memset(g, 0, sizeof *g);
     g->plan = *s->plan;
     g->steps = (q_segment){.first = first, .last = last};
@@ -345,8 +352,25 @@ static lq_status open_segment(q_stream *s, int32_t first, int32_t last, segment 
         g->plan.n_kv = 1;
     }
     for (int32_t i = first; i < last; i++) s->insts[i].kv_group = 0;
+}
+
+static lq_status open_segment(q_stream *s, int32_t first, int32_t last, segment *g) {
+    const q_place *here = &s->model->places[0];
+    plan_segment(s, first, last, g);
     if (g->plan.n_kv) Q_TRY(here->backend->alloc(here->device, g->pool.page_bytes * g->pool.pages, &g->kv));
     return here->backend->compile(here->device, &g->plan, 0, &g->kv, NULL, s->o.threads, &g->program);
+}
+
+/* What open_segment takes. */
+static lq_status segment_bytes(q_stream *s, int32_t first, int32_t last, uint64_t *bytes) {
+    const q_place *here = &s->model->places[0];
+    segment g;
+    q_need need;
+    plan_segment(s, first, last, &g);
+    Q_TRY(here->backend->measure(here->device, &g.plan, 0, s->o.threads, &need));
+    *bytes = need.host + need.device;
+    if (g.plan.n_kv) *bytes += q_new_bytes(here->backend->alloc_bytes(here->device, g.pool.page_bytes * g.pool.pages));
+    return LQ_OK;
 }
 
 static lq_status run_sample(q_stream *s, const segment *g, const int32_t *ids) {
@@ -399,13 +423,18 @@ static lq_status try_samples(q_stream *s, const segment *g, const stage *from, u
     return LQ_OK;
 }
 
+/* Behind the step up to which a stage is tried. */
+static int32_t try_end(const q_stream *s, uint32_t number) {
+    const int32_t end = s->stages[s->n_stages].first;
+    int32_t last = s->stages[number].first;
+    while (last < end - 1 && s->plan->insts[last].y.slot != 1) last++;
+    return last + 1;
+}
+
 lq_status q_stream_try(q_stream *s, uint32_t samples, uint32_t step, float *out) {
     segment g;
     const stage *t = &s->stages[s->at];
-    const int32_t end = s->stages[s->n_stages].first;
-    int32_t last = t->first;
-    while (last < end - 1 && s->plan->insts[last].y.slot != 1) last++;
-    lq_status status = open_segment(s, t->first, last + 1, &g);
+    lq_status status = open_segment(s, t->first, try_end(s, s->at), &g);
     if (status == LQ_OK) status = try_samples(s, &g, t, samples, step, out);
     close_segment(s, &g);
     return status;
@@ -419,4 +448,15 @@ lq_status q_stream_advance(q_stream *s, lq_status (*each)(void *user), void *use
     close_segment(s, &g);
     if (status == LQ_OK) s->at++;
     return status;
+}
+
+lq_status q_stream_begin_bytes(q_stream *s, uint64_t *bytes) { return segment_bytes(s, 0, s->stages[0].first, bytes); }
+
+lq_status q_stream_stage_bytes(q_stream *s, uint32_t number, uint64_t *bytes) {
+    const stage *t = &s->stages[number];
+    uint64_t tried;
+    Q_TRY(segment_bytes(s, t->first, t->last, bytes));
+    Q_TRY(segment_bytes(s, t->first, try_end(s, number), &tried));
+    *bytes = Q_MAX(*bytes, tried);
+    return LQ_OK;
 }

@@ -23,20 +23,24 @@ typedef struct q_stage {
 typedef struct q_stream_options {
     const int32_t *ids;     /* [samples][window] */
     uint32_t samples, window, threads;
-    const char *spool;      /* not NULL: what samples carry lies in a file beside this path */
     const int *cancel;
 } q_stream_options;
 
-/* Positioned before the first stage of the first layer, with nothing run: see q_stream_begin. */
+/* Positioned before the first stage of the first layer, with nothing run: see q_stream_begin. Before that, room is made. */
 lq_status q_stream_open(lq_model *m, const q_stream_options *options, q_stream **out);
+/* Room for what samples carry: in memory, or with `spool` in a file beside that path. */
+lq_status q_stream_room(q_stream *s, const char *spool);
 void q_stream_close(q_stream *s); /* NULL is fine */
 
 uint32_t q_stream_stages(const q_stream *s);
 const q_stage *q_stream_stage(const q_stream *s, uint32_t i);
 /* The item of the model's binding whose rows a product uses. */
 uint32_t q_stream_item(const q_stream *s, const q_inst *product);
-/* Bytes that all samples carry at most. */
-uint64_t q_stream_bytes(const q_stream *s);
+/* What it asks of the allocator: q_stream_room, and all that was asked before; while all samples are embedded, or a stage runs or
+ * is tried, besides. */
+uint64_t q_stream_bytes(const q_stream *s, bool spool);
+lq_status q_stream_begin_bytes(q_stream *s, uint64_t *bytes);
+lq_status q_stream_stage_bytes(q_stream *s, uint32_t stage, uint64_t *bytes);
 
 /* The embedding, all rows, until the stream is closed; before q_stream_begin. */
 void q_stream_embed(q_stream *s, const q_format *format, const uint8_t *data);

@@ -76,6 +76,16 @@ static inline uint64_t hash_of(const char *path) {
     return h;
 }
 
+/* The smallest limit of memory that is let through, by what a refusal says. */
+static inline uint64_t smallest_ram(uint32_t threads, const lq_calibrate_options *o) {
+    lq_calibrate_options none = *o;
+    none.max_ram = 1;
+    ck_assert_int_eq(calibrate(in_tmp(5, "none.gguf"), threads, &none), LQ_E_NOMEM);
+    const char *at = strstr(lq_error_detail(), "at least ");
+    ck_assert_msg(at != NULL, "%s", lq_error_detail());
+    return strtoull(at + strlen("at least "), NULL, 10);
+}
+
 /* A process of its own calibrates, and is killed by `progress` at call number `*kill_at` of those that `*calls` counts. */
 static inline void killed(const char *dst, const lq_calibrate_options *o, int *calls, int *kill_at, int at) {
     int status;

@@ -242,6 +242,30 @@ void tiny_write_hf(tiny *t, const char *dir) {
     ck_assert_int_eq(fclose(f), 0);
 }
 
+void tiny_grow(tiny *t, uint64_t width, uint64_t ffn, int layers) {
+    tiny_u32(t, "llama.embedding_length", width);
+    tiny_u32(t, "llama.feed_forward_length", ffn);
+    tiny_u32(t, "llama.rope.dimension_count", width / 4);
+    tiny_u32(t, "llama.block_count", (uint64_t)layers);
+    for (uint32_t i = 0, n = t->n_tensors; i < n; i++) {
+        q_out_tensor *x = &t->tensors[i];
+        const uint64_t from[] = {64, 32, 96}, to[] = {width, width / 2, ffn};
+        bool wide = false;
+        for (size_t j = 0; j < Q_COUNT(from) && !wide; j++)
+            if ((wide = x->shape[0] == from[j])) x->shape[0] = to[j];
+        for (size_t j = 0; j < Q_COUNT(from) && x->rank > 1; j++)
+            if (x->shape[1] == from[j]) {
+                x->shape[1] = to[j];
+                break;
+            }
+        for (int l = 2; l < layers && strncmp(x->name.p, "blk.1.", 6) == 0; l++) {
+            char name[64];
+            snprintf(name, sizeof name, "blk.%d.%s", l, x->name.p + 6);
+            tiny_add(t, name, x->format->name, x->shape[0], x->rank > 1 ? x->shape[1] : 0);
+        }
+    }
+}
+
 void tiny_unshare_heads(tiny *t) {
     tiny_u32(t, "llama.attention.head_count_kv", 4);
     for (int l = 0; l < 2; l++)
@@ -269,10 +293,12 @@ void t_remove(const char *folder) {
 
 /* ---- memory */
 
-size_t live_bytes;
+size_t live_bytes, live_peak;
 void *live_alloc(void *user, size_t bytes, size_t align) {
     Q_UNUSED(user);
-    __atomic_fetch_add(&live_bytes, bytes, __ATOMIC_RELAXED);
+    const size_t now = __atomic_add_fetch(&live_bytes, bytes, __ATOMIC_RELAXED);
+    size_t peak = __atomic_load_n(&live_peak, __ATOMIC_RELAXED);
+    while (now > peak && !__atomic_compare_exchange_n(&live_peak, &peak, now, true, __ATOMIC_RELAXED, __ATOMIC_RELAXED)) {}
     return q_alloc_libc.alloc(NULL, bytes, align);
 }
 void live_free(void *user, void *p, size_t bytes) {

@@ -35,14 +35,16 @@ void tiny_write(tiny *t, const char *path);
  * shapes of tiny_init are assumed. */
 void tiny_write_hf(tiny *t, const char *dir);
 
+/* Another width (a multiple of 4, for as many heads), width of the feed-forward and number of layers, at least 2. After tiny_init. */
+void tiny_grow(tiny *t, uint64_t width, uint64_t ffn, int layers);
 /* As many key-value heads as heads: nothing is shared. After tiny_init. */
 void tiny_unshare_heads(tiny *t);
 
 /* Remove a folder with all below it, where it is. */
 void t_remove(const char *folder);
 
-/* Bytes that are allocated through live_alloc and not yet given back, of all threads. */
-extern size_t live_bytes;
+/* Bytes that are allocated through live_alloc and not yet given back, of all threads; the most that they were. */
+extern size_t live_bytes, live_peak;
 void *live_alloc(void *user, size_t bytes, size_t align);
 void live_free(void *user, void *p, size_t bytes);
 

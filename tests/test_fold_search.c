@@ -88,7 +88,7 @@ START_TEST(neither_threads_nor_files_for_memory_change_a_byte) {
     calibrated(in_tmp(1, "one.gguf"), 1, &o);
     const uint64_t want = hash_of(paths[1]);
     for (uint32_t i = 2; i <= 3; i++) {
-        o.max_ram = i == 2 ? 1 << 20 : 0;
+        o.max_ram = i == 2 ? smallest_ram(i, &o) : 0;
         calibrated(in_tmp(2, "other.gguf"), i, &o);
         ck_assert_uint_eq(hash_of(paths[2]), want);
     }
@@ -269,6 +269,7 @@ START_TEST(a_block_is_nearer_under_factors) {
     for (int i = 0; i < 64; i++) text[i] = 3 + (int32_t)(t_rand(&seed) % 4000);
     const q_stream_options o = {.ids = text, .samples = 1, .window = 64, .threads = 2};
     ck_assert_msg(q_stream_open(pocket, &o, &s) == LQ_OK, "%s", lq_error_detail());
+    ck_assert_msg(q_stream_room(s, NULL) == LQ_OK, "%s", lq_error_detail());
     ck_assert_int_eq(q_pool_open(A, 2, &pool), LQ_OK);
     ck_assert_int_eq(q_recipe_find(A, "awq+i4_g128:rtn", &recipe), LQ_OK);
     ck_assert_int_eq(q_folds_find(pocket->binding, &arena, &folds), LQ_OK);

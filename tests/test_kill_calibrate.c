@@ -13,7 +13,7 @@
 #include "help_model.h"
 #include "help_spawn.h"
 
-enum { WIDTH = 256, KV = 128, LAYERS = 3, KINDS = 3, WITHOUT_OPENBLAS = 6 /* exit status */ };
+enum { WIDTH = 256, LAYERS = 3, KINDS = 3, WITHOUT_OPENBLAS = 6 /* exit status */ };
 
 static char base[1024], out_dir[1100], dst[1200], text[1200], src[1200], lq[4200];
 static uint64_t src_hash, dst_hash;
@@ -22,20 +22,7 @@ static uint64_t src_hash, dst_hash;
 static void write_model(void) {
     static tiny t;
     tiny_init(&t, "f16");
-    tiny_u32(&t, "llama.embedding_length", WIDTH);
-    tiny_u32(&t, "llama.feed_forward_length", WIDTH);
-    tiny_u32(&t, "llama.rope.dimension_count", WIDTH / 4);
-    tiny_u32(&t, "llama.block_count", LAYERS);
-    for (uint32_t i = 0, n = t.n_tensors; i < n; i++) {
-        q_out_tensor *x = &t.tensors[i];
-        if (x->shape[1] != 262 && x->rank > 1) x->shape[1] = x->shape[1] == 32 ? KV : WIDTH;
-        x->shape[0] = WIDTH;
-        for (int l = 2; l < LAYERS && strncmp(x->name.p, "blk.1.", 6) == 0; l++) {
-            char name[64];
-            snprintf(name, sizeof name, "blk.%d.%s", l, x->name.p + 6);
-            tiny_add(&t, name, x->format->name, WIDTH, x->rank > 1 ? x->shape[1] : 0);
-        }
-    }
+    tiny_grow(&t, WIDTH, WIDTH, LAYERS);
     tiny_write(&t, src);
 }
 

@@ -80,8 +80,9 @@ static const cli_option options[] = {
      .name = "max-ram",
      .value = "BYTES",
      .at = offsetof(args, max_ram),
-     .help = "with --hessians or a transform: use at most about so much memory (8G, 500M) beside the model;\n"
-             "where the text needs more, it lies in a file beside STATS",
+     .help = "with --hessians or a transform: use at most so much memory (8G, 500M) beside the model's weights;\n"
+             "where the text needs more, it lies in a file beside STATS. Too little is refused, and the least\n"
+             "that suffices is told",
      .also = "|memory|ram|"},
     CLI_OPT_THREADS(args),
     CLI_OPT_ISA(args),

@@ -233,5 +233,19 @@ static lq_status quantize(const q_quant_job *job, uint8_t *dst) {
     return room ? LQ_OK : LQ_E_NOMEM;
 }
 
+static uint64_t quantize_bytes(const q_format *f, uint64_t k) {
+    return q_new_bytes(((ROWS + 1) * k + ROWS * LAZY) * sizeof(float)) + q_new_bytes(ROWS * k * sizeof(int32_t)) +
+           q_new_bytes(ROWS * (k / (uint64_t)f->weights) * sizeof(q_grid));
+}
+
+/* The factor and its vectors; the matrix that is factored, and its rooms, or before these the columns to sort. */
+static uint64_t prepare_bytes(uint64_t k, uint32_t threads) {
+    const uint64_t dense = q_new_bytes(k * k * sizeof(double)) + q_dense_inverse_bytes(k, threads);
+    return q_new_bytes(sizeof(factor)) + q_new_bytes(k * k * sizeof(float)) + q_new_bytes(k * sizeof(float)) +
+           q_new_bytes(k * sizeof(bool)) + q_new_bytes(k * sizeof(int32_t)) + Q_MAX(dense, q_new_bytes(k * sizeof(column))) +
+           q_dense_open_bytes();
+}
+
 const q_quantizer q_quantizer_gptq = {.name = "gptq", .needs = Q_NEEDS_HESSIAN, .accepts = accepts, .quantize = quantize,
-                                      .uses = Q_NEEDS_HESSIAN, .rows = ROWS, .prepare = prepare, .release = release};
+                                      .uses = Q_NEEDS_HESSIAN, .rows = ROWS, .prepare = prepare, .release = release,
+                                      .quantize_bytes = quantize_bytes, .prepare_bytes = prepare_bytes};
