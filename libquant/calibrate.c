@@ -8,6 +8,8 @@
 
 #include <math.h>
 
+#include "lora.h"
+
 enum { DEFAULT_WINDOW = 512 };
 
 /* The inputs of one matrix. Matrices that share an input are kept apart: a file names tensors. */
@@ -116,12 +118,20 @@ static q_meta number_key(const char *key, uint32_t v) {
     return (q_meta){.key = q_str_of(key), .type = Q_META_U32, .count = 1, .u = v, .i = v, .f = v};
 }
 
-void q_calibrate_keys(const q_str *dataset, const q_calibrate_text *t, q_meta keys[Q_CALIBRATE_KEYS]) {
+lq_status q_calibrate_keys(const lq_session *s, q_arena *arena, const q_str *dataset, const q_calibrate_text *t,
+                           q_meta keys[Q_CALIBRATE_KEYS], uint32_t *n) {
+    const q_directory *d = s->model->dir;
+    char *adapters;
+    Q_TRY(q_loras_list(arena, d->meta, d->n_meta, NULL, &adapters));
     keys[0] = (q_meta){.key = q_str_of("general.type"), .type = Q_META_STRING, .count = 1, .s = q_str_of(Q_IMPORTANCE_TYPE)};
     keys[1] = (q_meta){.key = q_str_of(Q_IMPORTANCE_DATASETS), .type = Q_META_ARRAY, .item = Q_META_STRING, .strs = dataset,
                        .count = dataset ? 1 : 0};
     keys[2] = number_key(Q_IMPORTANCE_CHUNKS, t->chunks);
     keys[3] = number_key(Q_IMPORTANCE_CHUNK_SIZE, t->window);
+    *n = 4;
+    if (!adapters[0]) return LQ_OK;
+    keys[(*n)++] = (q_meta){.key = q_str_of(Q_IMPORTANCE_ADAPTERS), .type = Q_META_STRING, .count = 1, .s = q_str_of(adapters)};
+    return LQ_OK;
 }
 
 static lq_status open_output(work *w, const char *dst) {
@@ -136,9 +146,10 @@ static lq_status open_output(work *w, const char *dst) {
     }
     const q_str dataset = q_str_of(o->dataset ? o->dataset : "");
     q_meta meta[Q_CALIBRATE_KEYS];
-    q_calibrate_keys(o->dataset ? &dataset : NULL, &w->text, meta);
-    Q_TRY(q_writer_gguf.measure(meta, Q_CALIBRATE_KEYS, w->outs, w->n_tallies * 2, &w->bytes));
-    return q_writer_gguf.open(w->alloc, dst, o->force != 0, meta, Q_CALIBRATE_KEYS, w->outs, w->n_tallies * 2, &w->writer);
+    uint32_t n;
+    Q_TRY(q_calibrate_keys(w->session, &w->arena, o->dataset ? &dataset : NULL, &w->text, meta, &n));
+    Q_TRY(q_writer_gguf.measure(meta, n, w->outs, w->n_tallies * 2, &w->bytes));
+    return q_writer_gguf.open(w->alloc, dst, o->force != 0, meta, n, w->outs, w->n_tallies * 2, &w->writer);
 }
 
 static lq_status write_output(work *w) {

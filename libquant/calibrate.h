@@ -15,8 +15,10 @@ lq_status q_calibrate_cut(const lq_session *s, const int32_t *ids, size_t count,
 /* Copy chunk i; its first token becomes BOS where the model wants one. */
 void q_calibrate_chunk(const lq_session *s, const int32_t *ids, const q_calibrate_text *t, uint32_t i, int32_t *to);
 
-enum { Q_CALIBRATE_KEYS = 4 };
-void q_calibrate_keys(const q_str *dataset, const q_calibrate_text *t, q_meta keys[Q_CALIBRATE_KEYS]);
+enum { Q_CALIBRATE_KEYS = 5 /* at most */ };
+/* *n of them; texts lie in `arena`. */
+lq_status q_calibrate_keys(const lq_session *s, q_arena *arena, const q_str *dataset, const q_calibrate_text *t,
+                           q_meta keys[Q_CALIBRATE_KEYS], uint32_t *n);
 /* A tensor of n values, called `base` and `suffix`. */
 lq_status q_calibrate_tensor(q_arena *arena, const char *base, const char *suffix, uint64_t n, q_out_tensor *out);
 

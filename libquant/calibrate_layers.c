@@ -423,8 +423,9 @@ static lq_status describe_output(work *w) {
     if (!names || !of || !w->outs) return LQ_E_NOMEM;
     uint64_t shared = 0;
     for (uint32_t t = 0; t < stages; t++) Q_TRY(list_outs(w, t, names, of, &shared));
-    q_meta *m = w->meta + Q_CALIBRATE_KEYS;
-    q_calibrate_keys(w->options->dataset ? &w->dataset : NULL, &w->text, w->meta);
+    uint32_t n;
+    Q_TRY(q_calibrate_keys(w->session, &w->arena, w->options->dataset ? &w->dataset : NULL, &w->text, w->meta, &n));
+    q_meta *m = w->meta + n;
     if (w->options->hessians) {
         *m++ = (q_meta){.key = q_str_of(Q_HESSIAN_TENSORS), .type = Q_META_ARRAY, .item = Q_META_STRING, .strs = names,
                         .count = shared};

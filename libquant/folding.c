@@ -129,9 +129,3 @@ lq_status q_folding_apply(const q_folding *f) {
     if (s != LQ_OK) return q_fail_in(s, "%s", f->path);
     return tell(f, &folds);
 }
-
-void q_folding_clip(const float *limits, uint64_t groups, uint64_t k, uint64_t rows, const float *x, float *y) {
-    const uint64_t n = k / groups;
-    for (uint64_t g = 0; g < rows * groups; g++)
-        for (uint64_t i = g * n; i < (g + 1) * n; i++) y[i] = fminf(fmaxf(x[i], -limits[g]), limits[g]);
-}

@@ -25,7 +25,4 @@ typedef struct q_folding {
  * LQ_E_INCONSISTENT: factors that are not about this model, or for inputs that nobody can divide. */
 lq_status q_folding_apply(const q_folding *f);
 
-/* Weights of rows of k, each group's clamped to +-limits[row][group]. x may be y. */
-void q_folding_clip(const float *limits, uint64_t groups, uint64_t k, uint64_t rows, const float *x, float *y);
-
 #endif

@@ -3,7 +3,7 @@
  * Owns nothing between two calls. What it makes does not depend on the threads: rows are independent. Layer L3. */
 #include "imitate.h"
 
-#include "folding.h"
+#include "limits.h"
 #include "wide.h"
 
 enum { SPAN = 1 << 14 }; /* weights that a thread takes at a time */
@@ -21,7 +21,7 @@ typedef struct job {
 static void reshape(const q_imitation *m, uint64_t k, int64_t begin, int64_t n, float *x) {
     for (uint64_t r = 0; r < (uint64_t)n; r++, x += k) {
         for (uint64_t j = 0; m->factors && j < k; j++) x[j] *= m->factors[j];
-        if (m->clip) q_folding_clip(m->clip + ((uint64_t)begin + r) * (k / m->group), k / m->group, k, 1, x, x);
+        if (m->clip) q_limits_clamp(m->clip + ((uint64_t)begin + r) * (k / m->group), k / m->group, k, 1, x, x);
     }
 }
 

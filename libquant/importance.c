@@ -78,6 +78,9 @@ static lq_status read_keys(q_importance *im, const q_directory *d) {
     const q_meta *scheme = q_directory_meta(d, Q_HESSIAN_SCHEME);
     if (scheme && scheme->type != Q_META_STRING) return wrong_key(Q_HESSIAN_SCHEME, "a string");
     if (scheme) Q_TRY(copy_text(im, scheme->s, &im->scheme));
+    const q_meta *adapters = q_directory_meta(d, Q_IMPORTANCE_ADAPTERS);
+    if (adapters && adapters->type != Q_META_STRING) return wrong_key(Q_IMPORTANCE_ADAPTERS, "a string");
+    if (adapters) Q_TRY(copy_text(im, adapters->s, &im->adapters));
     const q_meta *transform = q_directory_meta(d, Q_FOLD_TRANSFORM);
     if (transform && (transform->type != Q_META_STRING || !transform->s.n)) return wrong_key(Q_FOLD_TRANSFORM, "the name of a transform");
     if (transform) Q_TRY(copy_text(im, transform->s, &im->transform));

@@ -23,6 +23,8 @@
 #define Q_HESSIAN_TENSORS "libquant.hessian.tensors"
 #define Q_HESSIAN_OF "libquant.hessian.of"
 #define Q_HESSIAN_SCHEME "libquant.hessian.scheme"
+/* The adapters that were merged into the model that was measured (q_loras_list); absent: none, or nobody knows. */
+#define Q_IMPORTANCE_ADAPTERS "libquant.imatrix.adapters"
 /* Of a transform (transform.h), whose name is the key: NAME.fold float32 [inputs], finite and positive, the factors of the
  * columns of tensor NAME and of all that read the same input, under the name of the first; NAME.clip float32 [groups, rows],
  * the largest magnitude that weights of a group may keep, after those factors and before a row is divided by what it takes
@@ -48,6 +50,7 @@ typedef struct q_importance {
     uint32_t chunks;    /* 0 = the file does not say */
     q_str dataset;      /* the first text it names; empty = none */
     q_str scheme;       /* for which its Hessians were measured; empty = the model as it is */
+    q_str adapters;     /* merged into the model that was measured; empty = none */
     q_str transform;    /* whose factors and limits it has; empty = none, and then it has neither */
     q_directory *dir;   /* with Hessians, factors or limits: where they are read from, one at a time; else NULL */
     /* private */

@@ -297,3 +297,32 @@ lq_status q_loras_keys(const q_loras *l, q_arena *arena, q_meta *meta, uint32_t 
     }
     return LQ_OK;
 }
+
+/* The key of an adapter's name or scale. */
+static const q_meta *key_of(const q_meta *meta, uint32_t n, uint32_t i, const char *what) {
+    char key[64];
+    snprintf(key, sizeof key, key_format, i, what);
+    for (uint32_t m = 0; m < n; m++)
+        if (q_str_is(meta[m].key, key)) return &meta[m];
+    return NULL;
+}
+
+lq_status q_loras_list(q_arena *arena, const q_meta *meta, uint32_t n, const q_loras *l, char **out) {
+    enum { SHOWN = 200 }; /* bytes of a name */
+    const uint64_t room = ((uint64_t)MOST + q_loras_count(l)) * (SHOWN + 32) + 1;
+    char *text = *out = (char *)q_arena_new(arena, room, 1);
+    if (!text) return LQ_E_NOMEM;
+    size_t at = 0;
+    for (uint32_t i = 0; i < MOST; i++) { /* as many as one call merges; they are counted from 0 */
+        const q_meta *name = key_of(meta, n, i, "name"), *scale = key_of(meta, n, i, "scale");
+        if (!name || name->type != Q_META_STRING) break;
+        at += (size_t)snprintf(text + at, room - at, "%s%.*s scale %g", at ? ", " : "", (int)Q_MIN(name->s.n, (uint64_t)SHOWN),
+                               name->s.p, scale ? scale->f : 1.0);
+    }
+    for (uint32_t i = 0; i < q_loras_count(l); i++) {
+        const char *last = q_last_name(arena, l->items[i].path, "adapter");
+        if (!last) return LQ_E_NOMEM;
+        at += (size_t)snprintf(text + at, room - at, "%s%.*s scale %g", at ? ", " : "", SHOWN, last, (double)l->items[i].scale);
+    }
+    return LQ_OK;
+}

@@ -37,6 +37,9 @@ lq_status q_loras_bind(q_loras *l, q_binding *b, uint32_t *adapted);
 /* Keys for a file that they were merged into: libquant.lora.N.name and .scale, N counting on from those among meta[0 .. *n).
  * Two per adapter. */
 lq_status q_loras_keys(const q_loras *l, q_arena *arena, q_meta *meta, uint32_t *n);
+/* A sentence of the adapters that a model's keys say were merged into it, and then of those that will be, as these keys will
+ * have them: "a scale 1, b scale 0.5"; "" = none. */
+lq_status q_loras_list(q_arena *arena, const q_meta *meta, uint32_t n, const q_loras *l, char **out);
 uint32_t q_loras_count(const q_loras *l); /* NULL = 0 */
 void q_loras_close(q_loras *l);           /* NULL is fine */
 

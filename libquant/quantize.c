@@ -16,7 +16,8 @@
 #include "export.h"
 #include "file_keys.h"
 #include "folding.h"
-#include "importance.h"
+#include "importance_check.h"
+#include "limits.h"
 #include "lora.h"
 #include "recipe.h"
 #include "row_errors.h"
@@ -80,8 +81,7 @@ typedef struct work {
     const q_quantizer *shared_by;
     const q_tensor *shared_of;
     const float *shared_factors;
-    float *limits;          /* of the tensor's weights, NULL = none: [rows][groups] */
-    uint64_t groups;
+    q_limits limits;        /* of the tensor's weights */
     uint64_t first_row, row_bytes;
     int64_t span_rows;      /* that a thread takes at a time */
     uint64_t span_floats;   /* room per thread: twice this many floats */
@@ -152,14 +152,6 @@ static bool copies(const work *w, uint32_t i) {
     return q_quantize_copies(&w->items[i], &w->choices[i]) && !(is_packed(w, i) && w->method->refine);
 }
 
-/* Limits are those of the format's own groups, for quantizers that take scales from the largest weight (fold_search.c). */
-static bool is_clipped(const work *w, uint32_t i, const q_importance_entry *e) {
-    const q_format *f = w->choices[i].format;
-    return q_recipe_transform(w->recipe) && e && e->clip && f->weights > 1 && !copies(w, i) &&
-           w->choices[i].quantizer->uses == Q_NEEDS_NONE &&
-           e->clip->shape[0] * (uint64_t)f->weights == w->items[i].src->shape[0];
-}
-
 /* What the importance file has for a tensor whose format was chosen. */
 static lq_status choose_importance(work *w, uint32_t i) {
     const q_bind_item *item = &w->items[i];
@@ -172,7 +164,7 @@ static lq_status choose_importance(work *w, uint32_t i) {
         /* Where every value has a scale of its own, or the bits are the source's, there is nothing to weigh. */
         const bool bits = c->format->weights > 1 && c->quantizer->uses != Q_NEEDS_NONE && !copies(w, i);
         w->entries[i] = bits ? e : NULL;
-        w->clips[i] = is_clipped(w, i, e) ? e : NULL;
+        w->clips[i] = q_recipe_transform(w->recipe) && !copies(w, i) && q_limits_fit(e, c, k) ? e : NULL;
         w->result.with_importance += bits && e;
         w->result.without_importance += bits && !e;
     }
@@ -271,28 +263,13 @@ static lq_status settle_one(work *w, uint32_t i) {
     return LQ_OK;
 }
 
-/* A file for another model, or for more than this one, does not pass in silence. */
 static lq_status check_importance(const work *w) {
-    const q_importance *im = w->importance;
-    uint32_t extra = 0, first = 0;
-    for (uint32_t i = im->n_entries; i-- > 0;) {
-        if (im->entries[i].matched) continue;
-        extra++;
-        first = i;
-    }
-    if (extra == im->n_entries)
-        return q_fail(LQ_E_INCONSISTENT, "%s is for another model: none of its %u entries is for a tensor of %s (the "
-                      "first: %.*s)", w->options->importance, im->n_entries, w->src, Q_STR_ARG(im->entries[0].name));
-    const char *slash = w->options->recipe ? strrchr(w->options->recipe, '/') : NULL;
-    const char *scheme = w->options->scheme ? w->options->scheme : slash ? slash + 1 : w->options->recipe;
-    if (im->dir && im->scheme.n && !q_str_is(im->scheme, scheme))
-        q_log_write(w->log, LQ_LOG_WARN, "%s: it was measured for scheme %.*s, not %s: its inputs are those behind matrices "
-                    "quantized so%s", w->options->importance, Q_STR_ARG(im->scheme), scheme,
-                    im->transform.n ? ", its factors and clips were chosen for it" : "");
-    if (extra)
-        q_log_write(w->log, LQ_LOG_WARN, "%s: %u of its %u entries are for no tensor of the model (the first: %.*s)",
-                    w->options->importance, extra, im->n_entries, Q_STR_ARG(im->entries[first].name));
-    return LQ_OK;
+    const lq_quantize_options *o = w->options;
+    const char *slash = o->recipe ? strrchr(o->recipe, '/') : NULL;
+    const q_importance_check c = {.alloc = w->alloc, .log = w->log, .importance = w->importance, .path = o->importance,
+                                  .src = w->src, .binding = w->binding, .loras = w->loras, .recipe = w->recipe,
+                                  .scheme = o->scheme ? o->scheme : slash ? slash + 1 : o->recipe};
+    return q_importance_suits(&c);
 }
 
 /* What a directory's other tensors are stored in: the type that the recipe gives to matrices; with a method the one of 16 bits
@@ -432,8 +409,9 @@ static lq_status do_rows(work *w, uint64_t begin, uint64_t end, float *x, float 
         if (!w->wide->finite(x + r * k, (int64_t)k)) Q_TRY(check_row(w, *bad, k, x + r * k, NULL));
     }
     *bad = first;
-    if (w->limits) q_folding_clip(w->limits + first * w->groups, w->groups, k, n, x, y);
-    if (!w->measure) Q_TRY(quantize_rows(w, first, n, w->limits ? y : x, out));
+    const q_limits *l = &w->limits;
+    if (l->most) q_limits_clamp(l->most + first * l->groups, l->groups, k, n, x, y);
+    if (!w->measure) Q_TRY(quantize_rows(w, first, n, l->most ? y : x, out));
     for (uint64_t r = 0; r < n; r++) {
         *bad = first + r;
         w->wide->decode(w->choice->format, out + r * w->row_bytes, (int64_t)k, y);
@@ -524,30 +502,6 @@ static lq_status prepare_hessian(work *w, uint32_t i) {
     return s;
 }
 
-static uint64_t limits_of(const work *w, uint32_t i) {
-    return w->clips[i] ? w->clips[i]->clip->shape[0] * w->binding->items[i].src->rows : 0;
-}
-/* Of rows as they are read: a directory keeps its own order, and a row may have been divided by another matrix's factor. */
-static lq_status take_limits(work *w, uint32_t i) {
-    if (!w->clips[i]) return LQ_OK;
-    const uint64_t n = w->groups = w->clips[i]->clip->shape[0], rows = w->item->src->rows;
-    w->limits = (float *)q_new_raw(w->alloc, limits_of(w, i), sizeof *w->limits);
-    float *all = (float *)q_new_raw(w->alloc, limits_of(w, i), sizeof *all);
-    lq_status s = w->limits && all ? q_importance_clip(w->importance, w->clips[i], rows, all) : LQ_E_NOMEM;
-    for (uint64_t r = 0; r < rows && s == LQ_OK; r++) {
-        const uint64_t to = w->directory ? q_bind_source_row(&w->binding->items[i], r) : r;
-        const float by = w->item->rows ? w->item->rows[to] : 1.0f;
-        for (uint64_t g = 0; g < n; g++) w->limits[to * n + g] = all[r * n + g] / by;
-    }
-    q_delete(w->alloc, all);
-    return s == LQ_OK ? LQ_OK : q_fail_in(s, "%s", w->options->importance);
-}
-
-static void release_limits(work *w) {
-    q_delete(w->alloc, w->limits);
-    w->limits = NULL;
-}
-
 static lq_status make_buffers(work *w) {
     uint64_t out = 0, rows = 0, hessian = 0, limits = 0, part = 0, scratch = 0;
     for (uint32_t i = 0; i < w->binding->n_items; i++) {
@@ -556,7 +510,7 @@ static lq_status make_buffers(work *w) {
         if (!q_row_bytes(w->choices[i].format, t->shape[0], &row_bytes)) return LQ_E_INTERNAL;
         const uint64_t n = piece_rows(w, i);
         hessian = Q_MAX(hessian, hessian_bytes(w, i));
-        limits = Q_MAX(limits, 2 * limits_of(w, i) * sizeof(float));
+        limits = Q_MAX(limits, q_limits_bytes(w->clips[i], t->rows));
         rows = Q_MAX(rows, n);
         out = Q_MAX(out, (is_packed(w, i) ? t->rows : n) * row_bytes);
         for (uint32_t p = 0; is_packed(w, i) && p < w->method->parts; p++)
@@ -666,9 +620,10 @@ static lq_status write_tensor(work *w, uint32_t i) {
     if (!q_row_bytes(w->choice->format, w->item->src->shape[0], &w->row_bytes)) return LQ_E_INTERNAL;
     q_row_sums sums;
     Q_TRY(prepare_hessian(w, i));
-    Q_TRY(take_limits(w, i));
+    const lq_status limited = q_limits_take(w->alloc, w->importance, w->clips[i], &w->binding->items[i], w->item, &w->limits);
+    if (limited != LQ_OK) return q_fail_in(limited, "%s", w->options->importance);
     Q_TRY(do_tensor(w, &sums));
-    release_limits(w);
+    q_limits_release(w->alloc, &w->limits);
     if (w->packed) {
         if (w->method->settle) Q_TRY(w->method->settle(&w->matrix, &w->measure));
         if (w->measure) {
@@ -739,7 +694,7 @@ static lq_status run(work *w) {
 static void release(work *w) {
     if (w->kind) w->kind->discard(w->writer);
     release_hessian(w);
-    release_limits(w);
+    q_limits_release(w->alloc, &w->limits);
     q_dense_close(w->dense);
     if (w->pool) q_pool_close(w->pool);
     q_delete(w->alloc, w->floats);

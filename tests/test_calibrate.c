@@ -321,6 +321,71 @@ START_TEST(inputs_that_are_not_finite) {
 }
 END_TEST
 
+/* ---- adapters */
+
+static char warned[2048];
+static void on_log(void *user, lq_log_level level, const char *message) {
+    Q_UNUSED(user);
+    if (level == LQ_LOG_WARN && strstr(message, "adapters")) snprintf(warned, sizeof warned, "%s", message);
+}
+/* What lq_quantize warns of. */
+static const char *quantized(const char *src, const char *dst, const char *stats, const char *adapter, float scale) {
+    const lq_options o = {.size = sizeof o, .threads = 2, .log = on_log};
+    const lq_quantize_options q = {.size = sizeof q, .scheme = stats ? "q4_0" : "f16", .importance = stats, .loras = &adapter,
+                                   .lora_scales = &scale, .n_loras = adapter != NULL, .force = 1};
+    lq_ctx *c;
+    warned[0] = 0;
+    ck_assert_int_eq(lq_open(&o, &c), LQ_OK);
+    ck_assert_msg(lq_quantize(c, src, dst, &q, NULL) == LQ_OK, "%s", lq_error_detail());
+    lq_close(c);
+    return warned;
+}
+/* Rank 1, on blk.0.attn_q. */
+static void write_adapter(const char *path) {
+    const q_meta meta[] = {{.key = q_str_of("general.architecture"), .type = Q_META_STRING, .count = 1, .s = q_str_of("llama")},
+                           {.key = q_str_of("general.type"), .type = Q_META_STRING, .count = 1, .s = q_str_of("adapter")},
+                           {.key = q_str_of("adapter.type"), .type = Q_META_STRING, .count = 1, .s = q_str_of("lora")},
+                           {.key = q_str_of("adapter.lora.alpha"), .type = Q_META_F32, .count = 1, .f = 1}};
+    const q_format *f32 = q_format_find("f32");
+    const q_out_tensor out[] = {
+        {.name = q_str_of("blk.0.attn_q.weight.lora_a"), .format = f32, .rank = 2, .shape = {WIDTH, 1, 1, 1, 1, 1, 1, 1}},
+        {.name = q_str_of("blk.0.attn_q.weight.lora_b"), .format = f32, .rank = 2, .shape = {1, WIDTH, 1, 1, 1, 1, 1, 1}}};
+    q_writer *w;
+    float row[WIDTH];
+    for (int i = 0; i < WIDTH; i++) row[i] = 0.01f * (float)(i % 7);
+    ck_assert_msg(q_writer_gguf.open(A, path, true, meta, 4, out, 2, &w) == LQ_OK, "%s", lq_error_detail());
+    for (int i = 0; i < 2; i++) ck_assert_int_eq(q_writer_gguf.write(w, row, sizeof row), LQ_OK);
+    ck_assert_msg(q_writer_gguf.commit(w) == LQ_OK, "%s", lq_error_detail());
+}
+
+/* Statistics know which adapters the model had that they are of; whatever else is quantized by them is told. */
+START_TEST(statistics_beside_adapters) {
+    char adapter[1400], merged[1400], out[1400];
+    const char *plain = in_tmp(1, "plain.gguf"), *tuned = in_tmp(2, "tuned.gguf");
+    t_path(adapter, sizeof adapter, folder, "my-adapter.gguf");
+    t_path(merged, sizeof merged, folder, "merged.gguf");
+    t_path(out, sizeof out, folder, "out.gguf");
+    write_adapter(adapter);
+    calibrated(plain, WINDOW, 2);
+    ck_assert_str_eq(quantized(paths[0], out, plain, NULL, 1), "");
+    quantized(paths[0], out, plain, adapter, 0.5f);
+    ck_assert_msg(strstr(warned, "plain.gguf") && strstr(warned, "without adapters") && strstr(warned, "my-adapter.gguf scale 0.5"),
+                  "'%s'", warned);
+    ck_assert_str_eq(quantized(paths[0], merged, NULL, adapter, 0.5f), "");
+    close_tiny();
+    const lq_options o = {.size = sizeof o, .threads = 2};
+    ck_assert_int_eq(lq_open(&o, &ctx), LQ_OK);
+    ck_assert_msg(lq_model_open(ctx, merged, NULL, &model) == LQ_OK, "%s", lq_error_detail());
+    calibrated(tuned, WINDOW, 2);
+    ck_assert_str_eq(quantized(merged, out, tuned, NULL, 1), ""); /* what was measured */
+    ck_assert_str_eq(quantized(paths[0], out, tuned, adapter, 0.5f), ""); /* the same function */
+    quantized(paths[0], out, tuned, adapter, 1);
+    ck_assert_msg(strstr(warned, "scale 0.5, and") && strstr(warned, "scale 1;"), "'%s'", warned);
+    quantized(paths[0], out, tuned, NULL, 1);
+    ck_assert_msg(strstr(warned, "tuned.gguf") && strstr(warned, "are: none"), "'%s'", warned);
+}
+END_TEST
+
 /* ---- what is left behind */
 
 typedef struct seen {
@@ -378,6 +443,7 @@ static Suite *suite(void) {
     tcase_add_test(t, an_output_that_is_there_or_is_the_model);
     tcase_add_test(t, weights_that_are_not_finite);
     tcase_add_test(t, inputs_that_are_not_finite);
+    tcase_add_test(t, statistics_beside_adapters);
     tcase_add_test(t, cancelling_leaves_nothing);
     suite_add_tcase(s, t);
     return s;

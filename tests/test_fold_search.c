@@ -52,6 +52,34 @@ START_TEST(factors_and_clips_of_awq) {
 }
 END_TEST
 
+static char warned[1024];
+static void on_log(void *user, lq_log_level level, const char *message) {
+    Q_UNUSED(user);
+    if (level == LQ_LOG_WARN && strstr(message, "measured for scheme")) snprintf(warned, sizeof warned, "%s", message);
+}
+
+/* A scheme is what it means, in whatever words. */
+START_TEST(factors_for_another_scheme_are_used_with_a_warning) {
+    static const struct {
+        const char *scheme;
+        bool same;
+    } with[] = {{"awq+q4_0:rtn", true}, {"q4_0:rtn+awq", true}, {"imatrix+q4_0:rtn+awq", true}, {"awq+q4_0", false},
+                {"awq+q4_1:rtn", false}};
+    const lq_options o = {.size = sizeof o, .threads = 2, .log = on_log};
+    const lq_calibrate_options c = options("awq+q4_0:rtn");
+    lq_ctx *other;
+    calibrated(in_tmp(1, "stats.gguf"), 2, &c);
+    ck_assert_int_eq(lq_open(&o, &other), LQ_OK);
+    for (size_t i = 0; i < Q_COUNT(with); i++) {
+        const lq_quantize_options q = {.size = sizeof q, .scheme = with[i].scheme, .importance = paths[1], .force = 1};
+        warned[0] = 0;
+        ck_assert_msg(lq_quantize(other, paths[0], in_tmp(2, "out.gguf"), &q, NULL) == LQ_OK, "%s", lq_error_detail());
+        ck_assert_msg((warned[0] == 0) == with[i].same, "%s: '%s'", with[i].scheme, warned);
+    }
+    lq_close(other);
+}
+END_TEST
+
 /* smooth of the first inputs, whose magnitudes a plain loop finds; a quantizer that searches is not clipped for. */
 START_TEST(factors_of_smooth) {
     const lq_calibrate_options o = options("smooth+q8_0");
@@ -290,6 +318,7 @@ static Suite *make(void) {
     TCase *c = tcase_create("fold_search");
     tcase_add_checked_fixture(c, setup, teardown);
     tcase_add_test(c, factors_and_clips_of_awq);
+    tcase_add_test(c, factors_for_another_scheme_are_used_with_a_warning);
     tcase_add_test(c, factors_of_smooth);
     tcase_add_test(c, neither_threads_nor_files_for_memory_change_a_byte);
     tcase_add_test(c, hessians_beside_factors);

@@ -9,6 +9,7 @@
 
 #include "../libquant/fold.h"
 #include "../libquant/folding.h"
+#include "../libquant/limits.h"
 #include "../libquant/quantize.h"
 
 static const q_alloc *const A = &q_alloc_libc;
@@ -380,7 +381,7 @@ START_TEST(weights_are_clipped_and_errors_are_not) {
     ck_assert_double_lt(s.worst, 0.1);
     const float limits[] = {1, 2, 0, 5};
     float row[] = {-3, 0.5f, 7, -7, 1, -1, 4, -6};
-    q_folding_clip(limits, 2, 4, 2, row, row);
+    q_limits_clamp(limits, 2, 4, 2, row, row);
     const float want[] = {-1, 0.5f, 2, -2, 0, 0, 4, -5};
     for (int i = 0; i < 8; i++) ck_assert_float_eq(row[i], want[i]);
 }

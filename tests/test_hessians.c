@@ -171,10 +171,115 @@ START_TEST(hessians_for_another_scheme_are_used_with_a_warning) {
     warned[0] = 0;
     ck_assert_int_eq(lq_quantize(other, paths[0], in_tmp(2, "a.gguf"), &q, NULL), LQ_OK);
     ck_assert_str_eq(warned, "");
+    q.scheme = "imatrix+q4_0:gptq"; /* other words, the same meaning */
+    q.force = 1;
+    ck_assert_int_eq(lq_quantize(other, paths[0], paths[2], &q, NULL), LQ_OK);
+    ck_assert_str_eq(warned, "");
     q.scheme = "q5_0:gptq";
     ck_assert_int_eq(lq_quantize(other, paths[0], in_tmp(3, "b.gguf"), &q, NULL), LQ_OK);
     ck_assert_msg(strstr(warned, "q4_0:gptq, not q5_0:gptq") != NULL, "%s", warned);
     lq_close(other);
+}
+END_TEST
+
+/* ---- what matrices of the same input share */
+
+/* The same statistics, in which every matrix has a Hessian of its own. */
+static void unshare(const char *src, const char *dst) {
+    static const char *const shared[][2] = {{"attn_k", "attn_q"}, {"attn_v", "attn_q"}, {"ffn_up", "ffn_gate"}};
+    enum { MORE = 2 * Q_COUNT(shared) };
+    q_directory *d = directory(src);
+    q_out_tensor *out = (q_out_tensor *)calloc(d->n_tensors + MORE, sizeof *out);
+    q_meta *meta = (q_meta *)calloc(d->n_meta, sizeof *meta);
+    const q_tensor *of[MORE];
+    char names[MORE][64];
+    uint32_t n = 0, keys = 0;
+    for (; n < d->n_tensors; n++) {
+        const q_tensor *t = &d->tensors[n];
+        out[n] = (q_out_tensor){.name = t->name, .format = t->format, .rank = t->rank};
+        memcpy(out[n].shape, t->shape, sizeof t->shape);
+    }
+    for (uint32_t i = 0; i < MORE; i++, n++) {
+        char from[64];
+        snprintf(from, sizeof from, "blk.%u.%s.weight.hessian", i % 2, shared[i / 2][1]);
+        snprintf(names[i], sizeof names[i], "blk.%u.%s.weight.hessian", i % 2, shared[i / 2][0]);
+        of[i] = q_directory_tensor(d, q_str_of(from));
+        ck_assert_ptr_nonnull(of[i]);
+        ck_assert_ptr_null(q_directory_tensor(d, q_str_of(names[i])));
+        out[n] = (q_out_tensor){.name = q_str_of(names[i]), .format = of[i]->format, .rank = of[i]->rank};
+        memcpy(out[n].shape, of[i]->shape, sizeof of[i]->shape);
+    }
+    for (uint32_t i = 0; i < d->n_meta; i++)
+        if (!q_str_is(d->meta[i].key, Q_HESSIAN_TENSORS) && !q_str_is(d->meta[i].key, Q_HESSIAN_OF)) meta[keys++] = d->meta[i];
+    ck_assert_uint_eq(keys, d->n_meta - 2);
+    q_writer *w;
+    ck_assert_msg(q_writer_gguf.open(A, dst, true, meta, keys, out, n, &w) == LQ_OK, "%s", lq_error_detail());
+    for (uint32_t i = 0; i < n; i++) {
+        const q_tensor *t = i < d->n_tensors ? &d->tensors[i] : of[i - d->n_tensors];
+        ck_assert_int_eq(q_writer_gguf.write(w, t->data, t->bytes), LQ_OK);
+    }
+    ck_assert_msg(q_writer_gguf.commit(w) == LQ_OK, "%s", lq_error_detail());
+    free(out);
+    free(meta);
+    q_directory_close(d);
+}
+
+/* Matrices that are factored, by their double precision. */
+static int factored[2];
+static void *counting_alloc(void *user, size_t bytes, size_t align) {
+    factored[0] += bytes == WIDTH * WIDTH * sizeof(double) + Q_ALIGN;
+    factored[1] += bytes == FFN * FFN * sizeof(double) + Q_ALIGN;
+    return live_alloc(user, bytes, align);
+}
+static void count_factors(const char *recipe, const char *stats, const char *dst) {
+    const lq_allocator hook = {counting_alloc, live_free, NULL};
+    const lq_options o = {.size = sizeof o, .threads = 1, .allocator = &hook};
+    const lq_quantize_options q = {.size = sizeof q, .recipe = recipe, .importance = stats, .force = 1};
+    lq_ctx *c;
+    ck_assert_int_eq(lq_open(&o, &c), LQ_OK);
+    memset(factored, 0, sizeof factored);
+    ck_assert_msg(lq_quantize(c, paths[0], dst, &q, NULL) == LQ_OK, "%s", lq_error_detail());
+    lq_close(c);
+}
+
+/* One Hessian in the file, and one factor of it, for Q, K and V and for gate and up; formats may differ. What comes out is what
+ * comes of a copy for each. */
+START_TEST(matrices_of_the_same_input_share_a_hessian_and_its_factor) {
+    NEEDS_DENSE();
+    static const char *const own[] = {"attn_q", "attn_output", "ffn_gate", "ffn_down"};
+    const lq_calibrate_options o = options(NULL);
+    calibrated(in_tmp(1, "stats.gguf"), 2, &o);
+    q_directory *d = directory(paths[1]);
+    const q_meta *names = q_directory_meta(d, Q_HESSIAN_TENSORS), *of = q_directory_meta(d, Q_HESSIAN_OF);
+    uint32_t hessians = 0;
+    for (uint32_t i = 0; i < d->n_tensors; i++) hessians += strstr(d->tensors[i].name.p, ".hessian") != NULL;
+    ck_assert_uint_eq(hessians, 2 * Q_COUNT(own));
+    for (uint32_t i = 0; i < 2 * Q_COUNT(own); i++) {
+        char name[64];
+        snprintf(name, sizeof name, "blk.%u.%s.weight.hessian", i % 2, own[i / 2]);
+        ck_assert_msg(q_directory_tensor(d, q_str_of(name)) != NULL, "no %s", name);
+    }
+    ck_assert(names && of && names->count == 6 && of->count == 6);
+    for (uint32_t i = 0; i < 6; i++) /* attn_k and attn_v of attn_q, ffn_up of ffn_gate */
+        ck_assert(strstr(of->strs[i].p, i % 3 < 2 ? "attn_q" : "ffn_gate") && names->strs[i].p[4] == of->strs[i].p[4]);
+    q_directory_close(d);
+    FILE *f = fopen(in_tmp(2, "mine.txt"), "w");
+    fputs("output q8_0\ntoken_embd q8_0\nattn_v q5_0:gptq\n* q4_0:gptq\n", f);
+    fclose(f);
+    count_factors(paths[2], paths[1], in_tmp(3, "shared.gguf"));
+    ck_assert_int_eq(factored[0], 2 * 3); /* Q, K, V; the output of attention; gate, up */
+    ck_assert_int_eq(factored[1], 2);
+    unshare(paths[1], in_tmp(4, "own.gguf"));
+    count_factors(paths[2], paths[4], in_tmp(5, "own-out.gguf"));
+    ck_assert_int_eq(factored[0], 2 * 6);
+    q_directory *a = directory(paths[3]), *b = directory(paths[5]);
+    ck_assert_uint_eq(a->n_tensors, b->n_tensors);
+    for (uint32_t i = 0; i < a->n_tensors; i++) {
+        ck_assert_uint_eq(a->tensors[i].bytes, b->tensors[i].bytes);
+        ck_assert_mem_eq(a->tensors[i].data, b->tensors[i].data, a->tensors[i].bytes);
+    }
+    q_directory_close(a);
+    q_directory_close(b);
 }
 END_TEST
 
@@ -317,6 +422,7 @@ static Suite *make(void) {
     tcase_add_test(c, neither_threads_nor_files_for_memory_change_a_byte);
     tcase_add_test(c, a_recipe_in_a_file_serves_as_well);
     tcase_add_test(c, hessians_for_another_scheme_are_used_with_a_warning);
+    tcase_add_test(c, matrices_of_the_same_input_share_a_hessian_and_its_factor);
     tcase_add_test(c, a_killed_run_goes_on_and_ends_with_the_same_bytes);
     tcase_add_test(c, what_was_kept_for_something_else_is_left_alone);
     tcase_add_test(c, what_is_refused);
