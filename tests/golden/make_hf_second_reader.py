@@ -8,7 +8,7 @@
 MODEL (a directory of floats) is written with every scheme of directories, then opened by transformers, whose weights are
 compared: bit by bit with what the files say by the published formulas; and NF4 with what bitsandbytes itself makes of the
 floats. Prints one line per scheme; ends 1 when anything differs. GPTQ and AWQ have no reader among these packages: their
-words are taken apart here, as the published kernels do.
+words are taken apart here, as the published kernels do; make_hf_logits.py has another package read them.
 """
 import json
 import os
