@@ -318,9 +318,16 @@ typedef struct lq_session_options {
     uint32_t threads_prefill; /* of passes over more than 8 tokens: arithmetic bounds them, so they may profit from
                                 threads that memory leaves idle in decode, which has `threads`. 0 = `threads` where that is
                                 set, else the context's. Results are the same for any number */
+    uint32_t sequences;      /* that the session keeps side by side, numbered from 0; 0 = 1, at most 4096 */
+    uint32_t no_reuse;       /* 1 = every token is evaluated. The default is that keys and values of texts that begin in the
+                                same way are shared, and found again as long as their room is not needed: the results
+                                are the same to the last bit on the processor, and only time is saved */
+    uint64_t kv_tokens;      /* tokens for which keys and values are kept, over all sequences: at least `context`; sequences
+                                that share a beginning need it once. 0 = as many as all sequences can have */
+    uint32_t checkpoints;    /* recurrent models: states kept for reuse, besides each sequence's own; 0 = 4 */
 } lq_session_options;
 
-/* A session is one mutable timeline over a model: the KV cache and the logits. All its memory is allocated here. */
+/* A session keeps sequences over a model: their tokens, keys and values, and logits. All its memory is allocated here. */
 LQ_API lq_status lq_session_open(lq_model *model, const lq_session_options *options, lq_session **out);
 LQ_API void lq_session_close(lq_session *session);
 
@@ -361,12 +368,33 @@ typedef struct lq_session_info {
     uint64_t kv_bytes, activation_bytes; /* of the processor's memory */
     uint64_t device_kv_bytes, device_activation_bytes;
     uint32_t threads_prefill;
+    uint32_t sequences;
+    uint64_t kv_tokens, kv_free; /* tokens that layers without a window can keep, and for how many of these there is room now:
+                                    what is only kept for reuse counts as free */
 } lq_session_info;
 LQ_API lq_status lq_session_info_get(const lq_session *session, lq_session_info *info);
 
-/* Tokens in the sequence, and shortening it to `length` tokens (a later decode overwrites what is cut). */
-LQ_API uint32_t lq_seq_length(const lq_session *session);
-LQ_API lq_status lq_seq_truncate(lq_session *session, uint32_t length);
+/* Tokens in a sequence; 0 where there is no such sequence. */
+LQ_API uint32_t lq_seq_length(const lq_session *session, uint32_t sequence);
+
+/* Shorten a sequence to its first `length` tokens; 0 empties it. What was cut stays known for reuse. Where what the remaining
+ * tokens need is gone (a sliding window had moved on, a recurrent state was not kept), the next lq_decode evaluates some of
+ * them again, and lq_seq_info says how many. */
+LQ_API lq_status lq_seq_truncate(lq_session *session, uint32_t sequence, uint32_t length);
+
+/* Make sequence `to` the same as `from`, whatever it was. Keys and values are shared, and nothing is copied but a recurrent
+ * state; the first token that one of them adds copies the page that is not full. */
+LQ_API lq_status lq_seq_fork(lq_session *session, uint32_t from, uint32_t to);
+
+typedef struct lq_seq_info {
+    uint32_t size;
+    uint32_t length;  /* tokens */
+    uint32_t pending; /* of them, at the end, those that the next lq_decode evaluates again */
+    uint32_t cached;  /* tokens of the last lq_decode or lq_sync that were not evaluated, because they were known */
+    uint32_t again;   /* tokens that it evaluated again, as lq_seq_truncate says */
+    const char *miss; /* why no more tokens were known than were, "" = all were; static storage */
+} lq_seq_info;
+LQ_API lq_status lq_seq_info_get(const lq_session *session, uint32_t sequence, lq_seq_info *info);
 
 typedef struct lq_stats {
     uint32_t size;
@@ -408,11 +436,26 @@ LQ_API int32_t lq_token_find(const lq_model *model, const char *piece);
 
 /* ------------------------------------------------------------------------------------------------ decode, sample */
 
-/* Append `count` tokens to the sequence and evaluate them. Logits are kept for the tokens from index `logits_from` on
- * (count - 1 = the last alone, 0 = all, count = none); at most max_logits of them. While weights of the model are not
- * packed yet a call may pack some, and last longer for it; sessions of one model may do so on several threads.
- * LQ_E_CONTEXT: the sequence would exceed the context, nothing is evaluated. LQ_E_NUMERIC: logits are not finite. */
-LQ_API lq_status lq_decode(lq_session *session, const int32_t *ids, size_t count, size_t logits_from);
+/* Tokens for one sequence. Arrays of it are passed by address: its layout is final. */
+typedef struct lq_item {
+    uint32_t sequence;  /* below lq_session_options.sequences */
+    const int32_t *ids;
+    size_t count;       /* tokens to append, at least 1 */
+    size_t logits_from; /* logits are kept for the tokens from this index on: count - 1 = the last alone, 0 = all, count = none */
+} lq_item;
+
+/* Append tokens to sequences and evaluate them: of each item's sequence, which may not be that of another one. Long and short
+ * items may be mixed; they go through the model together, `batch` tokens at a time. Rows of logits lie item after item, at
+ * most max_logits. Tokens before logits_from that continue a sequence as another one went on, or an earlier text, are not
+ * evaluated again (no_reuse). While weights of the model are not packed yet a call may pack some, and last longer for it;
+ * sessions of one model may do so on several threads.
+ * LQ_E_CONTEXT: a sequence would exceed the context, or all together kv_tokens; nothing is evaluated. LQ_E_NUMERIC: logits
+ * are not finite. After LQ_E_CANCELLED or another failure sequences keep the tokens of the passes that were finished. */
+LQ_API lq_status lq_decode(lq_session *session, const lq_item *items, size_t n_items);
+
+/* Make a sequence these `count` tokens, and evaluate no more than it takes: what it has in common with them stays, the rest is
+ * as in lq_decode. Logits as there; tokens from logits_from on are always evaluated. lq_seq_info says how many were not. */
+LQ_API lq_status lq_sync(lq_session *session, uint32_t sequence, const int32_t *ids, size_t count, size_t logits_from);
 
 /* Row `row` of the logits that the last lq_decode kept: `vocabulary` floats, borrowed until the next call on the
  * session. LQ_E_ARG when there is no such row. */
@@ -427,9 +470,12 @@ typedef struct lq_sampler {
     uint64_t seed;
 } lq_sampler;
 
-/* Choose a token from the last row of logits: temperature, then top-k, top-p, min-p, then one draw from a counter-based
- * generator keyed by (seed, sequence length), so that the same seed and text always give the same token. */
-LQ_API lq_status lq_sample(lq_session *session, const lq_sampler *sampler, int32_t *id);
+enum { LQ_ROW_LAST = -1 }; /* as a row: the last one */
+
+/* Choose a token from row `row` of the logits that the last lq_decode kept (LQ_ROW_LAST: the last one): temperature, then top-k, top-p, min-p, then one
+ * draw from a counter-based generator keyed by (seed, tokens up to the row's), so that the same seed and text always give
+ * the same token. */
+LQ_API lq_status lq_sample(lq_session *session, uint32_t row, const lq_sampler *sampler, int32_t *id);
 
 /* The same from any row of `n` logits, with `position` in the place of the sequence length. Pure. */
 LQ_API lq_status lq_sample_logits(const float *logits, size_t n, const lq_sampler *sampler, uint64_t position,
@@ -460,7 +506,7 @@ typedef struct lq_eval_result {
 
 /* Perplexity of `count` tokens of a text (tokenized once with LQ_TOKENIZE_BOS): non-overlapping chunks of `window`
  * tokens, the first of each replaced by BOS where the model wants one, an empty KV cache per chunk. The session needs
- * a context of at least `window` and max_logits of at least window / 2 (score_all: window); its sequence is replaced.
+ * a context of at least `window` and max_logits of at least window / 2 (score_all: window); its sequence 0 is replaced.
  * LQ_E_ARG names the tokens required when the text is too short for one chunk. */
 LQ_API lq_status lq_evaluate(lq_session *session, const int32_t *ids, size_t count, const lq_eval_options *options,
                              lq_eval_result *result);
@@ -504,7 +550,7 @@ typedef struct lq_calibrate_result {
 /* Run `count` tokens of a text (tokenized once with LQ_TOKENIZE_BOS) through the model and write the sum of squares of
  * each input of each matrix to the importance file `dst`: GGUF, as other engines read and write it, for
  * lq_quantize_options.importance. Chunks are those of lq_evaluate; tokens that do not fill one are left out. The session
- * needs a context of at least `window`; its sequence is replaced. Activations in "f32" give the statistics of the model
+ * needs a context of at least `window`; its sequence 0 is replaced. Activations in "f32" give the statistics of the model
  * itself. They do not depend on the number of threads. The embedding and the output matrix are not measured.
  * The file appears under its name only when it is complete and was read back; on any failure nothing is left behind.
  * LQ_E_ARG: the text is too short for one chunk, dst exists without `force` or is a file of the model, a scheme

@@ -402,9 +402,16 @@ class session {
      * (logits_from = tokens.size()). */
     void decode(ids tokens) { decode(tokens, tokens.empty() ? 0 : tokens.size() - 1); }
     void decode(ids tokens, std::size_t logits_from) {
-        check(lq_decode(get(), tokens.data(), tokens.size(), logits_from));
+        decode(lq_item{0, tokens.data(), tokens.size(), logits_from});
     }
-    void decode(std::int32_t id) { check(lq_decode(get(), &id, 1, 0)); }
+    void decode(std::int32_t id) { decode(lq_item{0, &id, 1, 0}); }
+    /* Tokens of several sequences at once. */
+    void decode(const lq_item &item) { check(lq_decode(get(), &item, 1)); }
+    void decode(view<const lq_item> items) { check(lq_decode(get(), items.data(), items.size())); }
+    /* Make the sequence these tokens, and evaluate only what is not known; logits for the last one. */
+    void sync(ids tokens, std::uint32_t sequence = 0) {
+        check(lq_sync(get(), sequence, tokens.data(), tokens.size(), tokens.empty() ? 0 : tokens.size() - 1));
+    }
 
     /* A row of the logits that the last decode kept: borrowed until the next call on the session. */
     view<const float> logits(std::uint32_t row = 0) const {
@@ -412,12 +419,19 @@ class session {
         check(lq_logits(get(), row, &data));
         return {data, model_->info.vocabulary};
     }
-    /* Choose a token from the last row; without a sampler the most likely one. */
-    std::int32_t sample() { return sample_with(nullptr); }
-    std::int32_t sample(const lq_sampler &sampler) { return sample_with(&sampler); }
+    /* Choose a token from the last row, or another; without a sampler the most likely one. */
+    std::int32_t sample() { return sample_with(nullptr, last_row); }
+    std::int32_t sample(const lq_sampler &sampler, std::uint32_t row = last_row) { return sample_with(&sampler, row); }
 
-    std::uint32_t length() const noexcept { return lq_seq_length(get()); }
-    void truncate(std::uint32_t length) { check(lq_seq_truncate(get(), length)); }
+    std::uint32_t length(std::uint32_t sequence = 0) const noexcept { return lq_seq_length(get(), sequence); }
+    void truncate(std::uint32_t length, std::uint32_t sequence = 0) { check(lq_seq_truncate(get(), sequence, length)); }
+    void fork(std::uint32_t from, std::uint32_t to) { check(lq_seq_fork(get(), from, to)); }
+    lq_seq_info sequence(std::uint32_t sequence = 0) const {
+        lq_seq_info info{};
+        info.size = sizeof info;
+        check(lq_seq_info_get(get(), sequence, &info));
+        return info;
+    }
 
     /* End the running call with LQ_E_CANCELLED, or else the next one. From any thread or a signal handler. */
     void cancel() noexcept { lq_session_cancel(get()); }
@@ -462,9 +476,10 @@ class session {
     lq_session *get() const noexcept { return session_.get(); }
 
   private:
-    std::int32_t sample_with(const lq_sampler *sampler) {
+    static constexpr std::uint32_t last_row = static_cast<std::uint32_t>(LQ_ROW_LAST);
+    std::int32_t sample_with(const lq_sampler *sampler, std::uint32_t row) {
         std::int32_t id = -1;
-        check(lq_sample(get(), sampler, &id));
+        check(lq_sample(get(), row, sampler, &id));
         return id;
     }
     struct closer {

@@ -155,6 +155,17 @@ void lq_session_cancel(lq_session *session) {
     if (session) atomic_store(&session->cancel, 1);
 }
 
+/* Of the pool with the fewest free. */
+static void q_session_pages(const lq_session *s, lq_session_info *i) {
+    i->kv_tokens = i->kv_free = s->plan->n_kv ? UINT64_MAX : 0;
+    for (int32_t p = 0; p < s->plan->n_kv; p++) {
+        const q_kv_book *b = &s->kv_book.books[p];
+        if (b->window > 0) continue;
+        i->kv_tokens = Q_MIN(i->kv_tokens, (uint64_t)b->n * Q_KV_TOKENS);
+        i->kv_free = Q_MIN(i->kv_free, (uint64_t)(b->n - b->held) * Q_KV_TOKENS);
+    }
+}
+
 lq_status lq_session_info_get(const lq_session *s, lq_session_info *info) {
     NEED(s && info);
     Q_TRY(size_check(info->size, "lq_session_info"));
@@ -163,21 +174,33 @@ lq_status lq_session_info_get(const lq_session *s, lq_session_info *info) {
                          .trained_context = (uint32_t)s->model->binding->hp.v[Q_HP_CONTEXT],
                          .kv_bytes = s->need.kv[0], .activation_bytes = s->need.rest[0],
                          .device_kv_bytes = s->need.kv[1], .device_activation_bytes = s->need.rest[1],
-                         .threads_prefill = s->shape.threads_prefill};
+                         .threads_prefill = s->shape.threads_prefill, .sequences = s->shape.seqs};
+    q_session_pages(s, &i);
     q_struct_out(info, &i, sizeof i);
     return LQ_OK;
 }
 
-uint32_t lq_seq_length(const lq_session *session) { return session ? session->length : 0; }
+uint32_t lq_seq_length(const lq_session *s, uint32_t sequence) {
+    return s && sequence < s->shape.seqs ? s->kv_book.seqs[sequence].length : 0;
+}
 
-lq_status lq_seq_truncate(lq_session *session, uint32_t length) {
+lq_status lq_seq_truncate(lq_session *session, uint32_t sequence, uint32_t length) {
     NEED(session);
-    if (length > session->length)
-        return q_fail(LQ_E_ARG, "the sequence has %u tokens and cannot be cut to %u", session->length, length);
-    if (q_session_recurrent(session) && length != 0 && length != session->length)
-        return q_fail(LQ_E_UNSUPPORTED, "a recurrent model's sequence can be cut to nothing, not to %u tokens", length);
-    session->length = length;
-    session->n_logits = 0;
+    return q_session_truncate(session, sequence, length);
+}
+
+lq_status lq_seq_fork(lq_session *session, uint32_t from, uint32_t to) {
+    NEED(session);
+    return q_session_fork(session, from, to);
+}
+
+lq_status lq_seq_info_get(const lq_session *session, uint32_t sequence, lq_seq_info *info) {
+    NEED(session && info);
+    Q_TRY(size_check(info->size, "lq_seq_info"));
+    Q_TRY(q_session_has_seq(session, sequence));
+    lq_seq_info i = {.size = sizeof i};
+    q_session_seq_info(session, sequence, &i);
+    q_struct_out(info, &i, sizeof i);
     return LQ_OK;
 }
 
@@ -206,9 +229,14 @@ int32_t lq_token_find(const lq_model *model, const char *piece) {
 
 /* ------------------------------------------------------------------------------------------- decode, sample, score */
 
-lq_status lq_decode(lq_session *session, const int32_t *ids, size_t count, size_t logits_from) {
+lq_status lq_decode(lq_session *session, const lq_item *items, size_t n_items) {
+    NEED(session && items);
+    return q_session_decode(session, items, n_items, false);
+}
+
+lq_status lq_sync(lq_session *session, uint32_t sequence, const int32_t *ids, size_t count, size_t logits_from) {
     NEED(session && ids);
-    return q_session_decode(session, ids, count, logits_from);
+    return q_session_sync(session, sequence, ids, count, logits_from);
 }
 
 lq_status lq_logits(const lq_session *s, uint32_t row, const float **out) {
@@ -219,9 +247,9 @@ lq_status lq_logits(const lq_session *s, uint32_t row, const float **out) {
     return LQ_OK;
 }
 
-lq_status lq_sample(lq_session *session, const lq_sampler *sampler, int32_t *id) {
+lq_status lq_sample(lq_session *session, uint32_t row, const lq_sampler *sampler, int32_t *id) {
     NEED(session && id);
-    return q_session_sample(session, sampler, id);
+    return q_session_sample(session, row, sampler, id);
 }
 
 lq_status lq_sample_logits(const float *logits, size_t n, const lq_sampler *sampler, uint64_t position, int32_t *id) {

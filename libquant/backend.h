@@ -83,7 +83,7 @@ typedef struct q_backend {
     /* What compile will allocate for this segment: exactly. */
     lq_status (*measure)(q_device *dev, const q_plan *plan, int32_t segment, uint32_t threads, q_need *need);
     /* Make the steps of a segment into whatever the device replays. The plan must outlive the program. kv: one buffer
-     * per pool, those of other segments empty. state: seqs times the segment's state_floats; NULL when it has none. */
+     * per pool, those of other segments empty. state: q_plan.states times the segment's state_floats; NULL when it has none. */
     lq_status (*compile)(q_device *dev, const q_plan *plan, int32_t segment, const q_buffer *kv, const q_buffer *state,
                          uint32_t threads, q_program **out);
     void (*release)(q_program *program);

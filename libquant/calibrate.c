@@ -199,8 +199,7 @@ static lq_status run_text(work *w, const int32_t *ids) {
         if (o->progress && o->progress(o->user, done, total, "tokens"))
             return q_fail(LQ_E_CANCELLED, "cancelled by the progress callback");
         q_calibrate_chunk(w->session, ids, &w->text, chunk, w->ids);
-        w->session->length = 0;
-        Q_TRY(q_session_decode(w->session, w->ids, window, window));
+        Q_TRY(q_session_run(w->session, w->ids, window, window));
         Q_TRY(check_sums(w));
     }
     if (o->progress) o->progress(o->user, total, total, "tokens");

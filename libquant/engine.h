@@ -9,6 +9,7 @@
 
 #include "backend.h"
 #include "bind.h"
+#include "kv.h"
 #include "recipe.h"
 #include "text.h"
 #include "threads.h"
@@ -150,6 +151,9 @@ lq_status q_model_tensor_row(const lq_model *model, uint32_t index, uint64_t row
 typedef struct q_session_shape {
     uint32_t context, batch, max_logits;
     uint32_t threads, threads_prefill; /* of short passes and of long ones */
+    uint32_t seqs, checkpoints;
+    uint64_t kv_tokens;
+    bool reuse;
     bool f32_activations;
 } q_session_shape;
 lq_status q_session_shape_of(const lq_model *model, const lq_session_options *options, q_session_shape *out);
@@ -157,22 +161,39 @@ lq_status q_session_shape_of(const lq_model *model, const lq_session_options *op
 /* A plan with its arrays in `arena`. */
 lq_status q_plan_build(const lq_model *model, const q_session_shape *shape, q_arena *arena, q_plan **out);
 
+/* What a call adds to one sequence, and how far it is. */
+typedef struct q_share {
+    uint32_t seq, old;   /* old: its length before */
+    uint32_t end;        /* its length when all is done */
+    uint32_t from;       /* logits are kept from this position on */
+    uint32_t taken;      /* columns of the present pass */
+    uint32_t keep;       /* length that it keeps if the call fails now */
+} q_share;
+/* Whose logits a row is: those that follow `length` tokens of a sequence. */
+typedef struct q_row {
+    uint32_t seq, length;
+} q_row;
+
 struct lq_session {
     lq_model *model;
     const q_alloc *alloc;
     q_session_shape shape;
-    q_arena arena;        /* the plan, page tables and batch arrays */
+    q_arena arena;        /* the plan and batch arrays */
     q_plan *plan;
     q_buffer *kv;         /* [plan->n_kv] */
     q_buffer *states;     /* [plan->n_segments] recurrent state, on the segment's device */
     q_program **programs; /* [plan->n_segments] */
-    uint32_t **pages;     /* [plan->n_kv][context / Q_KV_TOKENS] */
+    q_kv kv_book;         /* whose pages are whose, and the tokens of sequences */
+    void *kv_block;       /* behind it */
     q_session_need need;  /* as q_session_measure: what the session holds */
     float *border;        /* [batch][width of slot 1]: hidden rows between two segments; NULL with one */
     float *logits;        /* [max_logits][vocab] */
-    int32_t *pos, *seq, *out;
+    int32_t *ids, *pos, *seq, *out; /* [batch] of a pass */
+    q_seq_ref *refs;      /* [seqs] of a pass */
+    q_share *shares;      /* [seqs] of a call: what it adds to each */
+    uint32_t *of, *count; /* [seqs] the same, for q_kv_room */
+    q_row *rows;          /* [max_logits] whose logits are kept */
     void *sample_scratch;
-    uint32_t length;      /* tokens in the sequence */
     uint32_t n_logits;    /* rows kept by the last decode */
     atomic_int cancel;
     bool running;
@@ -190,10 +211,16 @@ lq_status q_session_measure(const lq_model *model, const q_session_shape *shape,
 /* Around a pass of so many tokens (pack.c): pack some of the weights that are not; give back pages behind those that are. */
 void q_pack_before(lq_session *s, uint32_t tokens);
 void q_pack_after(lq_session *s);
-/* The session keeps state that cannot be taken back token by token. */
-bool q_session_recurrent(const lq_session *s);
-lq_status q_session_decode(lq_session *s, const int32_t *ids, size_t count, size_t logits_from);
-lq_status q_session_sample(lq_session *s, const lq_sampler *sampler, int32_t *id);
+/* decode.c. `fresh`: nothing is taken from the tree of prefixes, so that every token passes through the model. */
+lq_status q_session_decode(lq_session *s, const lq_item *items, size_t n, bool fresh);
+/* Sequence 0 becomes these tokens, all evaluated. */
+lq_status q_session_run(lq_session *s, const int32_t *ids, size_t count, size_t logits_from);
+lq_status q_session_sync(lq_session *s, uint32_t seq, const int32_t *ids, size_t count, size_t logits_from);
+lq_status q_session_truncate(lq_session *s, uint32_t seq, uint32_t length);
+lq_status q_session_fork(lq_session *s, uint32_t from, uint32_t to);
+lq_status q_session_has_seq(const lq_session *s, uint32_t seq);
+void q_session_seq_info(const lq_session *s, uint32_t seq, lq_seq_info *info);
+lq_status q_session_sample(lq_session *s, uint32_t row, const lq_sampler *sampler, int32_t *id);
 lq_status q_sample_logits(const q_alloc *a, const float *logits, size_t n, const lq_sampler *sampler, uint64_t position,
                           int32_t *id);
 

@@ -78,8 +78,7 @@ static void score_rows(void *arg, int64_t begin, int64_t end, uint32_t thread) {
 static lq_status run_chunk(sweep *w) {
     for (w->session = 0; w->session < w->n_sessions; w->session++) {
         lq_session *s = w->sessions[w->session];
-        s->length = 0;
-        Q_TRY(q_session_decode(s, w->ids, w->window - 1, w->first));
+        Q_TRY(q_session_run(s, w->ids, w->window - 1, w->first));
         q_pool_for(w->pool, (int64_t)rows_of(w), 8, score_rows, w);
     }
     return LQ_OK;

@@ -286,8 +286,11 @@ static lq_status build(builder *b, const q_session_shape *shape) {
     Q_TRY(add_table(b, &a->last, p->n_layers));
     for (int32_t i = 0; i < p->n_kv; i++) {
         b->pools[i].page_bytes = (uint64_t)b->pools[i].layers * b->pools[i].layer_bytes;
-        b->pools[i].pages = (shape->context + Q_KV_TOKENS - 1) / Q_KV_TOKENS;
+        b->pools[i].pages = (uint32_t)q_kv_pool_pages(b->pools[i].window, shape->seqs, shape->context, shape->kv_tokens,
+                                                      shape->batch);
     }
+    for (int32_t i = 0; i < p->n_segments; i++)
+        if (b->segments[i].state_floats) p->states = (int32_t)(shape->seqs + shape->checkpoints);
     p->insts = b->insts;
     p->slot_width = b->slot_width;
     p->kv = b->pools;
@@ -302,7 +305,7 @@ lq_status q_plan_build(const lq_model *model, const q_session_shape *shape, q_ar
     p->n_layers = bind->layers;
     p->n_slots = (int32_t)bind->arch->n_slots + (model->adapters != NULL);
     p->columns = (int32_t)shape->batch;
-    p->seqs = 1;
+    p->seqs = (int32_t)shape->seqs;
     p->outs = (int32_t)Q_MIN(shape->max_logits, shape->batch);
     p->vocab = (int32_t)bind->hp.v[Q_HP_VOCAB];
     p->context = (int32_t)shape->context;

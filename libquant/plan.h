@@ -54,6 +54,7 @@ typedef struct q_plan {
     const q_segment *segments;
     int32_t n_segments;        /* at least 1; together they are all steps in order */
     int32_t seqs;              /* most sequences of a batch */
+    int32_t states;            /* recurrent states that are kept: one per sequence and checkpoints; 0 = no step has any */
     int32_t context;           /* most positions of a sequence */
     bool f32_activations;      /* never quantize activations */
 } q_plan;
@@ -61,7 +62,7 @@ typedef struct q_plan {
 /* One sequence as a batch refers to it. */
 typedef struct q_seq_ref {
     const uint32_t *const *pages; /* [pool][position / Q_KV_TOKENS] -> page; covers all positions of the batch */
-    uint32_t state;               /* number of its recurrent state, below q_plan.seqs */
+    uint32_t state;               /* number of its recurrent state, below q_plan.states */
 } q_seq_ref;
 
 typedef struct q_batch {

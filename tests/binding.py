@@ -34,7 +34,7 @@ def raises(kind, call, status=None):
 
 @test
 def structs_are_those_of_the_header():
-    mirrored = {c.__name__.lstrip("_").lower(): c for c in libquant.Record.__subclasses__()}
+    mirrored = {c.__name__.lstrip("_").lower(): c for c in libquant.Record.__subclasses__() + [libquant._Item]}
     functions = set()
     for kind, name, size in (line.split() for line in open(sizes)):
         if kind == "function":
@@ -140,6 +140,24 @@ def generation():
             ids = model.tokenize("Once upon a time")
             s.decode(ids)
             assert len(list(s.tokens(stop_at_eos=False))) == 16 - len(ids) + 1
+
+
+@test
+def sequences():
+    with context.open(model_path) as model, model.session(sequences=3, max_logits=3) as s:
+        ids = model.tokenize("There was a king who had three daughters, and the eldest of them was very proud. " * 4)
+        s.decode(ids)
+        first = s.sample()
+        s.fork(0, 2)
+        assert s.length(2) == len(ids) and s.length(1) == 0
+        s.sync(ids, sequence=1)
+        assert s.sample() == first and s.sequence(1).cached > 32 and s.sequence(1).miss == ""
+        s.decode_all({0: [first], 2: [first], 1: [first, 5]})
+        assert s.logits(0) == s.logits(1) != s.logits(2) and s.sample(row=0) == s.sample(row=1)
+        assert [s.length(i) for i in range(3)] == [len(ids) + 1, len(ids) + 2, len(ids) + 1]
+        s.truncate(3, sequence=1)
+        assert s.length(1) == 3 and len(s) == len(ids) + 1
+        raises(libquant.Error, lambda: s.fork(0, 3), libquant.E_ARG)
 
 
 @test

@@ -225,7 +225,7 @@ else
     tampered 'another value' 'LQ_E_NOMEM -8  is now' 's/LQ_E_NOMEM = -8/LQ_E_NOMEM = -80/'
     tampered 'a removed constant' 'LQ_LOG_DEBUG is gone' 's/, LQ_LOG_DEBUG = 3//'
     tampered 'a removed function' 'function lq_seq_length is gone' '/lq_seq_length/d'
-    tampered 'another parameter' 'lq_seq_truncate .*  is now' 's/lq_seq_truncate(lq_session \*session, uint32_t length)/lq_seq_truncate(lq_session *session, uint64_t length)/'
+    tampered 'another parameter' 'lq_seq_truncate .*  is now' 's/lq_seq_truncate(lq_session \*session, uint32_t sequence, uint32_t length)/lq_seq_truncate(lq_session *session, uint32_t sequence, uint64_t length)/'
     tampered 'another callback' 'typedef int (\*lq_progress).* is gone' 's/uint64_t done, uint64_t total, const char \*what/uint64_t done, uint64_t total/'
     sed 's/^} lq_stats;/    uint64_t more;\n&/' include/libquant.h >"$tmp/tampered.h"
     list "$tmp/tampered.h" "$tmp/then"; breaks "$tmp/now" "$tmp/then" >"$tmp/found"

@@ -53,7 +53,8 @@ int main(int argc, char **argv) {
         if (lq_open(&options, &ctx) || (i == 0 && lq_quantize(ctx, argv[1], argv[2], &how, NULL)) ||
             lq_model_open(ctx, argv[2], NULL, &model) || lq_session_open(model, NULL, &session) ||
             lq_tokenize(model, "Once upon a time", 16, LQ_TOKENIZE_BOS, ids, &n) ||
-            lq_decode(session, ids, n, n - 1) || lq_session_stats(session, &stats))
+            lq_decode(session, &(lq_item){.ids = ids, .count = n, .logits_from = n - 1}, 1) ||
+            lq_session_stats(session, &stats))
             return fprintf(stderr, "%s\n", lq_error_detail()), 1;
         printf("%08x\n", stats.last_logits_hash);
         lq_session_close(session);

@@ -151,9 +151,9 @@ static void decode(lq_model *m, bool finite) {
     }
     const int32_t ids[3] = {1, 100, 259};
     int32_t next;
-    const lq_status status = lq_decode(s, ids, 3, 2);
+    const lq_status status = lq_decode(s, &(lq_item){.ids = ids, .count = 3, .logits_from = 2}, 1);
     demand(status == LQ_OK || (!finite && status == LQ_E_NUMERIC));
-    if (lq_sample(s, NULL, &next) == LQ_OK) demand(next >= 0 && next < VOCAB);
+    if (lq_sample(s, 0, NULL, &next) == LQ_OK) demand(next >= 0 && next < VOCAB);
     lq_session_close(s);
 }
 

@@ -12,6 +12,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "../include/libquant.h"
 #include "../libquant/base.h"
 
 /* A skipped test says why; tests/run.sh counts these lines. */
@@ -44,6 +45,11 @@
 #else
 #define T_ASAN_OPTIONS(text)
 #endif
+
+/* Tokens for sequence 0 alone. */
+static inline lq_status t_decode(lq_session *s, const int32_t *ids, size_t n, size_t logits_from) {
+    return lq_decode(s, &(lq_item){.ids = ids, .count = n, .logits_from = logits_from}, 1);
+}
 
 /* Root of the tree, and a fresh writable folder for this program (removed by tests/run.sh). */
 static inline const char *t_root(void) {

@@ -113,6 +113,9 @@ static void sessions(const libquant::context &ctx, const std::string &path) {
     session.decode(best);
     session.truncate(1);
     EXPECT(session.length() == 1);
+    session.sync(ids);
+    EXPECT(session.length() == ids.size() && session.sequence().cached == 1 && session.length(1) == 0);
+    session.truncate(1);
     session.cancel();
     EXPECT(status_of([&] { session.decode(best); }) == LQ_E_CANCELLED);
     session.decode(best);

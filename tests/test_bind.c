@@ -182,10 +182,10 @@ START_TEST(nan_weight_opens_but_is_found_by_the_check) {
     lq_session *s;
     ck_assert_int_eq(lq_session_open(m, NULL, &s), LQ_OK);
     const int32_t ids[] = {1, 100, 101};
-    ck_assert_int_eq(lq_decode(s, ids, 3, 2), LQ_E_NUMERIC); /* never a token */
+    ck_assert_int_eq(t_decode(s, ids, 3, 2), LQ_E_NUMERIC); /* never a token */
     int32_t id = -7;
     const lq_sampler greedy = {.size = sizeof greedy};
-    ck_assert_int_eq(lq_sample(s, &greedy, &id), LQ_E_ARG);
+    ck_assert_int_eq(lq_sample(s, LQ_ROW_LAST, &greedy, &id), LQ_E_ARG);
     ck_assert_int_eq(id, -7);
     lq_session_close(s);
     lq_model_close(m);

@@ -178,10 +178,10 @@ START_TEST(the_session_is_an_ordinary_one_afterwards) {
     const lq_calibrate_options o = options();
     ck_assert_int_eq(lq_calibrate(s, ids, TOKENS, in_tmp(1, "stats.gguf"), &o, NULL), LQ_OK);
     const uint64_t before = hash_of(paths[1]);
-    ck_assert_int_eq(lq_seq_truncate(s, 0), LQ_OK);
+    ck_assert_int_eq(lq_seq_truncate(s, 0, 0), LQ_OK);
     const float *a, *b;
-    ck_assert_int_eq(lq_decode(s, ids, 8, 7), LQ_OK);
-    ck_assert_int_eq(lq_decode(fresh, ids, 8, 7), LQ_OK);
+    ck_assert_int_eq(t_decode(s, ids, 8, 7), LQ_OK);
+    ck_assert_int_eq(t_decode(fresh, ids, 8, 7), LQ_OK);
     ck_assert_int_eq(lq_logits(s, 0, &a), LQ_OK);
     ck_assert_int_eq(lq_logits(fresh, 0, &b), LQ_OK);
     ck_assert_mem_eq(a, b, VOCAB * sizeof *a);

@@ -108,7 +108,7 @@ static lq_status print_model(const char *path, model_print *p) {
     if (status == LQ_OK) {
         static const int32_t first[] = {1, 300, 1000, 9, 77};
         const float *logits;
-        status = lq_decode(session, first, Q_COUNT(first), Q_COUNT(first) - 1);
+        status = t_decode(session, first, Q_COUNT(first), Q_COUNT(first) - 1);
         if (status == LQ_OK) {
             ck_assert_int_eq(lq_logits(session, 0, &logits), LQ_OK);
             p->part[LOGITS] = mix(0, logits, sizeof *logits * (uint64_t)q_text_vocab(model->text)->n);

@@ -64,7 +64,7 @@ static uint32_t hash_of(lq_model *m, way w, const char *act) {
     lq_session *s;
     ck_assert_msg(lq_session_open(m, &o, &s) == LQ_OK, "%s", lq_error_detail());
     for (uint32_t at = 0, n = w.first; at < TOKENS; at += n, n = Q_MIN(w.piece, TOKENS - at))
-        ck_assert_msg(lq_decode(s, ids + at, n, n - 1) == LQ_OK, "%s", lq_error_detail());
+        ck_assert_msg(t_decode(s, ids + at, n, n - 1) == LQ_OK, "%s", lq_error_detail());
     lq_stats st = {.size = sizeof st};
     lq_session_stats(s, &st);
     lq_session_close(s);

@@ -40,7 +40,7 @@ static lq_model *pocket_on(const char *where, uint32_t layers) {
     return open_on(t_path(path, sizeof path, t_root(), "bench/data/pocket"), where, layers);
 }
 static lq_session *session(lq_model *m, uint32_t batch, const char *act) {
-    const lq_session_options o = {.size = sizeof o, .batch = batch, .max_logits = 128, .activations = act};
+    const lq_session_options o = {.size = sizeof o, .batch = batch, .max_logits = 128, .activations = act, .no_reuse = 1};
     lq_session *s = NULL;
     ck_assert_msg(lq_session_open(m, &o, &s) == LQ_OK, "%s", lq_error_detail());
     return s;
@@ -57,7 +57,7 @@ static void last_logits(lq_session *s, size_t piece, float *out) {
     prompt();
     for (size_t at = 0; at < PROMPT; at += piece) {
         const size_t n = PROMPT - at < piece ? PROMPT - at : piece;
-        ck_assert_msg(lq_decode(s, ids + at, n, n - 1) == LQ_OK, "%s", lq_error_detail());
+        ck_assert_msg(t_decode(s, ids + at, n, n - 1) == LQ_OK, "%s", lq_error_detail());
     }
     const float *row;
     ck_assert_int_eq(lq_logits(s, 0, &row), LQ_OK);
@@ -94,7 +94,7 @@ START_TEST(logits_are_the_processors) {
         last_logits(s, pieces[i], got);
         const double d = apart(got, want);
         ck_assert_msg(d <= 2e-5, "pieces of %zu: %g", pieces[i], d);
-        ck_assert_int_eq(lq_seq_truncate(s, 0), LQ_OK); /* the same bits from the same session */
+        ck_assert_int_eq(lq_seq_truncate(s, 0, 0), LQ_OK); /* the same bits from the same session */
         last_logits(s, pieces[i], again);
         ck_assert_mem_eq(got, again, sizeof got);
         lq_session_close(s);
@@ -203,7 +203,7 @@ START_TEST(tied_and_quantized_models_run) {
             const int32_t text[] = {1, 50, 60, 70, 80};
             const float *row;
             ck_assert_msg(lq_session_open(m, &o, &s) == LQ_OK, "%s", lq_error_detail());
-            ck_assert_msg(lq_decode(s, text, 5, 4) == LQ_OK, "%s", lq_error_detail());
+            ck_assert_msg(t_decode(s, text, 5, 4) == LQ_OK, "%s", lq_error_detail());
             ck_assert_int_eq(lq_logits(s, 0, &row), LQ_OK);
             memcpy(last[on], row, sizeof last[on]);
             lq_session_close(s);
@@ -223,7 +223,7 @@ typedef struct job {
 static void *work(void *arg) {
     job *j = (job *)arg;
     for (size_t at = 0; at < PROMPT; at += 20)
-        if (lq_decode(j->s, ids + at, 20, 19) != LQ_OK) return NULL;
+        if (t_decode(j->s, ids + at, 20, 19) != LQ_OK) return NULL;
     const float *row;
     if (lq_logits(j->s, 0, &row) == LQ_OK) memcpy(j->out, row, sizeof j->out);
     return NULL;
@@ -249,10 +249,10 @@ START_TEST(cancel_is_obeyed_and_the_session_goes_on) {
     lq_model *m = pocket_on(device, 3);
     lq_session *s = session(m, 128, NULL);
     last_logits(s, PROMPT, want);
-    ck_assert_int_eq(lq_seq_truncate(s, 0), LQ_OK);
+    ck_assert_int_eq(lq_seq_truncate(s, 0, 0), LQ_OK);
     lq_session_cancel(s);
-    ck_assert_int_eq(lq_decode(s, prompt(), PROMPT, PROMPT - 1), LQ_E_CANCELLED);
-    ck_assert_uint_eq(lq_seq_length(s), 0);
+    ck_assert_int_eq(t_decode(s, prompt(), PROMPT, PROMPT - 1), LQ_E_CANCELLED);
+    ck_assert_uint_eq(lq_seq_length(s, 0), 0);
     last_logits(s, PROMPT, got);
     ck_assert_mem_eq(got, want, sizeof got);
     lq_session_close(s);

@@ -28,7 +28,7 @@ static void teardown(void) {
 }
 static lq_session *session(uint32_t context, uint32_t batch, uint32_t logits, uint32_t threads, const char *act) {
     const lq_session_options o = {.size = sizeof o, .context = context, .batch = batch, .max_logits = logits,
-                                  .threads = threads, .activations = act};
+                                  .threads = threads, .activations = act, .no_reuse = 1};
     lq_session *s = NULL;
     ck_assert_msg(lq_session_open(model, &o, &s) == LQ_OK, "%s", lq_error_detail());
     return s;
@@ -60,7 +60,7 @@ static double worst_difference(const json_t *c, const char *act) {
     ck_assert_uint_eq(got, n);
     ck_assert_mem_eq(tokenized, ids, n * sizeof *ids);
     lq_session *s = session(256, 256, (uint32_t)n, 2, act);
-    ck_assert_msg(lq_decode(s, ids, n, 0) == LQ_OK, "%s", lq_error_detail());
+    ck_assert_msg(t_decode(s, ids, n, 0) == LQ_OK, "%s", lq_error_detail());
     double worst = 0;
     for (size_t p = 0; p < np; p++) {
         const float *row;
@@ -97,11 +97,11 @@ START_TEST(greedy_continuation_matches) {
         const size_t n = ints(json_object_get(c, "prompt_ids"), ids), m = ints(json_object_get(c, "greedy_ids"), want);
         lq_session *s = session(256, 256, 1, 2, "f32");
         const lq_sampler greedy = {.size = sizeof greedy};
-        ck_assert_int_eq(lq_decode(s, ids, n, n - 1), LQ_OK);
+        ck_assert_int_eq(t_decode(s, ids, n, n - 1), LQ_OK);
         for (size_t i = 0; i < m; i++) {
-            ck_assert_int_eq(lq_sample(s, &greedy, &id), LQ_OK);
+            ck_assert_int_eq(lq_sample(s, 0, &greedy, &id), LQ_OK);
             ck_assert_msg(id == want[i], "case %zu, token %zu: %d, not %d", k, i, id, want[i]);
-            ck_assert_int_eq(lq_decode(s, &id, 1, 0), LQ_OK);
+            ck_assert_int_eq(t_decode(s, &id, 1, 0), LQ_OK);
         }
         lq_session_close(s);
     }
@@ -198,11 +198,11 @@ static uint32_t hash_of(uint32_t batch, uint32_t threads, const size_t *cuts, co
     lq_session *s = session(256, batch, 1, threads, act);
     size_t done = 0;
     for (size_t i = 0; cuts[i]; i++) {
-        ck_assert_int_eq(lq_decode(s, ids + done, cuts[i], cuts[i] - 1), LQ_OK);
+        ck_assert_int_eq(t_decode(s, ids + done, cuts[i], cuts[i] - 1), LQ_OK);
         done += cuts[i];
     }
     ck_assert_uint_eq(done, 200);
-    ck_assert_uint_eq(lq_seq_length(s), 200);
+    ck_assert_uint_eq(lq_seq_length(s, 0), 200);
     lq_stats st = {.size = sizeof st};
     lq_session_stats(s, &st);
     lq_session_close(s);
@@ -229,13 +229,13 @@ START_TEST(truncate_and_again_gives_the_same_bits) {
     int32_t *ids = text_ids("prose.txt", &n);
     lq_session *s = session(256, 64, 1, 2, NULL);
     lq_stats st = {.size = sizeof st};
-    ck_assert_int_eq(lq_decode(s, ids, 90, 89), LQ_OK);
+    ck_assert_int_eq(t_decode(s, ids, 90, 89), LQ_OK);
     lq_session_stats(s, &st);
     const uint32_t want = st.last_logits_hash;
-    ck_assert_int_eq(lq_decode(s, ids + 500, 60, 59), LQ_OK);
-    ck_assert_int_eq(lq_seq_truncate(s, 151), LQ_E_ARG);
-    ck_assert_int_eq(lq_seq_truncate(s, 33), LQ_OK);
-    ck_assert_int_eq(lq_decode(s, ids + 33, 57, 56), LQ_OK);
+    ck_assert_int_eq(t_decode(s, ids + 500, 60, 59), LQ_OK);
+    ck_assert_int_eq(lq_seq_truncate(s, 0, 151), LQ_E_ARG);
+    ck_assert_int_eq(lq_seq_truncate(s, 0, 33), LQ_OK);
+    ck_assert_int_eq(t_decode(s, ids + 33, 57, 56), LQ_OK);
     lq_session_stats(s, &st);
     ck_assert_uint_eq(st.last_logits_hash, want);
     lq_session_close(s);
@@ -247,7 +247,7 @@ END_TEST
 
 START_TEST(plan_equals_straight_loop) {
     enum { N = 37 };
-    const q_session_shape shape = {.context = 64, .batch = 64, .max_logits = 64, .threads = 1, .f32_activations = true};
+    const q_session_shape shape = {.context = 64, .batch = 64, .max_logits = 64, .threads = 1, .seqs = 1, .f32_activations = true};
     q_arena arena = {.alloc = &q_alloc_libc};
     q_plan *p;
     ck_assert_int_eq(q_plan_build(model, &shape, &arena, &p), LQ_OK);
@@ -273,7 +273,7 @@ START_TEST(plan_equals_straight_loop) {
     for (int32_t i = 0; i < p->n_insts; i++)
         q_ops[p->insts[i].op].ref(&p->insts[i], &e, 0, q_op_units(&p->insts[i], N, 1));
     lq_session *s = session(64, 64, 1, 2, "f32");
-    ck_assert_int_eq(lq_decode(s, ids, N, N - 1), LQ_OK);
+    ck_assert_int_eq(t_decode(s, ids, N, N - 1), LQ_OK);
     const float *got;
     ck_assert_int_eq(lq_logits(s, 0, &got), LQ_OK);
     double num = 0, den = 0;
@@ -297,12 +297,12 @@ START_TEST(context_overflow_names_both_numbers) {
     lq_session *s = session(40, 16, 1, 1, NULL);
     int32_t ids[64];
     for (int i = 0; i < 64; i++) ids[i] = 5 + i;
-    ck_assert_int_eq(lq_decode(s, ids, 30, 29), LQ_OK);
-    ck_assert_int_eq(lq_decode(s, ids, 11, 10), LQ_E_CONTEXT);
+    ck_assert_int_eq(t_decode(s, ids, 30, 29), LQ_OK);
+    ck_assert_int_eq(t_decode(s, ids, 11, 10), LQ_E_CONTEXT);
     ck_assert_ptr_nonnull(strstr(lq_error_detail(), "11"));
     ck_assert_ptr_nonnull(strstr(lq_error_detail(), "40"));
-    ck_assert_uint_eq(lq_seq_length(s), 30); /* nothing was evaluated, nothing dropped */
-    ck_assert_int_eq(lq_decode(s, ids, 10, 9), LQ_OK);
+    ck_assert_uint_eq(lq_seq_length(s, 0), 30); /* nothing was evaluated, nothing dropped */
+    ck_assert_int_eq(t_decode(s, ids, 10, 9), LQ_OK);
     lq_session_close(s);
     const lq_session_options far = {.size = sizeof far, .context = 257};
     ck_assert_int_eq(lq_session_open(model, &far, &s), LQ_E_CONTEXT);
@@ -312,19 +312,19 @@ END_TEST
 START_TEST(bad_arguments_are_refused) {
     lq_session *s = session(64, 16, 2, 1, NULL);
     int32_t ids[4] = {1, 2, 4096, 3};
-    ck_assert_int_eq(lq_decode(s, ids, 4, 3), LQ_E_ARG);
+    ck_assert_int_eq(t_decode(s, ids, 4, 3), LQ_E_ARG);
     ids[2] = -1;
-    ck_assert_int_eq(lq_decode(s, ids, 4, 3), LQ_E_ARG);
+    ck_assert_int_eq(t_decode(s, ids, 4, 3), LQ_E_ARG);
     ids[2] = 7;
-    ck_assert_int_eq(lq_decode(s, ids, 4, 5), LQ_E_ARG);
-    ck_assert_int_eq(lq_decode(s, ids, 4, 1), LQ_E_ARG); /* three rows, two kept */
-    ck_assert_int_eq(lq_decode(s, ids, 0, 0), LQ_E_ARG);
-    ck_assert_int_eq(lq_decode(NULL, ids, 1, 0), LQ_E_ARG);
-    ck_assert_int_eq(lq_decode(s, ids, 4, 4), LQ_OK); /* no logits wanted */
+    ck_assert_int_eq(t_decode(s, ids, 4, 5), LQ_E_ARG);
+    ck_assert_int_eq(t_decode(s, ids, 4, 1), LQ_E_ARG); /* three rows, two kept */
+    ck_assert_int_eq(t_decode(s, ids, 0, 0), LQ_E_ARG);
+    ck_assert_int_eq(t_decode(NULL, ids, 1, 0), LQ_E_ARG);
+    ck_assert_int_eq(t_decode(s, ids, 4, 4), LQ_OK); /* no logits wanted */
     const float *row = NULL;
     ck_assert_int_eq(lq_logits(s, 0, &row), LQ_E_ARG);
     ck_assert_ptr_null(row);
-    ck_assert_int_eq(lq_decode(s, ids, 4, 2), LQ_OK);
+    ck_assert_int_eq(t_decode(s, ids, 4, 2), LQ_OK);
     ck_assert_int_eq(lq_logits(s, 1, &row), LQ_OK);
     ck_assert_int_eq(lq_logits(s, 2, &row), LQ_E_ARG);
     lq_session_close(s);
@@ -372,9 +372,9 @@ START_TEST(cancel_stops_the_next_call_once) {
     int32_t ids[200];
     for (int i = 0; i < 200; i++) ids[i] = 5 + i;
     lq_session_cancel(s);
-    ck_assert_int_eq(lq_decode(s, ids, 200, 199), LQ_E_CANCELLED);
-    ck_assert_uint_eq(lq_seq_length(s), 0);
-    ck_assert_int_eq(lq_decode(s, ids, 200, 199), LQ_OK);
+    ck_assert_int_eq(t_decode(s, ids, 200, 199), LQ_E_CANCELLED);
+    ck_assert_uint_eq(lq_seq_length(s, 0), 0);
+    ck_assert_int_eq(t_decode(s, ids, 200, 199), LQ_OK);
     lq_session_close(s);
 }
 END_TEST
@@ -393,8 +393,8 @@ START_TEST(cancel_from_another_thread) {
     ck_assert_int_eq(pthread_create(&th, NULL, cancel_later, s), 0);
     lq_status st = LQ_OK;
     for (int i = 0; i < 2000 && st == LQ_OK; i++) { /* far longer than the wait */
-        lq_seq_truncate(s, 0);
-        st = lq_decode(s, ids, 255, 254);
+        lq_seq_truncate(s, 0, 0);
+        st = t_decode(s, ids, 255, 254);
     }
     pthread_join(th, NULL);
     ck_assert_int_eq(st, LQ_E_CANCELLED);
@@ -414,8 +414,8 @@ START_TEST(prefill_may_have_other_threads) {
         int32_t ids[70];
         for (int k = 0; k < 70; k++) ids[k] = 9 + 3 * k;
         ck_assert_int_eq(lq_session_open(model, &o, &s), LQ_OK);
-        ck_assert_int_eq(lq_decode(s, ids, 67, 67), LQ_OK);
-        for (int k = 67; k < 70; k++) ck_assert_int_eq(lq_decode(s, ids + k, 1, 0), LQ_OK);
+        ck_assert_int_eq(t_decode(s, ids, 67, 67), LQ_OK);
+        for (int k = 67; k < 70; k++) ck_assert_int_eq(t_decode(s, ids + k, 1, 0), LQ_OK);
         lq_stats st = {.size = sizeof st};
         lq_plan_info plan = {.size = sizeof plan};
         lq_session_info info = {.size = sizeof info};
@@ -472,8 +472,8 @@ START_TEST(plan_states_the_bytes_and_decode_allocates_nothing) {
     int32_t ids[100];
     for (int i = 0; i < 100; i++) ids[i] = 5 + i;
     const size_t open_bytes = live_bytes;
-    ck_assert_int_eq(lq_decode(s, ids, 100, 99), LQ_OK);
-    ck_assert_int_eq(lq_decode(s, ids, 1, 0), LQ_OK);
+    ck_assert_int_eq(t_decode(s, ids, 100, 99), LQ_OK);
+    ck_assert_int_eq(t_decode(s, ids, 1, 0), LQ_OK);
     ck_assert_uint_eq(live_bytes, open_bytes);
     lq_session_close(s);
     lq_model_close(m);
@@ -524,8 +524,8 @@ START_TEST(sessions_run_in_parallel) {
     lq_session *a = session(256, 64, 1, 2, NULL), *b = session(256, 64, 1, 2, NULL);
     lq_stats sa = {.size = sizeof sa}, sb = {.size = sizeof sb};
     for (int i = 0; i < 4; i++) {
-        ck_assert_int_eq(lq_decode(a, ids + 50 * i, 50, 49), LQ_OK);
-        ck_assert_int_eq(lq_decode(b, ids + 50 * i, 50, 49), LQ_OK);
+        ck_assert_int_eq(t_decode(a, ids + 50 * i, 50, 49), LQ_OK);
+        ck_assert_int_eq(t_decode(b, ids + 50 * i, 50, 49), LQ_OK);
     }
     lq_session_stats(a, &sa);
     lq_session_stats(b, &sb);
@@ -552,7 +552,7 @@ START_TEST(mapped_and_read_models_are_the_same) {
         ck_assert_msg(lq_model_open(ctx, path, &o, &m) == LQ_OK, "%s", lq_error_detail());
         ck_assert_int_eq(lq_session_open(m, NULL, &s), LQ_OK);
         if (i) ck_assert_int_eq(truncate(path, 100), 0); /* a model that was read does not need its file */
-        ck_assert_msg(lq_decode(s, ids, 4, 3) == LQ_OK, "%s", lq_error_detail());
+        ck_assert_msg(t_decode(s, ids, 4, 3) == LQ_OK, "%s", lq_error_detail());
         lq_session_stats(s, &st);
         hash[i] = st.last_logits_hash;
         lq_session_close(s);
@@ -573,7 +573,7 @@ START_TEST(tied_model_runs) {
     lq_session *s;
     ck_assert_int_eq(lq_session_open(m, NULL, &s), LQ_OK);
     const int32_t ids[] = {1, 50, 60};
-    ck_assert_msg(lq_decode(s, ids, 3, 2) == LQ_OK, "%s", lq_error_detail());
+    ck_assert_msg(t_decode(s, ids, 3, 2) == LQ_OK, "%s", lq_error_detail());
     lq_model_info info = {.size = sizeof info};
     lq_model_info_get(m, &info);
     lq_tensor_info e = {.size = sizeof e};

@@ -153,7 +153,7 @@ static run logits_of(const char *path) {
     OK(lq_model_open(c, path, NULL, &m));
     OK(lq_session_open(m, &os, &s));
     for (int i = 0; i < TOKENS; i++) ids[i] = i ? 3 + (i * 37) % 250 : 1;
-    OK(lq_decode(s, ids, TOKENS, 0));
+    OK(t_decode(s, ids, TOKENS, 0));
     lq_model_info info = {.size = sizeof info};
     OK(lq_model_info_get(m, &info));
     r.n = (uint64_t)TOKENS * info.vocabulary;

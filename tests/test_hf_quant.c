@@ -654,7 +654,7 @@ static void logits_of(const char *path, float *out) {
     ck_assert_int_eq(lq_open(NULL, &ctx), LQ_OK);
     ck_assert_msg(lq_model_open(ctx, path, NULL, &m) == LQ_OK, "%s", lq_error_detail());
     ck_assert_msg(lq_session_open(m, &o, &s) == LQ_OK, "%s", lq_error_detail());
-    ck_assert_int_eq(lq_decode(s, ids, 5, 4), LQ_OK);
+    ck_assert_int_eq(t_decode(s, ids, 5, 4), LQ_OK);
     const float *l = NULL;
     ck_assert_int_eq(lq_logits(s, 0, &l), LQ_OK);
     memcpy(out, l, 262 * sizeof *out);

@@ -495,7 +495,7 @@ static float *logits(const char *path, how h) {
     ck_assert_msg(lq_session_open(m, &o, &s) == LQ_OK, "%s", lq_error_detail());
     for (uint32_t at = 0, step; at < n; at += step) {
         step = at ? 1 : n - 3;
-        ck_assert_msg(lq_decode(s, ids + at, step, 0) == LQ_OK, "%s", lq_error_detail());
+        ck_assert_msg(t_decode(s, ids + at, step, 0) == LQ_OK, "%s", lq_error_detail());
         for (uint32_t r = 0; r < step; r++) {
             const float *row;
             ck_assert_int_eq(lq_logits(s, r, &row), LQ_OK);

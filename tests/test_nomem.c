@@ -263,14 +263,14 @@ static void use(const scenario *t) {
     mix(&plan, sizeof plan);
     MAKES(s, lq_session_open(m, &so, &s));
     const unsigned before = asked;
-    STEP(lq_decode(s, ids, 24, 20));
+    STEP(t_decode(s, ids, 24, 20));
     const float *logits;
     lq_model_info info = {.size = sizeof info};
     STEP(lq_model_info_get(m, &info));
     STEP(lq_logits(s, 3, &logits));
     mix(logits, info.vocabulary * sizeof *logits);
     const lq_sampler warm = {.size = sizeof warm, .temperature = 0.9f, .top_k = 40, .top_p = 0.95f, .seed = 3};
-    STEP(lq_sample(s, &warm, &id));
+    STEP(lq_sample(s, LQ_ROW_LAST, &warm, &id));
     mix(&id, sizeof id);
     ck_assert_uint_eq(asked, before); /* evaluating and sampling ask for nothing */
     STEP(lq_sample_logits(logits, info.vocabulary, &warm, 7, &id));

@@ -58,7 +58,7 @@ static void evaluate(lq_model *m, uint32_t threads, uint32_t chunk, const char *
         const uint32_t n = Q_MIN(chunk, TOKENS - at);
         int32_t ids[TOKENS];
         for (uint32_t i = 0; i < n; i++) ids[i] = (int32_t)(3 + (at + i) * 37 % 250);
-        ck_assert_msg(lq_decode(s, ids, n, 0) == LQ_OK, "%s", lq_error_detail());
+        ck_assert_msg(t_decode(s, ids, n, 0) == LQ_OK, "%s", lq_error_detail());
         for (uint32_t i = 0; i < n; i++) {
             const float *row;
             ck_assert_int_eq(lq_logits(s, i, &row), LQ_OK);
@@ -222,8 +222,8 @@ START_TEST(packed_weights_leave_the_file) {
     const int32_t id = 5;
     for (int i = 0; i < 2; i++) ck_assert_int_eq(lq_session_open(m, &so, &s[i]), LQ_OK);
     for (int i = 0; i < 20 && _i; i++) { /* the second one starts when the first has packed, and stops before it is done */
-        ck_assert_int_eq(lq_decode(s[0], &id, 1, 1), LQ_OK);
-        if (i >= 3 && i < 7) ck_assert_int_eq(lq_decode(s[1], &id, 1, 1), LQ_OK);
+        ck_assert_int_eq(t_decode(s[0], &id, 1, 1), LQ_OK);
+        if (i >= 3 && i < 7) ck_assert_int_eq(t_decode(s[1], &id, 1, 1), LQ_OK);
     }
     lq_plan_info plan = {.size = sizeof plan};
     ck_assert_int_eq(lq_model_plan(m, NULL, &plan), LQ_OK);
@@ -268,8 +268,8 @@ static lq_session *open_session(lq_model *m, uint32_t threads, const char *activ
 }
 static void decode(lq_session *s, uint32_t n) {
     int32_t ids[256];
-    for (uint32_t i = 0; i < n; i++) ids[i] = (int32_t)(3 + (lq_seq_length(s) + i) * 37 % 250);
-    ck_assert_msg(lq_decode(s, ids, n, n - 1) == LQ_OK, "%s", lq_error_detail());
+    for (uint32_t i = 0; i < n; i++) ids[i] = (int32_t)(3 + (lq_seq_length(s, 0) + i) * 37 % 250);
+    ck_assert_msg(t_decode(s, ids, n, n - 1) == LQ_OK, "%s", lq_error_detail());
 }
 /* Steps that kernels for packed weights run. */
 static uint32_t count_kernels(const lq_session *s) {
@@ -318,7 +318,7 @@ START_TEST(passes_pack_part_after_part) {
     s = open_session(m, 2, NULL);
     lq_session_cancel(s);
     const int32_t id = 5;
-    ck_assert_int_eq(lq_decode(s, &id, 1, 0), LQ_E_CANCELLED);
+    ck_assert_int_eq(t_decode(s, &id, 1, 0), LQ_E_CANCELLED);
     decode(s, 255);
     ck_assert_uint_eq(count_ready(m, NULL), all);
     ck_assert_uint_eq(count_kernels(s), steps);
@@ -365,7 +365,7 @@ static void *read_on(void *arg) {
     for (uint32_t i = 0; i < r->steps; i++) {
         int32_t id = (int32_t)(3 + i * 37 % 250);
         lq_stats st = {.size = sizeof st};
-        if (lq_decode(r->s, &id, 1, 0) != LQ_OK || lq_session_stats(r->s, &st) != LQ_OK) return arg;
+        if (t_decode(r->s, &id, 1, 0) != LQ_OK || lq_session_stats(r->s, &st) != LQ_OK) return arg;
         r->hashes[i] = st.last_logits_hash;
     }
     return NULL;

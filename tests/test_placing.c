@@ -175,8 +175,8 @@ START_TEST(placing_changes_no_bit_and_keeps_the_plan) {
         }
         const int32_t ids[] = {5, 900, 77, 31, 8};
         const size_t open_bytes = count.bytes;
-        ck_assert_int_eq(lq_decode(s, ids, 4, 4), LQ_OK);
-        ck_assert_int_eq(lq_decode(s, ids + 4, 1, 0), LQ_OK);
+        ck_assert_int_eq(t_decode(s, ids, 4, 4), LQ_OK);
+        ck_assert_int_eq(t_decode(s, ids + 4, 1, 0), LQ_OK);
         ck_assert_uint_eq(count.bytes, open_bytes);
         lq_stats st = {.size = sizeof st};
         ck_assert_int_eq(lq_session_stats(s, &st), LQ_OK);

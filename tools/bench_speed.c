@@ -38,28 +38,30 @@ static void keep(bench_rate *out, bench_rate *out_cpu, spent *sum, uint32_t toke
 }
 
 static lq_status time_prefill(bench *b, size_t i, uint32_t tokens, bench_speed *out) {
-    lq_status s = lq_seq_truncate(b->sessions[i], 0);
+    lq_status s = lq_seq_truncate(b->sessions[i], 0, 0);
     const spent begin = {cli_clock(), cpu_clock()};
-    if (s == LQ_OK) s = lq_decode(b->sessions[i], b->ids, tokens, tokens - 1);
+    const lq_item prompt = {.ids = b->ids, .count = tokens, .logits_from = tokens - 1};
+    if (s == LQ_OK) s = lq_decode(b->sessions[i], &prompt, 1);
     if (s == LQ_OK && out) keep(&out->prefill, &out->prefill_cpu, &b->prefill[i], tokens, b->threads_prefill, &begin);
     return s;
 }
 
 /* Tokens before a decode: filled once, then the sequence is cut back to them. */
 static lq_status fill(const bench *b, size_t i) {
-    lq_status s = lq_seq_truncate(b->sessions[i], 0);
-    if (s == LQ_OK && b->o->context) s = lq_decode(b->sessions[i], b->ids, b->o->context, b->o->context);
+    lq_status s = lq_seq_truncate(b->sessions[i], 0, 0);
+    const lq_item before = {.ids = b->ids, .count = b->o->context, .logits_from = b->o->context};
+    if (s == LQ_OK && b->o->context) s = lq_decode(b->sessions[i], &before, 1);
     return s;
 }
 
 static lq_status time_decode(bench *b, size_t i, uint32_t tokens, bench_speed *out) {
     lq_session *session = b->sessions[i];
     lq_stats before = {.size = sizeof before}, after = {.size = sizeof after};
-    lq_status s = lq_seq_truncate(session, b->o->context);
+    lq_status s = lq_seq_truncate(session, 0, b->o->context);
     if (s == LQ_OK) s = lq_session_stats(session, &before);
     const spent begin = {cli_clock(), cpu_clock()};
     for (uint32_t k = 0; k < tokens && s == LQ_OK; k++) {
-        s = cli_interrupted() ? LQ_E_CANCELLED : lq_decode(session, b->ids + k, 1, 0);
+        s = cli_interrupted() ? LQ_E_CANCELLED : lq_decode(session, &(lq_item){.ids = b->ids + k, .count = 1}, 1);
     }
     if (s == LQ_OK && out) keep(&out->decode, &out->decode_cpu, &b->decode[i], tokens, b->threads, &begin);
     if (s == LQ_OK) s = lq_session_stats(session, &after);
@@ -108,7 +110,7 @@ static int open_sessions(cli *c, bench *b, lq_model *const *models, size_t n, be
     if (!b->ids) return cli_nomem(c);
     for (uint32_t i = 0; i < most; i++) b->ids[i] = (int32_t)((uint64_t)i * 7919 % info.vocabulary);
     for (size_t i = 0; i < n; i++) {
-        const lq_session_options so = {.size = sizeof so, .context = most, .threads = o->threads,
+        const lq_session_options so = {.size = sizeof so, .context = most, .no_reuse = 1, .threads = o->threads,
                                        .threads_prefill = o->threads_prefill};
         out[i] = (bench_speed){.prefill_tokens = prefill, .decode_tokens = decode};
         const lq_status planned = cli_plan(models[i], &so, true, &out[i].plan);

@@ -180,7 +180,7 @@ static int generate(cli *c, state *s, uint32_t context) {
     s->stop = "length";
     while (s->count < a->n && code == 0) {
         int32_t id;
-        lq_status status = lq_sample(s->session, &sampler, &id);
+        lq_status status = lq_sample(s->session, 0, &sampler, &id);
         if (status != LQ_OK) return cli_fail(c, status, NULL);
         if (id == s->info.eos && !a->ignore_eos) {
             s->stop = "eos";
@@ -189,11 +189,11 @@ static int generate(cli *c, state *s, uint32_t context) {
         s->ids[s->count++] = id;
         code = stream(c, s, false);
         if (code != 0 || s->count == a->n) break;
-        if (lq_seq_length(s->session) >= context) {
+        if (lq_seq_length(s->session, 0) >= context) {
             s->stop = "context";
             break;
         }
-        status = cli_interrupted() ? LQ_E_CANCELLED : lq_decode(s->session, &id, 1, 0);
+        status = cli_interrupted() ? LQ_E_CANCELLED : lq_decode(s->session, &(lq_item){.ids = &id, .count = 1}, 1);
         if (status != LQ_OK) code = cli_fail(c, status, NULL);
     }
     if (code == 0 || cli_interrupted()) {
@@ -255,7 +255,7 @@ static int converse(cli *c, state *s, const int32_t *prompt, size_t n, uint32_t 
         return cli_error(c, LQ_E_CONTEXT, "the prompt has %zu tokens, the context %u; see --ctx", n, context);
     }
     s->after_text = n > 1 || prompt[0] != s->info.bos;
-    const lq_status status = lq_decode(s->session, prompt, n, n - 1);
+    const lq_status status = lq_decode(s->session, &(lq_item){.ids = prompt, .count = n, .logits_from = n - 1}, 1);
     if (status == LQ_E_NUMERIC) {
         return cli_fail(c, status, "`lq info MODEL --check-tensors` finds weights that are not finite.");
     }

@@ -39,8 +39,8 @@ from ctypes import POINTER, byref, c_char, c_char_p, c_double, c_float, c_int, c
 from ctypes import c_size_t, c_uint32, c_uint64, c_void_p
 from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple, Type, TypeVar, Union
 
-__all__ = ["Cancelled", "Context", "ContextFull", "Error", "Model", "OutOfMemory", "Record", "Sampler", "Session",
-           "formats", "load", "sample_logits", "schemes", "version"]
+__all__ = ["Cancelled", "Context", "ContextFull", "Error", "Model", "OutOfMemory", "Record", "Sampler", "SeqInfo",
+           "Session", "formats", "load", "sample_logits", "schemes", "version"]
 
 Path = Union[str, "os.PathLike[str]"]
 Progress = Callable[[int, int, str], Optional[bool]]
@@ -174,7 +174,8 @@ class QuantizeResult(Record):
 
 class _SessionOptions(Record):
     _fields_ = [("size", c_uint32), ("context", c_uint32), ("batch", c_uint32), ("max_logits", c_uint32),
-                ("threads", c_uint32), ("activations", c_char_p), ("threads_prefill", c_uint32)]
+                ("threads", c_uint32), ("activations", c_char_p), ("threads_prefill", c_uint32),
+                ("sequences", c_uint32), ("no_reuse", c_uint32), ("kv_tokens", c_uint64), ("checkpoints", c_uint32)]
 
 
 class PlanInfo(Record):
@@ -191,7 +192,20 @@ class SessionInfo(Record):
     _fields_ = [("size", c_uint32), ("context", c_uint32), ("batch", c_uint32), ("max_logits", c_uint32),
                 ("threads", c_uint32), ("trained_context", c_uint32), ("kv_bytes", c_uint64),
                 ("activation_bytes", c_uint64), ("device_kv_bytes", c_uint64),
-                ("device_activation_bytes", c_uint64), ("threads_prefill", c_uint32)]
+                ("device_activation_bytes", c_uint64), ("threads_prefill", c_uint32), ("sequences", c_uint32),
+                ("kv_tokens", c_uint64), ("kv_free", c_uint64)]
+
+
+class SeqInfo(Record):
+    """A sequence: its length, how many of its tokens wait to be evaluated again (pending), and of the last decode or sync
+    how many tokens were known (cached), how many were evaluated again, and why no more were known (miss)."""
+
+    _fields_ = [("size", c_uint32), ("length", c_uint32), ("pending", c_uint32), ("cached", c_uint32),
+                ("again", c_uint32), ("miss", c_char_p)]
+
+
+class _Item(ctypes.Structure):
+    _fields_ = [("sequence", c_uint32), ("ids", POINTER(c_int32)), ("count", c_size_t), ("logits_from", c_size_t)]
 
 
 class Stats(Record):
@@ -263,14 +277,17 @@ _FUNCTIONS: Dict[str, Tuple[Any, List[Any]]] = {
     "lq_session_cancel": (None, [_P]),
     "lq_session_info_get": (_S, [_P, POINTER(SessionInfo)]),
     "lq_session_stats": (_S, [_P, POINTER(Stats)]),
-    "lq_seq_length": (c_uint32, [_P]),
-    "lq_seq_truncate": (_S, [_P, c_uint32]),
+    "lq_seq_length": (c_uint32, [_P, c_uint32]),
+    "lq_seq_truncate": (_S, [_P, c_uint32, c_uint32]),
+    "lq_seq_fork": (_S, [_P, c_uint32, c_uint32]),
+    "lq_seq_info_get": (_S, [_P, c_uint32, POINTER(SeqInfo)]),
     "lq_tokenize": (_S, [_P, c_char_p, c_size_t, c_uint32, POINTER(c_int32), _SZ]),
     "lq_detokenize": (_S, [_P, POINTER(c_int32), c_size_t, c_uint32, c_void_p, _SZ]),
     "lq_token_find": (c_int32, [_P, c_char_p]),
-    "lq_decode": (_S, [_P, POINTER(c_int32), c_size_t, c_size_t]),
+    "lq_decode": (_S, [_P, POINTER(_Item), c_size_t]),
+    "lq_sync": (_S, [_P, c_uint32, POINTER(c_int32), c_size_t, c_size_t]),
     "lq_logits": (_S, [_P, c_uint32, POINTER(POINTER(c_float))]),
-    "lq_sample": (_S, [_P, POINTER(Sampler), POINTER(c_int32)]),
+    "lq_sample": (_S, [_P, c_uint32, POINTER(Sampler), POINTER(c_int32)]),
     "lq_sample_logits": (_S, [POINTER(c_float), c_size_t, POINTER(Sampler), c_uint64, POINTER(c_int32)]),
     "lq_evaluate": (_S, [_P, POINTER(c_int32), c_size_t, POINTER(_EvalOptions), POINTER(EvalResult)]),
     "lq_compare": (_S, [_P, POINTER(_P), c_size_t, POINTER(c_int32), c_size_t, POINTER(_EvalOptions),
@@ -607,7 +624,7 @@ def _session_options(options: Dict[str, Any]) -> _SessionOptions:
 
 
 class Session(_Handle):
-    """One timeline over a model: KV cache and logits. Made by Model.session."""
+    """Sequences over a model: their tokens, keys and values, and logits. Made by Model.session."""
 
     _close_name = "lq_session_close"
 
@@ -616,8 +633,12 @@ class Session(_Handle):
         self.model = model
 
     def __len__(self) -> int:
-        """Tokens in the sequence."""
-        return int(load().lq_seq_length(self._handle))
+        """Tokens in sequence 0."""
+        return self.length()
+
+    def length(self, sequence: int = 0) -> int:
+        """Tokens in a sequence."""
+        return int(load().lq_seq_length(self._handle, sequence))
 
     def __bool__(self) -> bool:
         return True  # an empty session is one too
@@ -634,17 +655,37 @@ class Session(_Handle):
         _check(load().lq_session_stats(self._handle, byref(stats)))
         return stats
 
-    def truncate(self, length: int) -> None:
-        _check(load().lq_seq_truncate(self._handle, length))
+    def sequence(self, sequence: int = 0) -> SeqInfo:
+        """Its length, and what the last call knew of its tokens."""
+        info = SeqInfo()
+        _check(load().lq_seq_info_get(self._handle, sequence, byref(info)))
+        return info
+
+    def truncate(self, length: int, sequence: int = 0) -> None:
+        _check(load().lq_seq_truncate(self._handle, sequence, length))
+
+    def fork(self, source: int, to: int) -> None:
+        """Make sequence `to` the same as `source`; nothing is copied."""
+        _check(load().lq_seq_fork(self._handle, source, to))
 
     def cancel(self) -> None:
         """End the running call, or else the next one, with Cancelled. From any thread or a signal handler."""
         load().lq_session_cancel(self._handle)
 
-    def decode(self, ids: Sequence[int], logits_from: Optional[int] = None) -> None:
+    def decode(self, ids: Sequence[int], logits_from: Optional[int] = None, sequence: int = 0) -> None:
         """Append tokens and evaluate them; logits are kept from index `logits_from` on (default: for the last)."""
         n = len(ids)
-        _check(load().lq_decode(self._handle, _ids(ids), n, max(n - 1, 0) if logits_from is None else logits_from))
+        item = _Item(sequence, _ids(ids), n, max(n - 1, 0) if logits_from is None else logits_from)
+        _check(load().lq_decode(self._handle, byref(item), 1))
+
+    def decode_all(self, items: Dict[int, Sequence[int]]) -> None:
+        """Append tokens to several sequences at once; the last token of each keeps its logits, a row each, in order."""
+        arrays = [_Item(seq, _ids(ids), len(ids), max(len(ids) - 1, 0)) for seq, ids in items.items()]
+        _check(load().lq_decode(self._handle, (_Item * len(arrays))(*arrays), len(arrays)))
+
+    def sync(self, ids: Sequence[int], sequence: int = 0) -> None:
+        """Make a sequence these tokens and evaluate only what is not known; logits are kept for the last one."""
+        _check(load().lq_sync(self._handle, sequence, _ids(ids), len(ids), max(len(ids) - 1, 0)))
 
     def logits(self, row: int = 0) -> List[float]:
         """A row of the logits that the last decode kept."""
@@ -652,10 +693,10 @@ class Session(_Handle):
         _check(load().lq_logits(self._handle, row, byref(out)))
         return out[: self.model.info.vocabulary]
 
-    def sample(self, sampler: Optional[Sampler] = None) -> int:
-        """Choose a token from the last row of logits; without a sampler the most likely one."""
+    def sample(self, sampler: Optional[Sampler] = None, row: int = -1) -> int:
+        """Choose a token from a row of logits (-1: the last); without a sampler the most likely one."""
         out = c_int32()
-        _check(load().lq_sample(self._handle, byref(sampler) if sampler is not None else None, byref(out)))
+        _check(load().lq_sample(self._handle, row & 0xFFFFFFFF, byref(sampler) if sampler is not None else None, byref(out)))
         return out.value
 
     def tokens(self, max_tokens: Optional[int] = None, sampler: Optional[Sampler] = None,

@@ -55,19 +55,19 @@ static lq_status generate(lq_model *model, lq_session *session, const char *prom
     lq_model_info info = {.size = sizeof info};
     lq_status s = lq_model_info_get(model, &info);
     if (s == LQ_OK) s = lq_tokenize(model, prompt, strlen(prompt), LQ_TOKENIZE_BOS, ids, &n);
-    if (s == LQ_OK) s = lq_decode(session, ids, n, n - 1);
+    if (s == LQ_OK) s = lq_decode(session, &(lq_item){.ids = ids, .count = n, .logits_from = n - 1}, 1);
     while (s == LQ_OK && n < MAX_IDS) {
-        s = lq_sample(session, NULL, &ids[n]);
+        s = lq_sample(session, 0, NULL, &ids[n]);
         if (s == LQ_OK) s = print_last(model, ids, ++n);
         /* A full context makes room: the oldest half of what followed the prompt is forgotten by starting over. */
-        if (s == LQ_OK && lq_seq_length(session) + 1 >= info.context) {
+        if (s == LQ_OK && lq_seq_length(session, 0) + 1 >= info.context) {
             const size_t keep = info.context / 2;
             memmove(ids, ids + n - keep, keep * sizeof *ids);
             n = keep;
-            s = lq_seq_truncate(session, 0);
-            if (s == LQ_OK) s = lq_decode(session, ids, n, n - 1);
+            s = lq_seq_truncate(session, 0, 0);
+            if (s == LQ_OK) s = lq_decode(session, &(lq_item){.ids = ids, .count = n, .logits_from = n - 1}, 1);
         } else if (s == LQ_OK) {
-            s = lq_decode(session, &ids[n - 1], 1, 0);
+            s = lq_decode(session, &(lq_item){.ids = &ids[n - 1], .count = 1}, 1);
         }
     }
     return s;

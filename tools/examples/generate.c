@@ -19,10 +19,10 @@ int main(int argc, char **argv) {
     if (s == LQ_OK) s = lq_model_open(ctx, argv[1], NULL, &model);
     if (s == LQ_OK) s = lq_session_open(model, NULL, &session);
     if (s == LQ_OK) s = lq_tokenize(model, argv[2], strlen(argv[2]), LQ_TOKENIZE_BOS, ids, &n);
-    if (s == LQ_OK) s = lq_decode(session, ids, n, n - 1);
+    if (s == LQ_OK) s = lq_decode(session, &(lq_item){.ids = ids, .count = n, .logits_from = n - 1}, 1);
     while (s == LQ_OK && made < NEW) {
-        s = lq_sample(session, NULL, &ids[n + made]); /* NULL: always the most likely token */
-        if (s == LQ_OK) s = lq_decode(session, &ids[n + made++], 1, 0);
+        s = lq_sample(session, 0, NULL, &ids[n + made]); /* NULL: always the most likely token */
+        if (s == LQ_OK) s = lq_decode(session, &(lq_item){.ids = &ids[n + made++], .count = 1}, 1);
     }
     if (s == LQ_OK) s = lq_detokenize(model, ids, n + made, 0, text, &bytes);
     if (s == LQ_OK) printf("%.*s\n", (int)bytes, text);

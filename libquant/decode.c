@@ -1,0 +1,342 @@
+/* decode.c: running a session: tokens of many sequences into passes, passes through the segments, logits, statistics.
+ *
+ * What a sequence holds and what it may take from the tree of prefixes is kv.c's to say; here the copies are made that
+ * it asks for, and what a cut left to be evaluated anew goes before new tokens. Nothing is allocated. Layer L3. */
+#include "engine.h"
+
+#include <math.h>
+
+enum { SHORT_PASS = 8 }; /* tokens of a pass that memory bounds, as it does a single token's */
+
+static const q_place *place_of(const lq_session *s, int32_t segment) {
+    return &s->model->places[s->plan->segments[segment].device];
+}
+
+/* ------------------------------------------------------------------------------------------- copies */
+
+static lq_status copy_state(lq_session *s, uint32_t from, uint32_t to) {
+    for (int32_t i = 0; i < s->plan->n_segments; i++) {
+        const uint64_t bytes = s->plan->segments[i].state_floats * sizeof(float);
+        const q_place *at = place_of(s, i);
+        if (bytes) Q_TRY(at->backend->copy(at->device, &s->states[i], to * bytes, &s->states[i], from * bytes, bytes));
+    }
+    return LQ_OK;
+}
+
+/* What kv.c noted before a pass. */
+static lq_status copy_pages(lq_session *s) {
+    q_kv *kv = &s->kv_book;
+    lq_status st = LQ_OK;
+    for (uint32_t i = 0; i < kv->n_copies && st == LQ_OK; i++) {
+        const q_kv_copy *c = &kv->copies[i];
+        const q_kv_pool *pool = &s->plan->kv[c->pool];
+        const q_place *at = place_of(s, pool->segment);
+        st = at->backend->copy(at->device, &s->kv[c->pool], c->to * pool->page_bytes, &s->kv[c->pool],
+                               c->from * pool->page_bytes, pool->page_bytes);
+    }
+    kv->n_copies = 0;
+    return st;
+}
+
+/* ------------------------------------------------------------------------------------------- passes */
+
+/* Weight bytes, and the KV rows that so many positions see in every pool. */
+static uint64_t kv_read(const lq_session *s, uint32_t length) {
+    uint64_t n = 0;
+    for (int32_t i = 0; i < s->plan->n_kv; i++) {
+        const q_kv_pool *p = &s->plan->kv[i];
+        const uint64_t tokens = p->window ? Q_MIN(length, (uint32_t)p->window) : length;
+        n += tokens * (p->page_bytes / Q_KV_TOKENS);
+    }
+    return n;
+}
+
+/* One segment after the other; hidden rows pass from each to the next through `border`. */
+static lq_status run_segments(lq_session *s, q_batch *b, bool decode) {
+    const int32_t n = s->plan->n_segments;
+    q_traffic sum = {0};
+    for (int32_t i = 0; i < n; i++) {
+        const q_backend *be = place_of(s, i)->backend;
+        b->x = i > 0 ? s->border : NULL;
+        b->y = i + 1 < n ? s->border : NULL;
+        Q_TRY(be->run(s->programs[i], b));
+        Q_TRY(be->wait(s->programs[i]));
+        const q_traffic t = be->traffic(s->programs[i]);
+        sum.border_bytes += t.border_bytes;
+        sum.border_seconds += t.border_seconds;
+        sum.barriers += t.barriers;
+    }
+    s->stats.border_bytes = sum.border_bytes;
+    s->stats.border_seconds = sum.border_seconds;
+    if (decode) s->stats.decode_barriers += sum.barriers - s->barriers;
+    s->barriers = sum.barriers;
+    return LQ_OK;
+}
+
+/* Columns of this pass: those of the shares in order, as many as fit. Where a recurrent state is to be kept, a share
+ * ends. */
+static uint32_t fill(lq_session *s, uint32_t n_shares, q_batch *b) {
+    uint32_t n = 0, n_out = 0;
+    for (uint32_t i = 0; i < n_shares; i++) {
+        q_share *h = &s->shares[i];
+        const q_kv_seq *q = &s->kv_book.seqs[h->seq];
+        h->taken = Q_MIN(h->end - q->stored, s->shape.batch - n);
+        if (h->taken == 0) continue;
+        const uint32_t stop = q_kv_stop(&s->kv_book, h->seq, h->taken);
+        if (stop) h->taken = stop;
+        for (uint32_t j = 0; j < h->taken; j++, n++) {
+            const uint32_t pos = q->stored + j;
+            s->ids[n] = q->ids[pos];
+            s->pos[n] = (int32_t)pos;
+            s->seq[n] = b->n_seqs;
+            if (pos < h->from) continue;
+            s->rows[s->n_logits + n_out] = (q_row){h->seq, pos + 1};
+            s->out[n_out++] = (int32_t)n;
+        }
+        s->refs[b->n_seqs++] = (q_seq_ref){.pages = (const uint32_t *const *)q->tables, .state = h->seq};
+    }
+    b->n = (int32_t)n;
+    b->n_out = (int32_t)n_out;
+    return n;
+}
+
+static lq_status prepare(lq_session *s, uint32_t n_shares) {
+    q_kv *kv = &s->kv_book;
+    for (uint32_t i = 0; i < n_shares; i++) {
+        const q_share *h = &s->shares[i];
+        q_kv_seq *q = &kv->seqs[h->seq];
+        if (h->taken == 0) continue;
+        Q_TRY(q_kv_reserve(kv, h->seq, h->taken));
+        if (q->restore < 0) continue;
+        Q_TRY(copy_state(s, (uint32_t)q->restore, h->seq));
+        q->restore = -1;
+    }
+    return copy_pages(s);
+}
+
+static void count(lq_session *s, const q_batch *b, uint32_t n_shares, double seconds, bool decode) {
+    if (!decode) {
+        s->stats.prefill_tokens += (uint64_t)b->n;
+        s->stats.prefill_seconds += seconds;
+        return;
+    }
+    s->stats.decode_tokens += (uint64_t)b->n;
+    s->stats.decode_seconds += seconds;
+    s->stats.decode_bytes += s->model->bytes_per_token;
+    for (uint32_t i = 0; i < n_shares; i++)
+        if (s->shares[i].taken) s->stats.decode_bytes += kv_read(s, s->kv_book.seqs[s->shares[i].seq].stored);
+}
+
+/* What a pass brought stays, whatever comes later. */
+static lq_status settle(lq_session *s, uint32_t n_shares) {
+    q_kv *kv = &s->kv_book;
+    for (uint32_t i = 0; i < n_shares; i++) {
+        q_share *h = &s->shares[i];
+        if (h->taken == 0) continue;
+        const uint32_t before = kv->seqs[h->seq].stored;
+        q_kv_commit(kv, h->seq, h->taken);
+        if (before < h->old) kv->seqs[h->seq].again += Q_MIN(h->taken, h->old - before);
+        h->keep = Q_MAX(h->keep, kv->seqs[h->seq].stored);
+        const int32_t kept = q_kv_keep_state(kv, h->seq);
+        if (kept >= 0) Q_TRY(copy_state(s, h->seq, (uint32_t)kept));
+    }
+    return LQ_OK;
+}
+
+static lq_status pass(lq_session *s, uint32_t n_shares) {
+    q_batch b = {.ids = s->ids, .pos = s->pos, .seq = s->seq, .seqs = s->refs, .out = s->out,
+                 .logits = s->logits + (uint64_t)s->n_logits * (uint64_t)s->plan->vocab,
+                 .cancel = (const int *)(const void *)&s->cancel, .tap = s->tap, .tap_user = s->tap_user};
+    const uint32_t n = fill(s, n_shares, &b);
+    const bool decode = n == (uint32_t)b.n_seqs; /* one token of each sequence */
+    b.threads = n > SHORT_PASS ? s->shape.threads_prefill : s->shape.threads;
+    Q_TRY(prepare(s, n_shares));
+    const double begin = q_clock();
+    q_pack_before(s, n);
+    Q_TRY(run_segments(s, &b, decode));
+    q_pack_after(s);
+    Q_TRY(settle(s, n_shares));
+    count(s, &b, n_shares, q_clock() - begin, decode);
+    s->n_logits += (uint32_t)b.n_out;
+    return LQ_OK;
+}
+
+/* ------------------------------------------------------------------------------------------- calls */
+
+static lq_status check_logits(const lq_session *s) {
+    const uint64_t n = (uint64_t)s->n_logits * (uint64_t)s->plan->vocab;
+    for (uint64_t i = 0; i < n; i++)
+        if (!isfinite(s->logits[i]))
+            return q_fail(LQ_E_NUMERIC,
+                          "the logits are not finite (row %llu, token %llu): the model's weights are damaged",
+                          (unsigned long long)(i / (uint64_t)s->plan->vocab),
+                          (unsigned long long)(i % (uint64_t)s->plan->vocab));
+    return LQ_OK;
+}
+
+lq_status q_session_has_seq(const lq_session *s, uint32_t seq) {
+    if (seq < s->shape.seqs) return LQ_OK;
+    return q_fail(LQ_E_ARG, "sequence %u: the session has %u, numbered from 0 (lq_session_options.sequences)", seq,
+                  s->shape.seqs);
+}
+
+static lq_status check_item(const lq_session *s, const lq_item *t) {
+    Q_TRY(q_session_has_seq(s, t->sequence));
+    const uint32_t length = s->kv_book.seqs[t->sequence].length;
+    if (t->count == 0 || !t->ids) return q_fail(LQ_E_ARG, "lq_decode: no tokens");
+    if (t->logits_from > t->count)
+        return q_fail(LQ_E_ARG, "lq_decode: logits from token %zu of %zu", t->logits_from, t->count);
+    if (t->count > s->shape.context - length)
+        return q_fail(LQ_E_CONTEXT, "%zu tokens after %u exceed the context of %u", t->count, length, s->shape.context);
+    for (size_t i = 0; i < t->count; i++)
+        if (t->ids[i] < 0 || t->ids[i] >= s->plan->vocab)
+            return q_fail(LQ_E_ARG, "lq_decode: token %zu is %d, outside the vocabulary of %d", i, t->ids[i],
+                          s->plan->vocab);
+    return LQ_OK;
+}
+
+static lq_status check_items(lq_session *s, const lq_item *items, size_t n) {
+    uint64_t rows = 0;
+    if (n == 0) return q_fail(LQ_E_ARG, "lq_decode: no items");
+    if (n > s->shape.seqs) return q_fail(LQ_E_ARG, "lq_decode: %zu items for %u sequences", n, s->shape.seqs);
+    memset(s->count, 0, s->shape.seqs * sizeof *s->count);
+    for (size_t i = 0; i < n; i++) {
+        Q_TRY(check_item(s, &items[i]));
+        rows += items[i].count - items[i].logits_from;
+        if (s->count[items[i].sequence]++)
+            return q_fail(LQ_E_ARG, "lq_decode: item %zu is of sequence %u, as another before it", i,
+                          items[i].sequence);
+    }
+    if (rows > s->shape.max_logits)
+        return q_fail(LQ_E_ARG, "lq_decode: %llu rows of logits were asked for, the session keeps %u (max_logits)",
+                      (unsigned long long)rows, s->shape.max_logits);
+    return LQ_OK;
+}
+
+/* All items' tokens may be added: take from the tree what is there, and see whether the rest has room. */
+static lq_status admit(lq_session *s, const lq_item *items, size_t n, bool fresh) {
+    q_kv *kv = &s->kv_book;
+    for (size_t i = 0; i < n; i++) {
+        const lq_item *t = &items[i];
+        q_kv_seq *q = &kv->seqs[t->sequence];
+        q_share *h = &s->shares[i];
+        *h = (q_share){.seq = t->sequence, .old = q->length, .keep = q->length, .end = q->length + (uint32_t)t->count,
+                       .from = q->length + (uint32_t)t->logits_from};
+        q->again = q->kept = 0;
+        s->of[i] = t->sequence;
+        s->count[i] = (uint32_t)t->count - (fresh ? 0 : q_kv_find(kv, t->sequence, t->ids, (uint32_t)t->logits_from));
+    }
+    uint64_t missing;
+    const bool room = q_kv_room(kv, s->of, s->count, (uint32_t)n, &missing);
+    for (size_t i = 0; i < n; i++) {
+        q_kv_seq *q = &kv->seqs[items[i].sequence];
+        const uint32_t done = q->length - s->shares[i].old;
+        if (!room) {
+            q_kv_truncate(kv, items[i].sequence, s->shares[i].old);
+            continue;
+        }
+        memcpy(q->ids + q->length, items[i].ids + done, (items[i].count - done) * sizeof *q->ids);
+        s->shares[i].keep = q->length;
+        q->length = s->shares[i].end;
+    }
+    if (room) return LQ_OK;
+    return q_fail(LQ_E_CONTEXT,
+                  "the sequences would need %llu pages of %d tokens more than all have together (kv_tokens %llu)",
+                  (unsigned long long)missing, Q_KV_TOKENS, (unsigned long long)s->shape.kv_tokens);
+}
+
+static bool done(const lq_session *s, uint32_t n_shares) {
+    for (uint32_t i = 0; i < n_shares; i++)
+        if (s->kv_book.seqs[s->shares[i].seq].stored < s->shares[i].end) return false;
+    return true;
+}
+
+lq_status q_session_decode(lq_session *s, const lq_item *items, size_t n, bool fresh) {
+    Q_TRY(check_items(s, items, n));
+    s->n_logits = 0;
+    Q_TRY(admit(s, items, n, fresh));
+    lq_status st = LQ_OK;
+    while (st == LQ_OK && !done(s, (uint32_t)n)) st = pass(s, (uint32_t)n);
+    if (st != LQ_OK)
+        for (size_t i = 0; i < n; i++) {
+            if (s->shares[i].taken) q_kv_abandon(&s->kv_book, s->shares[i].seq);
+            s->kv_book.seqs[s->shares[i].seq].length = s->shares[i].keep;
+        }
+    /* A request that came too late for this call waits for the next one: only the call that obeyed takes it away. */
+    if (st == LQ_E_CANCELLED) atomic_store(&s->cancel, 0);
+    if (st == LQ_OK) st = check_logits(s);
+    if (st != LQ_OK) {
+        s->n_logits = 0;
+        return st;
+    }
+    if (s->n_logits) {
+        const uint64_t row = (uint64_t)s->plan->vocab;
+        s->stats.last_logits_hash = q_fnv32(s->logits + (s->n_logits - 1) * row, (size_t)row * sizeof(float));
+    }
+    return LQ_OK;
+}
+
+lq_status q_session_run(lq_session *s, const int32_t *ids, size_t count, size_t logits_from) {
+    q_kv_truncate(&s->kv_book, 0, 0);
+    return q_session_decode(s, &(lq_item){.ids = ids, .count = count, .logits_from = logits_from}, 1, true);
+}
+
+lq_status q_session_sync(lq_session *s, uint32_t seq, const int32_t *ids, size_t count, size_t logits_from) {
+    Q_TRY(q_session_has_seq(s, seq));
+    if (count == 0 || !ids) return q_fail(LQ_E_ARG, "lq_sync: no tokens");
+    if (count > s->shape.context)
+        return q_fail(LQ_E_CONTEXT, "%zu tokens exceed the context of %u", count, s->shape.context);
+    if (logits_from > count) return q_fail(LQ_E_ARG, "lq_sync: logits from token %zu of %zu", logits_from, count);
+    q_kv *kv = &s->kv_book;
+    q_kv_seq *q = &kv->seqs[seq];
+    const uint32_t most = Q_MIN((uint32_t)logits_from, q->length);
+    uint32_t same = 0;
+    while (same < most && q->ids[same] == ids[same]) same++;
+    if (q_kv_known(kv, ids, (uint32_t)logits_from) > same) same -= same % Q_KV_TOKENS; /* another text goes on so */
+    q_kv_truncate(kv, seq, same);
+    s->n_logits = 0;
+    if (same < count)
+        Q_TRY(q_session_decode(s, &(lq_item){.sequence = seq, .ids = ids + same, .count = count - same,
+                                             .logits_from = logits_from - same}, 1, false));
+    q->kept = same;
+    return LQ_OK;
+}
+
+lq_status q_session_truncate(lq_session *s, uint32_t seq, uint32_t length) {
+    Q_TRY(q_session_has_seq(s, seq));
+    const uint32_t has = s->kv_book.seqs[seq].length;
+    if (length > has) return q_fail(LQ_E_ARG, "sequence %u has %u tokens and cannot be cut to %u", seq, has, length);
+    q_kv_truncate(&s->kv_book, seq, length);
+    s->n_logits = 0;
+    return LQ_OK;
+}
+
+lq_status q_session_fork(lq_session *s, uint32_t from, uint32_t to) {
+    Q_TRY(q_session_has_seq(s, from));
+    Q_TRY(q_session_has_seq(s, to));
+    if (from == to) return LQ_OK;
+    q_kv_fork(&s->kv_book, from, to);
+    q_kv_seq *q = &s->kv_book.seqs[to];
+    if (q->restore != (int32_t)from) return LQ_OK;
+    q->restore = -1;
+    const lq_status st = copy_state(s, from, to);
+    if (st != LQ_OK) q_kv_truncate(&s->kv_book, to, 0);
+    return st;
+}
+
+void q_session_seq_info(const lq_session *s, uint32_t seq, lq_seq_info *info) {
+    static const char *const why[] = {
+        [Q_KV_HIT] = "",
+        [Q_KV_OFF] = "reuse is switched off (no_reuse)",
+        [Q_KV_SHORT] = "there were fewer new tokens than a page has",
+        [Q_KV_NEW] = "no text that is kept goes on with these tokens",
+        [Q_KV_WINDOW] = "keys and values of a sliding window had made room for others",
+        [Q_KV_STATE] = "no recurrent state is kept from behind these tokens",
+    };
+    const q_kv_seq *q = &s->kv_book.seqs[seq];
+    info->length = q->length;
+    info->pending = q->length - q->stored;
+    info->cached = q->kept + q->reused;
+    info->again = q->again;
+    info->miss = why[q->miss];
+}

@@ -1,0 +1,365 @@
+/* kv.c: pages of sequences: handed out, shared, copied before writing, left behind by windows, given back.
+ *
+ * The tree of prefixes is kv_tree.c's. Layer L3. */
+#include "kv_tree.h"
+
+uint64_t q_kv_pool_pages(int32_t window, uint64_t seqs, uint64_t context, uint64_t tokens, uint64_t batch) {
+    enum { BEHIND = 512 / Q_KV_TOKENS };
+    const uint64_t each = (context + Q_KV_TOKENS - 1) / Q_KV_TOKENS;
+    const uint64_t all = tokens ? Q_MIN((tokens + Q_KV_TOKENS - 1) / Q_KV_TOKENS, seqs * each) : seqs * each;
+    if (window <= 0) return all;
+    /* of window + n - 1 positions in a row, n of a pass, and n adds up to a batch over all sequences */
+    const uint64_t seen = ((uint64_t)window + Q_KV_TOKENS - 2) / Q_KV_TOKENS + 2 + BEHIND;
+    return Q_MIN(all, seqs * Q_MIN(seen, each) + batch / Q_KV_TOKENS);
+}
+
+/* ------------------------------------------------------------------------------------------------ the block */
+
+static void *take(uint8_t *base, uint64_t *used, uint64_t count, uint64_t item) {
+    const uint64_t at = q_round_up(*used, 16);
+    *used = at + count * item;
+    return base ? base + at : NULL;
+}
+
+/* With a full pool each node owns a page of it. Without, texts leave windows behind: as many as sequences have,
+ * twice. */
+static uint32_t nodes_of(const q_plan *plan, uint32_t seqs, uint32_t pages) {
+    uint64_t n = 2 * (uint64_t)seqs * pages;
+    for (int32_t i = 0; i < plan->n_kv; i++)
+        if (plan->kv[i].window <= 0) n = Q_MIN(n, plan->kv[i].pages);
+    return (uint32_t)n;
+}
+
+static uint64_t lay_out(q_kv *kv, const q_plan *plan, uint32_t seqs, uint8_t *base) {
+    uint64_t used = 0;
+    const uint64_t n_kv = (uint64_t)plan->n_kv;
+    kv->plan = plan;
+    kv->n_seqs = seqs;
+    kv->pages = (uint32_t)(((uint64_t)plan->context + Q_KV_TOKENS - 1) / Q_KV_TOKENS);
+    kv->n_nodes = nodes_of(plan, seqs, kv->pages);
+    for (kv->n_buckets = 16; kv->n_buckets < kv->n_nodes; kv->n_buckets *= 2) {}
+    kv->seqs = take(base, &used, seqs, sizeof *kv->seqs);
+    for (uint32_t i = 0; i < seqs; i++) {
+        q_kv_seq none, *s = base ? &kv->seqs[i] : &none;
+        s->ids = take(base, &used, (uint64_t)plan->context, sizeof *s->ids);
+        s->nodes = take(base, &used, kv->pages, sizeof *s->nodes);
+        s->low = take(base, &used, n_kv, sizeof *s->low);
+        s->tables = take(base, &used, n_kv, sizeof *s->tables);
+        for (uint64_t p = 0; p < n_kv; p++) {
+            uint32_t *table = take(base, &used, kv->pages, sizeof *table);
+            if (base) s->tables[p] = table;
+        }
+    }
+    kv->books = take(base, &used, n_kv, sizeof *kv->books);
+    for (uint64_t p = 0; p < n_kv; p++) {
+        q_kv_book none, *b = base ? &kv->books[p] : &none;
+        b->pages = take(base, &used, plan->kv[p].pages, sizeof *b->pages);
+        b->free = take(base, &used, plan->kv[p].pages, sizeof *b->free);
+    }
+    kv->nodes = take(base, &used, kv->n_nodes, sizeof *kv->nodes);
+    kv->buckets = take(base, &used, kv->n_buckets, sizeof *kv->buckets);
+    kv->node_ids = take(base, &used, (uint64_t)kv->n_nodes * Q_KV_TOKENS, sizeof *kv->node_ids);
+    kv->node_pages = take(base, &used, kv->n_nodes * n_kv, sizeof *kv->node_pages);
+    const uint64_t states = (uint64_t)plan->states > seqs ? (uint64_t)plan->states - seqs : 0;
+    kv->state_nodes = take(base, &used, states, sizeof *kv->state_nodes);
+    kv->state_used = take(base, &used, states, sizeof *kv->state_used);
+    kv->copies = take(base, &used, seqs * n_kv, sizeof *kv->copies);
+    return q_round_up(used, 16);
+}
+
+uint64_t q_kv_bytes(const q_plan *plan, uint32_t seqs) {
+    q_kv kv = {0};
+    return lay_out(&kv, plan, seqs, NULL);
+}
+
+void q_kv_init(q_kv *kv, const q_plan *plan, uint32_t seqs, bool reuse, void *block) {
+    *kv = (q_kv){.reuse = reuse};
+    (void)lay_out(kv, plan, seqs, block);
+    for (uint32_t i = 0; i < seqs; i++) kv->seqs[i].restore = -1;
+    for (int32_t p = 0; p < plan->n_kv; p++) {
+        q_kv_book *b = &kv->books[p];
+        b->n = b->n_free = plan->kv[p].pages;
+        b->window = plan->kv[p].window;
+        b->oldest = b->newest = -1;
+        for (uint32_t i = 0; i < b->n; i++) {
+            b->free[i] = b->n - 1 - i; /* page 0 goes first */
+            b->pages[i] = (q_kv_page){.node = -1, .older = -1, .newer = -1};
+        }
+    }
+    q_kv_tree_init(kv);
+}
+
+/* ------------------------------------------------------------------------------------------------ pages */
+
+/* The first page that a token after `stored` others sees. */
+static uint32_t first_seen(const q_kv_book *b, uint32_t stored) {
+    if (b->window <= 0 || stored < (uint32_t)b->window) return 0;
+    return (stored - (uint32_t)b->window + 1) / Q_KV_TOKENS;
+}
+static uint32_t pages_of(uint32_t tokens) { return (tokens + Q_KV_TOKENS - 1) / Q_KV_TOKENS; }
+
+static void release(q_kv *kv, q_kv_seq *s, int32_t pool, uint32_t at) { q_kv_unhold(kv, pool, s->tables[pool][at]); }
+
+/* What lies before page `to` is left behind. */
+static void slide(q_kv *kv, q_kv_seq *s, int32_t pool, uint32_t to) {
+    for (; s->low[pool] < to; s->low[pool]++)
+        if (s->low[pool] < s->top) release(kv, s, pool, s->low[pool]);
+}
+
+/* Pages from `to` on are given back, the last ones first. */
+static void shrink(q_kv *kv, q_kv_seq *s, uint32_t to) {
+    for (; s->top > to; s->top--)
+        for (int32_t p = 0; p < kv->plan->n_kv; p++)
+            if (s->top - 1 >= s->low[p]) release(kv, s, p, s->top - 1);
+}
+
+/* Nobody else reads this page of the sequence afterwards. */
+static lq_status own(q_kv *kv, q_kv_seq *s, int32_t pool, uint32_t at) {
+    const uint32_t page = s->tables[pool][at];
+    const q_kv_page *p = &kv->books[pool].pages[page];
+    if (p->node < 0 && p->holders == 1) return LQ_OK;
+    const int32_t fresh = q_kv_take(kv, pool);
+    if (p->node < 0 && p->holders == 1) { /* its node has just made room */
+        if (fresh >= 0) q_kv_give(kv, pool, (uint32_t)fresh);
+        return LQ_OK;
+    }
+    if (fresh < 0) return q_fail(LQ_E_INTERNAL, "no page is left to copy to, in pool %d", pool);
+    kv->copies[kv->n_copies++] = (q_kv_copy){pool, page, (uint32_t)fresh};
+    q_kv_hold(kv, pool, (uint32_t)fresh);
+    q_kv_unhold(kv, pool, page);
+    s->tables[pool][at] = (uint32_t)fresh;
+    return LQ_OK;
+}
+
+lq_status q_kv_reserve(q_kv *kv, uint32_t seq, uint32_t n) {
+    q_kv_seq *s = &kv->seqs[seq];
+    const int32_t n_kv = kv->plan->n_kv;
+    if (s->stored % Q_KV_TOKENS)
+        for (int32_t p = 0; p < n_kv; p++) Q_TRY(own(kv, s, p, s->stored / Q_KV_TOKENS));
+    for (const uint32_t to = pages_of(s->stored + n); s->top < to; s->top++)
+        for (int32_t p = 0; p < n_kv; p++) {
+            const int32_t page = q_kv_take(kv, p);
+            if (page < 0) {
+                while (p-- > 0) release(kv, s, p, s->top);
+                return q_fail(LQ_E_INTERNAL, "no page is left for token %u of sequence %u", s->top * Q_KV_TOKENS, seq);
+            }
+            q_kv_hold(kv, p, (uint32_t)page);
+            s->tables[p][s->top] = (uint32_t)page;
+        }
+    return LQ_OK;
+}
+
+/* Pages of a pool that n sequences take, at most, when so many tokens are added to each: one for each new page of
+ * tokens; with a window no more than that shows of each, and a pass. */
+static uint64_t wanted(const q_kv *kv, int32_t pool, const uint32_t *seqs, const uint32_t *counts, uint32_t n) {
+    const q_kv_book *b = &kv->books[pool];
+    uint64_t fresh = 0, seen = (uint64_t)kv->plan->columns / Q_KV_TOKENS, copies = 0;
+    for (uint32_t i = 0; i < n; i++) {
+        const q_kv_seq *s = &kv->seqs[seqs[i]];
+        const uint32_t to = pages_of(s->length + counts[i]), held = s->top - Q_MIN(s->top, s->low[pool]);
+        const uint32_t shown = Q_MIN(to, (uint32_t)b->window / Q_KV_TOKENS + 3);
+        fresh += to - Q_MIN(to, s->top);
+        seen += shown - Q_MIN(shown, held);
+        copies += counts[i] && s->stored % Q_KV_TOKENS &&
+                  b->pages[s->tables[pool][s->stored / Q_KV_TOKENS]].holders > 1;
+    }
+    return copies + (b->window > 0 ? Q_MIN(fresh, seen) : fresh);
+}
+
+bool q_kv_room(const q_kv *kv, const uint32_t *seqs, const uint32_t *counts, uint32_t n, uint64_t *short_by) {
+    *short_by = 0;
+    for (int32_t p = 0; p < kv->plan->n_kv; p++) {
+        const uint64_t want = wanted(kv, p, seqs, counts, n), have = kv->books[p].n - kv->books[p].held;
+        if (want > have) *short_by = Q_MAX(*short_by, want - have);
+    }
+    return *short_by == 0;
+}
+
+/* ------------------------------------------------------------------------------------------------ sequences */
+
+/* A full page of the sequence enters the tree, or gives way to the same one that is there. */
+static void publish(q_kv *kv, q_kv_seq *s, uint32_t at) {
+    const int32_t parent = at ? s->nodes[at - 1] : -1;
+    int32_t node = q_kv_child(kv, parent, s->ids + (uint64_t)at * Q_KV_TOKENS);
+    if (node < 0) node = q_kv_node_new(kv, parent, s->ids + (uint64_t)at * Q_KV_TOKENS);
+    q_kv_ref(kv, node);
+    s->nodes[at] = node;
+    for (int32_t p = 0; p < kv->plan->n_kv; p++) {
+        const uint32_t mine = s->tables[p][at];
+        int32_t *theirs = q_kv_page_of(kv, node, p);
+        if (*theirs < 0) {
+            *theirs = (int32_t)mine;
+            kv->books[p].pages[mine].node = node;
+        } else {
+            q_kv_hold(kv, p, (uint32_t)*theirs);
+            q_kv_unhold(kv, p, mine);
+            s->tables[p][at] = (uint32_t)*theirs;
+        }
+    }
+}
+
+void q_kv_commit(q_kv *kv, uint32_t seq, uint32_t n) {
+    q_kv_seq *s = &kv->seqs[seq];
+    uint32_t full = s->stored / Q_KV_TOKENS;
+    s->stored += n;
+    s->length = Q_MAX(s->length, s->stored);
+    for (; full < s->stored / Q_KV_TOKENS; full++) publish(kv, s, full);
+    for (int32_t p = 0; p < kv->plan->n_kv; p++) slide(kv, s, p, first_seen(&kv->books[p], s->stored));
+}
+
+/* Of the first `n` nodes of a sequence: how many pages, at most, may be the whole of it. */
+static uint32_t usable(q_kv *kv, const int32_t *nodes, uint32_t n, q_kv_miss *miss) {
+    const bool recurrent = kv->plan->states > 0;
+    for (uint32_t m = n; m > 0; m--) {
+        bool good = true;
+        for (int32_t p = 0; p < kv->plan->n_kv && good; p++) {
+            if (kv->books[p].window <= 0) continue; /* whoever is in the tree has its page of a full pool */
+            for (uint32_t j = first_seen(&kv->books[p], m * Q_KV_TOKENS); j < m && good; j++)
+                good = *q_kv_page_of(kv, nodes[j], p) >= 0;
+            if (!good) *miss = Q_KV_WINDOW;
+        }
+        if (good && (!recurrent || kv->nodes[nodes[m - 1]].state >= 0)) return m;
+        if (good) *miss = Q_KV_STATE;
+    }
+    return 0;
+}
+
+/* Hold pages [from, to) of its nodes, as far as windows see them from `stored` on. */
+static void hold_nodes(q_kv *kv, q_kv_seq *s, int32_t pool, uint32_t from, uint32_t to) {
+    for (uint32_t j = from; j < to; j++) {
+        s->tables[pool][j] = (uint32_t)*q_kv_page_of(kv, s->nodes[j], pool);
+        q_kv_hold(kv, pool, s->tables[pool][j]);
+    }
+}
+
+static void restore_from(q_kv *kv, q_kv_seq *s, uint32_t pages) {
+    if (kv->plan->states == 0) return;
+    s->restore = -1; /* at the beginning a state is not read */
+    if (pages == 0) return;
+    s->restore = kv->nodes[s->nodes[pages - 1]].state;
+    kv->state_used[(uint32_t)s->restore - kv->n_seqs] = ++kv->clock;
+}
+
+uint32_t q_kv_find(q_kv *kv, uint32_t seq, const int32_t *ids, uint32_t n) {
+    q_kv_seq *s = &kv->seqs[seq];
+    const uint32_t base = s->stored / Q_KV_TOKENS;
+    s->reused = 0;
+    s->miss = kv->reuse ? n < Q_KV_TOKENS ? Q_KV_SHORT : Q_KV_NEW : Q_KV_OFF;
+    if (s->miss != Q_KV_NEW || s->stored != s->length || s->stored % Q_KV_TOKENS) return 0;
+    uint32_t full = base;
+    for (int32_t at = base ? s->nodes[base - 1] : -1; (full - base + 1) * Q_KV_TOKENS <= n; full++) {
+        at = q_kv_child(kv, at, ids + (uint64_t)(full - base) * Q_KV_TOKENS);
+        if (at < 0) break;
+        s->nodes[full] = at;
+    }
+    if (n - (full - base) * Q_KV_TOKENS < Q_KV_TOKENS) s->miss = Q_KV_HIT;
+    if (full == base) return 0;
+    const uint32_t m = usable(kv, s->nodes, full, &s->miss);
+    if (m <= base) return 0;
+    shrink(kv, s, base);
+    for (uint32_t j = base; j < m; j++) q_kv_ref(kv, s->nodes[j]);
+    for (int32_t p = 0; p < kv->plan->n_kv; p++) {
+        const uint32_t from = first_seen(&kv->books[p], m * Q_KV_TOKENS);
+        slide(kv, s, p, from);
+        hold_nodes(kv, s, p, Q_MAX(from, base), m);
+    }
+    s->top = m;
+    s->reused = (m - base) * Q_KV_TOKENS;
+    memcpy(s->ids + s->length, ids, s->reused * sizeof *ids);
+    s->stored = s->length = m * Q_KV_TOKENS;
+    restore_from(kv, s, m);
+    return s->reused;
+}
+
+/* How many of the first `length` tokens stay as they are. */
+static uint32_t keeps(q_kv *kv, const q_kv_seq *s, uint32_t length) {
+    q_kv_miss why;
+    const uint32_t full = length / Q_KV_TOKENS;
+    bool all = kv->plan->states == 0 || length == 0;
+    for (int32_t p = 0; p < kv->plan->n_kv && all; p++) {
+        const q_kv_book *b = &kv->books[p];
+        const uint32_t end = Q_MIN(s->low[p], pages_of(length)); /* pages that it left behind, and would need again */
+        for (uint32_t j = first_seen(b, length); j < end && all; j++) all = *q_kv_page_of(kv, s->nodes[j], p) >= 0;
+    }
+    return all ? length : usable(kv, s->nodes, full, &why) * Q_KV_TOKENS;
+}
+
+void q_kv_truncate(q_kv *kv, uint32_t seq, uint32_t length) {
+    q_kv_seq *s = &kv->seqs[seq];
+    s->kept = s->reused = s->again = 0;
+    if (length < s->stored) {
+        const uint32_t stored = keeps(kv, s, length), top = pages_of(stored), full = stored / Q_KV_TOKENS;
+        shrink(kv, s, top);
+        for (int32_t p = 0; p < kv->plan->n_kv; p++) {
+            const uint32_t from = first_seen(&kv->books[p], stored);
+            hold_nodes(kv, s, p, from, Q_MIN(s->low[p], top));
+            s->low[p] = Q_MIN(s->low[p], from);
+        }
+        for (uint32_t j = s->stored / Q_KV_TOKENS; j > full; j--) q_kv_unref(kv, s->nodes[j - 1]);
+        s->stored = stored;
+        restore_from(kv, s, full);
+    }
+    s->length = length;
+}
+
+void q_kv_abandon(q_kv *kv, uint32_t seq) {
+    q_kv_seq *s = &kv->seqs[seq];
+    const uint32_t length = s->length;
+    shrink(kv, s, pages_of(s->stored));
+    if (kv->plan->states == 0 || s->stored == 0) return;
+    /* its state went on: back to the last one that was kept */
+    q_kv_miss why;
+    const uint32_t full = usable(kv, s->nodes, s->stored / Q_KV_TOKENS, &why);
+    if (full * Q_KV_TOKENS < s->stored) q_kv_truncate(kv, seq, full * Q_KV_TOKENS);
+    else restore_from(kv, s, full);
+    s->length = length;
+}
+
+void q_kv_fork(q_kv *kv, uint32_t from, uint32_t to) {
+    if (from == to) return;
+    q_kv_truncate(kv, to, 0);
+    const q_kv_seq *a = &kv->seqs[from];
+    q_kv_seq *b = &kv->seqs[to];
+    b->length = a->length;
+    b->stored = a->stored;
+    b->top = pages_of(a->stored);
+    memcpy(b->ids, a->ids, a->length * sizeof *a->ids);
+    const uint32_t full = a->stored / Q_KV_TOKENS;
+    for (uint32_t j = 0; j < full; j++) {
+        b->nodes[j] = a->nodes[j];
+        q_kv_ref(kv, b->nodes[j]);
+    }
+    for (int32_t p = 0; p < kv->plan->n_kv; p++) {
+        b->low[p] = a->low[p];
+        for (uint32_t j = b->low[p]; j < b->top; j++) {
+            b->tables[p][j] = a->tables[p][j];
+            q_kv_hold(kv, p, b->tables[p][j]);
+        }
+    }
+    b->restore = a->restore >= 0 ? a->restore : kv->plan->states > 0 && a->stored > 0 ? (int32_t)from : -1;
+}
+
+/* ------------------------------------------------------------------------------------------------ recurrent state */
+
+uint32_t q_kv_stop(const q_kv *kv, uint32_t seq, uint32_t n) {
+    if ((uint32_t)kv->plan->states <= kv->n_seqs) return 0;
+    const uint32_t stored = kv->seqs[seq].stored, end = (stored + n) / Q_KV_TOKENS * Q_KV_TOKENS;
+    return end > stored ? end - stored : 0;
+}
+
+int32_t q_kv_keep_state(q_kv *kv, uint32_t seq) {
+    const q_kv_seq *s = &kv->seqs[seq];
+    if (!kv->reuse || (uint32_t)kv->plan->states <= kv->n_seqs || s->stored == 0 || s->stored % Q_KV_TOKENS) return -1;
+    q_kv_node *node = &kv->nodes[s->nodes[s->stored / Q_KV_TOKENS - 1]];
+    if (node->state >= 0) return -1; /* the same is kept already */
+    uint32_t oldest = 0;
+    for (uint32_t i = 1; i < (uint32_t)kv->plan->states - kv->n_seqs; i++)
+        if (kv->state_used[i] < kv->state_used[oldest]) oldest = i;
+    for (uint32_t i = 0; i < kv->n_seqs; i++) /* who waits for it would get another */
+        if (kv->seqs[i].restore == (int32_t)(kv->n_seqs + oldest)) return -1;
+    if (kv->state_nodes[oldest] >= 0) kv->nodes[kv->state_nodes[oldest]].state = -1;
+    kv->state_nodes[oldest] = s->nodes[s->stored / Q_KV_TOKENS - 1];
+    kv->state_used[oldest] = ++kv->clock;
+    node->state = (int32_t)(kv->n_seqs + oldest);
+    return node->state;
+}

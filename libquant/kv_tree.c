@@ -1,0 +1,160 @@
+/* kv_tree.c: the tree of prefixes: nodes by their tokens, and in which order nodes and pages make room.
+ *
+ * Nodes without references stand in a list in the order of their last use. A sequence lets go of its nodes from the
+ * last to the first, and holds all before a node that it holds: so the oldest of the list never has children, and its
+ * page can go. Windowed pools have a list of their own, of pages that are in a node and in no window. Layer L3. */
+#include "kv_tree.h"
+
+/* ------------------------------------------------------------------------------------------------ nodes in order of use */
+
+static void node_leave(q_kv *kv, int32_t i) {
+    const q_kv_node *n = &kv->nodes[i];
+    if (n->older >= 0) kv->nodes[n->older].newer = n->newer;
+    else kv->oldest = n->newer;
+    if (n->newer >= 0) kv->nodes[n->newer].older = n->older;
+    else kv->newest = n->older;
+}
+static void node_enter(q_kv *kv, int32_t i) {
+    q_kv_node *n = &kv->nodes[i];
+    n->older = kv->newest;
+    n->newer = -1;
+    if (kv->newest >= 0) kv->nodes[kv->newest].newer = i;
+    else kv->oldest = i;
+    kv->newest = i;
+}
+
+void q_kv_ref(q_kv *kv, int32_t node) {
+    if (kv->nodes[node].refs++ == 0) node_leave(kv, node);
+}
+void q_kv_unref(q_kv *kv, int32_t node) {
+    if (--kv->nodes[node].refs == 0) node_enter(kv, node);
+}
+
+/* ------------------------------------------------------------------------------------------------ pages */
+
+static void page_leave(q_kv_book *b, uint32_t page) {
+    const q_kv_page *p = &b->pages[page];
+    if (p->older >= 0) b->pages[p->older].newer = p->newer;
+    else b->oldest = p->newer;
+    if (p->newer >= 0) b->pages[p->newer].older = p->older;
+    else b->newest = p->older;
+}
+static void page_enter(q_kv_book *b, uint32_t page) {
+    q_kv_page *p = &b->pages[page];
+    p->older = b->newest;
+    p->newer = -1;
+    if (b->newest >= 0) b->pages[b->newest].newer = (int32_t)page;
+    else b->oldest = (int32_t)page;
+    b->newest = (int32_t)page;
+}
+
+void q_kv_hold(q_kv *kv, int32_t pool, uint32_t page) {
+    q_kv_book *b = &kv->books[pool];
+    if (b->pages[page].holders++ > 0) return;
+    b->held++;
+    if (b->window > 0 && b->pages[page].node >= 0) page_leave(b, page);
+}
+
+void q_kv_give(q_kv *kv, int32_t pool, uint32_t page) {
+    q_kv_book *b = &kv->books[pool];
+    b->free[b->n_free++] = page;
+}
+
+void q_kv_unhold(q_kv *kv, int32_t pool, uint32_t page) {
+    q_kv_book *b = &kv->books[pool];
+    if (--b->pages[page].holders > 0) return;
+    b->held--;
+    if (b->pages[page].node < 0) q_kv_give(kv, pool, page);
+    else if (b->window > 0) page_enter(b, page);
+}
+
+/* Its page of this pool is nobody's any more, or its holders' alone. */
+static void part(q_kv *kv, int32_t node, int32_t pool) {
+    q_kv_book *b = &kv->books[pool];
+    int32_t *page = q_kv_page_of(kv, node, pool);
+    if (*page < 0) return;
+    q_kv_page *p = &b->pages[*page];
+    p->node = -1;
+    if (p->holders == 0) {
+        if (b->window > 0) page_leave(b, (uint32_t)*page);
+        q_kv_give(kv, pool, (uint32_t)*page);
+    }
+    *page = -1;
+}
+
+/* ------------------------------------------------------------------------------------------------ the tree */
+
+static uint32_t hash_of(int32_t parent, const int32_t *ids) {
+    return (q_fnv32(ids, Q_KV_TOKENS * sizeof *ids) ^ (uint32_t)(parent + 1) * 0x9E3779B1u) * 0x85EBCA6Bu;
+}
+static int32_t *bucket_of(const q_kv *kv, uint32_t hash) { return &kv->buckets[hash >> 7 & (kv->n_buckets - 1)]; }
+
+static void drop(q_kv *kv, int32_t i) {
+    q_kv_node *n = &kv->nodes[i];
+    int32_t *at = bucket_of(kv, n->hash);
+    while (*at != i) at = &kv->nodes[*at].next;
+    *at = n->next;
+    node_leave(kv, i);
+    if (n->parent >= 0) kv->nodes[n->parent].children--;
+    for (int32_t p = 0; p < kv->plan->n_kv; p++) part(kv, i, p);
+    if (n->state >= 0) {
+        kv->state_nodes[(uint32_t)n->state - kv->n_seqs] = -1;
+        kv->state_used[(uint32_t)n->state - kv->n_seqs] = 0;
+    }
+    n->next = kv->free_node;
+    kv->free_node = i;
+    kv->dropped++;
+}
+
+void q_kv_tree_init(q_kv *kv) {
+    kv->oldest = kv->newest = kv->free_node = -1;
+    for (uint32_t i = 0; i < kv->n_buckets; i++) kv->buckets[i] = -1;
+    for (uint32_t i = kv->n_nodes; i-- > 0;) {
+        kv->nodes[i].next = kv->free_node;
+        kv->free_node = (int32_t)i;
+    }
+    for (int32_t i = (int32_t)kv->n_seqs; i < kv->plan->states; i++) kv->state_nodes[i - (int32_t)kv->n_seqs] = -1;
+}
+
+int32_t q_kv_take(q_kv *kv, int32_t pool) {
+    q_kv_book *b = &kv->books[pool];
+    while (b->n_free == 0) {
+        if (b->window > 0 && b->oldest >= 0) part(kv, b->pages[b->oldest].node, pool);
+        else if (kv->oldest >= 0) drop(kv, kv->oldest);
+        else return -1;
+    }
+    return (int32_t)b->free[--b->n_free];
+}
+
+int32_t q_kv_child(const q_kv *kv, int32_t parent, const int32_t *ids) {
+    const uint32_t hash = hash_of(parent, ids);
+    for (int32_t i = *bucket_of(kv, hash); i >= 0; i = kv->nodes[i].next)
+        if (kv->nodes[i].hash == hash && kv->nodes[i].parent == parent &&
+            memcmp(kv->node_ids + (uint64_t)i * Q_KV_TOKENS, ids, Q_KV_TOKENS * sizeof *ids) == 0)
+            return i;
+    return -1;
+}
+
+int32_t q_kv_node_new(q_kv *kv, int32_t parent, const int32_t *ids) {
+    if (kv->free_node < 0) drop(kv, kv->oldest);
+    const int32_t i = kv->free_node;
+    q_kv_node *n = &kv->nodes[i];
+    kv->free_node = n->next;
+    *n = (q_kv_node){.parent = parent, .hash = hash_of(parent, ids), .state = -1};
+    n->next = *bucket_of(kv, n->hash);
+    *bucket_of(kv, n->hash) = i;
+    memcpy(kv->node_ids + (uint64_t)i * Q_KV_TOKENS, ids, Q_KV_TOKENS * sizeof *ids);
+    for (int32_t p = 0; p < kv->plan->n_kv; p++) *q_kv_page_of(kv, i, p) = -1;
+    if (parent >= 0) kv->nodes[parent].children++;
+    node_enter(kv, i);
+    return i;
+}
+
+uint32_t q_kv_known(q_kv *kv, const int32_t *ids, uint32_t n) {
+    uint32_t full = 0;
+    for (int32_t at = -1; (full + 1) * Q_KV_TOKENS <= n; full++) {
+        at = q_kv_child(kv, at, ids + (uint64_t)full * Q_KV_TOKENS);
+        if (at < 0) break;
+    }
+    return kv->reuse ? full * Q_KV_TOKENS : 0;
+}

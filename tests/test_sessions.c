@@ -1,0 +1,280 @@
+/* test_sessions.c: many sequences in one session: whatever was done before, in whatever order and company, the logits
+ * that follow a text are those of a session that evaluates it alone and from its beginning, to the last bit; and a
+ * session that is open allocates nothing. Then what is reused, and what limits say. */
+#include "harness.h"
+#include "help_model.h"
+
+enum { CONTEXT = 300, SEQS = 5, VOCAB = 262 };
+
+static lq_ctx *ctx;
+static lq_model *model;
+
+static void setup(void) {
+    char path[4096];
+    static tiny t;
+    tiny_init(&t, "q8_0");
+    tiny_u32(&t, "llama.context_length", CONTEXT);
+    tiny_write(&t, t_path(path, sizeof path, t_tmp(), "sessions.gguf"));
+    static const lq_allocator alloc = {live_alloc, live_free, NULL};
+    const lq_options o = {.size = sizeof o, .threads = 2, .allocator = &alloc};
+    ck_assert_msg(lq_open(&o, &ctx) == LQ_OK, "%s", lq_error_detail());
+    ck_assert_msg(lq_model_open(ctx, path, NULL, &model) == LQ_OK, "%s", lq_error_detail());
+}
+static void teardown(void) {
+    lq_model_close(model);
+    lq_close(ctx);
+}
+
+static lq_session *open_session(lq_session_options o) {
+    lq_session *s = NULL;
+    o.size = sizeof o;
+    o.threads = 1;
+    ck_assert_msg(lq_session_open(model, &o, &s) == LQ_OK, "%s", lq_error_detail());
+    return s;
+}
+
+typedef struct world {
+    lq_session *s, *alone; /* alone: one sequence, nothing reused */
+    int32_t ids[SEQS][CONTEXT];
+    uint32_t length[SEQS];
+    uint64_t seed, reused, refused;
+    bool cancel; /* was asked for, and no call has obeyed yet */
+} world;
+
+static uint32_t roll(world *w, uint32_t n) {
+    w->seed = w->seed * 6364136223846793005u + 1442695040888963407u;
+    return (uint32_t)(w->seed >> 33) % n;
+}
+
+static void some_ids(world *w, int32_t *ids, uint32_t n) {
+    int32_t at = 3 + (int32_t)roll(w, 2);
+    for (uint32_t i = 0; i < n; i++) {
+        ids[i] = at;
+        at = roll(w, 250) == 0 ? (int32_t)roll(w, VOCAB) : (at * 31 + (int32_t)i) % VOCAB;
+    }
+}
+
+/* Row `row` is what follows the text of a sequence. */
+static void check_row(const world *w, uint32_t row, uint32_t seq) {
+    const float *got, *want;
+    ck_assert_int_eq(lq_logits(w->s, row, &got), LQ_OK);
+    ck_assert_int_eq(lq_seq_truncate(w->alone, 0, 0), LQ_OK);
+    ck_assert_int_eq(t_decode(w->alone, w->ids[seq], w->length[seq], w->length[seq] - 1), LQ_OK);
+    ck_assert_int_eq(lq_logits(w->alone, 0, &want), LQ_OK);
+    ck_assert_msg(memcmp(got, want, VOCAB * sizeof *got) == 0, "sequence %u of %u tokens: other bits than alone", seq,
+                  w->length[seq]);
+}
+
+/* Tokens for some of the sequences at once: one each, many each, or some of both. */
+static void add(world *w) {
+    static int32_t ids[SEQS][CONTEXT];
+    lq_item items[SEQS];
+    size_t n = 0;
+    for (uint32_t i = 0, from = roll(w, SEQS); i < SEQS; i++) {
+        const uint32_t seq = (from + i) % SEQS, room = CONTEXT - w->length[seq];
+        if (room == 0 || roll(w, 3) == 0) continue;
+        some_ids(w, ids[n], CONTEXT);
+        const uint32_t count = 1 + (roll(w, 2) ? 0 : roll(w, room)), at = w->length[seq] ? w->length[seq] : 0;
+        items[n] = (lq_item){.sequence = seq, .ids = ids[n] + (at + count <= CONTEXT ? at : 0), .count = count};
+        items[n].logits_from = count - 1;
+        n++;
+    }
+    if (n == 0) return;
+    if (roll(w, 10) == 0) {
+        lq_session_cancel(w->s);
+        w->cancel = true;
+    }
+    const lq_status st = lq_decode(w->s, items, n);
+    if (st == LQ_E_CONTEXT) w->refused++;
+    else ck_assert_msg(st == (w->cancel ? LQ_E_CANCELLED : LQ_OK), "%s", lq_error_detail());
+    if (st == LQ_E_CANCELLED) w->cancel = false;
+    for (size_t i = 0; i < n; i++) {
+        const uint32_t seq = items[i].sequence, now = lq_seq_length(w->s, seq);
+        ck_assert_uint_ge(now, w->length[seq]);
+        ck_assert_uint_le(now, w->length[seq] + items[i].count);
+        if (st == LQ_OK) ck_assert_uint_eq(now, w->length[seq] + items[i].count);
+        memcpy(w->ids[seq] + w->length[seq], items[i].ids, (now - w->length[seq]) * sizeof **w->ids);
+        w->length[seq] = now;
+        lq_seq_info info = {.size = sizeof info};
+        ck_assert_int_eq(lq_seq_info_get(w->s, seq, &info), LQ_OK);
+        ck_assert_uint_eq(info.length, now);
+        if (st == LQ_OK) w->reused += info.cached;
+        if (st == LQ_OK) check_row(w, (uint32_t)i, seq);
+    }
+}
+
+static void sync_one(world *w, uint32_t seq) {
+    int32_t ids[CONTEXT];
+    const uint32_t count = 1 + roll(w, CONTEXT), same = roll(w, 2) ? Q_MIN(w->length[seq], count) : 0;
+    some_ids(w, ids, CONTEXT);
+    memcpy(ids, w->ids[seq], same * sizeof *ids);
+    const lq_status st = lq_sync(w->s, seq, ids, count, count - 1);
+    if (st == LQ_E_CONTEXT || (st == LQ_E_CANCELLED && w->cancel)) { /* kv_tokens; a request that had come too late */
+        if (st == LQ_E_CANCELLED) w->cancel = false;
+        w->length[seq] = lq_seq_length(w->s, seq);
+        memcpy(w->ids[seq], ids, w->length[seq] * sizeof *ids);
+        return;
+    }
+    ck_assert_msg(st == LQ_OK, "%s", lq_error_detail());
+    memcpy(w->ids[seq], ids, sizeof ids);
+    w->length[seq] = count;
+    check_row(w, 0, seq);
+}
+
+static void live(world *w, uint32_t operations) {
+    for (uint32_t i = 0; i < operations; i++) {
+        const uint32_t seq = roll(w, SEQS), to = roll(w, SEQS), what = roll(w, 10);
+        const size_t before = live_bytes;
+        if (what < 5) add(w);
+        else if (what < 7) sync_one(w, seq);
+        else if (what == 7) {
+            w->length[seq] = roll(w, 3) ? roll(w, w->length[seq] + 1) : 0;
+            ck_assert_int_eq(lq_seq_truncate(w->s, seq, w->length[seq]), LQ_OK);
+        } else {
+            ck_assert_int_eq(lq_seq_fork(w->s, seq, to), LQ_OK);
+            w->length[to] = w->length[seq];
+            if (to != seq) memcpy(w->ids[to], w->ids[seq], sizeof w->ids[to]);
+        }
+        ck_assert_uint_eq(live_bytes, before);
+    }
+}
+
+START_TEST(any_order_has_the_bits_of_a_text_alone) {
+    static const uint32_t batches[] = {512, 48, 7}, rounds = T_SLOW ? 200 : 1700;
+    for (uint64_t kind = 0; kind < 6; kind++) {
+        world w = {.seed = 11 + kind};
+        w.s = open_session((lq_session_options){.batch = batches[kind % 3], .max_logits = SEQS, .sequences = SEQS,
+                                                .kv_tokens = kind < 3 ? 0 : 2 * CONTEXT});
+        w.alone = open_session((lq_session_options){.batch = 512, .no_reuse = 1});
+        live(&w, rounds);
+        ck_assert_uint_gt(w.reused, 0);
+        if (kind < 3) ck_assert_uint_eq(w.refused, 0);
+        lq_session_close(w.s);
+        lq_session_close(w.alone);
+    }
+}
+END_TEST
+
+/* A second turn evaluates what is new, and at most a page; a new sequence with the same beginning likewise. */
+START_TEST(a_chat_goes_on_where_it_was) {
+    lq_session *s = open_session((lq_session_options){.sequences = 3});
+    world w = {.seed = 5};
+    int32_t ids[CONTEXT];
+    some_ids(&w, ids, CONTEXT);
+    ck_assert_int_eq(lq_sync(s, 0, ids, 200, 199), LQ_OK);
+    lq_stats t = {.size = sizeof t}, u = {.size = sizeof u};
+    ck_assert_int_eq(lq_session_stats(s, &t), LQ_OK);
+    ck_assert_int_eq(lq_sync(s, 0, ids, 230, 229), LQ_OK);
+    ck_assert_int_eq(lq_session_stats(s, &u), LQ_OK);
+    ck_assert_uint_eq(u.prefill_tokens - t.prefill_tokens, 30);
+    lq_seq_info info = {.size = sizeof info};
+    ck_assert_int_eq(lq_seq_info_get(s, 0, &info), LQ_OK);
+    ck_assert_uint_eq(info.cached, 200);
+    ck_assert_str_eq(info.miss, "there were fewer new tokens than a page has");
+    ck_assert_int_eq(lq_sync(s, 1, ids, 230, 229), LQ_OK);
+    ck_assert_int_eq(lq_seq_info_get(s, 1, &info), LQ_OK);
+    ck_assert_uint_eq(info.cached, 224);
+    ck_assert_str_eq(info.miss, "");
+    ids[40] = (ids[40] + 1) % VOCAB; /* another text from here on */
+    ck_assert_int_eq(lq_sync(s, 2, ids, 230, 229), LQ_OK);
+    ck_assert_int_eq(lq_seq_info_get(s, 2, &info), LQ_OK);
+    ck_assert_uint_eq(info.cached, 32);
+    ck_assert_str_eq(info.miss, "no text that is kept goes on with these tokens");
+    /* the same tokens again, and a beginning of them: nothing but what logits need */
+    ck_assert_int_eq(lq_sync(s, 2, ids, 230, 229), LQ_OK);
+    ck_assert_int_eq(lq_seq_info_get(s, 2, &info), LQ_OK);
+    ck_assert_uint_eq(info.cached, 229);
+    ck_assert_int_eq(lq_sync(s, 2, ids, 100, 100), LQ_OK);
+    ck_assert_uint_eq(lq_seq_length(s, 2), 100);
+    const float *row;
+    ck_assert_int_eq(lq_logits(s, 0, &row), LQ_E_ARG);
+    lq_session_close(s);
+}
+END_TEST
+
+/* Sixteen forks take no room until one of them goes on. */
+START_TEST(forks_share_what_they_have) {
+    lq_session *s = open_session((lq_session_options){.sequences = 17, .kv_tokens = 2 * CONTEXT});
+    world w = {.seed = 6};
+    int32_t ids[CONTEXT];
+    some_ids(&w, ids, CONTEXT);
+    ck_assert_int_eq(t_decode(s, ids, 250, 249), LQ_OK);
+    lq_session_info a = {.size = sizeof a}, b = {.size = sizeof b};
+    ck_assert_int_eq(lq_session_info_get(s, &a), LQ_OK);
+    ck_assert_uint_eq(a.sequences, 17);
+    ck_assert_uint_eq(a.kv_tokens, (2 * CONTEXT + 31) / 32 * 32);
+    ck_assert_uint_eq(a.kv_free, a.kv_tokens - 256);
+    for (uint32_t i = 1; i < 17; i++) ck_assert_int_eq(lq_seq_fork(s, 0, i), LQ_OK);
+    ck_assert_int_eq(lq_session_info_get(s, &b), LQ_OK);
+    ck_assert_uint_eq(b.kv_free, a.kv_free);
+    ck_assert_int_eq(lq_decode(s, &(lq_item){.sequence = 3, .ids = ids, .count = 1}, 1), LQ_OK);
+    ck_assert_int_eq(lq_session_info_get(s, &b), LQ_OK);
+    ck_assert_uint_eq(b.kv_free, a.kv_free - 32);
+    ck_assert_uint_eq(lq_seq_length(s, 3), 251);
+    ck_assert_uint_eq(lq_seq_length(s, 4), 250);
+    lq_session_close(s);
+}
+END_TEST
+
+START_TEST(limits_are_told) {
+    int32_t ids[CONTEXT] = {3, 4, 5};
+    lq_session *s = open_session((lq_session_options){.sequences = 3, .kv_tokens = CONTEXT, .max_logits = 2});
+    const lq_item two[] = {{0, ids, 3, 2}, {0, ids, 3, 2}};
+    ck_assert_int_eq(lq_decode(s, two, 2), LQ_E_ARG);
+    ck_assert_ptr_nonnull(strstr(lq_error_detail(), "item 1 is of sequence 0"));
+    ck_assert_int_eq(lq_decode(s, &(lq_item){3, ids, 3, 2}, 1), LQ_E_ARG);
+    ck_assert_ptr_nonnull(strstr(lq_error_detail(), "sequence 3: the session has 3"));
+    ck_assert_int_eq(lq_seq_fork(s, 0, 7), LQ_E_ARG);
+    ck_assert_int_eq(lq_seq_truncate(s, 1, 1), LQ_E_ARG);
+    ck_assert_int_eq(lq_decode(s, &(lq_item){0, ids, 200, 200}, 1), LQ_OK);
+    ids[0] = 9;
+    ck_assert_int_eq(lq_decode(s, &(lq_item){1, ids, 200, 200}, 1), LQ_E_CONTEXT); /* all together */
+    ck_assert_ptr_nonnull(strstr(lq_error_detail(), "kv_tokens 300"));
+    ck_assert_uint_eq(lq_seq_length(s, 1), 0);
+    ck_assert_int_eq(lq_seq_truncate(s, 0, 0), LQ_OK);
+    ck_assert_int_eq(lq_decode(s, &(lq_item){1, ids, 200, 200}, 1), LQ_OK);
+    lq_session_close(s);
+    const lq_session_options few = {.size = sizeof few, .kv_tokens = 10};
+    const lq_session_options many = {.size = sizeof many, .sequences = 5000};
+    ck_assert_int_eq(lq_session_open(model, &few, &s), LQ_E_ARG);
+    ck_assert_int_eq(lq_session_open(model, &many, &s), LQ_E_ARG);
+}
+END_TEST
+
+/* A row is drawn for its own sequence and place. */
+START_TEST(rows_are_those_of_their_sequences) {
+    lq_session *s = open_session((lq_session_options){.sequences = 2, .max_logits = 2});
+    const int32_t ids[] = {3, 40, 5, 60, 7};
+    const lq_sampler warm = {.size = sizeof warm, .temperature = 1.5f, .seed = 9};
+    const lq_item items[] = {{1, ids, 5, 4}, {0, ids, 2, 1}};
+    ck_assert_int_eq(lq_decode(s, items, 2), LQ_OK);
+    for (uint32_t row = 0; row < 2; row++) {
+        const float *logits;
+        int32_t got, want;
+        ck_assert_int_eq(lq_logits(s, row, &logits), LQ_OK);
+        ck_assert_int_eq(lq_sample_logits(logits, VOCAB, &warm, row == 0 ? 5 : 2, &want), LQ_OK);
+        ck_assert_int_eq(lq_sample(s, row, &warm, &got), LQ_OK);
+        ck_assert_int_eq(got, want);
+        if (row == 1) ck_assert_int_eq(lq_sample(s, (uint32_t)LQ_ROW_LAST, &warm, &got), LQ_OK);
+        ck_assert_int_eq(got, want);
+    }
+    int32_t id;
+    ck_assert_int_eq(lq_sample(s, 2, &warm, &id), LQ_E_ARG);
+    lq_session_close(s);
+}
+END_TEST
+
+static Suite *suite(void) {
+    Suite *s = suite_create("sessions");
+    TCase *t = tcase_create("sequences");
+    tcase_add_checked_fixture(t, setup, teardown);
+    tcase_set_timeout(t, 120);
+    tcase_add_test(t, any_order_has_the_bits_of_a_text_alone);
+    tcase_add_test(t, a_chat_goes_on_where_it_was);
+    tcase_add_test(t, forks_share_what_they_have);
+    tcase_add_test(t, limits_are_told);
+    tcase_add_test(t, rows_are_those_of_their_sequences);
+    suite_add_tcase(s, t);
+    return s;
+}
+HARNESS_MAIN(suite)
