@@ -1,7 +1,7 @@
 /* kernel_steps.c: timing kernels of steps other than products: norms, attention and the like. See kernels.h.
  *
- * A step is laid out over slots and pages as a plan would, with the sizes of an 8-billion parameter Llama, and run by one
- * thread over all its units. An operation without a case here is refused by name. */
+ * A step is laid out over slots and pages as a plan would, with the sizes of an 8-billion parameter Llama, and run by
+ * one thread over all its units. An operation without a case here is refused by name. */
 #include "kernels.h"
 
 #include <stdlib.h>
@@ -134,7 +134,8 @@ static const struct { q_op op; void (*lay)(bed *b, int32_t n); } cases[] = {
 /* Slots and pages for n columns at the end of the context. */
 static lq_status lay_memory(bed *b, int32_t n) {
     b->kv = (q_kv_pool){.layers = 1, .heads = KV_HEADS, .k_width = HEAD, .v_width = HEAD, .value_bytes = 2,
-                        .layer_bytes = 2ull * KV_HEADS * Q_KV_TOKENS * HEAD * 2, .pages = (uint32_t)((b->context - 1) / Q_KV_TOKENS + 1)};
+                        .layer_bytes = 2ull * KV_HEADS * Q_KV_TOKENS * HEAD * 2,
+                        .pages = (uint32_t)((b->context - 1) / Q_KV_TOKENS + 1)};
     b->kv.page_bytes = b->kv.layer_bytes;
     const q_placing placing = {.huge = q_memory_has_huge("")}; /* as a session's pages lie */
     b->pool[0] = (uint8_t *)q_new_placed(&q_alloc_libc, &placing, b->kv.pages * b->kv.page_bytes, false);
@@ -166,8 +167,8 @@ static void combine_columns(const bed *b, int64_t begin, int64_t end) {
         b->k->combine(b->slots[1] + c * EMBD, false, b->slots[2] + c * USED * EMBD, EMBD, place, b->slots[3], USED);
 }
 
-/* A step of many columns takes long: a call is a part of it; all of an attention, whose columns see different numbers of
- * keys. */
+/* A step of many columns takes long: a call is a part of it; all of an attention, whose columns see different numbers
+ * of keys. */
 static void step_pass(void *arg) {
     bed *b = (bed *)arg;
     for (int64_t i = 0; i < b->calls; i++) {
@@ -189,11 +190,13 @@ static lq_status time_step(bed *b, const bench_kernel_how *how, bench_kernel_tim
     size_t i = 0;
     while (i < Q_COUNT(cases) && cases[i].op != b->k->op) i++;
     if (i == Q_COUNT(cases))
-        return q_fail(LQ_E_UNSUPPORTED, "%s: there is no case for its operation yet (bench/kernel_steps.c)", b->k->name);
+        return q_fail(LQ_E_UNSUPPORTED, "%s: there is no case for its operation yet (bench/kernel_steps.c)",
+                      b->k->name);
     Q_TRY(lay_memory(b, how->columns));
     b->s.op = (uint8_t)b->k->op;
     cases[i].lay(b, how->columns);
-    const q_view *views[] = {&b->s.y, &b->s.x, &b->s.z, &b->s.v, &b->s.u}; /* columns as far apart as in a model's slots: it matters to caches */
+    /* columns as far apart as in a model's slots: it matters to caches */
+    const q_view *views[] = {&b->s.y, &b->s.x, &b->s.z, &b->s.v, &b->s.u};
     for (size_t v = 0; v < Q_COUNT(views); v++) b->widths[views[v]->slot] = views[v]->heads * views[v]->width;
     if (b->k->accepts && !b->k->accepts(&b->s))
         return q_fail(LQ_E_UNSUPPORTED, "%s refuses the step of bench/kernel_steps.c", b->k->name);
@@ -202,7 +205,10 @@ static lq_status time_step(bed *b, const bench_kernel_how *how, bench_kernel_tim
     b->state = b->e.state;
     b->units = b->k->combine ? how->columns : q_op_units(&b->s, how->columns, 0);
     const q_op_unit unit = q_ops[b->k->op].unit; /* a channel's or a head's unit is all columns */
-    b->part = unit == Q_UNIT_HEAD ? 1 : unit == Q_UNIT_CHANNEL ? 64 : b->k->op == Q_OP_ATTN ? b->units : b->units / how->columns;
+    b->part = unit == Q_UNIT_HEAD      ? 1
+              : unit == Q_UNIT_CHANNEL ? 64
+              : b->k->op == Q_OP_ATTN  ? b->units
+                                       : b->units / how->columns;
     b->e.scratch_bytes = b->k->scratch ? (size_t)b->k->scratch(&b->s, how->columns) : 0;
     b->e.scratch = q_new(&q_alloc_libc, b->e.scratch_bytes + 1, 1);
     if (!b->e.scratch) return LQ_E_NOMEM;
@@ -215,12 +221,14 @@ lq_status bench_kernel_step(const q_cpu_kernel *k, const bench_kernel_how *how, 
     b->k = k;
     b->calls = 1;
     b->context = how->context;
-    const bench_kernel_how capped = {how->depth, Q_MIN(how->columns, how->context), how->context, how->passes, how->hot};
+    const bench_kernel_how capped = {how->depth, Q_MIN(how->columns, how->context), how->context, how->passes,
+                                     how->hot};
     const lq_status s = time_step(b, &capped, out);
     const double steps = b->units ? (double)(b->part * b->calls) / (double)b->units : 0; /* in a pass */
     out->ops = b->ops * steps;
     out->bytes = b->bytes * steps;
-    const int at = snprintf(out->shape, sizeof out->shape, "%d column%s", capped.columns, capped.columns == 1 ? "" : "s");
+    const int at =
+        snprintf(out->shape, sizeof out->shape, "%d column%s", capped.columns, capped.columns == 1 ? "" : "s");
     if (k->op == Q_OP_ATTN)
         snprintf(out->shape + at, sizeof out->shape - (size_t)at, "; context %d", capped.context);
     for (int i = 1; i < SLOTS; i++) q_delete(&q_alloc_libc, b->slots[i]);

@@ -1,7 +1,7 @@
 /* kernels.c: timing products and activation formats, one kernel at a time. See kernels.h.
  *
- * Weights lie in a buffer larger than the caches, of which each thread walks its own part, a chunk of rows per call as the
- * backend does, so a product of few columns is timed as decoding meets it: from memory. */
+ * Weights lie in a buffer larger than the caches, of which each thread walks its own part, a chunk of rows per call as
+ * the backend does, so a product of few columns is timed as decoding meets it: from memory. */
 #include "kernels.h"
 
 #include <stdlib.h>
@@ -170,7 +170,8 @@ lq_status bench_kernel_product(bench_kernels *b, const q_cpu_kernel *k, const q_
     product p = {.b = b, .k = k, .rows = k->rows, .calls = 1};
     p.m = (q_mm){.format = format, .k = how->depth, .n = how->columns, .y_stride = WIDTH};
     if (!q_row_bytes(format, (uint64_t)how->depth, &p.m.row_bytes) || (k->act && !q_act_fits(k->act, how->depth)))
-        return q_fail(LQ_E_ARG, "rows of %lld weights do not fill the blocks of %s", (long long)how->depth, format->name);
+        return q_fail(LQ_E_ARG, "rows of %lld weights do not fill the blocks of %s", (long long)how->depth,
+                      format->name);
     const uint64_t part = how->hot ? HOT_BYTES : b->bytes / threads;
     p.slab = Q_MIN((int64_t)(part / p.m.row_bytes), (int64_t)(b->bytes / threads / p.m.row_bytes));
     if (k->layout) p.slab = p.slab / p.rows * p.rows; /* whole panels */

@@ -1,6 +1,6 @@
-/* kernels.h: timing single rows of kernels/cpu/kernels.def: products, activation formats, other steps. Part of the program
- * `lq`. It includes the CPU backend's own header: a kernel is a record of that backend, and no plan that a model needs
- * would reach the rows that later ones hide. */
+/* kernels.h: timing single rows of kernels/cpu/kernels.def: products, activation formats, other steps. Part of the
+ * program `lq`. It includes the CPU backend's own header: a kernel is a record of that backend, and no plan that a
+ * model needs would reach the rows that later ones hide. */
 #ifndef BENCH_KERNELS_H
 #define BENCH_KERNELS_H
 

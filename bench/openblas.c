@@ -34,8 +34,9 @@ lq_status bench_openblas_open(bench_openblas *b, q_isas isas, uint32_t threads) 
     if (b->wanted) setenv("OPENBLAS_CORETYPE", b->wanted, 0); /* a user's own word stands, and its row shows it */
     b->library = dlopen(LIBRARY, RTLD_NOW | RTLD_LOCAL);
     if (!b->library)
-        return q_fail(LQ_E_UNSUPPORTED, LIBRARY " cannot be loaded, so nothing stands beside products in float32; on Debian "
-                      "libopenblas0-pthread or libopenblas0-serial brings it");
+        return q_fail(LQ_E_UNSUPPORTED,
+                      LIBRARY " cannot be loaded, so nothing stands beside products in float32; on Debian "
+                              "libopenblas0-pthread or libopenblas0-serial brings it");
     void *sgemm = dlsym(b->library, "cblas_sgemm");
     void *corename = dlsym(b->library, "openblas_get_corename");
     void *parallel = dlsym(b->library, "openblas_get_parallel");
@@ -49,7 +50,8 @@ lq_status bench_openblas_open(bench_openblas *b, q_isas isas, uint32_t threads) 
     memcpy(&name, &corename, sizeof corename);
     memcpy(&is_parallel, &parallel, sizeof parallel);
     if (threads > 1 && is_parallel() == 0)
-        return q_fail(LQ_E_UNSUPPORTED, "this OpenBLAS is built for one thread; on Debian libopenblas0-pthread brings another");
+        return q_fail(LQ_E_UNSUPPORTED,
+                      "this OpenBLAS is built for one thread; on Debian libopenblas0-pthread brings another");
     b->core = name();
     b->set_threads((int)threads);
     return LQ_OK;

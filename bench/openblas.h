@@ -1,8 +1,9 @@
 /* openblas.h: OpenBLAS's product of float32 matrices, for `lq bench kernels` to stand beside. Part of the program `lq`.
  *
- * The library is opened at run time; libquant opens it too, for Hessians (libquant/dense.h). OpenBLAS chooses its kernels once, when it is
- * loaded, by the processor's model number: a release older than the processor takes it for one of 2004 and runs several
- * times too slow. So it is told beforehand what this machine's instruction sets are worth, and asked afterwards. */
+ * The library is opened at run time; libquant opens it too, for Hessians (libquant/dense.h). OpenBLAS chooses its
+ * kernels once, when it is loaded, by the processor's model number: a release older than the processor takes it for one
+ * of 2004 and runs several times too slow. So it is told beforehand what this machine's instruction sets are worth, and
+ * asked afterwards. */
 #ifndef BENCH_OPENBLAS_H
 #define BENCH_OPENBLAS_H
 
@@ -23,7 +24,9 @@ typedef struct bench_openblas {
  * cannot do that. Close it even then. */
 lq_status bench_openblas_open(bench_openblas *b, q_isas isas, uint32_t threads);
 void bench_openblas_close(bench_openblas *b);
-static inline bool bench_openblas_is_wrong(const bench_openblas *b) { return b->wanted && strcmp(b->core, b->wanted) != 0; }
+static inline bool bench_openblas_is_wrong(const bench_openblas *b) {
+    return b->wanted && strcmp(b->core, b->wanted) != 0;
+}
 
 /* Only tell it, in the environment, what this machine is worth, for who opens it later in this process. */
 void bench_openblas_tell(void);

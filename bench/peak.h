@@ -35,7 +35,8 @@ bool bench_sync_rate(uint32_t threads, uint32_t passes, bench_rate *barriers, be
 
 /* Independent sums in a loop: enough for the latency of the multiply-adds that a machine starts per cycle. */
 #define BENCH_SUMS 12
-#define BENCH_TIMES_12(STEP) STEP(0) STEP(1) STEP(2) STEP(3) STEP(4) STEP(5) STEP(6) STEP(7) STEP(8) STEP(9) STEP(10) STEP(11)
+#define BENCH_TIMES_12(STEP)                                                                                           \
+    STEP(0) STEP(1) STEP(2) STEP(3) STEP(4) STEP(5) STEP(6) STEP(7) STEP(8) STEP(9) STEP(10) STEP(11)
 
 extern const bench_peak bench_peaks_scalar[];
 #if defined(__x86_64__)

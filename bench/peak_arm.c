@@ -28,7 +28,8 @@ static void fp32_neon(uint64_t turns) {
 #undef STEP
 #undef SUM_ZERO
 
-/* Products of bytes into 16 bits, pairs of them into 32: two widening multiplications and two additions per 16 bytes. */
+/* Products of bytes into 16 bits, pairs of them into 32: two widening multiplications and two additions per 16
+ * bytes. */
 #define SUM_ZERO(i) s[i] = vdupq_n_s32(0);
 #define STEP(i)                                                                                   \
     RENEW(x)                                                                                      \

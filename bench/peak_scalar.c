@@ -1,7 +1,7 @@
 /* peak_scalar.c: multiply-adds without vectors: what the scalar rung of the kernels is bound by. See peak.h.
  *
- * A multiplication and an addition, since the baseline of x86-64 has no fused one. The empty asm on the factors makes each
- * product a new one of unknown numbers; without it a compiler computes it once, or makes vectors of the sums. */
+ * A multiplication and an addition, since the baseline of x86-64 has no fused one. The empty asm on the factors makes
+ * each product a new one of unknown numbers; without it a compiler computes it once, or makes vectors of the sums. */
 #include "peak.h"
 
 #if defined(__x86_64__)

@@ -22,8 +22,8 @@ static bool has_avxvnni(void) { /* no name for it in every compiler's builtin */
     return has_avx2() && __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a >> 4 & 1);
 }
 
-/* A loop over BENCH_SUMS sums of TYPE, each stepped by STEP(i) from x and y. Equal sums would become one sum but for the
- * empty asm on each; factors of known value would become additions. */
+/* A loop over BENCH_SUMS sums of TYPE, each stepped by STEP(i) from x and y. Equal sums would become one sum but for
+ * the empty asm on each; factors of known value would become additions. */
 #define SUM_ZERO(i) s[i] = ZERO;
 #define SUM_STEP(i) STEP(i) RENEW(s[i])
 #define LOOP(TYPE)           \
@@ -93,7 +93,8 @@ TARGET("avx512f,avx512bw,avx512vnni") static void int8_avx512vnni(uint64_t turns
 /* Four tiles of sums: two tiles of A times two of B, as kernels have them. */
 #define TILES(STEP) STEP(0, 4, 6) STEP(1, 5, 6) STEP(2, 4, 7) STEP(3, 5, 7)
 #define TILE_STEP(sums, a, b) __asm__ volatile("tdpbssd %%tmm" #b ", %%tmm" #a ", %%tmm" #sums : : : "memory");
-#define TILE_ZERO(sums, a, b) __asm__ volatile("tilezero %%tmm" #sums "\n\ttilezero %%tmm" #a "\n\ttilezero %%tmm" #b : : : "memory");
+#define TILE_ZERO(sums, a, b)                                                                                          \
+    __asm__ volatile("tilezero %%tmm" #sums "\n\ttilezero %%tmm" #a "\n\ttilezero %%tmm" #b : : : "memory");
 static bool has_amx(void) { return q_isa_present(Q_ISA_amx); } /* which asks the system for it */
 TARGET("sse2") static void int8_amx(uint64_t turns) {
     struct { uint8_t palette, start, reserved[14]; uint16_t bytes[16]; uint8_t rows[16]; } shapes = {.palette = 1};

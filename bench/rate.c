@@ -66,8 +66,8 @@ int bench_csv_open(cli *c, const char *path, const lq_device_info *device, FILE 
     FILE *f = fopen(path, "a");
     if (!f) return cli_error(c, LQ_E_IO, "%s: %s", path, strerror(errno));
     if (fseek(f, 0, SEEK_END) == 0 && ftell(f) == 0) {
-        fprintf(f, "# %s; %u threads; lq %s\n%s\n", cli_safe(device->description).s, device->threads, lq_version_string(),
-                BENCH_CSV_HEADER);
+        fprintf(f, "# %s; %u threads; lq %s\n%s\n", cli_safe(device->description).s, device->threads,
+                lq_version_string(), BENCH_CSV_HEADER);
     }
     *out = f;
     return 0;
@@ -79,8 +79,8 @@ void bench_csv_add(FILE *out, const char *bench, const char *name, const char *i
     put_field(out, bench), fputc(',', out);
     put_field(out, name), fputc(',', out);
     put_field(out, isa);
-    fprintf(out, ",%u,%s,%u,%.6g,%.6g,%.6g,", threads, unit, r->n, bench_rate_min(r) / scale, bench_rate_median(r) / scale,
-            bench_rate_max(r) / scale);
+    fprintf(out, ",%u,%s,%u,%.6g,%.6g,%.6g,", threads, unit, r->n, bench_rate_min(r) / scale,
+            bench_rate_median(r) / scale, bench_rate_max(r) / scale);
     for (uint32_t i = 0; i < r->n; i++) fprintf(out, "%s%.6g", i ? ";" : "", r->sample[i] / scale);
     fputc('\n', out);
 }

@@ -1,11 +1,11 @@
 /* roof.c: how fast this machine reads memory: the bound that decoding is measured against.
  *
  * Each thread reads its own part of one buffer, which lies in huge pages where the system gives them, as packed weights
- * do, and is too large for the caches. A pass reads a piece of it, the next one the piece behind: short enough that some
- * passes run undisturbed by other programs. How many streams at once a thread reads fastest, and whether asking ahead
- * helps, differs between machines (of two threads here by a third), so a few ways are tried first and the best of them
- * is measured. Of a cache line one word is added: a line comes as a whole, and arithmetic shall not be the bound. Part
- * of the program `lq`, not of the library, of which it uses the thread pool and memory. */
+ * do, and is too large for the caches. A pass reads a piece of it, the next one the piece behind: short enough that
+ * some passes run undisturbed by other programs. How many streams at once a thread reads fastest, and whether asking
+ * ahead helps, differs between machines (of two threads here by a third), so a few ways are tried first and the best of
+ * them is measured. Of a cache line one word is added: a line comes as a whole, and arithmetic shall not be the bound.
+ * Part of the program `lq`, not of the library, of which it uses the thread pool and memory. */
 #include "../include/libquant_plugin.h"
 #include "../tools/bench_speed.h"
 #include "peak.h"

@@ -42,7 +42,8 @@ typedef struct q_hparam_row {
     double min, max;    /* allowed range, inclusive */
     double otherwise;
     q_hparam same_as, over; /* Q_HP_NONE = none; both stand earlier in the table */
-    const char *hf_also;    /* another path, of other versions of the library that writes it; both must agree; NULL = none */
+    /* another path, of other versions of the library that writes it; both must agree; NULL = none */
+    const char *hf_also;
 } q_hparam_row;
 
 /* A configuration value that must be as given, or absent: "hidden_act" = "silu". Anything else is LQ_E_UNSUPPORTED. */

@@ -67,7 +67,8 @@ static inline bool q_str_ends(q_str a, const char *s) {
     const size_t n = strlen(s);
     return a.n > n && memcmp(a.p + a.n - n, s, n) == 0;
 }
-/* Lists of words joined by commas: take the first off the list; false when it is used up, or NULL. "" is one empty word. */
+/* Lists of words joined by commas: take the first off the list; false when it is used up, or NULL. "" is one empty
+ * word. */
 static inline bool q_list_next(const char **list, q_str *word) {
     if (!*list) return false;
     *word = (q_str){*list, strcspn(*list, ",")};

@@ -33,7 +33,9 @@ static bool ends_in_one(const char *list, q_str name) {
 
 static lq_status find_arch(const q_directory *dir, const q_arch **out) {
     q_str name;
-    if (q_lora_is(dir)) return q_fail(LQ_E_ARG, "it is an adapter and no model: open the model that it is for, with this as its adapter");
+    if (q_lora_is(dir))
+        return q_fail(LQ_E_ARG,
+                      "it is an adapter and no model: open the model that it is for, with this as its adapter");
     if (dir->names == Q_NAMES_GGUF) {
         const q_meta *m = q_directory_meta(dir, "general.architecture");
         if (!m || m->type != Q_META_STRING)
@@ -60,7 +62,8 @@ static lq_status find_arch(const q_directory *dir, const q_arch **out) {
         const size_t n = strlen(known);
         snprintf(known + n, sizeof known - n, "%s%s", n ? ", " : "", (*a)->name);
     }
-    return q_fail(LQ_E_UNSUPPORTED, "architecture '%.*s' is not supported (this build knows: %s)", Q_STR_ARG(name), known);
+    return q_fail(LQ_E_UNSUPPORTED, "architecture '%.*s' is not supported (this build knows: %s)", Q_STR_ARG(name),
+                  known);
 }
 
 /* The full GGUF key of a table entry. */
@@ -235,8 +238,8 @@ static lq_status check_shape(const q_binding *b, const q_weight_row *r, int32_t 
         return q_fail(LQ_E_INCONSISTENT, "tensor '%.*s' has the shape %s; the hyper-parameters demand %s",
                       Q_STR_ARG(t->name), has, needs);
     if (!t->format)
-        return q_fail(LQ_E_UNSUPPORTED, "tensor '%.*s' has the type %s, which cannot be computed with", Q_STR_ARG(t->name),
-                      t->type_name);
+        return q_fail(LQ_E_UNSUPPORTED, "tensor '%.*s' has the type %s, which cannot be computed with",
+                      Q_STR_ARG(t->name), t->type_name);
     return LQ_OK;
 }
 
@@ -269,7 +272,8 @@ static lq_status check_tied(const q_binding *b, const q_weight_row *r, const q_t
     const q_meta *m = q_directory_meta(b->dir, "tie_word_embeddings");
     const bool tied = m && m->type == Q_META_BOOL && m->i;
     if (!own && !tied)
-        return q_fail(LQ_E_INCONSISTENT, "tensor '%s' is missing, and config.json does not say tie_word_embeddings", r->hf);
+        return q_fail(LQ_E_INCONSISTENT, "tensor '%s' is missing, and config.json does not say tie_word_embeddings",
+                      r->hf);
     if (!own || !tied || !shared) return LQ_OK;
     bool equal = own->bytes == shared->bytes && own->format == shared->format;
     uint8_t x[4096], y[4096];
@@ -280,7 +284,8 @@ static lq_status check_tied(const q_binding *b, const q_weight_row *r, const q_t
         equal = memcmp(x, y, (size_t)n) == 0;
     }
     if (equal) return LQ_OK;
-    return q_fail(LQ_E_INCONSISTENT, "config.json says tie_word_embeddings, but '%s' differs from the embedding", r->hf);
+    return q_fail(LQ_E_INCONSISTENT, "config.json says tie_word_embeddings, but '%s' differs from the embedding",
+                  r->hf);
 }
 
 static lq_status bind_weight(q_binding *b, int32_t role, int32_t layer) {
@@ -418,7 +423,8 @@ lq_status q_bind_read_raw(const q_binding *b, const q_bind_item *item, uint64_t 
         return q_fail(LQ_E_INTERNAL, "tensor '%.*s' cannot be read raw", Q_STR_ARG(t->name));
     if (item->map == Q_MAP_SAME) return q_tensor_read(b->dir, t, first * t->row_bytes, out, n * t->row_bytes);
     for (uint64_t i = 0; i < n; i++)
-        Q_TRY(q_tensor_read(b->dir, t, q_bind_source_row(item, first + i) * t->row_bytes, out + i * t->row_bytes, t->row_bytes));
+        Q_TRY(q_tensor_read(b->dir, t, q_bind_source_row(item, first + i) * t->row_bytes, out + i * t->row_bytes,
+                            t->row_bytes));
     return LQ_OK;
 }
 

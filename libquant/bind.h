@@ -47,8 +47,8 @@ const q_bind_item *q_bind_find(const q_binding *b, int32_t role, int32_t layer);
 /* Row r of an item is which row of its source? */
 uint64_t q_bind_source_row(const q_bind_item *item, uint64_t r);
 /* Rows [first, first + n) of an item as the GGUF tensor has them. Raw: row_bytes each, in the source's format (not for
- * PLUS_ONE, nor under factors or adapters), and in the source's order of inputs. Decoded: shape[0] floats each, by input, with what
- * adapters add, and last of all the item's factors. Thread-safe. */
+ * PLUS_ONE, nor under factors or adapters), and in the source's order of inputs. Decoded: shape[0] floats each, by
+ * input, with what adapters add, and last of all the item's factors. Thread-safe. */
 lq_status q_bind_read_raw(const q_binding *b, const q_bind_item *item, uint64_t first, uint64_t n, uint8_t *out);
 lq_status q_bind_read(const q_alloc *a, const q_binding *b, const q_bind_item *item, uint64_t first, uint64_t n,
                       float *out);

@@ -1,13 +1,13 @@
-/* book_codec.h: the formats of 4-bit codes into a book of sixteen floats under a float32 scale, as bitsandbytes has them:
- * nibbles of neighbours lie in one byte, the first in the high one. nf4, fp4 and nf4_dq are this text with another book, or with
- * their absmax and codes elsewhere. Layer L1. */
+/* book_codec.h: the formats of 4-bit codes into a book of sixteen floats under a float32 scale, as bitsandbytes has
+ * them: nibbles of neighbours lie in one byte, the first in the high one. nf4, fp4 and nf4_dq are this text with
+ * another book, or with their absmax and codes elsewhere. Layer L1. */
 #ifndef Q_BOOK_CODEC_H
 #define Q_BOOK_CODEC_H
 
 #include "codec.h"
 
-/* `table`: the levels; `integers`: the same times 1 / `scale`, rounded, for 8-bit activations. ABSMAX and CODES are expressions of
- * row, block and sub: the scale of unit `sub`, and where its sixteen bytes begin. */
+/* `table`: the levels; `integers`: the same times 1 / `scale`, rounded, for 8-bit activations. ABSMAX and CODES are
+ * expressions of row, block and sub: the scale of unit `sub`, and where its sixteen bytes begin. */
 #define Q_BOOK_CODEC(name, table, integers, scale, ABSMAX, CODES)                                                   \
     Q_FN void name##_decode(Q_SRC row, int block, int sub, Q_OUT(float, y, 32)) {                                   \
         int codes = CODES;                                                                                          \

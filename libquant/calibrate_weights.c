@@ -1,8 +1,8 @@
 /* calibrate_weights.c: before a calibration: are all weights of the model finite?
  *
- * One that is not would be found by lq_quantize, after the hours that calibration may take, or show as inputs that are not
- * finite, without a place. Vectors, the embedding's rows that the text does not use, and the output's matrix count, since
- * they will be quantized too. Refuses the first by tensor and row, whatever the threads. Layer L3. */
+ * One that is not would be found by lq_quantize, after the hours that calibration may take, or show as inputs that are
+ * not finite, without a place. Vectors, the embedding's rows that the text does not use, and the output's matrix count,
+ * since they will be quantized too. Refuses the first by tensor and row, whatever the threads. Layer L3. */
 #include "calibrate.h"
 
 #include <math.h>
@@ -51,7 +51,8 @@ static void span(void *arg, int64_t begin, int64_t end, uint32_t thread) {
     if (p->status != LQ_OK) return; /* a thread's spans ascend: its first place is its lowest */
     p->row = (uint64_t)begin;
     p->status = check_rows(c, (uint64_t)begin, (uint64_t)end, c->rows + thread * c->floats, &p->row);
-    if (p->status != LQ_OK) snprintf(p->text, sizeof p->text, "%s", lq_error_detail()); /* the sentence is the thread's own */
+    /* the sentence is the thread's own */
+    if (p->status != LQ_OK) snprintf(p->text, sizeof p->text, "%s", lq_error_detail());
 }
 
 static lq_status check_item(check *c, q_pool *pool) {
@@ -78,7 +79,8 @@ uint64_t q_calibrate_check_bytes(const lq_model *m, uint32_t threads) {
     uint64_t reading = 0;
     for (uint32_t i = 0; i < m->binding->n_items; i++)
         reading = Q_MAX(reading, q_bind_read_bytes(&m->binding->items[i], span_rows(m->binding->items[i].src)));
-    return q_new_bytes(threads * floats_of(m) * sizeof(float)) + q_new_bytes(threads * sizeof(place)) + threads * reading;
+    return q_new_bytes(threads * floats_of(m) * sizeof(float)) + q_new_bytes(threads * sizeof(place)) +
+           threads * reading;
 }
 
 lq_status q_calibrate_check_weights(lq_session *s, q_pool *pool) {

@@ -25,11 +25,12 @@
  *   weight i of the unit = (d[0] * sc[i / 16]) * q[i] - (d[1] * mn[i / 16])
  *
  * with d equal for all units of a span (a block, unless the record in format.h says otherwise), |q| <= 128 and |sc|,
- * |mn| <= 255: integer products over a span then fit in int32 and are exact, which is what the CPU's 8-bit kernels stand
- * on. Formats without minimum set mn to 0, d[1] to 0. Where the span is the whole row all sc are 1.
+ * |mn| <= 255: integer products over a span then fit in int32 and are exact, which is what the CPU's 8-bit kernels
+ * stand on. Formats without minimum set mn to 0, d[1] to 0. Where the span is the whole row all sc are 1.
  *
- * A codebook whose levels are no integers may write both: a `decode` that is exact, which float32 activations use, and a
- * `split` with the levels rounded to integers, for 8-bit activations. The record then states how far the two are apart.
+ * A codebook whose levels are no integers may write both: a `decode` that is exact, which float32 activations use, and
+ * a `split` with the levels rounded to integers, for 8-bit activations. The record then states how far the two are
+ * apart.
  *
  * Layer L1. */
 #ifndef Q_CODEC_H

@@ -1,12 +1,12 @@
 /* dense.c: OpenBLAS at run time, and the blocked algorithms that call it tile by tile. See dense.h.
  *
- * The factor comes without inverting: A = M M' with M upper triangular is the Cholesky factor of A with rows and columns
- * in reverse, U = M^-1 then has U' U = A^-1, and half the work of inverting first and factoring again.
+ * The factor comes without inverting: A = M M' with M upper triangular is the Cholesky factor of A with rows and
+ * columns in reverse, U = M^-1 then has U' U = A^-1, and half the work of inverting first and factoring again.
  *
- * Whose calls may overlap: the build with threads claims its buffers under a lock, and works for many callers at once while
- * it is held to one thread itself. Debian's build without threads (0.3.21) looks for a free buffer and takes it with no
- * lock held: two callers were seen to get the same one, and a factor came out wrong. So with any other build calls wait
- * for one another. Layer L1. */
+ * Whose calls may overlap: the build with threads claims its buffers under a lock, and works for many callers at once
+ * while it is held to one thread itself. Debian's build without threads (0.3.21) looks for a free buffer and takes it
+ * with no lock held: two callers were seen to get the same one, and a factor came out wrong. So with any other build
+ * calls wait for one another. Layer L1. */
 #include "dense.h"
 
 #include <math.h>
@@ -14,7 +14,8 @@
 #include "file.h"
 
 enum { TILE = 256, MOST_THREADS = 64 /* Debian's OpenBLAS has buffers for 128 callers at once */ };
-enum { ROW_MAJOR = 101, NO_TRANS = 111, TRANS = 112, LOWER = 122, NON_UNIT = 131, LEFT = 141, RIGHT = 142 }; /* of cblas.h */
+/* of cblas.h */
+enum { ROW_MAJOR = 101, NO_TRANS = 111, TRANS = 112, LOWER = 122, NON_UNIT = 131, LEFT = 141, RIGHT = 142 };
 
 struct q_dense {
     const q_alloc *alloc;
@@ -26,8 +27,8 @@ struct q_dense {
     void (*set_threads)(int n);
     void (*sgemm)(int order, int ta, int tb, int m, int n, int k, float alpha, const float *a, int lda, const float *b,
                   int ldb, float beta, float *c, int ldc);
-    void (*dgemm)(int order, int ta, int tb, int m, int n, int k, double alpha, const double *a, int lda, const double *b,
-                  int ldb, double beta, double *c, int ldc);
+    void (*dgemm)(int order, int ta, int tb, int m, int n, int k, double alpha, const double *a, int lda,
+                  const double *b, int ldb, double beta, double *c, int ldc);
     void (*dtrsm)(int order, int side, int uplo, int ta, int diag, int m, int n, double alpha, const double *a, int lda,
                   double *b, int ldb);
     void (*dpotrf)(const char *uplo, const int *n, double *a, const int *lda, int *info, size_t length);
@@ -50,7 +51,8 @@ static bool find(const q_dense *d, const char *name, void *function) {
 static lq_status open_library(q_dense *d) {
     for (size_t i = 0; i < Q_COUNT(names) && !d->library; i++) d->library = q_library_open(names[i]);
     if (!d->library)
-        return q_fail(LQ_E_UNSUPPORTED, "OpenBLAS (libopenblas.so.0) is not here, and Hessians need it; on Debian the package "
+        return q_fail(LQ_E_UNSUPPORTED,
+                      "OpenBLAS (libopenblas.so.0) is not here, and Hessians need it; on Debian the package "
                       "libopenblas0-pthread brings it");
     int (*parallel)(void), (*get_threads)(void);
     const bool all = find(d, "cblas_sgemm", &d->sgemm) && find(d, "cblas_dgemm", &d->dgemm) &&
@@ -150,13 +152,14 @@ static void on_threads(work *w, void (*run)(void *arg, uint32_t thread)) {
 static void gram_tile(const work *w, int64_t i, int64_t j, uint32_t thread) {
     Q_UNUSED(thread);
     enter(w->d);
-    w->d->sgemm(ROW_MAJOR, TRANS, NO_TRANS, size_of(w, i), size_of(w, j), (int)w->n, 1.0f, w->x + i * TILE, (int)w->stride,
-                w->x + j * TILE, (int)w->stride, 1.0f, w->h + i * TILE * w->k + j * TILE, (int)w->k);
+    w->d->sgemm(ROW_MAJOR, TRANS, NO_TRANS, size_of(w, i), size_of(w, j), (int)w->n, 1.0f, w->x + i * TILE,
+                (int)w->stride, w->x + j * TILE, (int)w->stride, 1.0f, w->h + i * TILE * w->k + j * TILE, (int)w->k);
     leave(w->d);
 }
 
 void q_dense_gram(const q_dense *d, q_pool *pool, const float *x, int64_t n, int64_t stride, int64_t k, float *h) {
-    work w = {.d = d, .pool = pool, .tile = gram_tile, .last = tiles(k), .x = x, .n = n, .stride = stride, .k = k, .h = h};
+    work w = {
+        .d = d, .pool = pool, .tile = gram_tile, .last = tiles(k), .x = x, .n = n, .stride = stride, .k = k, .h = h};
     on_threads(&w, run_triangle);
 }
 
@@ -188,7 +191,8 @@ static void inverse_tile(const work *w, int64_t i, int64_t j, uint32_t thread) {
     memset(b, 0, (size_t)(n * width) * sizeof *b);
     for (int64_t c = 0; c < width; c++) b[c * width + c] = 1;
     enter(w->d);
-    w->d->dtrsm(ROW_MAJOR, LEFT, LOWER, NO_TRANS, NON_UNIT, (int)n, (int)width, 1, tile_at(w, i, i), (int)w->k, b, (int)width);
+    w->d->dtrsm(ROW_MAJOR, LEFT, LOWER, NO_TRANS, NON_UNIT, (int)n, (int)width, 1, tile_at(w, i, i), (int)w->k, b,
+                (int)width);
     leave(w->d);
     for (int64_t r = 0; r < w->k; r++) {
         float *last = w->u + (w->k - 1 - r) * w->k + (w->k - 1 - from); /* rows and columns in reverse */
@@ -215,7 +219,8 @@ lq_status q_dense_inverse_factor(const q_dense *d, const q_alloc *a, q_pool *poo
         w.tile = rest_tile;
         on_threads(&w, run_triangle);
     }
-    w.room = (double *)q_new_raw(a, Q_MIN(q_pool_threads(pool), (uint32_t)MOST_THREADS) * (uint64_t)TILE, (uint64_t)k * sizeof *w.room);
+    w.room = (double *)q_new_raw(a, Q_MIN(q_pool_threads(pool), (uint32_t)MOST_THREADS) * (uint64_t)TILE,
+                                 (uint64_t)k * sizeof *w.room);
     if (!w.room) return LQ_E_NOMEM;
     w.first = 0;
     w.tile = inverse_tile;

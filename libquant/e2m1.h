@@ -1,5 +1,6 @@
-/* e2m1.h: the sixteen values of a 4-bit float (a sign, two bits of exponent, one of mantissa), which mxfp4 and nvfp4 share,
- * as integers: twice the value. Their scales are halved for it, so that products are exact integers. Layer L1. */
+/* e2m1.h: the sixteen values of a 4-bit float (a sign, two bits of exponent, one of mantissa), which mxfp4 and nvfp4
+ * share, as integers: twice the value. Their scales are halved for it, so that products are exact integers. Layer
+ * L1. */
 #ifndef Q_E2M1_H
 #define Q_E2M1_H
 

@@ -1,8 +1,8 @@
 /* export.c: the parts of a Hugging Face directory that are not tensors.
  *
- * config.json is taken over text by text: members keep their order and spelling, numbers their digits; only the type of the
- * weights and the quantization are replaced. Files of the tokenizer and of generation are copied by name; anything else in
- * the source stays there. Layer L3. */
+ * config.json is taken over text by text: members keep their order and spelling, numbers their digits; only the type of
+ * the weights and the quantization are replaced. Files of the tokenizer and of generation are copied by name; anything
+ * else in the source stays there. Layer L3. */
 #include "export.h"
 
 #include <stdlib.h>
@@ -29,8 +29,10 @@ lq_status q_export_decide(const q_recipe *recipe, const char *scheme, const q_di
     const char *instead;
     *directory = q_recipe_method(recipe, &instead) != NULL;
     if (*directory && dst && ends_in_gguf(dst))
-        return q_fail(LQ_E_UNSUPPORTED, "scheme %s makes a Hugging Face directory, and %s names a GGUF file: leave out '.gguf'%s%s",
-                      scheme, dst, instead ? ", or take the nearest scheme of GGUF files: " : "", instead ? instead : "");
+        return q_fail(LQ_E_UNSUPPORTED,
+                      "scheme %s makes a Hugging Face directory, and %s names a GGUF file: leave out '.gguf'%s%s",
+                      scheme, dst, instead ? ", or take the nearest scheme of GGUF files: " : "",
+                      instead ? instead : "");
     if (!*directory && dst && !ends_in_gguf(dst)) {
         q_path_kind kind;
         const size_t n = strlen(dst);
@@ -41,8 +43,10 @@ lq_status q_export_decide(const q_recipe *recipe, const char *scheme, const q_di
     if (*directory && dir->names != Q_NAMES_HF && !q_recipe_method(recipe, NULL) && !floats)
         return q_fail(LQ_E_ARG, "%s is a directory, and scheme %s makes a GGUF file: name a file *.gguf", dst, scheme);
     if (*directory && dir->names != Q_NAMES_HF)
-        return q_fail(LQ_E_UNSUPPORTED, "%s is a GGUF file: it has no config.json and no tokenizer's files, of which a Hugging "
-                      "Face directory is made; quantize from the model's own directory", src);
+        return q_fail(LQ_E_UNSUPPORTED,
+                      "%s is a GGUF file: it has no config.json and no tokenizer's files, of which a Hugging "
+                      "Face directory is made; quantize from the model's own directory",
+                      src);
     return LQ_OK;
 }
 
@@ -82,7 +86,8 @@ static lq_status rewrite(q_arena *arena, const uint8_t *text, uint64_t n, const 
         Q_TRY(q_json_next(&r, '}', &first, &more));
         if (!more) break;
         Q_TRY(q_json_key(&r, &key));
-        while (r.at < n && (text[r.at] == ' ' || text[r.at] == '\n' || text[r.at] == '\r' || text[r.at] == '\t')) r.at++;
+        while (r.at < n && (text[r.at] == ' ' || text[r.at] == '\n' || text[r.at] == '\r' || text[r.at] == '\t'))
+            r.at++;
         const uint64_t begin = r.at;
         Q_TRY(q_json_skip(&r));
         const bool is_dtype = q_str_is(key, "torch_dtype") || q_str_is(key, "dtype");

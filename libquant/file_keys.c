@@ -64,7 +64,8 @@ static lq_status model_keys(const q_file_keys *k, q_arena *arena, q_meta *out, u
 }
 
 lq_status q_file_keys_make(const q_file_keys *k, q_arena *arena, q_meta **out, uint32_t *n_out) {
-    const uint64_t cap = (uint64_t)k->binding->dir->n_meta + k->binding->arch->n_hparams + EXTRA_KEYS + 2 * q_loras_count(k->loras);
+    const uint64_t cap =
+        (uint64_t)k->binding->dir->n_meta + k->binding->arch->n_hparams + EXTRA_KEYS + 2 * q_loras_count(k->loras);
     q_meta *meta = *out = Q_NEW(arena->alloc, q_meta, cap);
     uint32_t all = 0, n = 0;
     bool has_type = false;

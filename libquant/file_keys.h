@@ -1,8 +1,8 @@
 /* file_keys.h: the keys of a GGUF file that is made from a model.
  *
- * Keys of a GGUF source pass through in their order; of a Hugging Face directory the standard ones are made. What describes the
- * file and not the model is ours: its type, the version of the block formats, adapters, the importance, and nothing about shards.
- * Knows nothing of weights. Layer L3. */
+ * Keys of a GGUF source pass through in their order; of a Hugging Face directory the standard ones are made. What
+ * describes the file and not the model is ours: its type, the version of the block formats, adapters, the importance,
+ * and nothing about shards. Knows nothing of weights. Layer L3. */
 #ifndef Q_FILE_KEYS_H
 #define Q_FILE_KEYS_H
 
@@ -25,7 +25,8 @@ typedef struct q_file_keys {
 /* *out is the caller's to q_delete; texts lie in the arena, the source and what was given. */
 lq_status q_file_keys_make(const q_file_keys *k, q_arena *arena, q_meta **out, uint32_t *n);
 
-/* The last component of a path, control bytes replaced; `otherwise` where that is no name (".", "/"). NULL: no memory. */
+/* The last component of a path, control bytes replaced; `otherwise` where that is no name (".", "/"). NULL: no
+ * memory. */
 const char *q_last_name(q_arena *arena, const char *path, const char *otherwise);
 
 #endif

@@ -8,10 +8,10 @@
  *           multiple next to its own with the least error, and d, dmin are solved by least squares for all together.
  * Sums are taken over residuals, not over values: the gain of a step is then a small difference of small numbers, and
  * float32 suffices at 8 bits. Where the reference encoder's grid has the smaller error, that one is returned.
- * Sums over values are wide.h's. What does not wait for one another is asked of it in one call, groups side by side: the
- * processor then works on several tries at a time.
- * Without importance every error counts alike: on the bundled model that gave a smaller KL divergence in every format
- * than counting it by |x| plus its root mean square, or by x^2. Layer L1. */
+ * Sums over values are wide.h's. What does not wait for one another is asked of it in one call, groups side by side:
+ * the processor then works on several tries at a time. Without importance every error counts alike: on the bundled
+ * model that gave a smaller KL divergence in every format than counting it by |x| plus its root mean square, or by x^2.
+ * Layer L1. */
 #include "fit.h"
 
 #include <float.h>
@@ -32,7 +32,9 @@ typedef struct problem {
     q_wide_block block;
 } problem;
 
-static inline uint16_t half_of(float f) { return q_f32_to_half(f > 65504.0f ? 65504.0f : f < -65504.0f ? -65504.0f : f); }
+static inline uint16_t half_of(float f) {
+    return q_f32_to_half(f > 65504.0f ? 65504.0f : f < -65504.0f ? -65504.0f : f);
+}
 uint16_t q_fit_half(float f) { return half_of(f); }
 
 /* As fmaxf and fminf, which are calls, of numbers. */
@@ -105,7 +107,8 @@ static bool prepare(const q_shape *s, const q_fit_in *in, problem *p) {
 
 /* ------------------------------------------------------------------------------------------------ least squares */
 
-/* Least squares for the levels that a try chose: the change of s that suits them best; returns the error that then remains. */
+/* Least squares for the levels that a try chose: the change of s that suits them best; returns the error that then
+ * remains. */
 static float solve_scale(const q_wide_sums *t, float *s) {
     const double LL = (double)t->wll, RL = (double)t->wrl, ds = LL > 0 ? RL / LL : 0;
     *s = (float)((double)*s + ds);
@@ -378,8 +381,8 @@ static void sums_of_all(const problem *p, const trial *t, q_wide_sums *out) {
     p->wide->sums(&p->block, all.tries, all.n, out);
 }
 
-/* Give every group the multiples next to its own with the least error. Who has the lowest keeps it: going up from there too lowers
- * q6_k's error by 0.005 %. */
+/* Give every group the multiples next to its own with the least error. Who has the lowest keeps it: going up from there
+ * too lowers q6_k's error by 0.005 %. */
 static void next_multiples(const problem *p, trial *t, q_wide_sums *best) {
     const q_shape *sh = p->shape;
     multiples some;
@@ -449,7 +452,8 @@ static double refine(const problem *p, trial *t) {
     return best < HUGE_VAL ? best : error_of(p, t);
 }
 
-/* The reference of a block that is one group, without the detour through multiples: rounding to nearest is little else. */
+/* The reference of a block that is one group, without the detour through multiples: rounding to nearest is little
+ * else. */
 static bool fit_one(const q_shape *s, const q_fit_in *in, q_grid *grid, bool with_min) {
     problem p;
     float scale, min = 0.0f, unused;

@@ -30,17 +30,19 @@ typedef struct q_shape {
 void q_fit_symmetric(const q_shape *s, const q_fit_in *in, q_grid *grid);
 void q_fit_minimum(const q_shape *s, const q_fit_in *in, q_grid *grid);
 
-/* One scale for all n values of in->x, as a float32: a row's; of the shape, lo, hi, reference and the range of the search. */
+/* One scale for all n values of in->x, as a float32: a row's; of the shape, lo, hi, reference and the range of the
+ * search. */
 float q_fit_row(const q_shape *s, const q_fit_in *in, int64_t n);
-/* A scale and a zero point for n values in levels 0 .. top (15 or 255), value = d * (level - zero): half d, byte zero, 0.
- * The reference spreads the levels over the values' range, widened to hold zero. */
+/* A scale and a zero point for n values in levels 0 .. top (15 or 255), value = d * (level - zero): half d, byte zero,
+ * 0. The reference spreads the levels over the values' range, widened to hold zero. */
 void q_fit_zero(const q_fit_in *in, int64_t n, int32_t top, uint8_t head[4]);
 /* The nearest code 0 .. top under d and the zero point mn[0] of a grid. */
 int32_t q_fit_nearest_zero(const q_grid *grid, int32_t top, float x, float *value);
 
-/* For scales of which there are few: that of `count` under which n values have the least weighted error, each at the nearest of
- * the shape's 16 levels. */
-int32_t q_fit_choose(const q_shape *s, const float *x, const float *weight, int32_t n, const float *scales, int32_t count);
+/* For scales of which there are few: that of `count` under which n values have the least weighted error, each at the
+ * nearest of the shape's 16 levels. */
+int32_t q_fit_choose(const q_shape *s, const float *x, const float *weight, int32_t n, const float *scales,
+                     int32_t count);
 
 /* Round to the nearest half that is finite. */
 uint16_t q_fit_half(float f);

@@ -1,9 +1,9 @@
-/* fit_row.c: the fits that fit.c's blocks do not cover: one scale for any number of weights, a scale with a zero point, and
- * scales that are chosen from a few.
+/* fit_row.c: the fits that fit.c's blocks do not cover: one scale for any number of weights, a scale with a zero point,
+ * and scales that are chosen from a few.
  *
- * The first two try scales around the closed-form one, solve the least squares for the codes that each gives, and keep what leaves
- * the least weighted error once it is stored; the reference stays where nothing is better. Never a parameter that is not
- * finite. Layer L1. */
+ * The first two try scales around the closed-form one, solve the least squares for the codes that each gives, and keep
+ * what leaves the least weighted error once it is stored; the reference stays where nothing is better. Never a
+ * parameter that is not finite. Layer L1. */
 #include "fit.h"
 
 #include <float.h>
@@ -85,13 +85,16 @@ void q_fit_zero(const q_fit_in *in, int64_t n, int32_t levels, uint8_t head[4]) 
         hi = fmax(hi, (double)in->x[i]);
     }
     float d = as_half((hi - lo) / levels), zero = (float)((levels + 1) / 2);
-    if (d != 0.0f) zero = (float)q_fit_round_to((float)(-lo * levels / (hi - lo)), 0, levels); /* also where d is cut to a half */
+    /* also where d is cut to a half */
+    if (d != 0.0f) zero = (float)q_fit_round_to((float)(-lo * levels / (hi - lo)), 0, levels);
     if (in->search && d != 0.0f) {
-        const double from = levels > 15 ? 0.94 : 0.6, to = levels > 15 ? 1.01 : 1.1; /* many levels: little is worth cutting */
+        /* many levels: little is worth cutting */
+        const double from = levels > 15 ? 0.94 : 0.6, to = levels > 15 ? 1.01 : 1.1;
         double best = error_at(in, n, d, zero, 0.0f, top, &unused);
         for (int k = 0; k <= ZERO_STEPS; k++) {
             const double step = (hi - lo) / levels * (from + (to - from) * k / ZERO_STEPS);
-            const float middle = (float)q_fit_round_to((float)((levels - (hi + lo) / step) / 2), 0, levels); /* clips both ends alike */
+            /* clips both ends alike */
+            const float middle = (float)q_fit_round_to((float)((levels - (hi + lo) / step) / 2), 0, levels);
             for (float z = fmaxf(middle - 1, 0.0f); z <= fminf(middle + 1, top); z++)
                 descend(in, n, true, step, z, 0.0f, top, &best, &d, &zero);
         }
@@ -105,7 +108,8 @@ int32_t q_fit_nearest_zero(const q_grid *grid, int32_t top, float x, float *valu
     const int32_t zero = grid->mn[0];
     int32_t code = grid->d != 0.0f ? q_fit_round_to(x / grid->d + (float)zero, 0, top) : Q_MIN(zero, top);
     *value = grid->d * (float)(code - zero);
-    for (int32_t c = Q_MAX(code - 1, 0), last = Q_MIN(code + 1, top); c <= last; c++) { /* division and sum have rounded */
+    /* division and sum have rounded */
+    for (int32_t c = Q_MAX(code - 1, 0), last = Q_MIN(code + 1, top); c <= last; c++) {
         const float other = grid->d * (float)(c - zero);
         if (fabs((double)x - (double)other) < fabs((double)x - (double)*value)) {
             code = c;
@@ -115,7 +119,8 @@ int32_t q_fit_nearest_zero(const q_grid *grid, int32_t top, float x, float *valu
     return code;
 }
 
-int32_t q_fit_choose(const q_shape *s, const float *x, const float *weight, int32_t n, const float *scales, int32_t count) {
+int32_t q_fit_choose(const q_shape *s, const float *x, const float *weight, int32_t n, const float *scales,
+                     int32_t count) {
     const q_fit_in in = {.x = x, .weight = weight, .search = true};
     double best = HUGE_VAL, total = 0;
     float mid[15];

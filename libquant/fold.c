@@ -2,9 +2,9 @@
  *
  * Content of a slot lives from the step that writes it to the next that does. Products that read the same content are a
  * group; whatever else reads it, or reads a part, refuses the group. A factor of an input is taken by its producer when
- * the input is linear in it, value by value: the weight of a norm, the rows of the matrix behind the linear side of a GLU,
- * or behind the values of attention where no two query heads share them. A weight that is used at any other place, or
- * is not known to be whole, is left alone. Layer L3. */
+ * the input is linear in it, value by value: the weight of a norm, the rows of the matrix behind the linear side of a
+ * GLU, or behind the values of attention where no two query heads share them. A weight that is used at any other place,
+ * or is not known to be whole, is left alone. Layer L3. */
 #include "fold.h"
 
 typedef struct search {
@@ -44,7 +44,8 @@ static int32_t writer_of(const search *s, uint32_t i, uint8_t slot) {
         if (s->t.steps[i].y == slot && present(s, &s->t.steps[i])) return (int32_t)i;
     return -1;
 }
-/* Where the content that step `writer` left is gone: behind the step that overwrites it, which may still read it. -1 wraps. */
+/* Where the content that step `writer` left is gone: behind the step that overwrites it, which may still read it. -1
+ * wraps. */
 static uint32_t end_of(const search *s, uint32_t writer, uint8_t slot) {
     for (uint32_t i = writer + 1; i < s->t.n; i++)
         if (s->t.steps[i].y == slot && present(s, &s->t.steps[i])) return i + 1;
@@ -92,7 +93,8 @@ static const q_layer_table *table_of(const q_binding *b, int32_t layer) {
 static const char *matrix_behind(const search *s, uint32_t reader, uint8_t slot, uint64_t k, uint32_t *producer) {
     const int32_t at = writer_of(s, reader, slot);
     const q_step *p = at < 0 ? NULL : &s->t.steps[at];
-    if (!p || p->op != Q_OP_MATMUL || p->add || !whole(s, slot, &p->yp)) return "what makes it is not the product of one matrix";
+    if (!p || p->op != Q_OP_MATMUL || p->add || !whole(s, slot, &p->yp))
+        return "what makes it is not the product of one matrix";
     for (uint32_t i = (uint32_t)at + 1, end = end_of(s, (uint32_t)at, slot); i < end; i++)
         if (i != reader && present(s, &s->t.steps[i]) && reads(&s->t.steps[i], slot))
             return "what makes it is read at another place too";
@@ -101,7 +103,8 @@ static const char *matrix_behind(const search *s, uint32_t reader, uint8_t slot,
     if (!w || w->src->rank != 2 || p->w2 || p->w3) return "what makes it is not the product of one matrix";
     if (item_of(s, p->b)) return "the matrix that makes it has a bias";
     if (w->src->rows != k || dim_of(s, p->w_row) != 0) return "the matrix that makes it has other rows too";
-    if (w->map != Q_MAP_SAME || s->uses[index_of(s, w)] != 1) return "the matrix that makes it is used at another place too";
+    if (w->map != Q_MAP_SAME || s->uses[index_of(s, w)] != 1)
+        return "the matrix that makes it is used at another place too";
     *producer = index_of(s, w);
     return NULL;
 }
@@ -121,7 +124,8 @@ static const char *glu_takes(const search *s, uint32_t at, uint64_t k, uint32_t 
     const q_step *p = &s->t.steps[at];
     if (!p->z) return "it comes out of a function that is not linear";
     if (p->kind == Q_ACT_SWIGLU_CLAMP) return "its linear side is clamped";
-    if (p->x == p->z || p->v || p->u || p->add || !whole(s, p->z, &p->zp)) return "its linear side is part of something else";
+    if (p->x == p->z || p->v || p->u || p->add || !whole(s, p->z, &p->zp))
+        return "its linear side is part of something else";
     return matrix_behind(s, at, p->z, k, producer);
 }
 
@@ -138,7 +142,8 @@ static const char *attention_takes(const search *s, uint32_t at, uint64_t k, uin
         put = i;
         puts++;
     }
-    if (p->z || p->v || p->add || puts != 1 || put > at || reads_pages != 1) return "the attention before it is of another kind";
+    if (p->z || p->v || p->add || puts != 1 || put > at || reads_pages != 1)
+        return "the attention before it is of another kind";
     const q_step *kv = &s->t.steps[put];
     if (!a->dim_v || !kv->z || kv->z == kv->x) return "attention's values are part of its keys";
     if (dim_of(s, p->yp.heads) != heads || dim_of(s, p->xp.heads) != heads) return "query heads share values";
@@ -162,13 +167,15 @@ static const char *producer_of(const search *s, uint32_t at, uint8_t slot, uint6
 /* Adds the matrix of a step that reads the slot; says why that cannot be. */
 static const char *consume(const search *s, const q_step *p, uint8_t slot, q_fold_group *g, uint32_t *times) {
     const q_bind_item *w = p->op == Q_OP_MATMUL ? item_of(s, p->w) : NULL;
-    if (!w || p->x != slot || p->z || p->v || p->u || (p->add && p->y == slot)) return "something else than products reads it too";
+    if (!w || p->x != slot || p->z || p->v || p->u || (p->add && p->y == slot))
+        return "something else than products reads it too";
     uint32_t i = 0;
     while (i < g->n_consumers && g->consumers[i] != index_of(s, w)) i++;
     if (i == Q_FOLD_CONSUMERS) return "more matrices than 8 read it";
     if (i == g->n_consumers) g->consumers[g->n_consumers++] = index_of(s, w);
     times[i]++;
-    if (p->w2 || p->w3 || w->src->rank != 2 || w->src->shape[0] != g->k || !whole(s, slot, &p->xp) || !one_head(s, &p->xp))
+    if (p->w2 || p->w3 || w->src->rank != 2 || w->src->shape[0] != g->k || !whole(s, slot, &p->xp) ||
+        !one_head(s, &p->xp))
         return "a matrix reads a part of it, or there are several";
     return NULL;
 }
@@ -226,4 +233,6 @@ lq_status q_folds_find(const q_binding *b, q_arena *arena, q_folds *out) {
     return LQ_OK;
 }
 
-const q_fold_group *q_folds_of(const q_folds *f, uint32_t item) { return f->of[item] ? &f->groups[f->of[item] - 1] : NULL; }
+const q_fold_group *q_folds_of(const q_folds *f, uint32_t item) {
+    return f->of[item] ? &f->groups[f->of[item] - 1] : NULL;
+}

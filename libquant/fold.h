@@ -1,5 +1,5 @@
-/* fold.h: where factors of a product's inputs can go without changing what the model computes: columns of the matrices that
- * read a slot are multiplied by s, what writes the slot is divided by it.
+/* fold.h: where factors of a product's inputs can go without changing what the model computes: columns of the matrices
+ * that read a slot are multiplied by s, what writes the slot is divided by it.
  *
  * Owns the search for such partners in an architecture's step tables, and refuses all of which it is not sure. Knows
  * neither how s is chosen (transform.h) nor who stores it. Layer L3. */

@@ -1,13 +1,14 @@
 /* fold_search.c: chooses factors of a stage's inputs, and clips of its weights, by what they do to the block's output.
  *
- * A loss is the squared distance between what the block adds to with its own weights and with the stage's quantized under
- * factors s: W is multiplied by s, quantized, decoded and divided by s, which is what the folded model computes. The sums are
- * formed in one order, so they do not depend on threads.
+ * A loss is the squared distance between what the block adds to with its own weights and with the stage's quantized
+ * under factors s: W is multiplied by s, quantized, decoded and divided by s, which is what the folded model computes.
+ * The sums are formed in one order, so they do not depend on threads.
  *
- * Clipping: where a quantizer takes each group's scale from its largest weight, a smaller one may round the rest better. Per
- * row and group the largest magnitude is lowered to 0.95 ... 0.55 of itself; kept is the one with the least e' H e, H the
- * sum of outer products of the group's inputs over the same samples, e the error of the decoded weights. A matrix keeps its
- * clips only if the block's output is nearer with them. Quantizers that search for scales are not helped. Layer L3. */
+ * Clipping: where a quantizer takes each group's scale from its largest weight, a smaller one may round the rest
+ * better. Per row and group the largest magnitude is lowered to 0.95 ... 0.55 of itself; kept is the one with the least
+ * e' H e, H the sum of outer products of the group's inputs over the same samples, e the error of the decoded weights.
+ * A matrix keeps its clips only if the block's output is nearer with them. Quantizers that search for scales are not
+ * helped. Layer L3. */
 #include "fold_search.h"
 
 #include <math.h>
@@ -41,12 +42,14 @@ static double distance(const work *w) {
     return sum / (double)Q_MAX(w->floats, (uint64_t)1);
 }
 
-/* A part as it will be quantized, in place of its own weights. Factoring a Hessian for every s would take hours: what needs
- * one is tried as rounding to nearest. */
+/* A part as it will be quantized, in place of its own weights. Factoring a Hessian for every s would take hours: what
+ * needs one is tried as rounding to nearest. */
 static lq_status put(work *w, const q_fold_part *p, const float *s, const float *clip) {
-    const q_quantizer *by = p->choice.quantizer->needs == Q_NEEDS_HESSIAN ? q_quantizer_find("rtn") : p->choice.quantizer;
+    const q_quantizer *by =
+        p->choice.quantizer->needs == Q_NEEDS_HESSIAN ? q_quantizer_find("rtn") : p->choice.quantizer;
     const q_imitation m = {.alloc = w->f->alloc, .binding = w->f->binding, .pool = w->f->pool, .item = item_of(w->f, p),
-                           .format = p->choice.format, .quantizer = by, .diagonal = p->diagonal, .factors = s, .clip = clip,
+                           .format = p->choice.format, .quantizer = by, .diagonal = p->diagonal, .factors = s,
+                           .clip = clip,
                            .group = clip ? q_fold_clip_group(w->f->transform, &p->choice) : 0};
     if (!by) return q_fail(LQ_E_INTERNAL, "there is no quantizer rtn");
     if (!p->weights) return LQ_OK; /* it stays as it is */
@@ -83,15 +86,16 @@ static lq_status column_maxima(const work *w, float *most) {
 
 static lq_status choose_factors(work *w, float *s) {
     float *most = Q_NEW(w->f->alloc, float, w->k);
-    const q_transform_job job = {.k = (int64_t)w->k, .mean_abs = w->f->mean_abs, .max_abs = w->f->max_abs, .weight_max = most,
-                                 .loss = w->f->transform->needs_loss ? loss : NULL, .user = w, .alloc = w->f->alloc};
+    const q_transform_job job = {.k = (int64_t)w->k, .mean_abs = w->f->mean_abs, .max_abs = w->f->max_abs,
+                                 .weight_max = most, .loss = w->f->transform->needs_loss ? loss : NULL, .user = w,
+                                 .alloc = w->f->alloc};
     lq_status status = most ? column_maxima(w, most) : LQ_E_NOMEM;
     if (status == LQ_OK) status = w->f->transform->scale(&job, s);
     q_delete(w->f->alloc, most);
     for (uint64_t j = 0; j < w->k && status == LQ_OK; j++)
         if (!(s[j] > 0.0f && isfinite(s[j])))
-            status = q_fail(LQ_E_NUMERIC, "transform %s: %g is no factor of input %llu of '%s'", w->f->transform->name, (double)s[j],
-                            (unsigned long long)j, item_of(w->f, &w->f->parts[0])->name.p);
+            status = q_fail(LQ_E_NUMERIC, "transform %s: %g is no factor of input %llu of '%s'", w->f->transform->name,
+                            (double)s[j], (unsigned long long)j, item_of(w->f, &w->f->parts[0])->name.p);
     return status;
 }
 
@@ -100,7 +104,9 @@ static lq_status choose_factors(work *w, float *s) {
 uint64_t q_fold_clip_group(const q_transform *t, const q_recipe_choice *c) {
     const q_format *f = c->format;
     const bool takes_largest = c->quantizer->uses == Q_NEEDS_NONE;
-    return t->clips && takes_largest && f->weights >= LANES && f->weights <= MOST_GROUP && !f->row_head ? (uint64_t)f->weights : 0;
+    return t->clips && takes_largest && f->weights >= LANES && f->weights <= MOST_GROUP && !f->row_head
+               ? (uint64_t)f->weights
+               : 0;
 }
 
 /* Sums of outer products within groups of inputs, divided by the factors. */
@@ -184,7 +190,8 @@ static void clip_rows(void *arg, int64_t begin, int64_t end, uint32_t thread) {
         float *x = c->part->weights + r * w->k; /* its own weights */
         for (uint64_t j = 0; w->s && j < w->k; j++) x[j] *= w->s[j];
         for (uint64_t g = 0; g < groups && c->status[thread] == LQ_OK; g++)
-            c->status[thread] = clip_group(c, x + g * w->group, w->gram + g * w->group * w->group, &c->part->clip[r * groups + g]);
+            c->status[thread] =
+                clip_group(c, x + g * w->group, w->gram + g * w->group * w->group, &c->part->clip[r * groups + g]);
     }
 }
 

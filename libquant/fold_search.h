@@ -1,5 +1,5 @@
-/* fold_search.h: what a transform makes of one stage of a stream: factors of its inputs, and how far weights are clipped.
- * Layer L3. */
+/* fold_search.h: what a transform makes of one stage of a stream: factors of its inputs, and how far weights are
+ * clipped. Layer L3. */
 #ifndef Q_FOLD_SEARCH_H
 #define Q_FOLD_SEARCH_H
 

@@ -1,14 +1,17 @@
-/* folding.c: see folding.h. A factor leaves no trace in the file: columns times s here, values divided by s there. Layer L3. */
+/* folding.c: see folding.h. A factor leaves no trace in the file: columns times s here, values divided by s there.
+ * Layer L3. */
 #include "folding.h"
 
 #include <math.h>
 #include <stdio.h>
 
 static lq_status no_factors(const q_folding *f, const char *has) {
-    return q_fail(LQ_E_ARG, "%s %s wants the factors of %s, which are chosen with a text: `lq calibrate MODEL --text FILE %s %s "
-                  "-o STATS` makes them, to be given as 'importance'%s%s%s", f->scheme ? "scheme" : "the",
-                  f->scheme ? f->scheme : "recipe", f->transform->name, f->scheme ? "--for" : "--recipe",
-                  f->scheme ? f->scheme : "RECIPE", f->path ? "; " : "", f->path ? f->path : "", has);
+    return q_fail(LQ_E_ARG,
+                  "%s %s wants the factors of %s, which are chosen with a text: `lq calibrate MODEL --text FILE %s %s "
+                  "-o STATS` makes them, to be given as 'importance'%s%s%s",
+                  f->scheme ? "scheme" : "the", f->scheme ? f->scheme : "recipe", f->transform->name,
+                  f->scheme ? "--for" : "--recipe", f->scheme ? f->scheme : "RECIPE", f->path ? "; " : "",
+                  f->path ? f->path : "", has);
 }
 
 static lq_status check_transform(const q_folding *f) {
@@ -21,8 +24,8 @@ static lq_status check_transform(const q_folding *f) {
     return no_factors(f, has);
 }
 
-/* What the producer stores is w' = w / s, rounded where it has 16 bits: then s becomes w / w', so that nothing changes but by
- * the arithmetic. A weight that would be lost so keeps its value, rounded. */
+/* What the producer stores is w' = w / s, rounded where it has 16 bits: then s becomes w / w', so that nothing changes
+ * but by the arithmetic. A weight that would be lost so keeps its value, rounded. */
 static lq_status round_norm(const q_folding *f, const q_fold_group *g, float *s) {
     const q_bind_item *norm = &f->binding->items[g->producer];
     const q_format *format = f->choices[g->producer].format;
@@ -73,12 +76,15 @@ static lq_status fold_item(const q_folding *f, const q_folds *folds, uint32_t i)
     Q_TRY(q_importance_find(f->importance, item->name, item->src->shape[0], item->src->rows / item->src->shape[1], &e));
     if (e && e->clip) Q_TRY(q_importance_clip(f->importance, e, item->src->rows, NULL));
     if (!e || !e->fold) return LQ_OK;
-    if (!g) return q_fail(LQ_E_INCONSISTENT, "tensor \"%.*s\": no product of a layer has inputs of its own there", Q_STR_ARG(e->fold->name));
+    if (!g)
+        return q_fail(LQ_E_INCONSISTENT, "tensor \"%.*s\": no product of a layer has inputs of its own there",
+                      Q_STR_ARG(e->fold->name));
     if (g->refused)
-        return q_fail(LQ_E_INCONSISTENT, "tensor \"%.*s\": these factors cannot be folded: %s", Q_STR_ARG(e->fold->name), g->refused);
+        return q_fail(LQ_E_INCONSISTENT, "tensor \"%.*s\": these factors cannot be folded: %s",
+                      Q_STR_ARG(e->fold->name), g->refused);
     if (g->consumers[0] != i)
-        return q_fail(LQ_E_INCONSISTENT, "tensor \"%.*s\": factors of these inputs go by the name of %.*s", Q_STR_ARG(e->fold->name),
-                      Q_STR_ARG(f->binding->items[g->consumers[0]].name));
+        return q_fail(LQ_E_INCONSISTENT, "tensor \"%.*s\": factors of these inputs go by the name of %.*s",
+                      Q_STR_ARG(e->fold->name), Q_STR_ARG(f->binding->items[g->consumers[0]].name));
     return fold_group(f, e, g);
 }
 
@@ -113,8 +119,9 @@ static lq_status tell(const q_folding *f, const q_folds *folds) {
             told[j] = true;
             n++;
         }
-        q_log_write(f->log, LQ_LOG_INFO, "transform %s: inputs of %s in %u of %d layers stay as they are: %s", f->transform->name,
-                    role_of(f, g), n, f->binding->layers, g->refused ? g->refused : "the file has no factors of them");
+        q_log_write(f->log, LQ_LOG_INFO, "transform %s: inputs of %s in %u of %d layers stay as they are: %s",
+                    f->transform->name, role_of(f, g), n, f->binding->layers,
+                    g->refused ? g->refused : "the file has no factors of them");
     }
     return LQ_OK;
 }

@@ -1,7 +1,7 @@
 /* folding.h: a transform's factors, from calibration statistics onto the weights that are to be quantized.
  *
- * Owns whether factors fit the model: for which group of products (fold.h), by whom they are taken back, and that a producer
- * stored in 16 bits takes back what it can hold. Says once per kind what cannot be folded. Layer L3. */
+ * Owns whether factors fit the model: for which group of products (fold.h), by whom they are taken back, and that a
+ * producer stored in 16 bits takes back what it can hold. Says once per kind what cannot be folded. Layer L3. */
 #ifndef Q_FOLDING_H
 #define Q_FOLDING_H
 

@@ -15,7 +15,8 @@ enum { Q_UNIT = 32, Q_MAX_BLOCK = 256, Q_MAX_GROUPS = 16, Q_SPAN_ROW = -1 };
 typedef struct q_fit_in {
     const float *x;      /* one block: `weights` values; of `head`, the whole row; finite */
     const float *weight; /* importance of the squared error of each value, >= 0; NULL = the format's own default */
-    bool search;         /* false: the reference encoder, one closed-form choice; true: search for less weighted error */
+    /* false: the reference encoder, one closed-form choice; true: search for less weighted error */
+    bool search;
     const uint8_t *head; /* of fit: the row's head, already chosen; NULL for formats without */
     const struct q_wide *wide; /* loops for the processor at hand (wide.h); NULL = for any, with the same results */
 } q_fit_in;
@@ -36,9 +37,10 @@ typedef struct q_format {
     int32_t row_head;     /* bytes ahead of the first block of each row */
     const char *fallback; /* the format for rows whose length is not a multiple of `weights`; NULL when weights == 1 */
     bool has_min;         /* split yields minima */
-    int32_t span;         /* weights that share split's d: 0 = a block; else a divisor of it, or Q_SPAN_ROW = all of a row */
-    float split_nmse;     /* 0: split says what decode does, to the bit. Else split rounds the levels: for normally
-                             distributed weights the mean square difference from decode is at most this much of theirs */
+    /* weights that share split's d: 0 = a block; else a divisor of it, or Q_SPAN_ROW = all of a row */
+    int32_t span;
+    float split_nmse; /* 0: split says what decode does, to the bit. Else split rounds the levels: for normally
+                         distributed weights the mean square difference from decode is at most this much of theirs */
 
     /* 32 weights: unit `sub` of block `block`. For weights == 1 sub is 0 and `block` counts units of 32 weights, all of
      * which must be readable: q_decode_row takes care of tails. */
@@ -51,8 +53,8 @@ typedef struct q_format {
     void (*fit)(const q_fit_in *in, q_grid *grid);
     /* The best code for value x as weight j of the block; *value = what it decodes to. */
     int32_t (*nearest)(const q_grid *grid, int32_t j, float x, float *value);
-    /* Where nearest is q_fit_nearest of a shape whose levels are integers: that shape (fit.h), so that codes are found many at
-     * a time; NULL = one by one. */
+    /* Where nearest is q_fit_nearest of a shape whose levels are integers: that shape (fit.h), so that codes are found
+     * many at a time; NULL = one by one. */
     const struct q_shape *shape;
     /* Write `bytes` bytes from `weights` codes. */
     void (*emit)(const q_grid *grid, const int32_t *codes, uint8_t *block);
@@ -78,8 +80,8 @@ static inline int64_t q_format_span(const q_format *f, int64_t k) {
  * beyond the row. */
 void q_decode_row(const q_format *f, const uint8_t *row, int64_t n, float *y);
 
-/* Encode a row with fit / nearest / emit, block by block; `in` is of the whole row: weight may be NULL, else n entries, head is
- * not looked at. */
+/* Encode a row with fit / nearest / emit, block by block; `in` is of the whole row: weight may be NULL, else n entries,
+ * head is not looked at. */
 void q_encode_row_of(const q_format *f, const q_fit_in *in, int64_t n, uint8_t *row);
 void q_encode_row(const q_format *f, const float *x, const float *weight, bool search, int64_t n, uint8_t *row);
 

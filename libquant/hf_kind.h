@@ -1,8 +1,9 @@
 /* hf_kind.h: one method by which Hugging Face directories keep quantized weights: GPTQ, AWQ and their like.
  *
- * Such a directory has "quantization_config" in config.json, and in the place of X.weight several tensors X.something. A kind
- * is a file libquant/loaders/hf_NAME.c with this record, and the line HF_KIND(NAME) in hf_kinds.def. It checks every field of
- * the configuration and turns those tensors into views (loader.h): X.weight again, in a format of ours. Layer L1. */
+ * Such a directory has "quantization_config" in config.json, and in the place of X.weight several tensors X.something.
+ * A kind is a file libquant/loaders/hf_NAME.c with this record, and the line HF_KIND(NAME) in hf_kinds.def. It checks
+ * every field of the configuration and turns those tensors into views (loader.h): X.weight again, in a format of ours.
+ * Layer L1. */
 #ifndef Q_HF_KIND_H
 #define Q_HF_KIND_H
 

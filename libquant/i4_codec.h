@@ -1,5 +1,5 @@
-/* i4_codec.h: the formats of 4-bit codes with a scale and a zero point per group, what GPTQ and AWQ files hold: w = d * (q - z).
- * i4_g32, i4_g64, i4_g128 and i4_row are this text with another length of group. Layer L1.
+/* i4_codec.h: the formats of 4-bit codes with a scale and a zero point per group, what GPTQ and AWQ files hold: w = d *
+ * (q - z). i4_g32, i4_g64, i4_g128 and i4_row are this text with another length of group. Layer L1.
  *
  * A group: half d, byte z (0 .. 16; symmetric files have 8), an unused byte, then 16 bytes of nibbles per 32 weights
  * (low: the first 16). i4_row has one group, whose d and z are the head of the row. q - z is an integer of magnitude at

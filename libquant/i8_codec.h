@@ -1,9 +1,9 @@
 /* i8_codec.h: the formats of 8-bit codes with a scale and a zero point per group, what GPTQ files of 8 bits hold:
  * w = d * (q - z), q and z 0 .. 255. i8_g32, i8_g64 and i8_g128 are this text with another length of group. Layer L1.
  *
- * A group: half d, byte z (symmetric files have 128), an unused byte, then a signed byte q - 128 per weight. q - z does not
- * fit a byte: in split d * (128 - z) is added, as q4_1 adds its m. That product, those of the codes and the sums of both fit
- * the 24 bits of a float32, so that the decoded value is d * (q - z) to the bit. */
+ * A group: half d, byte z (symmetric files have 128), an unused byte, then a signed byte q - 128 per weight. q - z does
+ * not fit a byte: in split d * (128 - z) is added, as q4_1 adds its m. That product, those of the codes and the sums of
+ * both fit the 24 bits of a float32, so that the decoded value is d * (q - z) to the bit. */
 #ifndef Q_I8_CODEC_H
 #define Q_I8_CODEC_H
 

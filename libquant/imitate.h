@@ -15,7 +15,8 @@ typedef struct q_imitation {
     const q_quantizer *quantizer;
     const float *diagonal;  /* [k] of the inputs as they are; NULL = none */
     const void *shared;     /* what the quantizer prepared */
-    const float *factors;   /* [k] columns are multiplied by these before, and what they decode to is divided; NULL = none */
+    /* [k] columns are multiplied by these before, and what they decode to is divided; NULL = none */
+    const float *factors;
     const float *clip;      /* [rows][k / group] the largest magnitude after the factors; NULL = any */
     uint64_t group;
 } q_imitation;

@@ -20,8 +20,9 @@ lq_status q_importance_scale(q_str name, float *v, uint64_t inputs) {
     float largest = 0.0f;
     for (uint64_t i = 0; i < inputs; i++) {
         if (!(v[i] >= 0.0f && isfinite(v[i])))
-            return q_fail(LQ_E_INCONSISTENT, "entry \"%.*s\": the sum of squares %g of input %llu is %s", Q_STR_ARG(name),
-                          (double)v[i], (unsigned long long)i, isfinite(v[i]) ? "negative" : "not finite");
+            return q_fail(LQ_E_INCONSISTENT, "entry \"%.*s\": the sum of squares %g of input %llu is %s",
+                          Q_STR_ARG(name), (double)v[i], (unsigned long long)i,
+                          isfinite(v[i]) ? "negative" : "not finite");
         largest = fmaxf(largest, v[i]);
     }
     for (uint64_t i = 0; largest > 0.0f && i < inputs; i++) v[i] = (float)((double)v[i] / (double)largest);
@@ -82,7 +83,8 @@ static lq_status read_keys(q_importance *im, const q_directory *d) {
     if (adapters && adapters->type != Q_META_STRING) return wrong_key(Q_IMPORTANCE_ADAPTERS, "a string");
     if (adapters) Q_TRY(copy_text(im, adapters->s, &im->adapters));
     const q_meta *transform = q_directory_meta(d, Q_FOLD_TRANSFORM);
-    if (transform && (transform->type != Q_META_STRING || !transform->s.n)) return wrong_key(Q_FOLD_TRANSFORM, "the name of a transform");
+    if (transform && (transform->type != Q_META_STRING || !transform->s.n))
+        return wrong_key(Q_FOLD_TRANSFORM, "the name of a transform");
     if (transform) Q_TRY(copy_text(im, transform->s, &im->transform));
     static const char *const numbers[] = {Q_IMPORTANCE_CHUNKS, Q_IMPORTANCE_CHUNK_SIZE};
     for (size_t i = 0; i < Q_COUNT(numbers); i++) {
@@ -163,7 +165,8 @@ static lq_status check_hessian(const q_tensor *t, uint64_t inputs, uint64_t matr
     return check_tensor(t, n / 2, 1);
 }
 
-/* Factors for as many inputs as the sums have, limits for groups of as many; both of one matrix, measured on something. */
+/* Factors for as many inputs as the sums have, limits for groups of as many; both of one matrix, measured on
+ * something. */
 static lq_status check_transformed(const q_importance *im, const q_tensor *t, const q_tensor *sums, bool fold) {
     if (!im->transform.n)
         return q_fail(LQ_E_INCONSISTENT, "tensor \"%.*s\" is of a transform, and there is no key \"%s\" to name it",
@@ -174,8 +177,8 @@ static lq_status check_transformed(const q_importance *im, const q_tensor *t, co
     if (fold) return check_tensor(t, sums->shape[0], 1);
     Q_TRY(check_tensor(t, t->shape[0], t->shape[1]));
     if (t->shape[0] == 0 || sums->shape[0] % t->shape[0] != 0)
-        return q_fail(LQ_E_INCONSISTENT, "tensor \"%.*s\": %llu groups do not divide rows of %llu weights", Q_STR_ARG(t->name),
-                      (unsigned long long)t->shape[0], (unsigned long long)sums->shape[0]);
+        return q_fail(LQ_E_INCONSISTENT, "tensor \"%.*s\": %llu groups do not divide rows of %llu weights",
+                      Q_STR_ARG(t->name), (unsigned long long)t->shape[0], (unsigned long long)sums->shape[0]);
     return LQ_OK;
 }
 
@@ -192,13 +195,15 @@ static lq_status share_hessians(q_importance *im, const q_directory *d) {
     Q_TRY(texts_of(d, Q_HESSIAN_OF, &of));
     if (!names && !of) return LQ_OK;
     if (!names || !of || names->count != of->count)
-        return q_fail(LQ_E_INCONSISTENT, "keys \"%s\" and \"%s\" are not of one length", Q_HESSIAN_TENSORS, Q_HESSIAN_OF);
+        return q_fail(LQ_E_INCONSISTENT, "keys \"%s\" and \"%s\" are not of one length", Q_HESSIAN_TENSORS,
+                      Q_HESSIAN_OF);
     for (uint64_t i = 0; i < names->count; i++) {
         const int64_t at = q_index_find(&im->index, im->entries, sizeof *im->entries, names->strs[i]);
         const q_tensor *t;
         Q_TRY(partner(im, d, of->strs[i], Q_IMPORTANCE_HESSIAN, &t));
         if (at < 0 || !t)
-            return q_fail(LQ_E_INCONSISTENT, "key \"%s\" gives \"%.*s\" the Hessian of \"%.*s\", and the file lacks one of them",
+            return q_fail(LQ_E_INCONSISTENT,
+                          "key \"%s\" gives \"%.*s\" the Hessian of \"%.*s\", and the file lacks one of them",
                           Q_HESSIAN_OF, Q_STR_ARG(names->strs[i]), Q_STR_ARG(of->strs[i]));
         Q_TRY(check_hessian(t, im->entries[at].inputs, im->entries[at].matrices));
         im->entries[at].hessian = t;
@@ -253,7 +258,8 @@ static lq_status finish_gguf(q_importance *im) {
         const q_tensor *measured = e->fold ? e->fold : e->clip;
         any |= e->hessian || measured;
         if (measured && !any_seen(e))
-            return q_fail(LQ_E_INCONSISTENT, "tensor \"%.*s\" is of inputs that no token reached", Q_STR_ARG(measured->name));
+            return q_fail(LQ_E_INCONSISTENT, "tensor \"%.*s\" is of inputs that no token reached",
+                          Q_STR_ARG(measured->name));
     }
     if (any) return LQ_OK;
     q_directory_close(im->dir);
@@ -273,8 +279,8 @@ static uint64_t left(const cursor *c) { return q_file_size(c->file) - c->at; }
 /* n bytes, once it is known that the file has them. */
 static lq_status take(cursor *c, void *dst, uint64_t n, const char *what) {
     if (n > left(c))
-        return q_fail(LQ_E_TRUNCATED, "%s: %llu bytes at offset %llu reach beyond the end of the file (%llu bytes)", what,
-                      (unsigned long long)n, (unsigned long long)c->at, (unsigned long long)q_file_size(c->file));
+        return q_fail(LQ_E_TRUNCATED, "%s: %llu bytes at offset %llu reach beyond the end of the file (%llu bytes)",
+                      what, (unsigned long long)n, (unsigned long long)c->at, (unsigned long long)q_file_size(c->file));
     Q_TRY(q_file_read(c->file, c->at, dst, n));
     c->at += n;
     return LQ_OK;
@@ -341,7 +347,8 @@ static lq_status read_dat(q_importance *im, cursor *c) {
     if (!im->entries) return LQ_E_NOMEM;
     for (int64_t i = 0; i < n; i++) {
         status = take_entry(im, c);
-        if (status != LQ_OK) return q_fail_in(status, "as an imatrix.dat, entry %lld of %lld", (long long)i + 1, (long long)n);
+        if (status != LQ_OK)
+            return q_fail_in(status, "as an imatrix.dat, entry %lld of %lld", (long long)i + 1, (long long)n);
     }
     return take_end(im, c);
 }
@@ -352,7 +359,8 @@ static lq_status read_file(q_importance *im, const q_log *log, const char *path)
     uint8_t magic[4];
     size_t got = 0;
     const size_t n = strlen(path);
-    const bool named = n > 5 && memcmp(path + n - 5, ".gguf", 5) == 0; /* the loader says what is wrong with the content */
+    /* the loader says what is wrong with the content */
+    const bool named = n > 5 && memcmp(path + n - 5, ".gguf", 5) == 0;
     if (!named) Q_TRY(q_path_head(path, magic, sizeof magic, &got));
     if (named || (got == sizeof magic && memcmp(magic, "GGUF", 4) == 0)) return read_gguf(im, log, path);
     q_file *file;
@@ -419,8 +427,10 @@ lq_status q_importance_find(q_importance *im, q_str name, uint64_t inputs, uint6
     const bool fits = e->matrices == 1 ? e->inputs == inputs * matrices
                                        : e->inputs == inputs && e->matrices == matrices;
     if (!fits)
-        return q_fail(LQ_E_INCONSISTENT, "entry \"%.*s\" is for %llu inputs and %llu matrices; the model's tensor has %llu "
-                      "and %llu", Q_STR_ARG(name), (unsigned long long)e->inputs, (unsigned long long)e->matrices,
+        return q_fail(LQ_E_INCONSISTENT,
+                      "entry \"%.*s\" is for %llu inputs and %llu matrices; the model's tensor has %llu "
+                      "and %llu",
+                      Q_STR_ARG(name), (unsigned long long)e->inputs, (unsigned long long)e->matrices,
                       (unsigned long long)inputs, (unsigned long long)matrices);
     e->matched = true;
     *out = any_seen(e) ? e : NULL;
@@ -438,7 +448,8 @@ static void refit_hessian(const q_importance_entry *e, float *h) {
     for (uint64_t i = 1; i < e->inputs; i++) least = fminf(least, e->factors[i]);
     for (uint64_t i = 0; i < e->inputs; i++)
         for (uint64_t j = 0; j <= i; j++, h++)
-            *h = (float)((double)*h * ((double)least / (double)e->factors[i]) * ((double)least / (double)e->factors[j]));
+            *h =
+                (float)((double)*h * ((double)least / (double)e->factors[i]) * ((double)least / (double)e->factors[j]));
 }
 
 lq_status q_importance_hessian(const q_importance *im, const q_importance_entry *e, float *out) {
@@ -446,13 +457,16 @@ lq_status q_importance_hessian(const q_importance *im, const q_importance_entry 
     const float *row = out;
     for (uint64_t i = 0; i < e->inputs; row += ++i) {
         if (!(row[i] >= 0.0f && isfinite(row[i])))
-            return q_fail(LQ_E_INCONSISTENT, "tensor \"%.*s\": %g is no mean square of input %llu", Q_STR_ARG(e->hessian->name),
-                          (double)row[i], (unsigned long long)i);
+            return q_fail(LQ_E_INCONSISTENT, "tensor \"%.*s\": %g is no mean square of input %llu",
+                          Q_STR_ARG(e->hessian->name), (double)row[i], (unsigned long long)i);
         const float *diagonal = out; /* row j, whose last value is that of its input */
         for (uint64_t j = 0; j < i; diagonal += ++j) /* no product of two inputs exceeds their squares on average */
-            if (!((double)row[j] * (double)row[j] <= (double)row[i] * (double)diagonal[j] * 1.01 + 1e-37)) /* squares of tiny inputs vanish */
-                return q_fail(LQ_E_INCONSISTENT, "tensor \"%.*s\": %g of inputs %llu and %llu is beyond what their squares "
-                              "allow", Q_STR_ARG(e->hessian->name), (double)row[j], (unsigned long long)i,
+            if (!((double)row[j] * (double)row[j] <=
+                  (double)row[i] * (double)diagonal[j] * 1.01 + 1e-37)) /* squares of tiny inputs vanish */
+                return q_fail(LQ_E_INCONSISTENT,
+                              "tensor \"%.*s\": %g of inputs %llu and %llu is beyond what their squares "
+                              "allow",
+                              Q_STR_ARG(e->hessian->name), (double)row[j], (unsigned long long)i,
                               (unsigned long long)j);
     }
     if (e->factors) refit_hessian(e, out);
@@ -462,8 +476,9 @@ lq_status q_importance_hessian(const q_importance *im, const q_importance_entry 
 static lq_status check_range(const q_tensor *t, const float *v, uint64_t n, bool zero) {
     for (uint64_t i = 0; i < n; i++)
         if (!((v[i] >= 0x1p-40f && v[i] <= 0x1p40f) || (zero && v[i] >= 0.0f && v[i] <= 0x1p40f)))
-            return q_fail(LQ_E_INCONSISTENT, "tensor \"%.*s\": value %llu, %g, is no %s", Q_STR_ARG(t->name), (unsigned long long)i,
-                          (double)v[i], zero ? "limit of weights" : "factor of an input (2^-40 to 2^40)");
+            return q_fail(LQ_E_INCONSISTENT, "tensor \"%.*s\": value %llu, %g, is no %s", Q_STR_ARG(t->name),
+                          (unsigned long long)i, (double)v[i],
+                          zero ? "limit of weights" : "factor of an input (2^-40 to 2^40)");
     return LQ_OK;
 }
 
@@ -483,8 +498,10 @@ lq_status q_importance_refit(q_importance *im, q_str name, const float *s) {
     const int64_t at = q_index_find(&im->index, im->entries, sizeof *im->entries, name);
     q_importance_entry *e = at < 0 ? NULL : &im->entries[at];
     if (!e) return LQ_OK;
-    if (e->matrices != 1 || e->factors) return q_fail(LQ_E_INTERNAL, "entry \"%.*s\" cannot be refitted", Q_STR_ARG(name));
+    if (e->matrices != 1 || e->factors)
+        return q_fail(LQ_E_INTERNAL, "entry \"%.*s\" cannot be refitted", Q_STR_ARG(name));
     e->factors = s;
-    for (uint64_t i = 0; i < e->inputs; i++) e->values[i] = (float)((double)e->values[i] / ((double)s[i] * (double)s[i]));
+    for (uint64_t i = 0; i < e->inputs; i++)
+        e->values[i] = (float)((double)e->values[i] / ((double)s[i] * (double)s[i]));
     return q_importance_scale(e->name, e->values, e->inputs);
 }

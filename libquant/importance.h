@@ -16,19 +16,20 @@
 #define Q_IMPORTANCE_CHUNK_SIZE "imatrix.chunk_size"
 #define Q_IMPORTANCE_SUMS ".in_sum2"
 #define Q_IMPORTANCE_COUNTS ".counts"
-/* What we add, and other engines pass over: NAME.hessian float32 [inputs * (inputs + 1) / 2], 2/n times the sum of x x' over
- * the n inputs x, its lower triangle row after row. Tensors with the same inputs share one: that of OF[i] is also that of
- * TENSORS[i]. With SCHEME the inputs are those of a model whose earlier matrices were quantized so, else of the model. */
+/* What we add, and other engines pass over: NAME.hessian float32 [inputs * (inputs + 1) / 2], 2/n times the sum of x x'
+ * over the n inputs x, its lower triangle row after row. Tensors with the same inputs share one: that of OF[i] is also
+ * that of TENSORS[i]. With SCHEME the inputs are those of a model whose earlier matrices were quantized so, else of the
+ * model. */
 #define Q_IMPORTANCE_HESSIAN ".hessian"
 #define Q_HESSIAN_TENSORS "libquant.hessian.tensors"
 #define Q_HESSIAN_OF "libquant.hessian.of"
 #define Q_HESSIAN_SCHEME "libquant.hessian.scheme"
 /* The adapters that were merged into the model that was measured (q_loras_list); absent: none, or nobody knows. */
 #define Q_IMPORTANCE_ADAPTERS "libquant.imatrix.adapters"
-/* Of a transform (transform.h), whose name is the key: NAME.fold float32 [inputs], finite and positive, the factors of the
- * columns of tensor NAME and of all that read the same input, under the name of the first; NAME.clip float32 [groups, rows],
- * the largest magnitude that weights of a group may keep, after those factors and before a row is divided by what it takes
- * of others' (bind.h); rows in the order of GGUF files; 2^40 where all may be kept. */
+/* Of a transform (transform.h), whose name is the key: NAME.fold float32 [inputs], finite and positive, the factors of
+ * the columns of tensor NAME and of all that read the same input, under the name of the first; NAME.clip float32
+ * [groups, rows], the largest magnitude that weights of a group may keep, after those factors and before a row is
+ * divided by what it takes of others' (bind.h); rows in the order of GGUF files; 2^40 where all may be kept. */
 #define Q_IMPORTANCE_FOLD ".fold"
 #define Q_IMPORTANCE_CLIP ".clip"
 #define Q_FOLD_TRANSFORM "libquant.fold.transform"
@@ -70,16 +71,16 @@ lq_status q_importance_find(q_importance *im, q_str name, uint64_t inputs, uint6
                             const q_importance_entry **out);
 /* The importance of the inputs of one matrix; NULL without an entry, or where no token came by. */
 const float *q_importance_of(const q_importance_entry *e, uint64_t inputs, uint64_t matrix);
-/* Read its Hessian, inputs * (inputs + 1) / 2 values. LQ_E_INCONSISTENT when it cannot be one: a value that is not finite, or
- * one that is larger than its row and column allow. */
+/* Read its Hessian, inputs * (inputs + 1) / 2 values. LQ_E_INCONSISTENT when it cannot be one: a value that is not
+ * finite, or one that is larger than its row and column allow. */
 lq_status q_importance_hessian(const q_importance *im, const q_importance_entry *e, float *out);
-/* Read the factors of its fold, inputs of them, and its limits, those of all groups of a row and so row after row, for that many
- * rows. LQ_E_INCONSISTENT: one that is not finite, not positive (a limit may be 0), or beyond 2^-40 to 2^40; other rows. Limits: `out` NULL checks
- * the shape alone. */
+/* Read the factors of its fold, inputs of them, and its limits, those of all groups of a row and so row after row, for
+ * that many rows. LQ_E_INCONSISTENT: one that is not finite, not positive (a limit may be 0), or beyond 2^-40 to 2^40;
+ * other rows. Limits: `out` NULL checks the shape alone. */
 lq_status q_importance_fold(const q_importance *im, const q_importance_entry *e, float *out);
 lq_status q_importance_clip(const q_importance *im, const q_importance_entry *e, uint64_t rows, float *out);
-/* The entry of that name, where there is one, is from now on about inputs that are divided by s[inputs], which has to stay;
- * q_importance_find has said that it has so many. */
+/* The entry of that name, where there is one, is from now on about inputs that are divided by s[inputs], which has to
+ * stay; q_importance_find has said that it has so many. */
 lq_status q_importance_refit(q_importance *im, q_str name, const float *s);
 /* Check the sums of squares of one matrix and scale them as entries have them; `name` is for messages. */
 lq_status q_importance_scale(q_str name, float *values, uint64_t inputs);

@@ -1,5 +1,5 @@
-/* importance_check.c: see importance_check.h. Schemes are compared by what they give to the model's tensors, not by their
- * words; adapters by their names and scales, in their order. Layer L3. */
+/* importance_check.c: see importance_check.h. Schemes are compared by what they give to the model's tensors, not by
+ * their words; adapters by their names and scales, in their order. Layer L3. */
 #include "importance_check.h"
 
 #include <stdio.h>
@@ -31,8 +31,10 @@ static lq_status check_scheme(const q_importance_check *c) {
     if (!im->dir || !im->scheme.n) return LQ_OK;
     if (!same) Q_TRY(means_the_same(c, im->scheme.p, &same)); /* a copy, with a NUL */
     if (same) return LQ_OK;
-    q_log_write(c->log, LQ_LOG_WARN, "%s: it was measured for scheme %.*s, not %s: its inputs are those behind matrices "
-                "quantized so%s", c->path, Q_STR_ARG(im->scheme), c->scheme,
+    q_log_write(c->log, LQ_LOG_WARN,
+                "%s: it was measured for scheme %.*s, not %s: its inputs are those behind matrices "
+                "quantized so%s",
+                c->path, Q_STR_ARG(im->scheme), c->scheme,
                 im->transform.n ? ", its factors and clips were chosen for it" : "");
     return LQ_OK;
 }
@@ -47,10 +49,11 @@ static lq_status check_adapters(const q_importance_check *c) {
     const q_str measured = c->importance->adapters;
     if (!q_str_is(measured, merged) && (measured.n || q_loras_count(c->loras))) {
         snprintf(list, sizeof list, "%.*s", (int)Q_MIN(measured.n, sizeof list - 1), measured.n ? measured.p : "");
-        q_log_write(c->log, LQ_LOG_WARN, "%s: it was measured %s%s, and the adapters of this model are: %s; its inputs are others. "
-                    "Merge first (`lq quantize --lora ADAPTER -s f16`), then calibrate and quantize what that gives", c->path,
-                    measured.n ? "on a model with merged adapters: " : "without adapters, as far as it says", list,
-                    merged[0] ? merged : "none");
+        q_log_write(c->log, LQ_LOG_WARN,
+                    "%s: it was measured %s%s, and the adapters of this model are: %s; its inputs are others. "
+                    "Merge first (`lq quantize --lora ADAPTER -s f16`), then calibrate and quantize what that gives",
+                    c->path, measured.n ? "on a model with merged adapters: " : "without adapters, as far as it says",
+                    list, merged[0] ? merged : "none");
     }
     q_arena_free(&arena);
     return LQ_OK;

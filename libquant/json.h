@@ -1,11 +1,11 @@
 /* json.h: JSON: a strict scanner, a pull reader for large texts, trees for small ones, and writing.
  *
- * Every text is judged by one iterative scanner: RFC 8259 grammar, strict UTF-8, no byte order mark, no NUL (not even as
- * an escape), no lone surrogate, at most Q_LIMIT_JSON_DEPTH levels, nothing after the value. Texts that may be large
+ * Every text is judged by one iterative scanner: RFC 8259 grammar, strict UTF-8, no byte order mark, no NUL (not even
+ * as an escape), no lone surrogate, at most Q_LIMIT_JSON_DEPTH levels, nothing after the value. Texts that may be large
  * (safetensors headers, shard indexes) are read by the pull reader, which allocates nothing but decoded escapes.
  *
- * No JSON library is used: those at hand allocate past our hook, and some lose characters or abort when memory runs out.
- * Layer L1. */
+ * No JSON library is used: those at hand allocate past our hook, and some lose characters or abort when memory runs
+ * out. Layer L1. */
 #ifndef Q_JSON_H
 #define Q_JSON_H
 
@@ -63,9 +63,9 @@ typedef struct q_json {
 
 enum { Q_JSON_WIDE = 1 /* integers beyond 64 bits become reals; without it LQ_E_FORMAT */ };
 
-/* Parse a text whose value is an object into `arena`; strings without escapes point into `data`. Duplicate keys, escaped
- * or not, and reals beyond a double are LQ_E_FORMAT; a text whose tree would take more than 12 times its size plus
- * 64 MiB is LQ_E_LIMIT before anything is allocated. `what` names the file. */
+/* Parse a text whose value is an object into `arena`; strings without escapes point into `data`. Duplicate keys,
+ * escaped or not, and reals beyond a double are LQ_E_FORMAT; a text whose tree would take more than 12 times its size
+ * plus 64 MiB is LQ_E_LIMIT before anything is allocated. `what` names the file. */
 lq_status q_json_parse(q_arena *arena, const uint8_t *data, uint64_t n, uint32_t flags, const char *what,
                        const q_json **out);
 

@@ -1,5 +1,5 @@
-/* json_write.c: the parts of a JSON text that have rules: strings and numbers. Owns the text's growth. Numbers do not pass through
- * the decimal point of a locale. Layer L1. */
+/* json_write.c: the parts of a JSON text that have rules: strings and numbers. Owns the text's growth. Numbers do not
+ * pass through the decimal point of a locale. Layer L1. */
 #include "json.h"
 
 #include <math.h>

@@ -1,10 +1,11 @@
-/* load_as.c: matrices quantized while a model opens: the float weights of a file used in a format of fewer bits at once.
+/* load_as.c: matrices quantized while a model opens: the float weights of a file used in a format of fewer bits at
+ * once.
  *
  * Owns what lq_model_options.load_as means: which matrices it is about (those of the layers that products read; the
- * embedding, the output matrix, routers, norms and biases stay as they are stored), which format each gets (as a recipe says,
- * rounded to nearest), and the memory that holds them instead of the file's bytes. Rows are independent, so the bits do not
- * depend on the number of threads. Refuses a matrix that is already quantized, by name, and weights that are not finite.
- * Layer L3. */
+ * embedding, the output matrix, routers, norms and biases stay as they are stored), which format each gets (as a recipe
+ * says, rounded to nearest), and the memory that holds them instead of the file's bytes. Rows are independent, so the
+ * bits do not depend on the number of threads. Refuses a matrix that is already quantized, by name, and weights that
+ * are not finite. Layer L3. */
 #include "engine.h"
 #include "quantize.h"
 
@@ -37,9 +38,11 @@ static const char *known_name(const char *name, char *text, size_t n) {
 
 /* Bits that rounding would not give: of a transform, of statistics. */
 static lq_status cannot_choose(const char *scheme, const char *how, const char *instead) {
-    return q_fail(LQ_E_ARG, "load_as: '%.100s' asks for %s, and while a model opens weights are rounded to nearest: name %s alone, "
-                  "or write the model first (`lq quantize MODEL OUTPUT --scheme %.100s`) and open that", scheme, how, instead,
-                  scheme);
+    return q_fail(
+        LQ_E_ARG,
+        "load_as: '%.100s' asks for %s, and while a model opens weights are rounded to nearest: name %s alone, "
+        "or write the model first (`lq quantize MODEL OUTPUT --scheme %.100s`) and open that",
+        scheme, how, instead, scheme);
 }
 
 static lq_status choose_one(lq_model *m, const q_recipe *recipe, const char *name, uint32_t i) {
@@ -47,8 +50,10 @@ static lq_status choose_one(lq_model *m, const q_recipe *recipe, const char *nam
     const q_bind_item *item = &b->items[i];
     if (item->layer < 0 || b->arch->weights[item->role].rows == 0 || !is_multiplied(b->arch, item->role)) return LQ_OK;
     if (item->src->format->weights > 1)
-        return q_fail(LQ_E_ARG, "tensor '%s' is already quantized (%s), and quantizing again adds to its error: load the model "
-                      "as it is stored", item->name.p, item->src->format->name);
+        return q_fail(LQ_E_ARG,
+                      "tensor '%s' is already quantized (%s), and quantizing again adds to its error: load the model "
+                      "as it is stored",
+                      item->name.p, item->src->format->name);
     q_recipe_choice c;
     Q_TRY(q_quantize_choose(recipe, b, i, false, &c));
     if (c.quantizer->needs != Q_NEEDS_NONE) return cannot_choose(name, c.quantizer->name, c.format->name);
@@ -132,7 +137,8 @@ static lq_status quantize(lq_model *m, q_pool *pool, uint32_t threads, work *j) 
     for (uint32_t t = 0; t < threads && s == LQ_OK; t++)
         if (j->bad[t] >= 0 && (bad < 0 || j->bad[t] < bad)) bad = j->bad[t];
     if (bad >= 0)
-        s = q_fail(LQ_E_INCONSISTENT, "tensor '%s' has a value that is not finite in row %lld", j->w->name, (long long)bad);
+        s = q_fail(LQ_E_INCONSISTENT, "tensor '%s' has a value that is not finite in row %lld", j->w->name,
+                   (long long)bad);
     q_delete(m->alloc, j->floats);
     q_delete(m->alloc, j->bad);
     return s;
@@ -191,8 +197,9 @@ lq_status q_load_as_all(lq_model *m, lq_status (*each)(lq_model *m, q_pool *pool
     }
     if (pool) q_pool_close(pool);
     if (s == LQ_OK && count && !m->plan_only)
-        q_log_write(&m->ctx->log, LQ_LOG_INFO, "quantized %u matrices of the layers in %.3f s, %.1f MiB to %.1f MiB; the "
-                    "embedding, the output and vectors are as stored", count, q_clock() - begin, (double)from / 1048576.0,
-                    (double)to / 1048576.0);
+        q_log_write(&m->ctx->log, LQ_LOG_INFO,
+                    "quantized %u matrices of the layers in %.3f s, %.1f MiB to %.1f MiB; the "
+                    "embedding, the output and vectors are as stored",
+                    count, q_clock() - begin, (double)from / 1048576.0, (double)to / 1048576.0);
     return s;
 }

@@ -1,8 +1,9 @@
-/* lora.c: adapters on their model: which item of the binding each pair of A and B belongs to, and adding B A to its rows.
+/* lora.c: adapters on their model: which item of the binding each pair of A and B belongs to, and adding B A to its
+ * rows.
  *
- * Owns A and B as float32, whatever their files have, and the order of B's rows: adapters and models come in both conventions,
- * and between the two the rows of some matrices are permuted (q_map). Refuses what no product of a layer reads: embeddings, an
- * output matrix that shares their weights, vectors, experts. Layer L3. */
+ * Owns A and B as float32, whatever their files have, and the order of B's rows: adapters and models come in both
+ * conventions, and between the two the rows of some matrices are permuted (q_map). Refuses what no product of a layer
+ * reads: embeddings, an output matrix that shares their weights, vectors, experts. Layer L3. */
 #include "lora.h"
 
 #include <math.h>
@@ -67,7 +68,8 @@ lq_status q_loras_open(const q_alloc *a, const q_log *log, const char *const *pa
     if (n && !paths) return q_fail(LQ_E_ARG, "%u adapters were given without their paths", n);
     for (uint32_t i = 0; i < n; i++) {
         if (!paths[i]) return q_fail(LQ_E_ARG, "adapter %u has no path", i);
-        if (scales && !isfinite(scales[i])) return q_fail(LQ_E_ARG, "%s: the scale %g is not finite", paths[i], (double)scales[i]);
+        if (scales && !isfinite(scales[i]))
+            return q_fail(LQ_E_ARG, "%s: the scale %g is not finite", paths[i], (double)scales[i]);
     }
     q_loras *l = Q_NEW(a, q_loras, 1);
     if (!l) return LQ_E_NOMEM;
@@ -115,7 +117,8 @@ static bool follows(const char *pattern, q_str name, int32_t *layer) {
     const size_t front = (size_t)(at - pattern);
     uint64_t i = front, v = 0;
     if (name.n < front || memcmp(name.p, pattern, front) != 0) return false;
-    for (; i < name.n && i < front + 9 && name.p[i] >= '0' && name.p[i] <= '9'; i++) v = v * 10 + (uint64_t)(name.p[i] - '0');
+    for (; i < name.n && i < front + 9 && name.p[i] >= '0' && name.p[i] <= '9'; i++)
+        v = v * 10 + (uint64_t)(name.p[i] - '0');
     if (i == front || (name.p[front] == '0' && i > front + 1)) return false;
     *layer = (int32_t)v;
     return q_str_is((q_str){name.p + i, name.n - i}, at + 2);
@@ -131,7 +134,9 @@ static lq_status find_item(const q_binding *b, q_names names, q_str target, q_bi
     const q_arch *a = b->arch;
     uint32_t role = 0;
     int32_t layer = -1;
-    while (role < a->n_weights && !follows(names == Q_NAMES_HF ? a->weights[role].hf : a->weights[role].gguf, target, &layer)) role++;
+    while (role < a->n_weights &&
+           !follows(names == Q_NAMES_HF ? a->weights[role].hf : a->weights[role].gguf, target, &layer))
+        role++;
     const q_bind_item *item = role < a->n_weights && layer < b->layers ? q_bind_find(b, (int32_t)role, layer) : NULL;
     if (!item) return q_fail(LQ_E_INCONSISTENT, "its target '%.*s' is no tensor of the model", Q_STR_ARG(target));
     if (is_embedding(a, role) || item->role != (int32_t)role)
@@ -145,13 +150,15 @@ static lq_status find_item(const q_binding *b, q_names names, q_str target, q_bi
 
 static lq_status check_shape(const q_lora_part *p, const q_tensor *base) {
     if (p->a->shape[0] == base->shape[0] && p->b->shape[1] == base->rows) return LQ_OK;
-    return q_fail(LQ_E_INCONSISTENT, "'%.*s' and '%.*s' are for a matrix of %llu inputs and %llu outputs; '%.*s' has %llu and %llu",
+    return q_fail(LQ_E_INCONSISTENT,
+                  "'%.*s' and '%.*s' are for a matrix of %llu inputs and %llu outputs; '%.*s' has %llu and %llu",
                   Q_STR_ARG(p->a->name), Q_STR_ARG(p->b->name), (unsigned long long)p->a->shape[0],
                   (unsigned long long)p->b->shape[1], Q_STR_ARG(base->name), (unsigned long long)base->shape[0],
                   (unsigned long long)base->rows);
 }
 
-/* ------------------------------------------------------------------------------------------------ the base it says it is for */
+/* ------------------------------------------------------------------------------------------------ the base it says it
+ * is for */
 
 static lq_status check_arch(const q_directory *d, const q_arch *a) {
     const q_meta *m = q_directory_meta(d, "general.architecture");
@@ -159,7 +166,8 @@ static lq_status check_arch(const q_directory *d, const q_arch *a) {
     if (!m || m->type != Q_META_STRING)
         return q_fail(LQ_E_INCONSISTENT, "the key 'general.architecture' is missing or not a string");
     if (q_str_is(m->s, a->name) || q_listed(a->aliases, m->s)) return LQ_OK;
-    return q_fail(LQ_E_INCONSISTENT, "the adapter is for the architecture '%.*s', the model is '%s'", Q_STR_ARG(m->s), a->name);
+    return q_fail(LQ_E_INCONSISTENT, "the adapter is for the architecture '%.*s', the model is '%s'", Q_STR_ARG(m->s),
+                  a->name);
 }
 
 static lq_status hash_base(const q_alloc *a, const q_directory *base, uint64_t *hash) {
@@ -189,14 +197,15 @@ static lq_status check_base(const q_alloc *a, const q_directory *d, const q_dire
     Q_TRY(hash_base(a, base, &hash));
     snprintf(text, sizeof text, "%016llx", (unsigned long long)hash);
     if (q_str_is(m->s, text)) return LQ_OK;
-    return q_fail(LQ_E_INCONSISTENT, "the adapter is for a base with the hash '%.*s' (%s); the model's is %s", Q_STR_ARG(m->s),
-                  Q_LORA_BASE_HASH, text);
+    return q_fail(LQ_E_INCONSISTENT, "the adapter is for a base with the hash '%.*s' (%s); the model's is %s",
+                  Q_STR_ARG(m->s), Q_LORA_BASE_HASH, text);
 }
 
 /* ------------------------------------------------------------------------------------------------ A and B */
 
 /* All rows as float32; row i of `out` is row_of(i) of the tensor. */
-static lq_status read_matrix(const q_alloc *a, const q_directory *d, const q_tensor *t, const q_bind_item *map, bool back, float *out) {
+static lq_status read_matrix(const q_alloc *a, const q_directory *d, const q_tensor *t, const q_bind_item *map,
+                             bool back, float *out) {
     const uint64_t k = t->shape[0];
     uint8_t *raw = (uint8_t *)q_new_raw(a, t->row_bytes, 1);
     lq_status s = raw ? LQ_OK : LQ_E_NOMEM;
@@ -222,13 +231,15 @@ static lq_status read_delta(q_loras *l, const adapter *x, const q_lora_part *p, 
     q_bind_item map = *item;
     map.map = row->map;
     const bool differ = x->dir->names != b->dir->names && row->map == Q_MAP_ROPE_PAIRS;
-    float *fa = (float *)q_arena_new(&l->arena, rank * k, sizeof *fa), *fb = (float *)q_arena_new(&l->arena, rows * rank, sizeof *fb);
+    float *fa = (float *)q_arena_new(&l->arena, rank * k, sizeof *fa),
+          *fb = (float *)q_arena_new(&l->arena, rows * rank, sizeof *fb);
     q_lora_delta *d = (q_lora_delta *)q_arena_new(&l->arena, 1, sizeof *d);
     if (!fa || !fb || !d) return LQ_E_NOMEM;
     Q_TRY(read_matrix(l->alloc, x->dir, p->a, NULL, false, fa));
     Q_TRY(read_matrix(l->alloc, x->dir, p->b, differ ? &map : NULL, b->dir->names == Q_NAMES_HF, fb));
     *d = (q_lora_delta){.a = fa, .b = fb, .rank = (uint32_t)rank, .scale = (float)((double)x->scale * p->factor)};
-    if (!isfinite(d->scale)) return q_fail(LQ_E_INCONSISTENT, "'%.*s' has a scale that is not finite", Q_STR_ARG(p->a->name));
+    if (!isfinite(d->scale))
+        return q_fail(LQ_E_INCONSISTENT, "'%.*s' has a scale that is not finite", Q_STR_ARG(p->a->name));
     if (x->scale == 0) return LQ_OK;
     q_lora_delta **at = &item->delta;
     while (*at) at = &(*at)->next;
@@ -244,7 +255,8 @@ static lq_status bind_one(q_loras *l, const adapter *x, q_binding *b) {
         q_bind_item *item;
         Q_TRY(find_item(b, x->dir->names, p->target, &item));
         Q_TRY(check_shape(p, item->src));
-        floats += p->a->shape[1] * (p->a->shape[0] + p->b->shape[1]); /* no overflow: at most 2^16 times what files have */
+        /* no overflow: at most 2^16 times what files have */
+        floats += p->a->shape[1] * (p->a->shape[0] + p->b->shape[1]);
     }
     Q_TRY(check_base(l->alloc, x->dir, b->dir));
     Q_TRY(q_memory_check("the adapter", floats * sizeof(float), 0));
@@ -267,7 +279,8 @@ lq_status q_loras_bind(q_loras *l, q_binding *b, uint32_t *adapted) {
     return LQ_OK;
 }
 
-/* ------------------------------------------------------------------------------------------------ what a file says of them */
+/* ------------------------------------------------------------------------------------------------ what a file says of
+ * them */
 
 static const char key_format[] = "libquant.lora.%u.%s";
 
@@ -316,13 +329,14 @@ lq_status q_loras_list(q_arena *arena, const q_meta *meta, uint32_t n, const q_l
     for (uint32_t i = 0; i < MOST; i++) { /* as many as one call merges; they are counted from 0 */
         const q_meta *name = key_of(meta, n, i, "name"), *scale = key_of(meta, n, i, "scale");
         if (!name || name->type != Q_META_STRING) break;
-        at += (size_t)snprintf(text + at, room - at, "%s%.*s scale %g", at ? ", " : "", (int)Q_MIN(name->s.n, (uint64_t)SHOWN),
-                               name->s.p, scale ? scale->f : 1.0);
+        at += (size_t)snprintf(text + at, room - at, "%s%.*s scale %g", at ? ", " : "",
+                               (int)Q_MIN(name->s.n, (uint64_t)SHOWN), name->s.p, scale ? scale->f : 1.0);
     }
     for (uint32_t i = 0; i < q_loras_count(l); i++) {
         const char *last = q_last_name(arena, l->items[i].path, "adapter");
         if (!last) return LQ_E_NOMEM;
-        at += (size_t)snprintf(text + at, room - at, "%s%.*s scale %g", at ? ", " : "", SHOWN, last, (double)l->items[i].scale);
+        at += (size_t)snprintf(text + at, room - at, "%s%.*s scale %g", at ? ", " : "", SHOWN, last,
+                               (double)l->items[i].scale);
     }
     return LQ_OK;
 }

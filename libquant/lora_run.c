@@ -1,8 +1,9 @@
 /* lora_run.c: adapters that a model is run with, unmerged: y = W x + B (A x).
  *
- * Owns A and B of each matrix as float32, those of several adapters side by side (their ranks add up), with the scale in B and
- * B's rows in the order of GGUF, as the model's weights are. plan.c makes two small products of them, beside the matrix's own
- * and behind it; no kernel knows of adapters. Refuses matrices that something else than a product of the layers reads. Layer L3. */
+ * Owns A and B of each matrix as float32, those of several adapters side by side (their ranks add up), with the scale
+ * in B and B's rows in the order of GGUF, as the model's weights are. plan.c makes two small products of them, beside
+ * the matrix's own and behind it; no kernel knows of adapters. Refuses matrices that something else than a product of
+ * the layers reads. Layer L3. */
 #include "engine.h"
 #include "lora.h"
 
@@ -40,16 +41,17 @@ static lq_status fill(lq_model *m, uint32_t i, float *a, float *b) {
             for (uint32_t t = 0; t < d->rank; t++) {
                 b[r * rank + at + t] = d->scale * from[t];
                 if (!isfinite(b[r * rank + at + t]))
-                    return q_fail(LQ_E_INCONSISTENT, "an adapter of tensor '%s' has values that are not finite under its scale", item->name.p);
+                    return q_fail(LQ_E_INCONSISTENT,
+                                  "an adapter of tensor '%s' has values that are not finite under its scale",
+                                  item->name.p);
             }
         }
     }
     const q_format *f32 = q_format_find("f32");
-    m->adapters[i] = (q_adapter){
-        {.format = f32, .data = (const uint8_t *)a, .row_bytes = k * sizeof *a, .rows = (int32_t)rank, .k = (int32_t)k, .matrices = 1,
-         .name = item->name.p},
-        {.format = f32, .data = (const uint8_t *)b, .row_bytes = rank * sizeof *b, .rows = (int32_t)rows, .k = (int32_t)rank, .matrices = 1,
-         .name = item->name.p}};
+    m->adapters[i] = (q_adapter){{.format = f32, .data = (const uint8_t *)a, .row_bytes = k * sizeof *a,
+                                  .rows = (int32_t)rank, .k = (int32_t)k, .matrices = 1, .name = item->name.p},
+                                 {.format = f32, .data = (const uint8_t *)b, .row_bytes = rank * sizeof *b,
+                                  .rows = (int32_t)rows, .k = (int32_t)rank, .matrices = 1, .name = item->name.p}};
     return LQ_OK;
 }
 
@@ -61,7 +63,8 @@ static lq_status make(lq_model *m) {
         const q_bind_item *item = &b->items[i];
         if (!item->delta) continue;
         if (is_elsewhere(b->arch, (uint8_t)(item->role + 1)))
-            return q_fail(LQ_E_UNSUPPORTED, "an adapter changes tensor '%s', which is no matrix of the layers: merge it (lq_quantize)",
+            return q_fail(LQ_E_UNSUPPORTED,
+                          "an adapter changes tensor '%s', which is no matrix of the layers: merge it (lq_quantize)",
                           item->name.p);
         floats += room(rank_of(item->delta) * item->src->shape[0]) + room(item->src->rows * rank_of(item->delta));
     }

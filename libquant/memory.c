@@ -37,8 +37,9 @@ void *q_new_raw(const q_alloc *a, uint64_t count, uint64_t item) {
     uint8_t *p = (uint8_t *)a->alloc(a->user, (size_t)bytes, Q_ALIGN);
     if (!p) {
         const uint64_t left = a->alloc == libc_alloc ? q_address_space() : UINT64_MAX;
-        q_fail(LQ_E_NOMEM, left == UINT64_MAX ? "out of memory: %llu bytes wanted"
-                                              : "out of memory: %llu bytes wanted; %llu bytes of address space are left",
+        q_fail(LQ_E_NOMEM,
+               left == UINT64_MAX ? "out of memory: %llu bytes wanted"
+                                  : "out of memory: %llu bytes wanted; %llu bytes of address space are left",
                (unsigned long long)bytes, (unsigned long long)left);
         return NULL;
     }
@@ -131,10 +132,11 @@ static void fail_lock(uint64_t bytes, const char *what) {
     uint64_t locked = 0;
     read_number("/proc/self/status", "VmLck:", &locked);
     if (getrlimit(RLIMIT_MEMLOCK, &r) != 0 || r.rlim_cur == RLIM_INFINITY) r.rlim_cur = 0;
-    q_fail(LQ_E_NOMEM,
-           "the system does not let %s (%llu bytes) be locked in memory; RLIMIT_MEMLOCK is %llu bytes, of which %llu are "
-           "taken: raise it (ulimit -l, LimitMEMLOCK= of a service) or do not ask for locked memory",
-           what, (unsigned long long)bytes, (unsigned long long)r.rlim_cur, (unsigned long long)locked * 1024);
+    q_fail(
+        LQ_E_NOMEM,
+        "the system does not let %s (%llu bytes) be locked in memory; RLIMIT_MEMLOCK is %llu bytes, of which %llu are "
+        "taken: raise it (ulimit -l, LimitMEMLOCK= of a service) or do not ask for locked memory",
+        what, (unsigned long long)bytes, (unsigned long long)r.rlim_cur, (unsigned long long)locked * 1024);
 }
 
 void *q_new_placed(const q_alloc *a, const q_placing *how, uint64_t bytes, bool zeroed) {
@@ -154,7 +156,8 @@ void *q_new_placed(const q_alloc *a, const q_placing *how, uint64_t bytes, bool 
     if (how->huge) q_memory_huge(p, all);
     const bool spread = !how->nodes || interleave(p, all, how->nodes); /* before anything is touched */
     *(header *)(void *)p = (header){all, false};
-    if (!spread) q_fail(LQ_E_NOMEM, "the system does not interleave %llu bytes over NUMA nodes", (unsigned long long)all);
+    if (!spread)
+        q_fail(LQ_E_NOMEM, "the system does not interleave %llu bytes over NUMA nodes", (unsigned long long)all);
     else if (how->lock && mlock(p, (size_t)all) != 0) fail_lock(all, "a block");
     else {
         *(header *)(void *)p = (header){all, how->lock};
@@ -312,13 +315,15 @@ void q_groups_visit(const char *root, const char *controller, q_group_visit *vis
         *path++ = '\0';
         const int version = list[0] == '\0' ? 2 : 1;
         if (version == 1 && !names(list, controller)) continue;
-        snprintf(mount, sizeof mount, "%s/sys/fs/cgroup%s%s", root, version == 1 ? "/" : "", version == 1 ? controller : "");
+        snprintf(mount, sizeof mount, "%s/sys/fs/cgroup%s%s", root, version == 1 ? "/" : "",
+                 version == 1 ? controller : "");
         visit_up(mount, path, version, visit, arg);
     }
     fclose(f);
 }
 
-/* What the group leaves, with the file pages that the kernel would drop for us counted as free, as MemAvailable does. */
+/* What the group leaves, with the file pages that the kernel would drop for us counted as free, as MemAvailable
+ * does. */
 static void group_memory(const char *folder, int version, void *arg) {
     static const char *const files[][3] = {{"memory.limit_in_bytes", "memory.usage_in_bytes", "total_"},
                                            {"memory.max", "memory.current", ""}};

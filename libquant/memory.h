@@ -27,12 +27,13 @@ typedef struct q_placing {
     bool lock;      /* keep in memory */
     uint64_t nodes; /* NUMA nodes over which pages are interleaved, by bits; 0 = each where it is first touched */
 } q_placing;
-/* A block placed so; released by q_delete. NULL with the sentence set (LQ_E_NOMEM) when there is no memory, or none that
- * may be locked. */
+/* A block placed so; released by q_delete. NULL with the sentence set (LQ_E_NOMEM) when there is no memory, or none
+ * that may be locked. */
 void *q_new_placed(const q_alloc *a, const q_placing *how, uint64_t bytes, bool zeroed);
 /* What that asks of the allocator: locked and interleaved blocks have pages of their own. */
 uint64_t q_placed_bytes(const q_placing *how, uint64_t bytes);
-/* Keep a part of a mapping in memory until it is unmapped, and what that locks: whole pages. `what` is for the sentence. */
+/* Keep a part of a mapping in memory until it is unmapped, and what that locks: whole pages. `what` is for the
+ * sentence. */
 lq_status q_memory_lock(const void *p, uint64_t bytes, const char *what);
 uint64_t q_memory_lock_bytes(const void *p, uint64_t bytes);
 /* Does the system give huge pages to who asks? NUMA nodes that this process may use, by bits. `root` as below. */

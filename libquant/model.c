@@ -180,15 +180,15 @@ static lq_status check_values(const lq_model *m, uint32_t i) {
         q_decode_row(w->format, w->data + (uint64_t)r * w->row_bytes, w->k, row);
         for (int32_t j = 0; j < w->k && s == LQ_OK; j++)
             if (!isfinite(row[j]))
-                s = q_fail(LQ_E_INCONSISTENT, "tensor '%s' has a value that is not finite in row %lld, column %d", w->name,
-                           (long long)r, j);
+                s = q_fail(LQ_E_INCONSISTENT, "tensor '%s' has a value that is not finite in row %lld, column %d",
+                           w->name, (long long)r, j);
     }
     q_delete(m->alloc, row);
     return s;
 }
 
-/* What the processor reads of the file's mapping stays there; copies and packed weights were locked when they were made.
- * Vectors lie in small blocks: a few kilobytes, not placed. */
+/* What the processor reads of the file's mapping stays there; copies and packed weights were locked when they were
+ * made. Vectors lie in small blocks: a few kilobytes, not placed. */
 static lq_status lock_weights(lq_model *m) {
     const q_placing *how = &m->ctx->placing;
     uint32_t mapped = 0;
@@ -209,9 +209,10 @@ static lq_status lock_weights(lq_model *m) {
     }
     if (how->lock) m->locked += m->packed_bytes - (m->plan_only ? Q_MIN(m->packed_from, m->locked) : 0);
     if (how->nodes && mapped)
-        q_log_write(&m->ctx->log, LQ_LOG_WARN,
-                    "numa: %u weights are read from the mapped file and lie where the system put them; no_mmap spreads them",
-                    mapped);
+        q_log_write(
+            &m->ctx->log, LQ_LOG_WARN,
+            "numa: %u weights are read from the mapped file and lie where the system put them; no_mmap spreads them",
+            mapped);
     return LQ_OK;
 }
 
@@ -230,7 +231,8 @@ static lq_status resolve_weights(lq_model *m, const lq_model_options *o) {
     Q_TRY(q_place_blocks(m));
     uint64_t copies = 0, passing = 0; /* those for the device alone are there one at a time */
     for (uint32_t i = 0; i < n; i++) {
-        const uint64_t as = m->plan_only ? 0 : q_load_as_bytes(m, i), copy = is_copied(m, i) ? m->binding->items[i].src->bytes : 0;
+        const uint64_t as = m->plan_only ? 0 : q_load_as_bytes(m, i),
+                       copy = is_copied(m, i) ? m->binding->items[i].src->bytes : 0;
         const uint64_t bytes = as ? as : copy;
         if (as) passing = Q_MAX(passing, as + copy);
         if (q_place_keeps(m, i)) copies += bytes;

@@ -1,9 +1,9 @@
-/* nf4_levels.h: the sixteen levels that nf4 and nf4_dq share: the quantiles of a normal distribution that bitsandbytes files
- * use, and the same rounded to integers for products with 8-bit activations. Layer L1.
+/* nf4_levels.h: the sixteen levels that nf4 and nf4_dq share: the quantiles of a normal distribution that bitsandbytes
+ * files use, and the same rounded to integers for products with 8-bit activations. Layer L1.
  *
- * The integers are level * 124, rounded: of the scales 100 .. 127 the one whose rounding is least, each level counted as
- * often as it occurs in blocks of 64 normally distributed weights. It moves weights by 2.4e-5 of their mean square; NF4
- * itself misses them by 8.5e-3 of it. */
+ * The integers are level * 124, rounded: of the scales 100 .. 127 the one whose rounding is least, each level counted
+ * as often as it occurs in blocks of 64 normally distributed weights. It moves weights by 2.4e-5 of their mean square;
+ * NF4 itself misses them by 8.5e-3 of it. */
 #ifndef Q_NF4_LEVELS_H
 #define Q_NF4_LEVELS_H
 

@@ -19,12 +19,13 @@
  *         acc = fma(-(d[1]*da), (float)M, acc); acc starts from 0. A format block longer than the activation block
  *         is split by it; a shorter one is applied once per format block. "Format block" is the format's span: the
  *         weights that share d (format.h). Either block may be the whole row; where both are, one sum of integers spans
- *         the row, and 2^17 * 128 * 127 < 2^31 bounds it. A weight whose k is not a multiple of the activation block, or
- *         above Q_ACT_ROW_MOST where that is the row, or whose format has no split, uses dot on float32.
- *         A split that rounds levels (format.h: split_nmse) makes this product another one than decode's, by that much.
+ *         the row, and 2^17 * 128 * 127 < 2^31 bounds it. A weight whose k is not a multiple of the activation block,
+ *         or above Q_ACT_ROW_MOST where that is the row, or whose format has no split, uses dot on float32. A split
+ *         that rounds levels (format.h: split_nmse) makes this product another one than decode's, by that much.
  *
- * A weight with an `order` has its columns permuted: column i of the matrix belongs to value order[i] of the input. Products
- * (MATMUL, HEAD, MOE_GLU, MOE_DOWN) read the input in that order, before it is quantized; an adapter reads it as it is.
+ * A weight with an `order` has its columns permuted: column i of the matrix belongs to value order[i] of the input.
+ * Products (MATMUL, HEAD, MOE_GLU, MOE_DOWN) read the input in that order, before it is quantized; an adapter reads it
+ * as it is.
  *
  * With activations in bfloat16 (a_bf16), in which the weights are rounded as the activations are:
  *
@@ -97,8 +98,8 @@
  * Bounds, against the reference with the same activation format: integer parts exact; float results
  * NMSE = |y - ref|^2 / |ref|^2 <= 1e-7 for MATMUL, HEAD and the experts (bit-equal where the order above is kept),
  * 1e-9 for NORM, HEADNORM, ROPE, SCALE, GLU, CONV, 1e-7 for ATTN, ROUTE weights and SCAN; EMBED, COPY, KV_PUT exact.
- * SAMPLE: the reference's token; devices that add in float32 may take a neighbour where a running sum comes within 1e-6 of
- * the total of what it is compared with.
+ * SAMPLE: the reference's token; devices that add in float32 may take a neighbour where a running sum comes within 1e-6
+ * of the total of what it is compared with.
  *
  * Layer L1. */
 #ifndef Q_OP_H
@@ -171,11 +172,12 @@ typedef struct q_a8_256 {
 } q_a8_256;
 /* 16 bits per value, the upper half of a float32: rounded to nearest, ties to even; below 2^-126 zero of its sign;
  * infinities and NaN stay (a NaN becomes quiet). Its block is 32 values and nothing else. */
-/* 8 bits again, with one scale for the whole row, for formats with one per row (INT8 per channel and per token): d, then k / 16 sums,
- * then k codes. */
-/* Not rounded at all: the values of lane 0 of dot (0, 16, 32, ...), then those of lanes 8, 4, 12, 2, ... as sums are added: value i
- * lies at q_lane_place(i % 16) * ceil(k / 16) + i / 16 (lane_order.h). The row takes an odd number of lines of 64 bytes, so that
- * many columns read at once do not lie in the same sets of a cache; what is left of it is zero. */
+/* 8 bits again, with one scale for the whole row, for formats with one per row (INT8 per channel and per token): d,
+ * then k / 16 sums, then k codes. */
+/* Not rounded at all: the values of lane 0 of dot (0, 16, 32, ...), then those of lanes 8, 4, 12, 2, ... as sums are
+ * added: value i lies at q_lane_place(i % 16) * ceil(k / 16) + i / 16 (lane_order.h). The row takes an odd number of
+ * lines of 64 bytes, so that many columns read at once do not lie in the same sets of a cache; what is left of it is
+ * zero. */
 extern const q_act q_act_a8_32, q_act_a8_256, q_act_a8_row, q_act_a_bf16, q_act_lanes; /* kernels/ref/act.c */
 
 /* A resolved weight: rows of `k` values. Experts are consecutive matrices. Owned by the model. */

@@ -1,8 +1,8 @@
 /* pack.c: weights in the layout that the processor's kernels read best.
  *
  * Owns which weights are packed (those that the backend has a layout for and that it will multiply with), the one block
- * that holds them, when that is done, and the giving back of the file's pages behind them. What a layout is, the backend
- * knows. The file's bytes stay what everything else reads: the embedding, float32 sessions, checks.
+ * that holds them, when that is done, and the giving back of the file's pages behind them. What a layout is, the
+ * backend knows. The file's bytes stay what everything else reads: the embedding, float32 sessions, checks.
  *
  * Kernels give the same bits with and without, so the first token need not wait: a model opens with the block reserved
  * and untouched, and sessions pack a part of the weights before each pass but their first, on their own threads, until
@@ -15,8 +15,8 @@
 enum { CHUNK = 1 << 20 /* bytes that a thread packs at a time, about */ };
 /* Between two looks at whether the session was cancelled: so many bytes at most, and so many such stretches of all. */
 enum { STRETCH = 32 << 20, STRETCHES = 64 };
-/* A pass of a few tokens reads all weights once, and packing takes some ten times as long as reading: with a sixteenth of
- * the weights it lasts about half as long again. A longer pass may pack more. */
+/* A pass of a few tokens reads all weights once, and packing takes some ten times as long as reading: with a sixteenth
+ * of the weights it lasts about half as long again. A longer pass may pack more. */
 enum { PARTS = 16, PART_TOKENS = 16 };
 
 typedef struct piece {
@@ -205,10 +205,11 @@ void q_pack_fits(lq_model *m, uint64_t memory) {
     if (!p || atomic_load(&p->stopped)) return;
     const double left = (double)atomic_load(&p->left) / (double)p->from * (double)m->packed_data;
     if (left <= (double)memory || atomic_exchange(&p->stopped, true)) return;
-    q_log_write(&m->ctx->log, LQ_LOG_WARN,
-                "%u of %u weights are read as they lie in the file, which is slower: packing them needs %.1f MiB of memory; "
-                "%.1f MiB are available",
-                p->n - atomic_load(&p->done), p->n, left / 1048576.0, (double)memory / 1048576.0);
+    q_log_write(
+        &m->ctx->log, LQ_LOG_WARN,
+        "%u of %u weights are read as they lie in the file, which is slower: packing them needs %.1f MiB of memory; "
+        "%.1f MiB are available",
+        p->n - atomic_load(&p->done), p->n, left / 1048576.0, (double)memory / 1048576.0);
 }
 
 /* The session's program on the processor; NULL = all of it runs elsewhere. */

@@ -1,9 +1,9 @@
 /* place.c: which device runs which layers, and where the weights of those layers lie.
  *
- * Places are the processor and at most one other device. The device takes the last layers and the output; with all layers
- * it takes the embedding too, and then only ids go in and logits come out. Its weights are written into a few blocks of
- * its memory, whose sizes are known before the first is asked for. Refuses what does not fit, with the numbers; never
- * moves a layer elsewhere than the caller said. Layer L3. */
+ * Places are the processor and at most one other device. The device takes the last layers and the output; with all
+ * layers it takes the embedding too, and then only ids go in and logits come out. Its weights are written into a few
+ * blocks of its memory, whose sizes are known before the first is asked for. Refuses what does not fit, with the
+ * numbers; never moves a layer elsewhere than the caller said. Layer L3. */
 #include "engine.h"
 
 #include <stdio.h>
@@ -153,7 +153,8 @@ static int32_t layers_that_fit(lq_model *m, uint8_t *marks, uint64_t have) {
         uint32_t blocks;
         uint64_t total;
         mark(m, from, marks);
-        if (lay_out(m, marks, NULL, NULL, &blocks, &total) == LQ_OK && total + q_adapters_device_bytes(m) <= have) return m->binding->layers - from;
+        if (lay_out(m, marks, NULL, NULL, &blocks, &total) == LQ_OK && total + q_adapters_device_bytes(m) <= have)
+            return m->binding->layers - from;
     }
     return 0;
 }
@@ -162,7 +163,8 @@ static lq_status too_much(lq_model *m, uint8_t *marks, uint64_t have) {
     char advice[64] = "no layer fits there";
     const int32_t fit = layers_that_fit(m, marks, have);
     if (fit > 0) snprintf(advice, sizeof advice, "gpu_layers %d would fit", fit);
-    return q_fail(LQ_E_NOMEM, "the weights of %d layers need %llu bytes (%.1f MiB) of %s, which has %llu (%.1f MiB): %s",
+    return q_fail(LQ_E_NOMEM,
+                  "the weights of %d layers need %llu bytes (%.1f MiB) of %s, which has %llu (%.1f MiB): %s",
                   m->binding->layers - Q_MIN(m->device_from, m->binding->layers), (unsigned long long)m->device_weights,
                   (double)m->device_weights / 1048576.0, m->places[1].name, (unsigned long long)have,
                   (double)have / 1048576.0, advice);

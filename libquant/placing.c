@@ -1,11 +1,12 @@
 /* placing.c: how large blocks are placed in memory: what the options of a context ask for, what the system offers, and
- * where they say "auto", what a short test of reading finds faster. Refuses what was asked for by name and cannot be had.
+ * where they say "auto", what a short test of reading finds faster. Refuses what was asked for by name and cannot be
+ * had.
  *
- * Without interleaving a page lies on the node of the thread that first writes to it. KV pages, activations and copies of a
- * file's bytes are written first by the thread that opens the model or session, packed and quantized weights by whichever
- * thread of the pool claimed those rows, so by chance; of a mapped file, by whoever read it first. No thread later reads
- * the rows that it placed rather than others: with several nodes the choice is between one node's memory and all of them in
- * turn. Layer L3. */
+ * Without interleaving a page lies on the node of the thread that first writes to it. KV pages, activations and copies
+ * of a file's bytes are written first by the thread that opens the model or session, packed and quantized weights by
+ * whichever thread of the pool claimed those rows, so by chance; of a mapped file, by whoever read it first. No thread
+ * later reads the rows that it placed rather than others: with several nodes the choice is between one node's memory
+ * and all of them in turn. Layer L3. */
 #include "engine.h"
 
 #include <stdio.h>

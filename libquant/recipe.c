@@ -485,8 +485,8 @@ lq_status q_recipe_set_quantizer(q_recipe *recipe, const q_quantizer *quantizer)
 
 lq_status q_recipe_set_transform(q_recipe *recipe, const q_transform *transform) {
     if (recipe->transform && recipe->transform != transform)
-        return q_fail(LQ_E_ARG, "scheme %s has the transform %s already; %s cannot be added", recipe->name, recipe->transform->name,
-                      transform->name);
+        return q_fail(LQ_E_ARG, "scheme %s has the transform %s already; %s cannot be added", recipe->name,
+                      recipe->transform->name, transform->name);
     recipe->transform = transform;
     return LQ_OK;
 }
@@ -568,7 +568,8 @@ lq_status q_recipe_choose(const q_recipe *recipe, const q_recipe_tensor *t, q_re
         c.format = next;
     }
     /* A quantizer for blocks of bits has nothing to choose where every weight has a scale of its own. */
-    if (c.format->weights == 1 || !c.quantizer || !c.quantizer->accepts(c.format)) c.quantizer = q_quantizer_find("rtn");
+    if (c.format->weights == 1 || !c.quantizer || !c.quantizer->accepts(c.format))
+        c.quantizer = q_quantizer_find("rtn");
     if (!c.quantizer) return q_fail(LQ_E_INTERNAL, "no quantizer for format %s", c.format->name);
     *out = c;
     return LQ_OK;

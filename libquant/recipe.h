@@ -6,11 +6,12 @@
  *   # 4.5 bits, half of attn_v and ffn_down at 6: the usual choice
  *   file_type 15                     general.file_type of the GGUF file; without it the file carries no such key
  *   vector f32                       format of tensors of rank 1 and of norms; f32 when the line is absent
- *   method gptq                      a Hugging Face directory, its layers' matrices stored by this method (methods.def);
- *                                    everything else is in the model's 16-bit type, whatever the rules say
+ *   method gptq                      a Hugging Face directory, its layers' matrices stored by this method
+ *                                    (methods.def); everything else is in the model's 16-bit type, whatever the rules
+ *                                    say
  *   instead q4_k_m                   with method: the scheme that comes nearest in a GGUF file
- *   transform awq                    factors of inputs (transforms.def) are folded into neighbouring weights before anything is
- *                                    quantized; the calibration statistics have them
+ *   transform awq                    factors of inputs (transforms.def) are folded into neighbouring weights before
+ *                                    anything is quantized; the calibration statistics have them
  *   output q6_k                      PATTERN[,PATTERN...] [CONDITION...] FORMAT[:QUANTIZER], the first match wins
  *   token_embd tied q6_k
  *   attn_v,ffn_down more q6_k:search
@@ -75,7 +76,8 @@ bool q_recipe_demands_statistics(const q_recipe *recipe);
 /* general.file_type; -1 = none stated. */
 int32_t q_recipe_file_type(const q_recipe *recipe);
 
-/* How a directory stores matrices; NULL for recipes of GGUF files. `instead`, which may be NULL, gets the nearest of those. */
+/* How a directory stores matrices; NULL for recipes of GGUF files. `instead`, which may be NULL, gets the nearest of
+ * those. */
 const q_method *q_recipe_method(const q_recipe *recipe, const char **instead);
 /* The same of an embedded recipe, by index; false past the end too. */
 bool q_recipe_is_directory(uint32_t index);

@@ -1,5 +1,5 @@
-/* row_errors.c: what a row lost when it was quantized: sums of squares, and values that are gone. See row_errors.h. Owns
- * nothing. Layer L3. */
+/* row_errors.c: what a row lost when it was quantized: sums of squares, and values that are gone. See row_errors.h.
+ * Owns nothing. Layer L3. */
 #include "row_errors.h"
 
 #include <math.h>
@@ -9,7 +9,8 @@ bool q_row_lost(const q_format *f, float x, float stored) {
     return !isfinite(stored) || (fabsf(x) > 65504.0f && fabsf(x - stored) > tolerance * fabsf(x));
 }
 
-bool q_row_errors(const q_format *f, const q_wide *wide, const float *x, const float *y, const float *im, uint64_t k, q_row_sums *sums) {
+bool q_row_errors(const q_format *f, const q_wide *wide, const float *x, const float *y, const float *im, uint64_t k,
+                  q_row_sums *sums) {
     q_row_sums s = {0};
     double both[2] = {0, 0};
     bool lost = false;

@@ -1,7 +1,8 @@
-/* scheme.c: what users name: a recipe or a format, and what changes it: "q4_k_m", "q4_k_m:gptq", "awq+q4_k_m", "q4_k_m+imatrix".
+/* scheme.c: what users name: a recipe or a format, and what changes it: "q4_k_m", "q4_k_m:gptq", "awq+q4_k_m",
+ * "q4_k_m+imatrix".
  *
- * Owns the grammar of these words (recipe.h shows it), and the sentence for a word that is none: with the nearest one and
- * a list of all. What a recipe says inside is recipe.c's. Layer L3. */
+ * Owns the grammar of these words (recipe.h shows it), and the sentence for a word that is none: with the nearest one
+ * and a list of all. What a recipe says inside is recipe.c's. Layer L3. */
 #include "recipe.h"
 
 #include <stdio.h>
@@ -37,7 +38,8 @@ static lq_status unknown(const char *word) {
         n += (size_t)snprintf(list + n, sizeof list - n, " %s", name_at(i));
         n = Q_MIN(n, sizeof list - 1);
     }
-    return q_fail(LQ_E_ARG, "there is no scheme or format '%.100s'; the nearest is %s; there are:%s", word, nearest, list);
+    return q_fail(LQ_E_ARG, "there is no scheme or format '%.100s'; the nearest is %s; there are:%s", word, nearest,
+                  list);
 }
 
 static lq_status no_quantizer(const char *word) {
@@ -59,7 +61,9 @@ typedef struct words {
     bool statistics;
 } words;
 
-static bool means_statistics(const char *word) { return strcmp(word, "imatrix") == 0 || strcmp(word, "importance") == 0; }
+static bool means_statistics(const char *word) {
+    return strcmp(word, "imatrix") == 0 || strcmp(word, "importance") == 0;
+}
 
 /* A word that changes the recipe but is none; false = it is the recipe. */
 static lq_status take_change(const char *scheme, const char *word, words *w, bool *taken) {
@@ -79,13 +83,14 @@ static lq_status two_names(const char *scheme, const char *a, const char *b) {
         n += (size_t)snprintf(list + n, sizeof list - n, " %s", (*t)->name);
         n = Q_MIN(n, sizeof list - 1);
     }
-    return q_fail(LQ_E_ARG, "scheme '%s' names two: '%s' and '%s'; what may be joined to one by '+' is: imatrix%s", scheme, a, b,
-                  list);
+    return q_fail(LQ_E_ARG, "scheme '%s' names two: '%s' and '%s'; what may be joined to one by '+' is: imatrix%s",
+                  scheme, a, b, list);
 }
 
 static lq_status cut(const char *scheme, words *w) {
     memset(w, 0, sizeof *w);
-    if (strlen(scheme) > LIMIT_SCHEME) return q_fail(LQ_E_ARG, "scheme '%.40s...' is longer than %d bytes", scheme, LIMIT_SCHEME);
+    if (strlen(scheme) > LIMIT_SCHEME)
+        return q_fail(LQ_E_ARG, "scheme '%.40s...' is longer than %d bytes", scheme, LIMIT_SCHEME);
     memcpy(w->text, scheme, strlen(scheme));
     for (char *word = w->text, *next; word; word = next) {
         next = strchr(word, '+');
@@ -98,8 +103,9 @@ static lq_status cut(const char *scheme, words *w) {
         w->quantizer = strchr(word, ':');
         if (w->quantizer) *w->quantizer++ = 0;
     }
-    return w->base ? LQ_OK : q_fail(LQ_E_ARG, "scheme '%s' names no recipe or format: add one by '+', as in %s+q4_k_m", scheme,
-                                    w->transform ? w->transform->name : "imatrix");
+    return w->base ? LQ_OK
+                   : q_fail(LQ_E_ARG, "scheme '%s' names no recipe or format: add one by '+', as in %s+q4_k_m", scheme,
+                            w->transform ? w->transform->name : "imatrix");
 }
 
 lq_status q_recipe_find(const q_alloc *a, const char *scheme, q_recipe **out) {

@@ -1,7 +1,7 @@
 /* status.h: how an error is made and carried.
  *
- * A function that fails returns q_fail(code, sentence): the code travels up unchanged, the sentence stays in thread-local
- * storage for lq_error_detail(). The sentence names the file, key, tensor or byte offset. Layer L0. */
+ * A function that fails returns q_fail(code, sentence): the code travels up unchanged, the sentence stays in
+ * thread-local storage for lq_error_detail(). The sentence names the file, key, tensor or byte offset. Layer L0. */
 #ifndef Q_STATUS_H
 #define Q_STATUS_H
 

@@ -1,8 +1,8 @@
 /* stream.c: the stages of a model over many samples. See stream.h.
  *
- * A backend passes slot 1 alone between two programs. So the steps of the model's own plan are given another layout: every
- * slot becomes a part of slot 1, and what lives on behind a stage can be carried to the next. Of it only the slots that
- * are read again before they are written are kept per sample. Layer L3. */
+ * A backend passes slot 1 alone between two programs. So the steps of the model's own plan are given another layout:
+ * every slot becomes a part of slot 1, and what lives on behind a stage can be carried to the next. Of it only the
+ * slots that are read again before they are written are kept per sample. Layer L3. */
 #include "stream.h"
 
 typedef struct stage {
@@ -55,7 +55,8 @@ static lq_status find_live(q_stream *s, stage *t, int32_t end) {
         const int32_t reads[] = {p->x.slot, p->z.slot, p->v.slot, p->u.slot, p->add ? p->y.slot : 0};
         for (size_t r = 0; r < Q_COUNT(reads); r++)
             if (!has(written, reads[r])) add(t->live, reads[r]);
-        if (p->y.slot && p->y.offset == 0 && p->y.heads * p->y.width == s->plan->slot_width[p->y.slot]) add(written, p->y.slot);
+        if (p->y.slot && p->y.offset == 0 && p->y.heads * p->y.width == s->plan->slot_width[p->y.slot])
+            add(written, p->y.slot);
     }
     if (!has(written, 1)) add(t->live, 1); /* what passes from layer to layer */
     for (int32_t slot = 1; slot < s->plan->n_slots; slot++)
@@ -65,7 +66,8 @@ static lq_status find_live(q_stream *s, stage *t, int32_t end) {
 }
 
 static lq_status refuse(const q_inst *p) {
-    return q_fail(LQ_E_UNSUPPORTED, "layer %d has a step %s, whose inputs a calibration layer by layer cannot keep apart", p->layer,
+    return q_fail(LQ_E_UNSUPPORTED,
+                  "layer %d has a step %s, whose inputs a calibration layer by layer cannot keep apart", p->layer,
                   q_ops[p->op].name);
 }
 
@@ -107,7 +109,8 @@ static lq_status find_stages(q_stream *s) {
     return LQ_OK;
 }
 
-/* ------------------------------------------------------------------------------------------------ the layout of one slot */
+/* ------------------------------------------------------------------------------------------------ the layout of one
+ * slot */
 
 static void move(const q_stream *s, q_view *v) {
     if (!v->slot) return;
@@ -186,10 +189,11 @@ lq_status q_stream_room(q_stream *s, const char *spool) {
 }
 
 static lq_status open_parts(q_stream *s) {
-    const q_session_shape shape = {.context = s->o.window, .batch = s->o.window, .max_logits = 1, .threads = s->o.threads,
-                                   .threads_prefill = s->o.threads, .f32_activations = true};
+    const q_session_shape shape = {.context = s->o.window, .batch = s->o.window, .max_logits = 1,
+                                   .threads = s->o.threads, .threads_prefill = s->o.threads, .f32_activations = true};
     if (s->model->n_places > 1)
-        return q_fail(LQ_E_UNSUPPORTED, "a model on %s cannot be calibrated: open it without a device", s->model->places[1].name);
+        return q_fail(LQ_E_UNSUPPORTED, "a model on %s cannot be calibrated: open it without a device",
+                      s->model->places[1].name);
     Q_TRY(q_plan_build(s->model, &shape, &s->arena, &s->plan));
     Q_TRY(lay_out(s));
     Q_TRY(find_stages(s));
@@ -377,14 +381,14 @@ static lq_status run_sample(q_stream *s, const segment *g, const int32_t *ids) {
     const q_place *here = &s->model->places[0];
     const uint32_t *const pages[] = {s->pages};
     const q_seq_ref seq = {.pages = pages};
-    const q_batch b = {.n = (int32_t)s->o.window, .ids = ids, .x = ids ? NULL : s->wide, .y = s->wide, .pos = s->pos, .seq = s->seq,
-                       .seqs = &seq, .n_seqs = 1, .cancel = s->o.cancel};
+    const q_batch b = {.n = (int32_t)s->o.window, .ids = ids, .x = ids ? NULL : s->wide, .y = s->wide, .pos = s->pos,
+                       .seq = s->seq, .seqs = &seq, .n_seqs = 1, .cancel = s->o.cancel};
     Q_TRY(here->backend->run(g->program, &b));
     return here->backend->wait(g->program);
 }
 
-static lq_status run_all(q_stream *s, const segment *g, const stage *from, const stage *to, lq_status (*each)(void *user),
-                         void *user) {
+static lq_status run_all(q_stream *s, const segment *g, const stage *from, const stage *to,
+                         lq_status (*each)(void *user), void *user) {
     for (uint32_t i = 0; i < s->o.samples; i++) {
         float *rows;
         const int32_t *ids = from ? NULL : s->o.ids + (uint64_t)i * s->o.window;

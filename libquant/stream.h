@@ -1,10 +1,10 @@
-/* stream.h: a model run over many samples at once, layer by layer and, within a layer, stage by stage, so that weights can
- * be replaced on the way by what the inputs ask for.
+/* stream.h: a model run over many samples at once, layer by layer and, within a layer, stage by stage, so that weights
+ * can be replaced on the way by what the inputs ask for.
  *
- * A stage is the products that read the same input, and the steps that follow up to the next product. All samples pass a
- * stage before the first enters the next one; what they carry from one to the other lies in memory, or in a file where
- * that is to be saved. Stages come from the step tables: nothing here knows an architecture. Refuses models on a device, those
- * with experts or recurrent state, and tables whose keys and queries meet across stages. Layer L3. */
+ * A stage is the products that read the same input, and the steps that follow up to the next product. All samples pass
+ * a stage before the first enters the next one; what they carry from one to the other lies in memory, or in a file
+ * where that is to be saved. Stages come from the step tables: nothing here knows an architecture. Refuses models on a
+ * device, those with experts or recurrent state, and tables whose keys and queries meet across stages. Layer L3. */
 #ifndef Q_STREAM_H
 #define Q_STREAM_H
 
@@ -26,7 +26,8 @@ typedef struct q_stream_options {
     const int *cancel;
 } q_stream_options;
 
-/* Positioned before the first stage of the first layer, with nothing run: see q_stream_begin. Before that, room is made. */
+/* Positioned before the first stage of the first layer, with nothing run: see q_stream_begin. Before that, room is
+ * made. */
 lq_status q_stream_open(lq_model *m, const q_stream_options *options, q_stream **out);
 /* Room for what samples carry: in memory, or with `spool` in a file beside that path. */
 lq_status q_stream_room(q_stream *s, const char *spool);
@@ -36,8 +37,8 @@ uint32_t q_stream_stages(const q_stream *s);
 const q_stage *q_stream_stage(const q_stream *s, uint32_t i);
 /* The item of the model's binding whose rows a product uses. */
 uint32_t q_stream_item(const q_stream *s, const q_inst *product);
-/* What it asks of the allocator: q_stream_room, and all that was asked before; while all samples are embedded, or a stage runs or
- * is tried, besides. */
+/* What it asks of the allocator: q_stream_room, and all that was asked before; while all samples are embedded, or a
+ * stage runs or is tried, besides. */
 uint64_t q_stream_bytes(const q_stream *s, bool spool);
 lq_status q_stream_begin_bytes(q_stream *s, uint64_t *bytes);
 lq_status q_stream_stage_bytes(q_stream *s, uint32_t stage, uint64_t *bytes);
@@ -64,7 +65,8 @@ void q_stream_replace(q_stream *s, uint32_t item, const float *data);
  * what replaced weights may be replaced again. */
 lq_status q_stream_try(q_stream *s, uint32_t samples, uint32_t step, float *out);
 uint64_t q_stream_tried(const q_stream *s);
-/* Run the stage over all samples; `each` (may be NULL) is told after every one, and a status other than LQ_OK ends it. */
+/* Run the stage over all samples; `each` (may be NULL) is told after every one, and a status other than LQ_OK ends
+ * it. */
 lq_status q_stream_advance(q_stream *s, lq_status (*each)(void *user), void *user);
 
 #endif

@@ -5,8 +5,8 @@
  * signals (an embedder's handlers never run on them) and never call back into the embedder. Waiting is always for one
  * word to change: spin for some microseconds, because the next step of a plan is usually that near, then sleep on a
  * condition variable. A pool with more threads than CPUs does not spin: it would burn the slice of the thread that it
- * waits for. A run may have fewer threads than the pool: the others sleep through it, on a condition variable of their own,
- * and are woken by a run that has more again. Layer L0. */
+ * waits for. A run may have fewer threads than the pool: the others sleep through it, on a condition variable of their
+ * own, and are woken by a run that has more again. Layer L0. */
 #include "threads.h"
 
 #include <errno.h>
@@ -251,7 +251,8 @@ _Static_assert(sizeof(pthread_mutex_t) <= sizeof(q_mutex) && _Alignof(pthread_mu
 static pthread_mutex_t *of_system(q_mutex *m) { return (pthread_mutex_t *)(void *)m->of_system; }
 
 lq_status q_mutex_open(q_mutex *m) {
-    if (pthread_mutex_init(of_system(m), NULL) != 0) return q_fail(LQ_E_NOMEM, "the system has no room for another lock");
+    if (pthread_mutex_init(of_system(m), NULL) != 0)
+        return q_fail(LQ_E_NOMEM, "the system has no room for another lock");
     return LQ_OK;
 }
 void q_mutex_close(q_mutex *m) { pthread_mutex_destroy(of_system(m)); }

@@ -53,10 +53,10 @@ void q_mutex_unlock(q_mutex *m);
 uint64_t q_hardware_bits(int word);
 
 /* Ask the system to let this process use tile registers (AMX, x86), which it gives to no process unasked: true when it
- * does. What it grants holds for all threads of the process, those there and those created later, and for children until
- * they execute another program; it cannot be given back, and asking again changes nothing. Beside tiles working it has one
- * effect: signal frames may become 8 KiB larger, so the system refuses when a thread has an alternate signal stack
- * (sigaltstack) that is too small for that, and from then on refuses such stacks. */
+ * does. What it grants holds for all threads of the process, those there and those created later, and for children
+ * until they execute another program; it cannot be given back, and asking again changes nothing. Beside tiles working
+ * it has one effect: signal frames may become 8 KiB larger, so the system refuses when a thread has an alternate signal
+ * stack (sigaltstack) that is too small for that, and from then on refuses such stacks. */
 bool q_permit_tiles(void);
 
 /* Monotonic seconds. */

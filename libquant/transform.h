@@ -1,8 +1,9 @@
-/* transform.h: a way of choosing factors s of a product's inputs before its matrices are quantized: columns are multiplied by
- * s, what makes the inputs is divided by it (fold.h), so the function stays and the error of quantizing does not.
+/* transform.h: a way of choosing factors s of a product's inputs before its matrices are quantized: columns are
+ * multiplied by s, what makes the inputs is divided by it (fold.h), so the function stays and the error of quantizing
+ * does not.
  *
- * One file libquant/transforms/X.c and the line TRANSFORM(x) in transforms.def. Pure: what it wants to know of weights and
- * inputs it is given, and losses it asks for. Layer L1. */
+ * One file libquant/transforms/X.c and the line TRANSFORM(x) in transforms.def. Pure: what it wants to know of weights
+ * and inputs it is given, and losses it asks for. Layer L1. */
 #ifndef Q_TRANSFORM_H
 #define Q_TRANSFORM_H
 

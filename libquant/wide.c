@@ -1,5 +1,5 @@
-/* wide.c: the loops of wide.h for any processor: constant lengths over arrays, which compilers vectorize. Owns nothing, refuses
- * nothing. Layer L1. */
+/* wide.c: the loops of wide.h for any processor: constant lengths over arrays, which compilers vectorize. Owns nothing,
+ * refuses nothing. Layer L1. */
 #include "wide.h"
 
 #include <math.h>
@@ -58,7 +58,8 @@ Q_UNCHECKED static void sums_of(const q_wide_block *b, const q_wide_try *t, q_wi
             ls[i] += wl[i];
         }
     }
-    *out = (q_wide_sums){.wrr = add_lanes(rr), .wll = add_lanes(ll), .wrl = add_lanes(rl), .wr = add_lanes(rs), .wl = add_lanes(ls)};
+    *out = (q_wide_sums){
+        .wrr = add_lanes(rr), .wll = add_lanes(ll), .wrl = add_lanes(rl), .wr = add_lanes(rs), .wl = add_lanes(ls)};
 }
 
 static void any_sums(const q_wide_block *b, const q_wide_try *tries, int32_t n, q_wide_sums *out) {
@@ -93,7 +94,8 @@ Q_UNCHECKED static void any_multiply(const float *x, int32_t n, float by, float 
         for (int i = 0; i < LANES; i++) y[at + i] = x[at + i] * by;
 }
 
-Q_UNCHECKED static bool any_codes(const float *x, int32_t n, float scale, float min, float lo, float hi, int32_t *codes) {
+Q_UNCHECKED static bool any_codes(const float *x, int32_t n, float scale, float min, float lo, float hi,
+                                  int32_t *codes) {
     const float limit = 0.499f * fabsf(scale);
     int near[LANES] = {0}, any = 0;
     for (int at = 0; at < n; at += LANES)
@@ -154,4 +156,5 @@ Q_UNCHECKED static void any_subtract(float *w, const float *e, int64_t n, const 
     memcpy(w, sum, sizeof sum);
 }
 
-const q_wide q_wide_any = {any_sums, any_extremes, any_multiply, any_codes, any_encode, q_decode_row, any_finite, any_errors, any_subtract};
+const q_wide q_wide_any = {any_sums,     any_extremes, any_multiply, any_codes,   any_encode,
+                           q_decode_row, any_finite,   any_errors,   any_subtract};

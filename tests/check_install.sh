@@ -1,6 +1,7 @@
 #!/bin/sh
 # check_install.sh: what `make install` leaves behind is complete: headers, both libraries, libquant.pc, lq, manual
-# pages and completion, in a scratch prefix, used from there alone: no file of the tree, no LD_LIBRARY_PATH. Then `make uninstall` takes all of it away.
+# pages and completion, in a scratch prefix, used from there alone: no file of the tree, no LD_LIBRARY_PATH. Then `make
+# uninstall` takes all of it away.
 # shellcheck disable=SC2046,SC2086,SC2317 # flags are words
 set -u
 cd "$(dirname "$0")/.." || exit 1

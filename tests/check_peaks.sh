@@ -1,6 +1,6 @@
 #!/bin/sh
-# check_peaks.sh: that the loops of `lq bench roof` are what they claim: the compiled code has as many multiply-adds as are
-# counted, and none was folded away. Reads the object files of the build.
+# check_peaks.sh: that the loops of `lq bench roof` are what they claim: the compiled code has as many multiply-adds as
+# are counted, and none was folded away. Reads the object files of the build.
 set -u
 cd "$(dirname "$0")/.." || exit 1
 B=${B:-build}

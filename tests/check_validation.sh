@@ -1,8 +1,9 @@
 #!/bin/sh
 # check_validation.sh: the Vulkan backend under the Khronos validation layer, which must have nothing to say.
 #
-# Runs what the other tests run, on every device here: buffers, every operation, and the command with layers on both sides
-# of a border. The loader's own log proves that the layer was there. Without a device or the layer: a counted skip.
+# Runs what the other tests run, on every device here: buffers, every operation, and the command with layers on both
+# sides of a border. The loader's own log proves that the layer was there. Without a device or the layer: a counted
+# skip.
 set -u
 cd "$(dirname "$0")/.." || exit 1
 B=${B:-build}

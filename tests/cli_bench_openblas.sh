@@ -1,6 +1,6 @@
 #!/bin/sh
-# cli_bench_openblas.sh: OpenBLAS beside products in `lq bench kernels`: where it is, where it is not, and where it took the
-# machine for another one. No figure is judged by speed.
+# cli_bench_openblas.sh: OpenBLAS beside products in `lq bench kernels`: where it is, where it is not, and where it took
+# the machine for another one. No figure is judged by speed.
 . "$(dirname "$0")/cli_lib.sh"
 bk() { "$LQ" bench kernels -r 1 --op matmul --isa scalar --depth 64 "$@"; }
 
@@ -25,7 +25,8 @@ fi
 core=$(json openblas.core)
 has "present" openblas.wanted rows.1.openblas_ratio
 holds "present: its row" "$(json rows.0.kernel)" = openblas_sgemm; holds "present: core" "$(json rows.0.isa)" = "$core"
-holds "present: format" "$(json rows.0.format)" = f32; holds "present: shape" "$(json rows.0.shape)" = "64 deep; 32 columns"
+holds "present: format" "$(json rows.0.format)" = f32
+holds "present: shape" "$(json rows.0.shape)" = "64 deep; 32 columns"
 holds "present: no ratio to itself" "$(json rows.0.openblas_ratio)" = null
 compare "present: ratio" "$(json rows.1.best_ops_per_s) / $(json rows.0.best_ops_per_s) / $(json rows.1.openblas_ratio)" "<" 1.001
 compare "present: ratio" "$(json rows.1.best_ops_per_s) / $(json rows.0.best_ops_per_s) / $(json rows.1.openblas_ratio)" ">" 0.999
@@ -33,7 +34,8 @@ says "present CSV" "^kernels,openblas_sgemm as $core; 64 deep; 32 columns,$core,
 exits 0 "table" bk --format f32 --columns 32
 says "table" "^kernel .* OpenBLAS$" "$out"; says "table" "^openblas_sgemm as $core  *64 deep; 32 columns .*%$" "$out"
 says "table" "^matmul_any_f32__scalar on f32 .* x *[0-9.]*$" "$out"
-exits 0 "each number of columns" bk --format f16; holds "each number of columns" "$(grep -c '^openblas_sgemm' "$out")" -eq 1
+exits 0 "each number of columns" bk --format f16
+holds "each number of columns" "$(grep -c '^openblas_sgemm' "$out")" -eq 1
 
 # A core that is not the machine's is told, and nothing is compared with it.
 case "$(uname -m)" in x86_64)

@@ -1,5 +1,6 @@
 #!/bin/sh
-# cli_bench_speed.sh: lq bench make-model, roof, kernels, model, compare: files, tables, keys. No figure is judged by speed.
+# cli_bench_speed.sh: lq bench make-model, roof, kernels, model, compare: files, tables, keys. No figure is judged by
+# speed.
 . "$(dirname "$0")/cli_lib.sh"
 mm() { "$LQ" bench make-model "$@"; }
 left() { find "$T_TMP" -name '*.gguf*' -newer mark | head -1; }
@@ -16,7 +17,8 @@ exits 0 "eval" "$LQ" eval q4_k_m.gguf --text "$TEXT/prose.txt" --max-tokens 600 
 compare "eval: guesses" "$(json ppl)" ">" 256; compare "eval: finite" "$(json ppl)" "<" 1e6
 
 # The bytes depend on the seed alone.
-exits 0 "one thread" mm --shape tiny -s q4_k_m one.gguf -t 1; silent "one thread"; same "one thread" one.gguf q4_k_m.gguf
+exits 0 "one thread" mm --shape tiny -s q4_k_m one.gguf -t 1; silent "one thread"
+same "one thread" one.gguf q4_k_m.gguf
 exits 0 "three threads" mm --shape tiny -s q4_k_m -t 3 three.gguf; same "three threads" three.gguf q4_k_m.gguf
 exits 0 "--seed" mm --shape tiny -s q4_k_m --seed 2 seed.gguf
 cmp -s seed.gguf q4_k_m.gguf; holds "--seed: other bytes" $? -eq 1
@@ -50,7 +52,8 @@ exits 0 "roof JSON" "$LQ" bench roof -r 3 -t 1 --buffer 8 --csv roof.csv --json;
 has "roof JSON" device buffer_bytes read.0.bytes_per_s.min peaks.0.kind peaks.0.isa peaks.0.instructions peaks.0.threads
 compare "roof: order" "$(json peaks.1.ops_per_s.min)" "<=" "$(json peaks.1.ops_per_s.median)"
 compare "roof: order" "$(json peaks.1.ops_per_s.median)" "<=" "$(json peaks.1.ops_per_s.max)"
-compare "roof: reading" "$(json read.0.bytes_per_s.max)" ">" 1e8; holds "roof: runs" "$(json read.0.bytes_per_s.runs)" -eq 3
+compare "roof: reading" "$(json read.0.bytes_per_s.max)" ">" 1e8
+holds "roof: runs" "$(json read.0.bytes_per_s.runs)" -eq 3
 says "roof CSV" "^# .*1 threads; lq " roof.csv
 says "roof CSV" "^bench,case,isa,threads,unit,runs,min,median,max,samples$" roof.csv
 says "roof CSV" "^roof,peak fp32 scalar,scalar,1,GOP/s,3,[^,]*,[^,]*,[^,]*,[^;]*;[^;]*;[^;]*$" roof.csv
@@ -89,19 +92,24 @@ interrupts INT 0.5 "$LQ" bench kernels
 
 # One model: at a depth of context, two instruction sets in turn, and lines for compare.
 bm() { "$LQ" bench model q4_k_m.gguf -p 16 -n 4 "$@"; }
-exits 0 "model" bm --repeat 3 --context 100 --csv a.csv; says "model" "^decode .*(4 tokens after 100, .* to .* in 3 runs)" "$out"
+exits 0 "model" bm --repeat 3 --context 100 --csv a.csv
+says "model" "^decode .*(4 tokens after 100, .* to .* in 3 runs)" "$out"
 exits 0 "model JSON" bm --repeat 2 --context 32 -t 1 --json; json_is "model JSON"
 has "model JSON" prefill.min prefill.max decode.min decode.max decode.bytes_per_s decode.roof_fraction roof.buffer_bytes
 holds "model JSON" "$(json decode.context)" -eq 32
-compare "model: share" "$(json prefill.cpu_share)" ">" 0; has "model: by processor time" decode.tokens_per_cpu_s; compare "model: share" "$(json decode.cpu_share)" "<" 1.1
+compare "model: share" "$(json prefill.cpu_share)" ">" 0; has "model: by processor time" decode.tokens_per_cpu_s
+compare "model: share" "$(json decode.cpu_share)" "<" 1.1
 compare "model: order" "$(json decode.min)" "<=" "$(json decode.tokens_per_s)"
 exits 0 "versus" bm --repeat 3 --isa scalar --versus-isa scalar --csv a.csv --json; json_is "versus"
 has "versus" versus.isa versus.prefill.tokens_per_s versus.decode_ratio.median versus.prefill_ratio.max
 holds "versus: pairs" "$(json versus.decode_ratio.runs)" -eq 3
 exits 0 "versus table" bm --repeat 1 --versus-isa scalar; says "versus table" "^decode .* times .*1 pairs" "$out"
-says "model CSV" "^# " a.csv; says "model CSV" "^model,tiny q4_k_m; decode 4 after 100,[a-z0-9_+]*,[0-9]*,tokens/s,3," a.csv
+says "model CSV" "^# " a.csv
+says "model CSV" "^model,tiny q4_k_m; decode 4 after 100,[a-z0-9_+]*,[0-9]*,tokens/s,3," a.csv
 says "model CSV" "^model,tiny q4_k_m; prefill 16; scalar,scalar," a.csv
-holds "model CSV" "$(grep -c '^model,.*,tokens/s,' a.csv)" -eq 6; holds "model CSV" "$(grep -c ',tokens/cpu-s,' a.csv)" -eq 6; holds "model CSV: header" "$(grep -c '^bench,' a.csv)" -eq 1
+holds "model CSV" "$(grep -c '^model,.*,tokens/s,' a.csv)" -eq 6
+holds "model CSV" "$(grep -c ',tokens/cpu-s,' a.csv)" -eq 6
+holds "model CSV: header" "$(grep -c '^bench,' a.csv)" -eq 1
 exits 2 "versus nothing" bm --versus-isa sse9
 exits 2 "context" bm --context 32768; says "context" "context of 32768"
 exits 4 "model CSV nowhere" bm --repeat 1 --csv none/a.csv
@@ -116,10 +124,13 @@ exits 0 "compare JSON" "$LQ" bench compare 1.csv 2.csv --json; json_is "compare 
 says "compare" "2 only in 2.csv"; holds "compare" "$(json only_a)" -eq 1; holds "compare" "$(json failed)" -eq 0
 holds "compare x" "$(json rows.0.pairs)" -eq 3; holds "compare x" "$(json rows.0.verdict)" = faster
 compare "compare x: A" "$(json rows.0.a)" "==" 2; compare "compare x: B" "$(json rows.0.b)" "==" 5
-compare "compare x: ratio" "$(json rows.0.ratio.median)" "==" 1.5; compare "compare x: min" "$(json rows.0.ratio.min)" "==" 1.5
-compare "compare x: max" "$(json rows.0.ratio.max)" "==" 2; compare "compare x: best" "$(json rows.0.ratio.best)" "==" 24.75
+compare "compare x: ratio" "$(json rows.0.ratio.median)" "==" 1.5
+compare "compare x: min" "$(json rows.0.ratio.min)" "==" 1.5
+compare "compare x: max" "$(json rows.0.ratio.max)" "==" 2
+compare "compare x: best" "$(json rows.0.ratio.best)" "==" 24.75
 holds "compare y" "$(json rows.1.pairs)" -eq 3; holds "compare y" "$(json rows.1.verdict)" = same
-compare "compare y: ratio" "$(json rows.1.ratio.median)" "==" 0.9; compare "compare y: max" "$(json rows.1.ratio.max)" "==" 1.05
+compare "compare y: ratio" "$(json rows.1.ratio.median)" "==" 0.9
+compare "compare y: max" "$(json rows.1.ratio.max)" "==" 1.05
 holds "compare z" "$(json rows.2.verdict)" = ""; compare "compare z" "$(json rows.2.ratio.median)" "==" 0.5
 exits 0 "compare" "$LQ" bench compare 1.csv 2.csv; says "compare" "^model *x .* 1.500 .* faster$" "$out"
 exits 1 "--fail-below" "$LQ" bench compare 1.csv 2.csv --fail-below 0.95 --json; json_is "--fail-below"

@@ -45,7 +45,8 @@ holds "nothing is left" -z "$(find . -name '.*gguf*')"
 # In lq quantize.
 exits 0 "plain" q plain.gguf -s q2_k --json; holds "plain" -z "$(json importance 2>/dev/null)"
 exits 0 "--importance" q by.gguf -s q2_k --importance stats.gguf --json; json_is "--importance"
-holds "--importance: with" "$(json importance.with)" = 42; holds "--importance: without" "$(json importance.without)" = 2
+holds "--importance: with" "$(json importance.with)" = 42
+holds "--importance: without" "$(json importance.without)" = 2
 holds "--importance: report" "$(json report.2.importance)" = true
 holds "--importance: report" "$(json report.0.importance)" = false
 holds "the same size but for the keys" $(($(wc -c <by.gguf) / 1000)) -eq $(($(wc -c <plain.gguf) / 1000))
@@ -55,7 +56,8 @@ says "--imatrix" "42 by importance, 2 without (token_embd.weight, output.weight)
 says "-v" "ffn_down.* search .* 0[.][0-9]* *0[.][0-9]*$" "$out"
 exits 0 "info" "$LQ" info by.gguf --meta; says "info" "quantize.imatrix.file.*stats.gguf" "$out"
 says "info" "quantize.imatrix.dataset.*calibration.txt" "$out"
-says "info" "quantize.imatrix.entries_count.*42" "$out"; says "info" "quantize.imatrix.chunks_count.*$((few / 256))" "$out"
+says "info" "quantize.imatrix.entries_count.*42" "$out"
+says "info" "quantize.imatrix.chunks_count.*$((few / 256))" "$out"
 
 # It is worth it: closer to the original on a text that was not calibrated on.
 for f in plain by; do
@@ -65,7 +67,8 @@ done
 # shellcheck disable=SC2154 # set by eval
 compare "divergence with importance" "$by" "<" "$plain"
 
-# For a transform: factors beside the sums, whatever the threads. Without a transform, or for gptq, Hessians are asked for.
+# For a transform: factors beside the sums, whatever the threads. Without a transform, or for gptq, Hessians are asked
+# for.
 exits 0 "awq" calibrate --text prose.txt -o awq.gguf --for awq+q4_0:rtn --samples 2 -t 2
 exits 0 "awq, one thread" calibrate --text prose.txt -o awq1.gguf --for awq+q4_0:rtn --samples 2 -t 1 --max-ram 64M
 same "awq" awq.gguf awq1.gguf
@@ -100,7 +103,8 @@ exits 6 "a model as STATS" q x.gguf -s q4_0 --importance f16.gguf; says "a model
 exits 3 "a text as STATS" q x.gguf -s q4_0 --importance prose.txt; says "a text as STATS" "neither GGUF nor"
 exits 4 "absent STATS" q x.gguf -s q4_0 --importance none.gguf
 printf '\001\0\0\0\001\0\0\0a\003\0\0\0\001\0\0\0\0\0\200\077' >other.dat # one entry: a, 3 calls, one value: 1.0
-exits 3 "another model's" q x.gguf -s q4_0 --importance other.dat; says "another model's" "is for another model.*first: a"
+exits 3 "another model's" q x.gguf -s q4_0 --importance other.dat
+says "another model's" "is for another model.*first: a"
 head -c 30000 stats.gguf >cut.gguf
 exits 3 "cut" q x.gguf -s q4_0 --importance cut.gguf --json; says "cut" "cut.gguf.*in_sum2"; json_is "cut"
 exits 2 "STATS as DST" q stats.gguf -s q4_0 --importance stats.gguf --force; same "STATS as DST" stats.gguf t1.gguf

@@ -77,7 +77,8 @@ plan() {
     has "$1" device.name device.memory device.staging device.border_bytes_per_token
     compare "$1: total" \
         "$(json device.weights) + $(json device.kv) + $(json device.activations) + $(json device.own)" "==" "$(json device.total)"
-    compare "$1: fits" "$(json device.total)" "<=" "$(json device.memory)"; holds "$1: fits" "$(json device.fits)" = true
+    compare "$1: fits" "$(json device.total)" "<=" "$(json device.memory)"
+    holds "$1: fits" "$(json device.fits)" = true
 }
 for d in $devices; do
     r() { "$LQ" run "$POCKET" -p "The ship" -n $new --activations f32 --device "$d" "$@"; }
@@ -94,9 +95,11 @@ for d in $devices; do
     says "$d: plan" "^$d runs the embedding, all 6 layers and the output: .* of weights, .* of KV cache, .* of activations, .* to copy through (.* of .*)"
     holds "$d: no border" "$(grep -c border "$err")" -eq 0
     for n in 6 600; do
-        exits 0 "$d, $n layers" r --json --gpu-layers $n; holds "$d, $n layers: the same bits" "$(json logits_hash)" = "$hash"
+        exits 0 "$d, $n layers" r --json --gpu-layers $n
+        holds "$d, $n layers: the same bits" "$(json logits_hash)" = "$hash"
     done
-    exits 0 "$d, no layers" r --json --gpu-layers 0; holds "$d, no layers" "$(json logits_hash)" = "$(json logits_hash <cpu.json)"
+    exits 0 "$d, no layers" r --json --gpu-layers 0
+    holds "$d, no layers" "$(json logits_hash)" = "$(json logits_hash <cpu.json)"
 
     # Some of it.
     exits 0 "$d, 2 layers" r --gpu-layers 2; same "$d, 2 layers: text" "$out" got
@@ -128,7 +131,8 @@ for d in $devices; do
     exits 0 "$d: bench model" "$LQ" bench model "$POCKET" --device "$d" -p 32 -n 4 -r 1 --csv speed.csv
     says "$d: bench model" "^with  *$d: " "$out"; says "$d: bench model" "^$d runs the embedding"
     if grep -q roof "$out"; then fail "$d: bench model: a roof"; else pass; fi
-    says "$d: bench model" "; $d 6 of 6 layers,tier" speed.csv; says "$d: bench model" "^# .*; [1-9][0-9]* threads" speed.csv
+    says "$d: bench model" "; $d 6 of 6 layers,tier" speed.csv
+    says "$d: bench model" "^# .*; [1-9][0-9]* threads" speed.csv
     exits 0 "$d: bench model" "$LQ" bench model "$POCKET" --device "$d" --gpu-layers 3 -p 32 -n 4 -r 1 --json
     plan "$d: bench model"; has "$d: bench model" border.bytes; holds "$d: roof" "$(json decode.roof_fraction)" = null
 
@@ -142,7 +146,8 @@ for d in $devices; do
         exits 0 "$d: $s" e --device "$d"; plan "$d: $s"
         near "$d: $s: perplexity" "$(json ppl)" "$(cat "$s.ppl")"
     done
-    exits 0 "$d: 3 layers" e --device "$d" --gpu-layers 3; near "$d: 3 layers: perplexity" "$(json ppl)" "$(cat "$s.ppl")"
+    exits 0 "$d: 3 layers" e --device "$d" --gpu-layers 3
+    near "$d: 3 layers: perplexity" "$(json ppl)" "$(cat "$s.ppl")"
     has "$d: 3 layers" border.bytes border.seconds
     exits 0 "$d: against itself" e --device "$d" --against "$s.gguf"; compare "$d: itself" "$(json kld_max)" "==" 0
     exits 0 "$d: bench quality" "$LQ" bench quality --device "$d" --schemes q4_0 --text "$T" --max-tokens 256 --json
@@ -151,8 +156,8 @@ for d in $devices; do
     interrupts INT 0.5 "$LQ" eval "$POCKET" --text "$T" --device "$d"
     silent "$d: SIGINT"
 
-    # Weights that the device cannot hold, then a session beside those that it can: refused with the numbers, and with what
-    # would fit. A file of 2 GiB: where the device's memory is that small, and there is room for the file.
+    # Weights that the device cannot hold, then a session beside those that it can: refused with the numbers, and with
+    # what would fit. A file of 2 GiB: where the device's memory is that small, and there is room for the file.
     "$LQ" info "$POCKET" --device "$d" --json >"$out" 2>"$err"; memory=$(json device.memory)
     room=$(df -Pk "$T_TMP" | awk 'NR == 2 { print $4 }')
     if [ -n "${T_SLOW:-}" ] || [ "${memory:-0}" -gt 2147483648 ] || [ "${room:-0}" -lt 8000000 ]; then

@@ -34,7 +34,8 @@ compare "against itself" "$(json kld_max)" "==" 0; compare "against itself" "$(j
 exits 0 "threads" "$LQ" eval q4.gguf --text "$TEXT/prose.txt" --max-tokens 512 --threads 1 --json; one=$(json nll)
 exits 0 "threads" "$LQ" eval q4.gguf --text "$TEXT/prose.txt" --max-tokens 512 --threads 2 --json
 holds "threads" "$(json nll)" = "$one"
-exits 0 "f32" "$LQ" eval q4.gguf --text "$TEXT/prose.txt" --ctx 32 --max-tokens 64 --activations f32 --json; f32=$(json nll)
+exits 0 "f32" "$LQ" eval q4.gguf --text "$TEXT/prose.txt" --ctx 32 --max-tokens 64 --activations f32 --json
+f32=$(json nll)
 exits 0 "scalar" "$LQ" eval q4.gguf --text "$TEXT/prose.txt" --ctx 32 --max-tokens 64 --isa scalar --json
 compare "scalar" "($(json nll) - $f32) ^ 2" "<" 0.01
 exits 2 "isa" "$LQ" eval q4.gguf --text "$TEXT/prose.txt" --isa avx9000

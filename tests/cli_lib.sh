@@ -36,8 +36,8 @@ exits() {
     call "$@"
     if [ "$rc" -eq "$_want" ]; then pass; else fail "$_what: exit $rc, expected $_want: $*"; fi
 }
-# interrupts SIGNAL SECONDS CMD...: a program (no shell function) that gets a signal after a while; $rc, $out and $err as
-# with call. It has to end with 128 + the signal, unless it was done before.
+# interrupts SIGNAL SECONDS CMD...: a program (no shell function) that gets a signal after a while; $rc, $out and $err
+# as with call. It has to end with 128 + the signal, unless it was done before.
 interrupts() {
     _signal=$1 _pause=$2; shift 2
     "$@" >"$out" 2>"$err" </dev/null & _pid=$!

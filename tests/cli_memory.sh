@@ -16,7 +16,8 @@ least=1000
 until (ulimit -v $least && exec "$LQ" --version >/dev/null 2>&1 </dev/null) || [ $least -gt 300000 ]; do least=$((least + 500)); done
 
 figures='needs [0-9][0-9]* bytes.*[0-9][0-9]* bytes.*available'
-# grows WHAT SENTENCE CMD...: below what the command needs it ends with 5 and a sentence on memory; one of them is SENTENCE.
+# grows WHAT SENTENCE CMD...: below what the command needs it ends with 5 and a sentence on memory; one of them is
+# SENTENCE.
 grows() {
     what=$1 sentence=$2; shift 2
     kib=$least refusals=0 named=0 wrong=

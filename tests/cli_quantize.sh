@@ -21,7 +21,8 @@ holds "q4_k_m is smaller than q8_0" "$(wc -c <q4_k_m.gguf)" -lt "$(wc -c <q8_0.g
 for s in $("$LQ" info --schemes | grep 'Hugging Face directory' | cut -d' ' -f1 | grep -vE '^(gptq|awq)'); do
     exits 0 "scheme $s" q "$POCKET" "d-$s" --scheme "$s" --json; json_is "scheme $s"
     holds "scheme $s: bytes" "$(cat "d-$s"/* | wc -c)" -eq "$(json bytes)"
-    exits 6 "$s as a GGUF file" q "$POCKET" x.gguf --scheme "$s"; says "$s as a GGUF file" "nearest scheme of GGUF files"
+    exits 6 "$s as a GGUF file" q "$POCKET" x.gguf --scheme "$s"
+    says "$s as a GGUF file" "nearest scheme of GGUF files"
     exits 6 "$s from a GGUF file" q f16.gguf x --scheme "$s"; says "$s from a GGUF file" "no config.json"
 done
 exits 2 "GPTQ without statistics" q "$POCKET" d-gptq -s gptq-4bit-g128
@@ -31,7 +32,8 @@ says "AWQ without factors" "--for awq-4bit-g128 -o STATS"; absent "AWQ without f
 exits 6 "AWQ as a GGUF file" q "$POCKET" x.gguf -s awq-4bit-g128; says "AWQ as a GGUF file" "GGUF files: awq+q4_k_m"
 exits 0 "floats" q "$POCKET" floats/ -s bf16; exits 0 "floats open" "$LQ" info floats
 exits 2 "directory exists" q "$POCKET" floats -s int8; says "directory exists" "--force"
-exits 0 "directory replaced" q "$POCKET" floats -s int8 --force; holds "directory replaced" "$(ls -A floats | wc -l)" -eq 4
+exits 0 "directory replaced" q "$POCKET" floats -s int8 --force
+holds "directory replaced" "$(ls -A floats | wc -l)" -eq 4
 mkdir -p floats/mine; exits 2 "a folder inside" q "$POCKET" floats -s int8 --force; says "a folder inside" "'mine'"
 rm -r floats d-*
 
@@ -52,7 +54,8 @@ exits 2 "scheme and recipe" q "$POCKET" x.gguf -s q4_0 --recipe mine.txt
 exits 2 "misspelt scheme" q "$POCKET" x.gguf -s q4_k_n; says "misspelt scheme" "nearest is q4_k_m"
 echo 'ffn_up q8_0' >half.txt
 exits 3 "half a recipe" q "$POCKET" x.gguf --recipe half.txt; says "half a recipe" "half.txt, line 1"
-exits 2 "+imatrix without" q "$POCKET" x.gguf -s q4_0+imatrix; says "+imatrix without" "lq calibrate"; absent "refusals" x.gguf
+exits 2 "+imatrix without" q "$POCKET" x.gguf -s q4_0+imatrix; says "+imatrix without" "lq calibrate"
+absent "refusals" x.gguf
 exits 0 "q4_0:rtn" q "$POCKET" rtn.gguf -s q4_0:rtn
 holds "q4_0:rtn" "$(wc -c <rtn.gguf)" -eq "$(wc -c <q4_0.gguf)"
 if cmp -s rtn.gguf q4_0.gguf; then fail "q4_0:rtn is as q4_0"; else pass; fi
@@ -63,10 +66,12 @@ exits 0 "--lora" q "$POCKET" lora.gguf -s q8_0 --lora "$LORA:0.5" --lora="$LORA"
 holds "--lora" "$(json adapted)" -eq 8; holds "--lora: the list" "$(json lora.1)" = "$LORA"
 says "--lora: of a tensor" '"adapters": 2' "$out"; says "--lora: of another" '"adapters": 0' "$out"
 says "--lora in the file" 'libquant.lora.0.scale' lora.gguf
-exits 0 "--lora -v" q "$POCKET" x.gguf -s q8_0 --lora "$LORA" -v; says "--lora -v" "blk.5.ffn_down.*with an adapter" "$out"
+exits 0 "--lora -v" q "$POCKET" x.gguf -s q8_0 --lora "$LORA" -v
+says "--lora -v" "blk.5.ffn_down.*with an adapter" "$out"
 cp -r "$LORA" co:2; exits 0 "a colon in the path" q "$POCKET" x.gguf -s q8_0 --lora co:2:1 -f
 exits 4 "a path for a scale" q "$POCKET" x.gguf -s q8_0 --lora co:2 -f
-exits 2 "a scale that is not finite" q "$POCKET" x.gguf -s q8_0 --lora "$LORA:inf" -f; says "a scale that is not finite" "finite"
+exits 2 "a scale that is not finite" q "$POCKET" x.gguf -s q8_0 --lora "$LORA:inf" -f
+says "a scale that is not finite" "finite"
 exits 3 "no adapter" q "$POCKET" x.gguf -s q8_0 --lora "$POCKET" -f; says "no adapter" "adapter_config.json"
 exits 2 "quantized base" q lora.gguf y.gguf -s q4_0 --lora "$LORA"; says "quantized base" "already quantized"
 exits 0 "quantized base with --requantize" q lora.gguf y.gguf -s q4_0 --lora "$LORA" --requantize

@@ -1,5 +1,5 @@
-/* fuzz_json.c: one text through both doors, the pull reader and the tree, and a tree through the flattening; beside them
- * jansson, an independent parser.
+/* fuzz_json.c: one text through both doors, the pull reader and the tree, and a tree through the flattening; beside
+ * them jansson, an independent parser.
  *
  * The scanner is as strict as jansson or stricter: a text that it passes is refused by jansson only for duplicate keys,
  * reals and integers out of range. What is a tree is always passed, and equals jansson's. */

@@ -100,7 +100,8 @@ void st_device_open(st_device *d, const q_backend *be, uint32_t index);
 void st_device_close(st_device *d);
 /* Run `fn` on every device of every backend; the devices are opened and closed here, and must leave nothing. */
 void st_each_device(void (*fn)(st_device *d, void *user), void *user);
-/* The processor once per instruction set that it has, but for the least, which is nearly kernels/ref itself, and the last. */
+/* The processor once per instruction set that it has, but for the least, which is nearly kernels/ref itself, and the
+ * last. */
 void st_each_rung(void (*fn)(st_device *d, void *user), void *user);
 
 /* A plan compiled for a device. */
@@ -141,7 +142,8 @@ lq_status st_run(st_program *p, st_batch *b);
 /* Compare what two batches hold: op.h's bounds, or bit by bit. */
 void st_compare(const st *t, const st_batch *want, const st_batch *got, const char *who);
 bool st_same(const st *t, const st_batch *a, const st_batch *b);
-/* A run of the program on a batch like `want`, compared with what st_reference wrote there: one serves many programs. */
+/* A run of the program on a batch like `want`, compared with what st_reference wrote there: one serves many
+ * programs. */
 void st_check_against(st_program *p, const st_batch *want);
 /* All of it for one batch: reference, run, comparison. */
 void st_check(st_program *p, int32_t n, int32_t n_out, int turn);

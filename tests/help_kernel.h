@@ -12,7 +12,8 @@
 enum { GUARD = 37 };
 static const uint32_t guard_bits = 0x7FA5A5A5u; /* a NaN that no kernel makes */
 
-/* Check notes every assertion that passes, which took a quarter of a test of millions: in loops only one that fails is worth it. */
+/* Check notes every assertion that passes, which took a quarter of a test of millions: in loops only one that fails is
+ * worth it. */
 #define NEED_THAT(ok, ...)                    \
     do {                                      \
         if (!(ok)) ck_abort_msg(__VA_ARGS__); \

@@ -1,4 +1,5 @@
-/* help_model.h: a tiny random Llama as a GGUF file or a directory; every key and tensor is open to a test's mischief. */
+/* help_model.h: a tiny random Llama as a GGUF file or a directory; every key and tensor is open to a test's
+ * mischief. */
 #ifndef HELP_MODEL_H
 #define HELP_MODEL_H
 
@@ -35,7 +36,8 @@ void tiny_write(tiny *t, const char *path);
  * shapes of tiny_init are assumed. */
 void tiny_write_hf(tiny *t, const char *dir);
 
-/* Another width (a multiple of 4, for as many heads), width of the feed-forward and number of layers, at least 2. After tiny_init. */
+/* Another width (a multiple of 4, for as many heads), width of the feed-forward and number of layers, at least 2. After
+ * tiny_init. */
 void tiny_grow(tiny *t, uint64_t width, uint64_t ffn, int layers);
 /* As many key-value heads as heads: nothing is shared. After tiny_init. */
 void tiny_unshare_heads(tiny *t);

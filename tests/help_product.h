@@ -1,5 +1,5 @@
-/* help_product.h: what products are tried on: weights and activations of every kind, what kernels/ref says of them, packed
- * weights, and the activations that a kernel reads. */
+/* help_product.h: what products are tried on: weights and activations of every kind, what kernels/ref says of them,
+ * packed weights, and the activations that a kernel reads. */
 #ifndef HELP_PRODUCT_H
 #define HELP_PRODUCT_H
 
@@ -7,7 +7,8 @@
 
 #include <math.h>
 
-/* Where the numbers that scale a row and a block lie: halves, or float32 (`wide`). Weights of other formats are numbers. */
+/* Where the numbers that scale a row and a block lie: halves, or float32 (`wide`). Weights of other formats are
+ * numbers. */
 typedef struct scale_place {
     const char *format;
     bool wide;
@@ -40,8 +41,8 @@ typedef enum {
 } w_kind;
 
 static inline uint32_t odd_float(w_kind kind, uint64_t *seed) {
-    static const uint32_t odd[] = {0x7F7FFFFF, 0xFF7FFFFF, 1, 0x80000001, 0x007FFFFF, 0x807FFFFF, 0x00800000, 0x80800000,
-                                   0, 0x80000000, 0x3F800000, 0xBF800000};
+    static const uint32_t odd[] = {0x7F7FFFFF, 0xFF7FFFFF, 1, 0x80000001, 0x007FFFFF, 0x807FFFFF,
+                                   0x00800000, 0x80800000, 0, 0x80000000, 0x3F800000, 0xBF800000};
     static const uint32_t none[] = {0x7F800000, 0xFF800000, 0x7FC00000};
     if (kind == W_TINY_SCALE) return (uint32_t)t_rand(seed) & 0x807FFFFFu;
     if (kind == W_ODD_SCALE) return odd[t_rand(seed) % Q_COUNT(odd)];
@@ -49,7 +50,8 @@ static inline uint32_t odd_float(w_kind kind, uint64_t *seed) {
     return q_f32_bits(t_normal(seed));
 }
 static inline uint16_t odd_half(w_kind kind, uint64_t *seed) {
-    static const uint16_t odd[] = {0x7BFF, 0xFBFF, 1, 0x8001, 0x03FF, 0x83FF, 0x0400, 0x8400, 0, 0x8000, 0x3C00, 0xBC00};
+    static const uint16_t odd[] = {0x7BFF, 0xFBFF, 1, 0x8001, 0x03FF, 0x83FF,
+                                   0x0400, 0x8400, 0, 0x8000, 0x3C00, 0xBC00};
     static const uint16_t none[] = {0x7C00, 0xFC00, 0x7E00};
     if (kind == W_TINY_SCALE) return (uint16_t)(t_rand(seed) & 0x83FF);
     if (kind == W_ODD_SCALE) return odd[t_rand(seed) % Q_COUNT(odd)];
@@ -138,8 +140,8 @@ typedef struct shape {
 } shape;
 
 /* What the definition says, into y [n][rows] (which holds what `add` adds to). */
-static inline void ref_product(const q_format *f, const q_act *act, const shape *t, const uint8_t *w, uint64_t row_bytes,
-                               const float *x, const float *bias, float *y) {
+static inline void ref_product(const q_format *f, const q_act *act, const shape *t, const uint8_t *w,
+                               uint64_t row_bytes, const float *x, const float *bias, float *y) {
     const q_weight weight = {.format = f, .data = w, .row_bytes = row_bytes, .rows = (int32_t)t->rows,
                              .k = (int32_t)t->k, .matrices = 1, .name = "w"};
     const q_weight b = {.format = q_format_find("f32"), .data = (const uint8_t *)bias, .rows = 1, .k = (int32_t)t->rows,

@@ -1,5 +1,6 @@
 /* replay.c: runs a fuzz target over files, without a fuzzer: the seeds as a test with any compiler and sanitizer, and
- * one input under a debugger. A folder stands for its files. The target ends the program where something does not hold. */
+ * one input under a debugger. A folder stands for its files. The target ends the program where something does not
+ * hold. */
 #include "help_fuzz.h"
 
 #include <dirent.h>

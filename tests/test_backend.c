@@ -24,8 +24,8 @@ static int32_t length(const q_format *f, int32_t blocks) {
 enum { EMBED_IDS, EMBED_TABLES, EMBED_ROWS, EMBED_VARIANTS };
 
 /* The first variant of an operation has every format; each one after it a third of them, in turn: what they vary is the
- * numbers, and a pipeline costs a driver as much for each. With T_FEW (check_validation.sh: the calls matter, not the values) the
- * first has every fourth. */
+ * numbers, and a pipeline costs a driver as much for each. With T_FEW (check_validation.sh: the calls matter, not the
+ * values) the first has every fourth. */
 static bool has_turn(uint32_t f, int variant) {
     if (getenv("T_FEW")) return (f + (uint32_t)variant) % 4 == 0;
     return variant == 0 || (f + (uint32_t)variant) % 3 == 0;

@@ -1,5 +1,5 @@
-/* test_calibrate_memory.c: a limit of memory for calibration: never more than it is taken, as the caller's allocator counts;
- * one that is too small is refused with the smallest that is not; and the bytes are the same. */
+/* test_calibrate_memory.c: a limit of memory for calibration: never more than it is taken, as the caller's allocator
+ * counts; one that is too small is refused with the smallest that is not; and the bytes are the same. */
 #include "help_calibrate.h"
 
 #include "../libquant/dense.h"
@@ -54,8 +54,8 @@ static void keeps_to_it(const char *scheme, uint32_t hessians, uint32_t threads)
     for (size_t i = 0; i < Q_COUNT(limits); i++) {
         o.max_ram = Q_MAX(limits[i], least);
         ck_assert_msg(run(threads, &o, &peak) == LQ_OK, "%s: %s", name, lq_error_detail());
-        ck_assert_msg(peak <= o.max_ram, "%s, %u threads: %llu bytes taken, %llu allowed", name, threads, (unsigned long long)peak,
-                      (unsigned long long)o.max_ram);
+        ck_assert_msg(peak <= o.max_ram, "%s, %u threads: %llu bytes taken, %llu allowed", name, threads,
+                      (unsigned long long)peak, (unsigned long long)o.max_ram);
         ck_assert_uint_eq(hash_of(paths[1]), want);
         ck_assert_int_eq(files_in_tmp(), 2);
         if (i == 0) { /* the smallest limit is no guess, and without one the text lay in memory */

@@ -458,8 +458,8 @@ START_TEST(cancel_stops_at_the_end_of_a_layer) {
 }
 END_TEST
 
-/* A plan cut where its first layer ends: the segments, each a program with memory of its own, hand slot 1 on and give what
- * one program gives. */
+/* A plan cut where its first layer ends: the segments, each a program with memory of its own, hand slot 1 on and give
+ * what one program gives. */
 START_TEST(segments_add_up) {
     static float rows[TOKENS * DIM];
     static const int32_t one[TOKENS] = {TOKENS};

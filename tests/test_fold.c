@@ -1,5 +1,6 @@
-/* test_fold.c: who can take factors of whose inputs: of whole models through the binding, and in step tables made by hand, in
- * the shapes of libquant/README.md and with one thing in the way at a time; and rows as they are read under factors. */
+/* test_fold.c: who can take factors of whose inputs: of whole models through the binding, and in step tables made by
+ * hand, in the shapes of libquant/README.md and with one thing in the way at a time; and rows as they are read under
+ * factors. */
 #include "harness.h"
 #include "help_model.h"
 
@@ -96,7 +97,8 @@ END_TEST
 
 /* ---- rows under factors */
 
-/* Columns are by input and rows by those of the GGUF tensor, whatever the source's order is; bits are not to be had then. */
+/* Columns are by input and rows by those of the GGUF tensor, whatever the source's order is; bits are not to be had
+ * then. */
 static void check_factors(bound *m, const char *name) {
     float columns[96], rows[96], plain[96], folded[96];
     uint8_t raw[4096];
@@ -227,7 +229,8 @@ static void folds(bed *d, int consumer, int producer) {
 static void refuses(bed *d, int consumer, const char *why) {
     const q_fold_group *g = find(d, consumer);
     ck_assert_ptr_nonnull(g);
-    ck_assert_msg(g->refused && strstr(g->refused, why), "%d: '%s', not '%s'", consumer, g->refused ? g->refused : "folds", why);
+    ck_assert_msg(g->refused && strstr(g->refused, why), "%d: '%s', not '%s'", consumer,
+                  g->refused ? g->refused : "folds", why);
     q_arena_free(&d->arena);
 }
 
@@ -283,8 +286,10 @@ START_TEST(one_thing_in_the_way) {
     CASE(weight(&d, UP, 2, 8, 24), DOWN, "other rows");
     CASE(d.steps[S_GATE].w = UP, DOWN, "the matrix that makes it is used at another place");
     CASE(d.items[UP - 1].map = Q_MAP_ROPE_PAIRS, DOWN, "the matrix that makes it is used at another place");
-    CASE(insert(&d, S_GLU, ((q_step){.op = Q_OP_COPY, .y = R, .x = U})), DOWN, "what makes it is read at another place");
-    CASE(insert(&d, S_DOWN, ((q_step){.op = Q_OP_COPY, .y = R, .x = U})), DOWN, "what makes it is read at another place");
+    CASE(insert(&d, S_GLU, ((q_step){.op = Q_OP_COPY, .y = R, .x = U})), DOWN,
+         "what makes it is read at another place");
+    CASE(insert(&d, S_DOWN, ((q_step){.op = Q_OP_COPY, .y = R, .x = U})), DOWN,
+         "what makes it is read at another place");
     CASE(insert(&d, S_GLU, ((q_step){.op = Q_OP_SCALE, .y = U, .x = U})), DOWN, "not the product of one matrix");
     CASE(d.last[0].x = U, DOWN, "what makes it is read at another place");
     /* attention */
@@ -395,7 +400,9 @@ START_TEST(bert_norms_are_read_by_the_residual) {
     step(&d, (q_step){.op = Q_OP_MATMUL, .y = Q, .x = X, .w = AQ});
     step(&d, (q_step){.op = Q_OP_MATMUL, .y = K, .x = X, .w = AK});
     step(&d, (q_step){.op = Q_OP_MATMUL, .y = V, .x = X, .w = AV});
-    step(&d, (q_step){.op = Q_OP_ATTN, .y = Y, .x = Q, .z = K, .v = V, .yp = HEADS2, .xp = HEADS2, .zp = HEADS2, .vp = HEADS2});
+    step(&d,
+         (q_step){
+             .op = Q_OP_ATTN, .y = Y, .x = Q, .z = K, .v = V, .yp = HEADS2, .xp = HEADS2, .zp = HEADS2, .vp = HEADS2});
     step(&d, (q_step){.op = Q_OP_MATMUL, .y = X, .x = Y, .w = AO, .add = 1});
     step(&d, (q_step){.op = Q_OP_NORM, .y = X, .x = X, .w = ANORM, .kind = Q_NORM_LAYER});
     step(&d, (q_step){.op = Q_OP_MATMUL, .y = G, .x = X, .w = UP});

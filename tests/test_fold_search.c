@@ -1,5 +1,5 @@
-/* test_fold_search.c: calibration for schemes with a transform: what the file has, that the factors of awq bring the bundled
- * model's outputs nearer, and that neither threads, files for memory nor a killed process change a byte. */
+/* test_fold_search.c: calibration for schemes with a transform: what the file has, that the factors of awq bring the
+ * bundled model's outputs nearer, and that neither threads, files for memory nor a killed process change a byte. */
 #include "help_calibrate.h"
 
 #include <math.h>
@@ -87,7 +87,8 @@ START_TEST(factors_of_smooth) {
     q_directory *m = directory(paths[0]), *d = directory(paths[1]);
     ck_assert(q_str_is(q_directory_meta(d, Q_FOLD_TRANSFORM)->s, "smooth"));
     ck_assert(!has(d, "blk.0.attn_q.weight.clip"));
-    const float *embd = tensor(m, "token_embd.weight", WIDTH, VOCAB), *norm = tensor(m, "blk.0.attn_norm.weight", WIDTH, 1);
+    const float *embd = tensor(m, "token_embd.weight", WIDTH, VOCAB),
+                *norm = tensor(m, "blk.0.attn_norm.weight", WIDTH, 1);
     const float *w[] = {tensor(m, "blk.0.attn_q.weight", WIDTH, WIDTH), tensor(m, "blk.0.attn_k.weight", WIDTH, KV),
                         tensor(m, "blk.0.attn_v.weight", WIDTH, KV)};
     const float *s = tensor(d, "blk.0.attn_q.weight.fold", WIDTH, 1);
@@ -97,7 +98,8 @@ START_TEST(factors_of_smooth) {
         const float *x = embd + (i % WINDOW ? ids[i] : 1) * WIDTH;
         double square = 0;
         for (int j = 0; j < WIDTH; j++) square += (double)x[j] * (double)x[j];
-        for (int j = 0; j < WIDTH; j++) most[j] = fmax(most[j], fabs((double)x[j] / sqrt(square / WIDTH + eps) * (double)norm[j]));
+        for (int j = 0; j < WIDTH; j++)
+            most[j] = fmax(most[j], fabs((double)x[j] / sqrt(square / WIDTH + eps) * (double)norm[j]));
     }
     for (int j = 0; j < WIDTH; j++) {
         double column = 0;
@@ -141,13 +143,14 @@ START_TEST(hessians_beside_factors) {
     const float *h = tensor(d, "blk.0.attn_q.weight.hessian", WIDTH * (WIDTH + 1) / 2, 1);
     ck_assert(has(d, "blk.0.attn_q.weight.fold") && !has(d, "blk.0.attn_q.weight.clip"));
     for (int j = 0; j < WIDTH; j++)
-        ck_assert_double_eq_tol((double)h[j * (j + 1) / 2 + j], (double)sums[j] * 2 / (CHUNKS * WINDOW), 1e-4 * (double)sums[j]);
+        ck_assert_double_eq_tol((double)h[j * (j + 1) / 2 + j], (double)sums[j] * 2 / (CHUNKS * WINDOW),
+                                1e-4 * (double)sums[j]);
     q_directory_close(d);
 }
 END_TEST
 
-/* What follows sees the model that lq_quantize then makes: there inputs with factors are divided by them. Rows that take later
- * factors round their scales otherwise. */
+/* What follows sees the model that lq_quantize then makes: there inputs with factors are divided by them. Rows that
+ * take later factors round their scales otherwise. */
 START_TEST(the_inputs_are_those_of_the_result) {
     lq_calibrate_options o = options("awq+q4_0:rtn");
     calibrated(in_tmp(1, "stats.gguf"), 2, &o);
@@ -159,8 +162,13 @@ START_TEST(the_inputs_are_those_of_the_result) {
     o.scheme = NULL;
     calibrated(in_tmp(3, "of_result.gguf"), 2, &o);
     q_directory *a = directory(paths[1]), *b = directory(paths[3]);
-    static const struct { const char *name, *fold; uint64_t k; } inputs[] = {{"attn_q", "attn_q", WIDTH}, {"attn_v", "attn_q", WIDTH},
-        {"attn_output", NULL, WIDTH}, {"ffn_up", "ffn_gate", WIDTH}, {"ffn_down", "ffn_down", FFN}};
+    static const struct {
+        const char *name, *fold;
+        uint64_t k;
+    } inputs[] = {{"attn_q", "attn_q", WIDTH},
+                  {"attn_v", "attn_q", WIDTH},
+                  {"attn_output", NULL, WIDTH}, {"ffn_up", "ffn_gate", WIDTH},
+                  {"ffn_down", "ffn_down", FFN}};
     for (int layer = 0; layer < 2; layer++)
         for (size_t i = 0; i < Q_COUNT(inputs); i++) {
             char name[96];
@@ -175,7 +183,8 @@ START_TEST(the_inputs_are_those_of_the_result) {
                 sum += (double)want[j];
                 off += fabs(x - (double)want[j]);
             }
-            ck_assert_msg(off <= 5e-3 * sum, "layer %d, %s: inputs are off by %g of %g", layer, inputs[i].name, off, sum);
+            ck_assert_msg(off <= 5e-3 * sum, "layer %d, %s: inputs are off by %g of %g", layer, inputs[i].name, off,
+                          sum);
         }
     q_directory_close(a);
     q_directory_close(b);
@@ -232,7 +241,8 @@ static double distance(q_stream *s, const float *want, float *have, uint64_t n) 
     for (uint64_t i = 0; i < n; i++) sum += ((double)have[i] - (double)want[i]) * ((double)have[i] - (double)want[i]);
     return sum;
 }
-static void search_stage(lq_model *m, q_pool *pool, q_stream *s, const q_folds *folds, const q_recipe *recipe, beside *out) {
+static void search_stage(lq_model *m, q_pool *pool, q_stream *s, const q_folds *folds, const q_recipe *recipe,
+                         beside *out) {
     const q_stage *g = q_stream_stage(s, q_stream_at(s));
     const uint64_t n = q_stream_tried(s), k = (uint64_t)g->k;
     q_fold_part parts[4] = {{0}};
@@ -254,8 +264,9 @@ static void search_stage(lq_model *m, q_pool *pool, q_stream *s, const q_folds *
         p->clips = true;
         p->clip = (float *)malloc(item->src->rows * (k / 128) * sizeof(float));
     }
-    const q_fold_search search = {.alloc = A, .binding = m->binding, .pool = pool, .stream = s, .transform = q_transform_find("awq"),
-                                  .samples = 1, .step = 1, .window = (uint32_t)window, .mean_abs = mean, .max_abs = mean, .parts = parts,
+    const q_fold_search search = {.alloc = A, .binding = m->binding, .pool = pool, .stream = s,
+                                  .transform = q_transform_find("awq"), .samples = 1, .step = 1,
+                                  .window = (uint32_t)window, .mean_abs = mean, .max_abs = mean, .parts = parts,
                                   .n_parts = (uint32_t)g->n_products, .told = nothing};
     const q_fold_group *group = q_folds_of(folds, parts[0].item);
     ck_assert(group != NULL);
@@ -263,8 +274,9 @@ static void search_stage(lq_model *m, q_pool *pool, q_stream *s, const q_folds *
     for (int32_t with = 1; with >= 0; with--) {
         for (int32_t i = 0; i < g->n_products; i++) {
             const q_fold_part *p = &parts[i];
-            const q_imitation im = {.alloc = A, .binding = m->binding, .pool = pool, .item = &m->binding->items[p->item],
-                                    .format = p->choice.format, .quantizer = p->choice.quantizer, .factors = with ? f : NULL,
+            const q_imitation im = {.alloc = A, .binding = m->binding, .pool = pool,
+                                    .item = &m->binding->items[p->item], .format = p->choice.format,
+                                    .quantizer = p->choice.quantizer, .factors = with ? f : NULL,
                                     .clip = with ? p->clip : NULL, .group = 128};
             ck_assert_int_eq(q_imitate(&im, p->weights, NULL), LQ_OK);
             q_stream_replace(s, p->item, p->weights);
@@ -304,7 +316,8 @@ START_TEST(a_block_is_nearer_under_factors) {
     ck_assert_int_eq(q_stream_begin(s), LQ_OK);
     beside b = {0, 0, 0};
     while (b.stages < 4) search_stage(pocket, pool, s, &folds, recipe, &b); /* a layer */
-    ck_assert_msg(b.with < b.without - 4 * 0.1, "log of the squared distance %g, not below %g", b.with / 4, b.without / 4);
+    ck_assert_msg(b.with < b.without - 4 * 0.1, "log of the squared distance %g, not below %g", b.with / 4,
+                  b.without / 4);
     q_recipe_close(recipe);
     q_stream_close(s);
     q_pool_close(pool);

@@ -17,8 +17,8 @@ enum { ROW = 1024 };
     } while (0)
 #define NEED(ok) NEED_MSG(ok, "%s", #ok)
 
-/* What the reference encoders of formats with few scales or levels may miss, where others miss less: of normally distributed
- * values, and of values that are all the same. */
+/* What the reference encoders of formats with few scales or levels may miss, where others miss less: of normally
+ * distributed values, and of values that are all the same. */
 typedef struct coarse {
     const char *name;
     double normal, same;
@@ -135,7 +135,8 @@ START_TEST(row_sizes) {
 }
 END_TEST
 
-/* decode says what split says, on any bytes; where split rounds levels or integer scales, within half a step of these. */
+/* decode says what split says, on any bytes; where split rounds levels or integer scales, within half a step of
+ * these. */
 START_TEST(split_formula) {
     uint64_t seed = 1;
     for (uint32_t i = 0; i < q_format_count(); i++) {
@@ -209,7 +210,8 @@ START_TEST(nearest_is_nearest) {
             float y[Q_MAX_BLOCK];
             q_format_codes(f, NULL, &grid, x, other); /* all at once, and with borders between two codes among them */
             NEED_MSG(memcmp(other, codes, sizeof *codes * (size_t)f->weights) == 0, "%s", f->name);
-            for (int j = 0; j < f->weights; j++) y[j] = j % 3 ? x[j] : (reach[128 + j % 4][j] + reach[129 + j % 4][j]) / 2;
+            for (int j = 0; j < f->weights; j++)
+                y[j] = j % 3 ? x[j] : (reach[128 + j % 4][j] + reach[129 + j % 4][j]) / 2;
             if (f->weights > 1) y[1] = NAN, y[2] = INFINITY;
             q_format_codes(f, NULL, &grid, y, other);
             for (int j = 0; j < f->weights; j++) {
@@ -245,7 +247,9 @@ START_TEST(error_bounds) {
         NEED_MSG(reference <= bound, "%s: reference error %g > %g", f->name, reference, bound);
         if (f->weights == 1) NEED(search == reference);
         /* One scale for so many weights leaves little to search. */
-        else NEED_MSG(search < (f->span == Q_SPAN_ROW ? 1.0 : 0.99) * reference, "%s: search error %g, reference %g", f->name, search, reference);
+        else
+            NEED_MSG(search < (f->span == Q_SPAN_ROW ? 1.0 : 0.99) * reference, "%s: search error %g, reference %g",
+                     f->name, search, reference);
         there_and_back(f, x, w, false, ROW, y);
         there_and_back(f, x, w, true, ROW, z);
         const double ours = error_of(x, z, w, ROW), without = error_of(x, y, w, ROW);
@@ -322,8 +326,8 @@ START_TEST(special_blocks) {
                     const bool sharp = kind == 2 || kind == 3 || (kind == 8 && k % 32 == 5) || (kind == 11 && k == 17);
                     const double miss = coarse_of(f) ? coarse_of(f)->same : 0.012;
                     if (sharp && way < 2)
-                        NEED_MSG(fabs((double)(y[k] / x[k]) - 1) < (way ? fmax(0.1, miss) : miss), "%s, %s: %g became %g",
-                                      f->name, kinds[kind], (double)x[k], (double)y[k]);
+                        NEED_MSG(fabs((double)(y[k] / x[k]) - 1) < (way ? fmax(0.1, miss) : miss),
+                                 "%s, %s: %g became %g", f->name, kinds[kind], (double)x[k], (double)y[k]);
                     if (kind == 6 && way < 2) NEED(f->has_min ? y[k] <= 0 || x[k] > 0 : (y[k] > 0) == (x[k] > 0));
                 }
             }
@@ -401,7 +405,8 @@ START_TEST(reference_encoders) {
     q_encode_row(q_format_find("i8_row"), x, NULL, false, 64, block);
     NEED(q_bits_f32(q_load32(block)) == 5.0f / 127 && (int8_t)block[4] == -127 && (int8_t)block[4 + 20] == 0);
     q_encode_row(q_format_find("i4_g32"), x, NULL, false, 32, block); /* 5 * 15 / 7.75 = 9.7 */
-    NEED(q_load16(block) == q_f32_to_half(7.75f / 15) && block[2] == 10 && (block[4] & 15) == 0 && block[19] >> 4 == 15);
+    NEED(q_load16(block) == q_f32_to_half(7.75f / 15) && block[2] == 10 && (block[4] & 15) == 0 &&
+         block[19] >> 4 == 15);
     for (int k = 0; k < 64; k++) x[k] += 9.0f; /* 4 .. 11.75: the range is widened to zero */
     q_encode_row(q_format_find("i4_row"), x, NULL, false, 64, block);
     NEED(q_load16(block) == q_f32_to_half(11.75f / 15) && block[2] == 0 && (block[4] & 15) == 5);
@@ -459,8 +464,8 @@ START_TEST(rounded_levels) {
         }
         const double states = (double)f->split_nmse;
         const bool exact = moved == 0 && strcmp(f->name, "nvfp4") == 0; /* it is where neighbours have like scales */
-        NEED_MSG(moved / norm <= states && (exact || moved / norm >= states / 2), "%s: rounded levels move weights by %g, not %g",
-                 f->name, moved / norm, states);
+        NEED_MSG(moved / norm <= states && (exact || moved / norm >= states / 2),
+                 "%s: rounded levels move weights by %g, not %g", f->name, moved / norm, states);
         free(row);
     }
     free(x), free(y);

@@ -1,5 +1,5 @@
-/* test_json.c: JSON trees: values, numbers in any locale, what is refused and when. The grammar itself is tested through
- * model directories (test_safetensors.c) and by fuzz_json.c against an independent parser. */
+/* test_json.c: JSON trees: values, numbers in any locale, what is refused and when. The grammar itself is tested
+ * through model directories (test_safetensors.c) and by fuzz_json.c against an independent parser. */
 #include "harness.h"
 
 #include <locale.h>

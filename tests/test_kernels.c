@@ -1,6 +1,6 @@
 /* test_kernels.c: every row of kernels/cpu/kernels.def that this machine can run, against kernels/ref with the same
- * activation format: random, adversarial and ragged inputs, unaligned weights, and guards around every output. What goes
- * further with products is in test_products.c.
+ * activation format: random, adversarial and ragged inputs, unaligned weights, and guards around every output. What
+ * goes further with products is in test_products.c.
  *
  * Products and activation formats keep the order of summation that op.h states, so their bits must be equal; other
  * steps have op.h's bound. */
@@ -134,8 +134,8 @@ static bool emulated(const q_cpu_kernel *k, q_cpu_kernel *to) {
     return false;
 }
 
-/* So many columns that tiles are used: ragged ones, rows that begin within a panel, rows of weights of several chunks, a
- * last step that is not full; and the largest codes and scales, which are next to what fits a signed byte. */
+/* So many columns that tiles are used: ragged ones, rows that begin within a panel, rows of weights of several chunks,
+ * a last step that is not full; and the largest codes and scales, which are next to what fits a signed byte. */
 static void check_tiles(const q_cpu_kernel *k) {
     const q_format *f = q_format_find(k->format);
     const int64_t unit = Q_MAX(f->weights, k->act->weights);
@@ -271,7 +271,8 @@ START_TEST(large_products_equal_the_reference) {
         uint8_t *packed = NULL;
         size_t packed_bytes = 0;
         if (k->layout) {
-            const q_weight weight = {.format = f, .data = w, .row_bytes = row_bytes, .rows = ROWS, .k = K, .matrices = 1};
+            const q_weight weight = {
+                .format = f, .data = w, .row_bytes = row_bytes, .rows = ROWS, .k = K, .matrices = 1};
             packed = pack_fenced(k->layout, &weight, &packed_bytes);
             m.w = packed + Q_ALIGN;
             m.row_bytes = q_layout_panel_bytes(k->layout, K);
@@ -654,7 +655,8 @@ START_TEST(instruction_sets_are_chosen_by_name) {
     q_isas all = 0, set = 0;
     ck_assert_int_eq(q_isa_choose("scalar", &set), LQ_OK);
     ck_assert_uint_eq(set, Q_ISAS_scalar);
-    static const char *const wrong[] = {"sse9", "", "+", "scalar+", "+scalar", "scalar+sse9", "scala", "scalar2", "scalar "};
+    static const char *const wrong[] = {"sse9",        "",      "+",       "scalar+", "+scalar",
+                                        "scalar+sse9", "scala", "scalar2", "scalar "};
     for (size_t i = 0; i < Q_COUNT(wrong); i++) {
         ck_assert_int_eq(q_isa_choose(wrong[i], &set), LQ_E_ARG);
         ck_assert_uint_eq(set, Q_ISAS_scalar);
@@ -670,7 +672,8 @@ START_TEST(instruction_sets_are_chosen_by_name) {
 }
 END_TEST
 
-/* A rung includes what the rungs below it include; and a set's text, which lq_device_info.isa has room for, names it. */
+/* A rung includes what the rungs below it include; and a set's text, which lq_device_info.isa has room for, names
+ * it. */
 START_TEST(instruction_sets_include_others) {
     for (int i = 0; i < Q_ISA_COUNT; i++) {
         ck_assert(q_isa_in(q_isa_with[i], (q_isa)i) && q_isa_in(q_isa_with[i], Q_ISA_scalar));

@@ -1,9 +1,9 @@
 /* test_kill_calibrate.c: a calibrate that is killed, at any moment of its whole duration, and the same command again.
  *
  * Under the final name is nothing or the complete file; beside it lie only files that begin with that name; the same
- * command goes on from finished layers, ends with the bytes of an undisturbed run and leaves nothing else. Some runs that
- * go on are killed as well. T_KILLS=200 in the environment says how many kills there are in all; without it they take a
- * few seconds. */
+ * command goes on from finished layers, ends with the bytes of an undisturbed run and leaves nothing else. Some runs
+ * that go on are killed as well. T_KILLS=200 in the environment says how many kills there are in all; without it they
+ * take a few seconds. */
 #include "harness.h"
 
 #include <signal.h>

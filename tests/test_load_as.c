@@ -1,5 +1,5 @@
-/* test_load_as.c: matrices quantized while a model opens: the bits that rounding to nearest gives, the same for any number
- * of threads, bytes as the plan says, and what is refused. */
+/* test_load_as.c: matrices quantized while a model opens: the bits that rounding to nearest gives, the same for any
+ * number of threads, bytes as the plan says, and what is refused. */
 #include "harness.h"
 #include "help_model.h"
 
@@ -27,11 +27,12 @@ static uint64_t weights(const lq_model *m) {
     return plan.weights;
 }
 
-static const struct { const char *as, *format; } names[] = {
-    {"nf4", "nf4"}, {"nf4-dq", "nf4_dq"}, {"int8", "i8_row"}, {"i4_g64", "i4_g64"}, {"i4_row", "i4_row"}, {"q4_0", "q4_0"},
-    {"i4-g128", "i4_g128"}};
+static const struct { const char *as, *format;
+} names[] = {{"nf4", "nf4"},       {"nf4-dq", "nf4_dq"}, {"int8", "i8_row"},    {"i4_g64", "i4_g64"},
+             {"i4_row", "i4_row"}, {"q4_0", "q4_0"},     {"i4-g128", "i4_g128"}};
 
-/* What rounding to nearest does not give is refused by what it is, with what to name instead: nothing of a scheme is dropped. */
+/* What rounding to nearest does not give is refused by what it is, with what to name instead: nothing of a scheme is
+ * dropped. */
 static const struct { const char *as, *how, *instead; } more[] = {
     {"awq+q4_k_m", "more than a scheme", "name one alone"}, {"q4_k_m:gptq", "more than a scheme", "lq quantize"},
     {"q4_k_m+imatrix", "more than a scheme", "--scheme q4_k_m+imatrix"}, {"awq-4bit-g128", "awq", "i4_g128"},
@@ -44,12 +45,14 @@ START_TEST(only_rounding) {
     const lq_model_options o = {.size = sizeof o, .load_as = more[_i].as, .plan_only = 1};
     ck_assert_int_eq(lq_model_open(c, pocket(source, sizeof source), &o, &m), LQ_E_ARG);
     const char *said = lq_error_detail();
-    ck_assert_msg(!m && strstr(said, more[_i].as) && strstr(said, more[_i].how) && strstr(said, more[_i].instead), "%s", said);
+    ck_assert_msg(!m && strstr(said, more[_i].as) && strstr(said, more[_i].how) && strstr(said, more[_i].instead), "%s",
+                  said);
     lq_close(c);
 }
 END_TEST
 
-/* Every matrix of the layers has the named format (or its fall-back) and its reference encoder's bytes; nothing else has. */
+/* Every matrix of the layers has the named format (or its fall-back) and its reference encoder's bytes; nothing else
+ * has. */
 START_TEST(layers_are_quantized) {
     lq_ctx *c = context(2);
     lq_model *stored = open_as(c, NULL, false), *m = open_as(c, names[_i].as, false);
@@ -70,8 +73,8 @@ START_TEST(layers_are_quantized) {
         for (int32_t r = 0; r < w->rows; r += 7) {
             q_decode_row(from->format, from->data + (uint64_t)r * from->row_bytes, w->k, row);
             q_encode_row(f, row, NULL, false, w->k, want);
-            ck_assert_msg(memcmp(want, w->data + (uint64_t)r * w->row_bytes, (size_t)w->row_bytes) == 0, "%s, row %d", w->name,
-                          r);
+            ck_assert_msg(memcmp(want, w->data + (uint64_t)r * w->row_bytes, (size_t)w->row_bytes) == 0, "%s, row %d",
+                          w->name, r);
         }
         free(row), free(want);
         quantized++;
@@ -84,8 +87,8 @@ START_TEST(layers_are_quantized) {
 }
 END_TEST
 
-/* Opening with plan_only says the bytes that opening then takes: what the plan adds to the weights is what is allocated,
- * less the file's bytes behind it. */
+/* Opening with plan_only says the bytes that opening then takes: what the plan adds to the weights is what is
+ * allocated, less the file's bytes behind it. */
 START_TEST(plan_is_use) {
     lq_ctx *c = context(2);
     const size_t before = live_bytes;
@@ -126,7 +129,8 @@ START_TEST(refusals) {
     ck_assert_int_eq(lq_quantize(c, source, t_path(path, sizeof path, t_tmp(), "q8_0.gguf"), &q, NULL), LQ_OK);
     o.load_as = "nf4";
     ck_assert_int_eq(lq_model_open(c, path, &o, &m), LQ_E_ARG);
-    ck_assert_msg(strstr(lq_error_detail(), "already quantized") && strstr(lq_error_detail(), "blk.0"), "%s", lq_error_detail());
+    ck_assert_msg(strstr(lq_error_detail(), "already quantized") && strstr(lq_error_detail(), "blk.0"), "%s",
+                  lq_error_detail());
     lq_close(c);
     ck_assert_uint_eq(live_bytes, 0);
 }

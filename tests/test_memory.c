@@ -1,5 +1,5 @@
-/* test_memory.c: what memory the process may still use: RAM, its control groups (of machines made of files here), and the
- * limit of its address space; and the sentence when it is not enough. */
+/* test_memory.c: what memory the process may still use: RAM, its control groups (of machines made of files here), and
+ * the limit of its address space; and the sentence when it is not enough. */
 #include "harness.h"
 
 #include <sys/resource.h>
@@ -52,7 +52,8 @@ START_TEST(groups_of_version_2) {
     put("/sys/fs/cgroup/a.slice/b.scope/memory.current", "1999000\n");
     ck_assert_uint_eq(available(), 1000);
     /* Pages of files that were read, such as a model's, are not lost. */
-    put("/sys/fs/cgroup/a.slice/b.scope/memory.stat", "anon 999000\nfile 1000000\nactive_file 400000\ninactive_file 600000\n");
+    put("/sys/fs/cgroup/a.slice/b.scope/memory.stat",
+        "anon 999000\nfile 1000000\nactive_file 400000\ninactive_file 600000\n");
     ck_assert_uint_eq(available(), 1001000);
     put("/sys/fs/cgroup/a.slice/b.scope/memory.current", "2500000\n"); /* the limit was lowered */
     put("/sys/fs/cgroup/a.slice/b.scope/memory.stat", "anon 2500000\n");
@@ -75,7 +76,8 @@ START_TEST(groups_of_version_1) {
     put("/sys/fs/cgroup/memory/memory.usage_in_bytes", "123\n");
     put("/sys/fs/cgroup/memory/job/7/memory.limit_in_bytes", "10000\n");
     put("/sys/fs/cgroup/memory/job/7/memory.usage_in_bytes", "7000\n");
-    put("/sys/fs/cgroup/memory/job/7/memory.stat", "cache 10\ninactive_file 9\ntotal_inactive_file 500\ntotal_active_file 20\n");
+    put("/sys/fs/cgroup/memory/job/7/memory.stat",
+        "cache 10\ninactive_file 9\ntotal_inactive_file 500\ntotal_active_file 20\n");
     ck_assert_uint_eq(available(), 3520);
     put("/sys/fs/cgroup/memory/job/memory.limit_in_bytes", "2000\n");
     put("/sys/fs/cgroup/memory/job/memory.usage_in_bytes", "1500\n");

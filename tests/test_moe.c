@@ -1,6 +1,6 @@
-/* test_moe.c: mixtures of experts on the processor's kernels: the bits of kernels/ref in the same activation format, for any
- * number of threads and any cut of the columns, from the file's bytes and packed; experts that nobody chose are not read.
- * (RELU alone keeps bits: other activations are vec.h's own, and test_backend holds them to their bound.) */
+/* test_moe.c: mixtures of experts on the processor's kernels: the bits of kernels/ref in the same activation format,
+ * for any number of threads and any cut of the columns, from the file's bytes and packed; experts that nobody chose are
+ * not read. (RELU alone keeps bits: other activations are vec.h's own, and test_backend holds them to their bound.) */
 #include "harness.h"
 
 #include <sys/mman.h>
@@ -33,8 +33,8 @@ static void weights(mix *m, q_weight *w, const char *format, int32_t rows, int32
         for (int32_t i = 0; i < k; i++) row[i] = t_normal(&m->seed) * 0.1f;
         q_encode_row(f, row, NULL, false, k, data + (uint64_t)r * row_bytes);
     }
-    *w = (q_weight){.format = f, .data = data, .row_bytes = row_bytes, .matrix_bytes = row_bytes * (uint64_t)rows, .rows = rows,
-                    .k = k, .matrices = matrices, .name = format};
+    *w = (q_weight){.format = f, .data = data, .row_bytes = row_bytes, .matrix_bytes = row_bytes * (uint64_t)rows,
+                    .rows = rows, .k = k, .matrices = matrices, .name = format};
 }
 
 typedef struct shape {
@@ -59,8 +59,9 @@ static void mix_open(mix *m, const shape *s) {
                            .n_expert = EXPERTS, .n_used = USED};
     if (s->bias) m->insts[0].b = &m->b[0], m->insts[0].b2 = s->up ? &m->b[1] : NULL, m->insts[1].b = &m->b[2];
     m->segment.last = 2;
-    m->plan = (q_plan){.insts = m->insts, .n_insts = 2, .n_layers = 1, .slot_width = m->widths, .n_slots = 3, .columns = TOKENS,
-                       .outs = 1, .vocab = 1, .segments = &m->segment, .n_segments = 1, .seqs = 1, .context = TOKENS};
+    m->plan = (q_plan){.insts = m->insts, .n_insts = 2, .n_layers = 1, .slot_width = m->widths, .n_slots = 3,
+                       .columns = TOKENS, .outs = 1, .vocab = 1, .segments = &m->segment, .n_segments = 1, .seqs = 1,
+                       .context = TOKENS};
     for (int32_t c = 0; c < TOKENS; c++) {
         float *at = m->x + c * WIDTH;
         for (int i = 0; i < DIM; i++) at[i] = t_normal(&m->seed);
@@ -94,7 +95,8 @@ static void reference(const mix *m, const q_act *const act[2], float *y) {
     memcpy(y, m->x, sizeof m->x);
     for (int i = 0; i < 2; i++) {
         const size_t bytes = q_ref_scratch(&m->insts[i], TOKENS);
-        const q_exec e = {.plan = &m->plan, .batch = &b, .slots = slots, .act = act[i], .scratch = aligned_alloc(64, (bytes + 63) / 64 * 64),
+        const q_exec e = {.plan = &m->plan, .batch = &b, .slots = slots, .act = act[i],
+                          .scratch = aligned_alloc(64, (bytes + 63) / 64 * 64),
                           .scratch_bytes = bytes};
         q_ops[m->insts[i].op].ref(&m->insts[i], &e, 0, m->insts[i].y.width);
         free(e.scratch);
@@ -108,8 +110,8 @@ static void evaluate(q_device *dev, const mix *m, uint32_t threads, int32_t colu
     ck_assert_int_eq(q_backend_cpu.compile(dev, &m->plan, 0, NULL, NULL, threads, &p), LQ_OK);
     for (int i = 0; i < 2; i++) act[i] = act_of(q_backend_cpu.kernel_name(p, i));
     for (int32_t at = 0; at < TOKENS; at += columns) {
-        const q_batch b = {.n = Q_MIN(columns, TOKENS - at), .x = m->x + at * WIDTH, .y = y + at * WIDTH, .pos = zeros, .seq = zeros,
-                           .seqs = &ref, .n_seqs = 1};
+        const q_batch b = {.n = Q_MIN(columns, TOKENS - at), .x = m->x + at * WIDTH, .y = y + at * WIDTH, .pos = zeros,
+                           .seq = zeros, .seqs = &ref, .n_seqs = 1};
         ck_assert_int_eq(q_backend_cpu.run(p, &b), LQ_OK);
     }
     q_backend_cpu.release(p);
@@ -121,7 +123,8 @@ static void pack(q_device *dev, mix *m) {
         const uint64_t bytes = w->data ? q_backend_cpu.pack_bytes(dev, i == 2 ? Q_OP_MOE_DOWN : Q_OP_MOE_GLU, w) : 0;
         if (!bytes) continue;
         m->packed[i] = aligned_alloc(64, (bytes + 63) / 64 * 64);
-        q_backend_cpu.pack(dev, i == 2 ? Q_OP_MOE_DOWN : Q_OP_MOE_GLU, w, 0, (int64_t)w->rows * w->matrices, m->packed[i]);
+        q_backend_cpu.pack(dev, i == 2 ? Q_OP_MOE_DOWN : Q_OP_MOE_GLU, w, 0, (int64_t)w->rows * w->matrices,
+                           m->packed[i]);
         w->packed = m->packed[i];
     }
 }
@@ -154,12 +157,16 @@ START_TEST(experts_have_the_bits_of_the_reference) {
         evaluate(dev, &m, 1, TOKENS, act, got);
         if (!any || act[0] != had[0] || act[1] != had[1]) reference(&m, act, want);
         any = true, had[0] = act[0], had[1] = act[1];
-        static const struct { uint32_t threads; int32_t columns; } ways[] = {{3, 7}, {1, TOKENS}, {2, TOKENS}, {2, 1}, {8, 2}, {8, 5}};
+        static const struct {
+            uint32_t threads;
+            int32_t columns;
+        } ways[] = {{3, 7}, {1, TOKENS}, {2, TOKENS}, {2, 1}, {8, 2}, {8, 5}};
         for (size_t j = 0; j < Q_COUNT(ways); j += step) {
             memset(got, 0, sizeof got);
             evaluate(dev, &m, ways[j].threads, ways[j].columns, act, got);
-            ck_assert_msg(memcmp(want, got, sizeof want) == 0, "%s %s %s%s, %s, %u threads, %d columns: other bits", s->gate, s->up ? s->up : "-",
-                          s->down, packed ? " packed" : "", o.isa, ways[j].threads, ways[j].columns);
+            ck_assert_msg(memcmp(want, got, sizeof want) == 0, "%s %s %s%s, %s, %u threads, %d columns: other bits",
+                          s->gate, s->up ? s->up : "-", s->down, packed ? " packed" : "", o.isa, ways[j].threads,
+                          ways[j].columns);
         }
         q_backend_cpu.close(dev);
         mix_close(&m);
@@ -179,7 +186,8 @@ START_TEST(other_experts_are_not_read) {
     const size_t page = (size_t)sysconf(_SC_PAGESIZE), bytes = (m.w[0].matrix_bytes + page - 1) / page * page;
     for (int i = 0; i < 3; i++) { /* each matrix in whole pages of its own, the last one shut */
         q_weight *w = &m.w[i];
-        uint8_t *all = (uint8_t *)mmap(NULL, bytes * EXPERTS, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        uint8_t *all =
+            (uint8_t *)mmap(NULL, bytes * EXPERTS, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
         ck_assert_ptr_ne(all, MAP_FAILED);
         for (size_t x = 0; x < EXPERTS; x++) memcpy(all + x * bytes, w->data + x * w->matrix_bytes, w->matrix_bytes);
         ck_assert_int_eq(mprotect(all + (EXPERTS - 1) * bytes, bytes, PROT_NONE), 0);

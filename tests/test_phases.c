@@ -1,5 +1,5 @@
-/* test_phases.c: how the CPU backend shares out the steps of a layer, for the layer shapes that model families have: the
- * same bits whether threads share a step or each does it for itself, and how many barriers a layer then has. Then
+/* test_phases.c: how the CPU backend shares out the steps of a layer, for the layer shapes that model families have:
+ * the same bits whether threads share a step or each does it for itself, and how many barriers a layer then has. Then
  * attention over several blocks of keys, which threads share out by blocks: the same bits as one thread has. */
 #include "harness.h"
 
@@ -7,7 +7,8 @@
 
 extern const q_backend q_backend_cpu;
 
-enum { DIM = 64, HEADS = 4, KV = 2, HEAD = 16, FF = 96, VOCAB = 50, LAYERS = 2, CONTEXT = 64, TOKENS = 40, EXPERTS = 4, USED = 2 };
+enum { DIM = 64, HEADS = 4, KV = 2, HEAD = 16, FF = 96, VOCAB = 50, LAYERS = 2, CONTEXT = 64, TOKENS = 40 };
+enum { EXPERTS = 4, USED = 2 };
 enum { Q_ALL = HEADS * HEAD, KV_ALL = HEADS * HEAD }; /* room for as many KV heads as there are heads */
 enum { S_X = 1, S_H, S_QKV, S_K, S_V, S_Y, S_G, S_U, S_R, S_O, SLOTS };
 enum {
@@ -50,8 +51,8 @@ static const q_weight *matrix(model *m, const char *format, int32_t rows, int32_
         for (int32_t i = 0; i < k; i++) row[i] = t_normal(&m->seed) * 0.1f + (rows == 1 ? 1.0f : 0.0f);
         q_encode_row(f, row, NULL, false, k, data + (uint64_t)r * row_bytes);
     }
-    *w = (q_weight){.format = f, .data = data, .row_bytes = row_bytes, .matrix_bytes = row_bytes * (uint64_t)rows, .rows = rows,
-                    .k = k, .matrices = matrices, .name = format};
+    *w = (q_weight){.format = f, .data = data, .row_bytes = row_bytes, .matrix_bytes = row_bytes * (uint64_t)rows,
+                    .rows = rows, .k = k, .matrices = matrices, .name = format};
     return w;
 }
 
@@ -97,7 +98,8 @@ static void add_attention(model *m, int32_t l, int shape) {
     if (shape & ALIBI) s->kind = Q_ATTN_ALIBI;
     if (shape & CAPPED) s->softcap = 2.0f;
     if (shape & SINKS) s->w = matrix(m, "f32", 1, HEADS, 1);
-    product(m, l, shape & POST_NORM ? part(S_O, 0, 1, DIM) : x, part(y.slot, 0, 1, Q_ALL), "q8_0", 0, !(shape & POST_NORM));
+    product(m, l, shape & POST_NORM ? part(S_O, 0, 1, DIM) : x, part(y.slot, 0, 1, Q_ALL), "q8_0", 0,
+            !(shape & POST_NORM));
     if (shape & POST_NORM) norm(m, l, x, part(S_O, 0, 1, DIM), 1);
 }
 
@@ -110,7 +112,8 @@ static void add_feed_forward(model *m, int32_t l, int shape) {
         s = step(m, Q_OP_ROUTE, l, part(S_R, 0, 1, 2 * USED), h);
         s->w = matrix(m, "f32", EXPERTS, DIM, 1), s->n_expert = EXPERTS, s->n_used = USED, s->renorm = 1;
         s = step(m, Q_OP_MOE_GLU, l, part(S_G, 0, USED, FF), h);
-        s->z = part(S_R, 0, 1, 2 * USED), s->w = matrix(m, "q8_0", FF, DIM, EXPERTS), s->w2 = matrix(m, "f16", FF, DIM, EXPERTS);
+        s->z = part(S_R, 0, 1, 2 * USED), s->w = matrix(m, "q8_0", FF, DIM, EXPERTS),
+        s->w2 = matrix(m, "f16", FF, DIM, EXPERTS);
         s->n_expert = EXPERTS, s->n_used = USED, s->kind = Q_ACT_SILU;
         s = step(m, Q_OP_MOE_DOWN, l, x, part(S_G, 0, USED, FF));
         s->z = part(S_R, 0, 1, 2 * USED), s->w = matrix(m, "q8_0", DIM, FF, EXPERTS);
@@ -131,7 +134,8 @@ static void model_open(model *m, int shape, int32_t context, int32_t tokens) {
     memset(m, 0, sizeof *m);
     m->seed = 11;
     m->kv = shape & ONE_KV ? 1 : shape & OWN_KV ? HEADS : KV;
-    const int32_t widths[SLOTS] = {0, DIM, DIM, Q_ALL + 2 * KV_ALL, KV_ALL, KV_ALL, Q_ALL, FF * USED, FF, 2 * USED, DIM};
+    const int32_t widths[SLOTS] = {0,     DIM,       DIM, Q_ALL + 2 * KV_ALL, KV_ALL, KV_ALL,
+                                   Q_ALL, FF * USED, FF,  2 * USED,           DIM};
     memcpy(m->widths, widths, sizeof widths);
     for (int i = 0; i < HEAD / 2; i++) m->freqs[i] = 1.0f / (float)(1 + i * i);
     step(m, Q_OP_EMBED, -1, part(S_X, 0, 1, DIM), (q_view){0})->w = matrix(m, "f16", VOCAB, DIM, 1);
@@ -145,18 +149,20 @@ static void model_open(model *m, int shape, int32_t context, int32_t tokens) {
     s->w = matrix(m, "q8_0", VOCAB, DIM, 1), s->out = 1;
     const uint64_t layer_bytes = 2ull * (uint64_t)m->kv * Q_KV_TOKENS * HEAD * 2;
     m->pool = (q_kv_pool){.layers = LAYERS, .heads = m->kv, .k_width = HEAD, .v_width = HEAD, .value_bytes = 2,
-                          .pages = (uint32_t)PAGES(context), .layer_bytes = layer_bytes, .page_bytes = LAYERS * layer_bytes};
+                          .pages = (uint32_t)PAGES(context), .layer_bytes = layer_bytes,
+                          .page_bytes = LAYERS * layer_bytes};
     m->segment.last = m->n_insts;
-    m->plan = (q_plan){.insts = m->insts, .n_insts = m->n_insts, .n_layers = LAYERS, .slot_width = m->widths, .n_slots = SLOTS,
-                       .columns = tokens, .outs = tokens, .vocab = VOCAB, .kv = &m->pool, .n_kv = 1, .segments = &m->segment,
-                       .n_segments = 1, .seqs = 1, .context = context};
+    m->plan = (q_plan){.insts = m->insts, .n_insts = m->n_insts, .n_layers = LAYERS, .slot_width = m->widths,
+                       .n_slots = SLOTS, .columns = tokens, .outs = tokens, .vocab = VOCAB, .kv = &m->pool, .n_kv = 1,
+                       .segments = &m->segment, .n_segments = 1, .seqs = 1, .context = context};
 }
 static void model_close(model *m) {
     for (int32_t i = 0; i < m->n_weights; i++) free((void *)(uintptr_t)m->weights[i].data);
 }
 
 /* Logits of all tokens, `prompt` of them in a first pass, then passes of `columns`; the barriers of the last one. */
-static uint64_t evaluate(const model *m, uint32_t threads, int32_t tokens, int32_t prompt, int32_t columns, float *logits) {
+static uint64_t evaluate(const model *m, uint32_t threads, int32_t tokens, int32_t prompt, int32_t columns,
+                         float *logits) {
     static int32_t ids[LONG], pos[LONG], seq[LONG], out[LONG];
     const q_device_options o = {.threads = threads};
     uint32_t pages[PAGES(LONG)];
@@ -173,7 +179,8 @@ static uint64_t evaluate(const model *m, uint32_t threads, int32_t tokens, int32
     for (int32_t at = 0, n; at < tokens; at += n) {
         n = Q_MIN(at < prompt ? prompt : columns, tokens - at);
         for (int32_t i = 0; i < n; i++) ids[i] = (at + i) * 7 % VOCAB, pos[i] = at + i, out[i] = i;
-        const q_batch b = {.n = n, .ids = ids, .pos = pos, .seq = seq, .seqs = &ref, .n_seqs = 1, .n_out = n, .out = out,
+        const q_batch b = {.n = n, .ids = ids, .pos = pos, .seq = seq, .seqs = &ref, .n_seqs = 1, .n_out = n,
+                           .out = out,
                            .logits = logits + at * VOCAB};
         before = q_backend_cpu.traffic(p).barriers;
         ck_assert_int_eq(q_backend_cpu.run(p, &b), LQ_OK);
@@ -196,7 +203,8 @@ static const struct { int shape; uint64_t barriers; } shapes[] = {
     {EXPERT | QK_NORM, 11},
     {POST_NORM, 15},         /* gemma-2: the residual is what column steps write */
     {IN_PLACE, 13},          /* threads rope queries that others would overwrite by then */
-    {PARTIAL, 14},           /* norms of one slot that another one writes in part: shared, the first with the embedding */
+    /* norms of one slot that another one writes in part: shared, the first with the embedding */
+    {PARTIAL, 14},
 };
 
 START_TEST(few_columns_have_the_bits_of_many_and_fewer_barriers) {
@@ -225,7 +233,8 @@ END_TEST
 /* Decoding behind a prompt of several blocks, one to four columns at a time into the fifth block: who takes which block
  * of keys, and who finishes last, changes no bit. */
 START_TEST(blocks_of_keys_have_the_bits_of_one_thread) {
-    static const int of[] = {0, ONE_KV, OWN_KV, WINDOW, WINDOW | ONE_KV | SINKS, ALIBI | CAPPED, ALIBI | WINDOW | OWN_KV, SINKS};
+    static const int of[] = {
+        0, ONE_KV, OWN_KV, WINDOW, WINDOW | ONE_KV | SINKS, ALIBI | CAPPED, ALIBI | WINDOW | OWN_KV, SINKS};
     static float want[LONG * VOCAB], got[LONG * VOCAB];
     enum { TOTAL = PROMPT + 40 };
     model m;
@@ -237,7 +246,8 @@ START_TEST(blocks_of_keys_have_the_bits_of_one_thread) {
         const int32_t columns = threads == 16 ? 4 : threads == 8 ? 2 : 1;
         memset(got, 0, sizeof got);
         const uint64_t barriers = evaluate(&m, threads, TOTAL, PROMPT, columns, got);
-        ck_assert_msg(memcmp(want, got, TOTAL * VOCAB * sizeof *want) == 0, "shape %d, %u threads: other bits", of[_i], threads);
+        ck_assert_msg(memcmp(want, got, TOTAL * VOCAB * sizeof *want) == 0, "shape %d, %u threads: other bits", of[_i],
+                      threads);
         ck_assert_uint_eq(barriers, 11); /* five in a layer, as in short contexts */
     }
     model_close(&m);

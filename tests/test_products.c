@@ -1,11 +1,11 @@
-/* test_products.c: the product kernels of kernels.def where test_kernels.c does not go: every number of columns up to where
- * the last kernel has changed over to panels, rows of every remainder, a matrix handed over in parts, weights, activations
- * and results of any alignment, each of them between pages that may not be touched and those that are only read on pages
- * that may not be written, and all kinds of weights with all kinds of activations for few and for many columns. The bits
- * have to be the reference's.
+/* test_products.c: the product kernels of kernels.def where test_kernels.c does not go: every number of columns up to
+ * where the last kernel has changed over to panels, rows of every remainder, a matrix handed over in parts, weights,
+ * activations and results of any alignment, each of them between pages that may not be touched and those that are only
+ * read on pages that may not be written, and all kinds of weights with all kinds of activations for few and for many
+ * columns. The bits have to be the reference's.
  *
- * Which shape meets which kinds is drawn, from seeds that are fixed. What the reference says of a shape is computed once for
- * all kernels that multiply this format with these activations. */
+ * Which shape meets which kinds is drawn, from seeds that are fixed. What the reference says of a shape is computed
+ * once for all kernels that multiply this format with these activations. */
 #include "help_product.h"
 
 typedef struct columns {
@@ -104,7 +104,8 @@ typedef struct how {
 } how;
 
 /* The last n columns by kernel k. */
-static void check_columns(const q_cpu_kernel *k, product *p, const uint8_t *packed, int64_t n, how h, const char *what) {
+static void check_columns(const q_cpu_kernel *k, product *p, const uint8_t *packed, int64_t n, how h,
+                          const char *what) {
     const columns *x = columns_as(p, read_as(k, n));
     const int64_t stride = p->rows + GAP, first = p->n - n;
     const size_t own = (size_t)k->mm_scratch(p->k, n);
@@ -123,9 +124,10 @@ static void check_columns(const q_cpu_kernel *k, product *p, const uint8_t *pack
         for (; i < 3 && h.cuts[i] <= r; i++) {}
         if (i < 3) end = Q_MIN(h.cuts[i], p->rows);
         const q_mm m = {.format = p->format, .w = packed ? packed + Q_ALIGN : p->w + (uint64_t)r * p->row_bytes,
-                        .row_bytes = packed ? q_layout_panel_bytes(k->layout, p->k) : p->row_bytes, .row = packed ? r : 0,
-                        .rows = end - r, .k = p->k, .x = x->x + first * x->stride, .x_stride = x->stride, .n = n,
-                        .y = y + r, .y_stride = stride, .bias = h.bias ? p->bias + r : NULL, .add = h.add, .scratch = p->scratch};
+                        .row_bytes = packed ? q_layout_panel_bytes(k->layout, p->k) : p->row_bytes,
+                        .row = packed ? r : 0, .rows = end - r, .k = p->k, .x = x->x + first * x->stride,
+                        .x_stride = x->stride, .n = n, .y = y + r, .y_stride = stride,
+                        .bias = h.bias ? p->bias + r : NULL, .add = h.add, .scratch = p->scratch};
         k->mm(&m);
     }
     for (size_t i = 0; i < 64; i++) NEED_THAT(p->scratch[own + i] == 0xA5, "%s, %s: scratch overrun", k->name, what);
@@ -137,8 +139,8 @@ static void check_columns(const q_cpu_kernel *k, product *p, const uint8_t *pack
             if (h.add) want = p->before[at] + want;
             const float got = y[c * stride + r];
             NEED_THAT(q_f32_bits(got) == q_f32_bits(want) || (got != got && want != want),
-                          "%s on %s, %s, %ld x %ld, %ld columns: y[%ld][%ld] = %.9g, not %.9g", k->name, p->format->name, what,
-                          (long)p->rows, (long)p->k, (long)n, (long)c, (long)r, (double)got, (double)want);
+                      "%s on %s, %s, %ld x %ld, %ld columns: y[%ld][%ld] = %.9g, not %.9g", k->name, p->format->name,
+                      what, (long)p->rows, (long)p->k, (long)n, (long)c, (long)r, (double)got, (double)want);
         }
         for (int64_t r = p->rows; r < stride && c + 1 < n; r++)
             NEED_THAT(q_f32_bits(y[c * stride + r]) == guard_bits, "%s, %s: wrote past its rows", k->name, what);
@@ -173,11 +175,12 @@ static bool is_shared(const q_cpu_kernel *k) {
     return false;
 }
 
-/* All numbers are for kernels that a model may meet. The scalar one, those of any format where the format has its own, and those
- * that had them with another format, take few; and in slow builds all do, other ones for each format. */
+/* All numbers are for kernels that a model may meet. The scalar one, those of any format where the format has its own,
+ * and those that had them with another format, take few; and in slow builds all do, other ones for each format. */
 static bool left_out(const q_cpu_kernel *k, int64_t n, uint64_t seed) {
     if (k->isa == Q_ISA_scalar) return n != 1 && n != 3 && n != 8;
-    if (strcmp(k->format, "any") == 0 || is_shared(k) || T_SLOW || t_emulated()) return (n * 7 + (int64_t)seed) % 9 != 0;
+    if (strcmp(k->format, "any") == 0 || is_shared(k) || T_SLOW || t_emulated())
+        return (n * 7 + (int64_t)seed) % 9 != 0;
     return false;
 }
 
@@ -211,10 +214,12 @@ END_TEST
 
 static void one_shape(const q_format *f, const q_act *act, w_kind w, x_kind x, bool many, uint64_t *seed) {
     static const int64_t rows[] = {1, 2, 3, 5, 7, 8, 9, 11, 13, 15, 16, 17, 23, 31, 32, 33, 47, 48, 49, 61, 64, 65};
-    static const int64_t lengths[] = {1, 2, 3, 5, 7, 8, 15, 16, 17, 31, 32, 33, 47, 63, 65, 127, 129, 255, 257, 509, 1031};
+    static const int64_t lengths[] = {1,  2,  3,  5,  7,   8,   15,  16,  17,  31,  32,
+                                      33, 47, 63, 65, 127, 129, 255, 257, 509, 1031};
     static const int64_t blocks[] = {1, 2, 3, 4, 5, 7, 8, 9, 11, 13, 15, 16, 17, 31};
     const int64_t unit = unit_of(f, act);
-    product p = {.format = f, .act = act, .rows = rows[t_rand(seed) % Q_COUNT(rows)], .pad = 4 * (int64_t)(t_rand(seed) % 4)};
+    product p = {
+        .format = f, .act = act, .rows = rows[t_rand(seed) % Q_COUNT(rows)], .pad = 4 * (int64_t)(t_rand(seed) % 4)};
     p.k = unit == 1 ? lengths[t_rand(seed) % Q_COUNT(lengths)]
                     : unit * blocks[t_rand(seed) % (unit < 256 ? Q_COUNT(blocks) : 6)];
     p.n = many ? 23 + (int64_t)(t_rand(seed) % 28) : 1 + (int64_t)(t_rand(seed) % 12);
@@ -235,8 +240,8 @@ static void one_shape(const q_format *f, const q_act *act, w_kind w, x_kind x, b
     product_close(&p);
 }
 
-/* Each kind of weights with few columns and with many; the kinds of activations take turns, so that over the formats each
- * meets each. */
+/* Each kind of weights with few columns and with many; the kinds of activations take turns, so that over the formats
+ * each meets each. */
 static void all_kinds(const q_format *f, const q_act *act, uint64_t seed) {
     const bool slow = T_SLOW || t_emulated();
     int x = (int)(seed % X_KINDS);

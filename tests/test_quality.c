@@ -74,11 +74,13 @@ START_TEST(every_scheme_costs_what_it_did) {
     const lq_eval_options o = {.size = sizeof o, .window = 256, .max_tokens = TOKENS};
     ck_assert_msg(lq_compare(sessions[N], sessions, N, ids, n, &o, &ref, r) == LQ_OK, "%s", lq_error_detail());
     for (size_t i = 0; i < N; i++) {
-        printf("%-8s kld %.6f ppl ratio %.5f same top %.4f\n", bounds[i].scheme, r[i].kld_mean, r[i].ppl_ratio, r[i].same_top);
-        ck_assert_msg(r[i].kld_mean <= bounds[i].most, "%s: KL divergence %g, was at most %g", bounds[i].scheme, r[i].kld_mean,
-                      bounds[i].most);
+        printf("%-8s kld %.6f ppl ratio %.5f same top %.4f\n", bounds[i].scheme, r[i].kld_mean, r[i].ppl_ratio,
+               r[i].same_top);
+        ck_assert_msg(r[i].kld_mean <= bounds[i].most, "%s: KL divergence %g, was at most %g", bounds[i].scheme,
+                      r[i].kld_mean, bounds[i].most);
         /* the log of the ratio estimates the divergence: text sampled from the model itself */
-        ck_assert_msg(r[i].ppl_ratio < 1 + 3 * bounds[i].most + 0.003, "%s: ratio %g", bounds[i].scheme, r[i].ppl_ratio);
+        ck_assert_msg(r[i].ppl_ratio < 1 + 3 * bounds[i].most + 0.003, "%s: ratio %g", bounds[i].scheme,
+                      r[i].ppl_ratio);
     }
     for (size_t i = 0; i <= N; i++) {
         lq_session_close(sessions[i]);

@@ -205,7 +205,8 @@ START_TEST(words_of_a_scheme) {
         ck_assert_str_eq(quantizer_of(r, "ffn_up", 0), "rtn");
         q_recipe_close(r);
     }
-    static const char *const transformed[] = {"awq+q4_k:rtn", "q4_k:rtn+awq", "imatrix+awq+q4_k:rtn", "awq+q4_k:rtn+awq"};
+    static const char *const transformed[] = {"awq+q4_k:rtn", "q4_k:rtn+awq", "imatrix+awq+q4_k:rtn",
+                                              "awq+q4_k:rtn+awq"};
     for (size_t i = 0; i < Q_COUNT(transformed); i++) {
         r = find(transformed[i]);
         ck_assert_ptr_eq(q_recipe_transform(r), q_transform_find("awq"));
@@ -234,7 +235,8 @@ START_TEST(words_of_a_scheme) {
         ck_assert_int_eq(q_recipe_find(A, wrong[i].scheme, &r), LQ_E_ARG);
         ck_assert_ptr_null(r);
         for (size_t j = 0; j < 3 && wrong[i].says[j]; j++)
-            ck_assert_msg(strstr(lq_error_detail(), wrong[i].says[j]) != NULL, "%s: %s", wrong[i].scheme, lq_error_detail());
+            ck_assert_msg(strstr(lq_error_detail(), wrong[i].says[j]) != NULL, "%s: %s", wrong[i].scheme,
+                          lq_error_detail());
     }
     char longest[300];
     memset(longest, 'q', sizeof longest - 1);

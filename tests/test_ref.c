@@ -293,8 +293,8 @@ START_TEST(products_in_another_order) {
     static const struct { const char *format; const q_act *act; } ways[] = {
         {"i4_g32", NULL}, {"i4_g32", &q_act_a8_32}, {"i8_row", &q_act_a8_row}, {"f16", NULL}};
     for (size_t i = 0; i < Q_COUNT(ways); i++) {
-        q_inst plain = {.x = fx_view(1, 0, 1, 64), .y = fx_view(2, 0, 1, 6)}, head = {.x = fx_view(1, 0, 1, 64), .out = 1},
-               heads = {.x = {1, 0, 2, 64, 64}, .y = {2, 0, 2, 3, 3}},
+        q_inst plain = {.x = fx_view(1, 0, 1, 64), .y = fx_view(2, 0, 1, 6)},
+               head = {.x = fx_view(1, 0, 1, 64), .out = 1}, heads = {.x = {1, 0, 2, 64, 64}, .y = {2, 0, 2, 3, 3}},
                glu = {.x = fx_view(1, 0, 1, 64), .y = {2, 0, 2, 6, 6}, .z = fx_view(3, 0, 1, 4), .kind = Q_ACT_SILU},
                down = {.x = {1, 0, 2, 64, 64}, .y = fx_view(2, 0, 1, 6), .z = fx_view(3, 0, 1, 4)};
         check_order(&plain, Q_OP_MATMUL, ways[i].format, ways[i].act);

@@ -38,7 +38,8 @@ static void attn_init(attn_fx *a, int heads, bool latent) {
     fx_init(&a->t, n, (const int32_t[]){heads * a->kw, heads * a->vw, KV_HEADS * a->kw, KV_HEADS * a->vw}, 4);
     fx *t = &a->t;
     for (int c = 0; c < n; c++) a->pos[c] = c;
-    a->pool = (q_kv_pool){.value_bytes = 2, .layers = LAYERS, .heads = KV_HEADS, .k_width = a->kw, .v_width = latent ? 0 : a->vw,
+    a->pool = (q_kv_pool){.value_bytes = 2, .layers = LAYERS, .heads = KV_HEADS, .k_width = a->kw,
+                          .v_width = latent ? 0 : a->vw,
                           .pages = PAGES};
     a->pool.layer_bytes = (uint64_t)KV_HEADS * Q_KV_TOKENS * (uint64_t)(a->kw + a->pool.v_width) * 2;
     a->pool.page_bytes = LAYERS * a->pool.layer_bytes;

@@ -1,6 +1,6 @@
 /* test_steps.c: kernels of the steps between products, each line of kernels.def that this machine can run, against
- * kernels/ref: every kind, views with gaps, ragged widths, in place, any split of the units, guards around every slot, values
- * that are not finite; and the functions that they have of their own against the C library in double precision.
+ * kernels/ref: every kind, views with gaps, ragged widths, in place, any split of the units, guards around every slot,
+ * values that are not finite; and the functions that they have of their own against the C library in double precision.
  *
  * Attention and KV_PUT are in test_kernels.c. */
 #include "help_kernel.h"
@@ -10,7 +10,8 @@
 enum { COLUMNS = 11, OUTS = 3, SLOTS = 6, IDS = 23 };
 enum { Y = 1, X, Z, V, U };
 
-/* A plan of one step over five slots. Two sequences: columns 0 .. 6 continue the first one, the others begin the second. */
+/* A plan of one step over five slots. Two sequences: columns 0 .. 6 continue the first one, the others begin the
+ * second. */
 typedef struct bed {
     q_inst s;
     q_plan plan;
@@ -84,7 +85,9 @@ static q_view part(int32_t slot, int32_t heads, int32_t width, int32_t stride) {
 typedef struct snapshot {
     float *slots[SLOTS], *state;
 } snapshot;
-static void *copy_of(const float *p, int64_t n) { return memcpy(malloc((size_t)n * sizeof(float)), p, (size_t)n * sizeof(float)); }
+static void *copy_of(const float *p, int64_t n) {
+    return memcpy(malloc((size_t)n * sizeof(float)), p, (size_t)n * sizeof(float));
+}
 static void take(const bed *b, snapshot *t) {
     for (int i = 1; i < SLOTS; i++) t->slots[i] = (float *)copy_of(b->slots[i], (int64_t)b->widths[i] * COLUMNS);
     t->state = (float *)copy_of(b->state, 2 * b->state_floats + 1);
@@ -107,8 +110,8 @@ static void compare(const float *got, const float *want, int64_t n, double bound
             if (isfinite(b)) size += (double)b * b;
             continue;
         }
-        ck_assert_msg(bound > 0 && isfinite(a) && isfinite(b), "%s, %s: value %ld is %.9g, not %.9g", name, what, (long)i,
-                      (double)a, (double)b);
+        ck_assert_msg(bound > 0 && isfinite(a) && isfinite(b), "%s, %s: value %ld is %.9g, not %.9g", name, what,
+                      (long)i, (double)a, (double)b);
         d += ((double)a - b) * ((double)a - b);
         size += (double)b * b;
     }
@@ -155,8 +158,8 @@ static void check_all(bed *b, const q_cpu_kernel *k, double bound, bool in_place
     b->s.x = x;
 }
 
-static const float wild[] = {INFINITY, -INFINITY, NAN, 0.0f, -0.0f, 3e38f, -3e38f, 1e-42f, -1e-42f, 88.8f, -88.8f, -104.5f,
-                             1e-20f, -1e20f, 16777216.0f};
+static const float wild[] = {INFINITY, -INFINITY, NAN,    0.0f,    -0.0f,  3e38f,  -3e38f,     1e-42f,
+                             -1e-42f,  88.8f,     -88.8f, -104.5f, 1e-20f, -1e20f, 16777216.0f};
 static void make_wild(float *x, int64_t n, uint64_t *seed) {
     for (int64_t i = 0; i < n; i++)
         if (t_rand(seed) % 3 == 0) x[i] = wild[t_rand(seed) % Q_COUNT(wild)];
@@ -389,7 +392,8 @@ static void run(const q_cpu_kernel *k, q_inst s, int32_t n, int32_t pos, const f
     const q_batch batch = {.n = 1, .pos = &pos};
     s.op = (uint8_t)k->op;
     ck_assert_uint_le(k->scratch(&s, 1), sizeof scratch);
-    const q_exec e = {.plan = &plan, .batch = &batch, .slots = slots, .scratch = scratch, .scratch_bytes = sizeof scratch};
+    const q_exec e = {
+        .plan = &plan, .batch = &batch, .slots = slots, .scratch = scratch, .scratch_bytes = sizeof scratch};
     k->fn(&s, &e, 0, 1);
 }
 
@@ -417,7 +421,8 @@ static void check_function(const q_cpu_kernel *k, q_inst s, double (*fn)(double)
             for (int j = 0; j < N; j++) {
                 const double want = fn((double)x[j]), far = fabs((double)y[j] - want);
                 ck_assert_msg(far <= units * unit(want) || far <= of_x * fabs((double)x[j]),
-                              "%s, kind %d, of %.9g: %.9g, not %.9g", k->name, s.kind, (double)x[j], (double)y[j], want);
+                              "%s, kind %d, of %.9g: %.9g, not %.9g", k->name, s.kind, (double)x[j], (double)y[j],
+                              want);
             }
         }
 }
@@ -430,13 +435,15 @@ static void check_angles(const q_cpu_kernel *k) {
     for (int round = 0; round < 300; round++) {
         const int32_t pos = round < 150 ? 1 : (int32_t)(t_rand(&seed) % 2000000000u);
         for (int i = 0; i < N / 2; i++)
-            freqs[i] = round % 3 == 2 ? (float)(i + 1) * 1.57079633f : (float)ldexp((double)t_normal(&seed), round % 30 - 10);
+            freqs[i] =
+                round % 3 == 2 ? (float)(i + 1) * 1.57079633f : (float)ldexp((double)t_normal(&seed), round % 30 - 10);
         const q_inst s = {.kind = Q_ROPE_PAIRS, .rot = N, .freqs = freqs, .x = {2, 0, 1, N, N}, .y = {1, 0, 1, N, N}};
         run(k, s, N, pos, x, y);
         for (int i = 0; i < N / 2; i++) {
             const double angle = (double)((float)pos * freqs[i]);
             if (fabs(angle) >= 0x1p40) continue;
-            ck_assert_msg(fabs((double)y[2 * i] - cos(angle)) <= 2e-7 && fabs((double)y[2 * i + 1] - sin(angle)) <= 2e-7,
+            ck_assert_msg(fabs((double)y[2 * i] - cos(angle)) <= 2e-7 &&
+                              fabs((double)y[2 * i + 1] - sin(angle)) <= 2e-7,
                           "%s: angle %.9g: %.9g %.9g", k->name, angle, (double)y[2 * i], (double)y[2 * i + 1]);
         }
     }

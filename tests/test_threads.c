@@ -56,8 +56,8 @@ START_TEST(barrier_separates) {
 }
 END_TEST
 
-/* Runs of any number of threads, in an order that leaves workers out for one run and for many, and takes them in again: each
- * has exactly the first ones, and its barriers wait for no others. */
+/* Runs of any number of threads, in an order that leaves workers out for one run and for many, and takes them in again:
+ * each has exactly the first ones, and its barriers wait for no others. */
 typedef struct some {
     q_pool *pool;
     int count[MOST];

@@ -1,5 +1,5 @@
-/* test_transforms.c: factors chosen before weights are quantized: smooth against a plain computation, awq against losses
- * whose least is known. What they do to a model: test_fold_search.c. */
+/* test_transforms.c: factors chosen before weights are quantized: smooth against a plain computation, awq against
+ * losses whose least is known. What they do to a model: test_fold_search.c. */
 #include "harness.h"
 
 #include <math.h>
@@ -18,7 +18,8 @@ static const q_transform *named(const char *name) {
 }
 
 START_TEST(smooth_is_a_root_of_two_maxima) {
-    const q_transform_job job = {.k = K, .mean_abs = mean, .max_abs = most, .weight_max = weight, .alloc = &q_alloc_libc};
+    const q_transform_job job = {
+        .k = K, .mean_abs = mean, .max_abs = most, .weight_max = weight, .alloc = &q_alloc_libc};
     float s[K];
     ck_assert(!named("smooth")->needs_loss && !named("smooth")->clips);
     ck_assert_int_eq(named("smooth")->scale(&job, s), LQ_OK);
@@ -34,7 +35,9 @@ typedef struct asked {
     int calls, best, fails;
     bool flat;
 } asked;
-static double ratio_of(const float *s) { return log((double)s[4] / (double)s[0]) / log((double)mean[4] / (double)mean[0]); }
+static double ratio_of(const float *s) {
+    return log((double)s[4] / (double)s[0]) / log((double)mean[4] / (double)mean[0]);
+}
 static lq_status loss(void *user, const float *s, double *out) {
     asked *a = (asked *)user;
     const double r = ratio_of(s);
@@ -55,7 +58,8 @@ static lq_status loss(void *user, const float *s, double *out) {
 START_TEST(awq_takes_the_best_ratio) {
     for (int best = 0; best < 20; best++) {
         asked a = {.best = best, .fails = -1};
-        const q_transform_job job = {.k = K, .mean_abs = mean, .max_abs = most, .weight_max = weight, .loss = loss, .user = &a,
+        const q_transform_job job = {.k = K, .mean_abs = mean, .max_abs = most, .weight_max = weight, .loss = loss,
+                                     .user = &a,
                                      .alloc = &q_alloc_libc};
         float s[K];
         ck_assert_int_eq(named("awq")->scale(&job, s), LQ_OK);
@@ -84,7 +88,8 @@ static lq_status any(void *user, const float *s, double *out) {
 }
 START_TEST(inputs_that_are_always_zero) {
     static const float zero[K];
-    const q_transform_job job = {.k = K, .mean_abs = zero, .max_abs = zero, .weight_max = zero, .loss = any, .alloc = &q_alloc_libc};
+    const q_transform_job job = {
+        .k = K, .mean_abs = zero, .max_abs = zero, .weight_max = zero, .loss = any, .alloc = &q_alloc_libc};
     float s[K];
     ck_assert_int_eq(named("awq")->scale(&job, s), LQ_OK);
     ck_assert_int_eq(named("smooth")->scale(&job, s), LQ_OK);

@@ -1,5 +1,5 @@
-/* test_wide.c: the loops of quantizing: every record for wider registers gives the bits of the portable one, function by
- * function, format by format and in whole files; and an instruction set that is masked is not used. */
+/* test_wide.c: the loops of quantizing: every record for wider registers gives the bits of the portable one, function
+ * by function, format by format and in whole files; and an instruction set that is masked is not used. */
 #include "harness.h"
 
 #include <float.h>
@@ -19,8 +19,8 @@ static const q_cpu_kernel *wide_line(uint32_t i) {
     for (uint32_t k##_i = 0; k##_i < q_cpu_kernel_count(); k##_i++) \
         for (const q_cpu_kernel *k = wide_line(k##_i); k; k = NULL)
 
-/* Kinds of blocks: normal; of all magnitudes; with zeros of both signs; with outliers; of one sign; on a grid, so that values lie
- * on borders; all equal; far from zero and close together; at or above zero. */
+/* Kinds of blocks: normal; of all magnitudes; with zeros of both signs; with outliers; of one sign; on a grid, so that
+ * values lie on borders; all equal; far from zero and close together; at or above zero. */
 enum { KINDS = 9 };
 static void fill(float *x, int n, int kind, uint64_t *seed) {
     for (int i = 0; i < n; i++) {
@@ -42,7 +42,8 @@ static bool same(const void *a, const void *b, size_t n) { return memcmp(a, b, n
 static void check_sums(const q_cpu_kernel *k, uint64_t *seed) {
     enum { TRIES = 40 };
     for (int round = 0; round < 4 * KINDS; round++) {
-        q_wide_block b = {.n = 16 << round % 5, .with_min = round & 1, .with_book = round % 4 == 0, .lo = round & 1 ? 0 : -8, .hi = 15};
+        q_wide_block b = {.n = 16 << round % 5, .with_min = round & 1, .with_book = round % 4 == 0,
+                          .lo = round & 1 ? 0 : -8, .hi = 15};
         q_wide_try tries[TRIES];
         q_wide_sums want[TRIES], got[TRIES];
         fill(b.x, Q_MAX_BLOCK, round % KINDS, seed);
@@ -50,12 +51,13 @@ static void check_sums(const q_cpu_kernel *k, uint64_t *seed) {
         for (int i = 0; i < 16; i++) b.book[i] = (float)(i - 7) * fabsf((float)i - 6.5f) / 60;
         for (int i = 0; i < 16; i++) b.mid[i] = i < 15 ? (b.book[i] + b.book[i + 1]) * 0.5f : HUGE_VALF;
         for (int i = 0; i < TRIES; i++)
-            tries[i] = (q_wide_try){(int32_t)(t_rand(seed) % (uint64_t)(Q_MAX_BLOCK / b.n)), i ? t_normal(seed) * 0.2f : 0.0f,
-                                    b.with_min ? t_normal(seed) : 0.0f};
+            tries[i] = (q_wide_try){(int32_t)(t_rand(seed) % (uint64_t)(Q_MAX_BLOCK / b.n)),
+                                    i ? t_normal(seed) * 0.2f : 0.0f, b.with_min ? t_normal(seed) : 0.0f};
         q_wide_any.sums(&b, tries, TRIES, want);
         k->wide->sums(&b, tries, TRIES, got);
         for (int i = 0; i < TRIES; i++)
-            ck_assert_msg(same(&want[i], &got[i], (b.with_min ? 5 : 3) * sizeof(float)), "%s: sums, round %d, try %d", k->name, round, i);
+            ck_assert_msg(same(&want[i], &got[i], (b.with_min ? 5 : 3) * sizeof(float)), "%s: sums, round %d, try %d",
+                          k->name, round, i);
     }
 }
 
@@ -67,7 +69,8 @@ static void check_blocks(const q_cpu_kernel *k, uint64_t *seed) {
         fill(x, N, round % KINDS, seed);
         q_wide_any.extremes(x, groups, n, lo[0], hi[0]);
         k->wide->extremes(x, groups, n, lo[1], hi[1]);
-        ck_assert_msg(same(lo[0], lo[1], sizeof(float) * (size_t)groups) && same(hi[0], hi[1], sizeof(float) * (size_t)groups),
+        ck_assert_msg(same(lo[0], lo[1], sizeof(float) * (size_t)groups) &&
+                          same(hi[0], hi[1], sizeof(float) * (size_t)groups),
                       "%s: extremes, round %d", k->name, round);
         q_wide_any.multiply(x, N, 0x1p-9f, want);
         k->wide->multiply(x, N, 0x1p-9f, got);
@@ -103,7 +106,8 @@ static void check_rows(const q_cpu_kernel *k, uint64_t *seed) {
         if (round % 4 == 1) y[at] = INFINITY;
         if (round % 4 == 2) x[at] = -70000.0f;
         const bool a = q_wide_any.errors(x, y, N, want), b = k->wide->errors(x, y, N, got);
-        ck_assert_msg(a == b && b == (round % 4 == 1 || round % 4 == 2), "%s: errors say %d in round %d", k->name, b, round);
+        ck_assert_msg(a == b && b == (round % 4 == 1 || round % 4 == 2), "%s: errors say %d in round %d", k->name, b,
+                      round);
         ck_assert_msg(round % 4 == 1 || same(want, got, sizeof want), "%s: errors, round %d", k->name, round);
         float w[2][Q_WIDE_COLUMNS];
         fill(w[0], Q_WIDE_COLUMNS, 0, seed);
@@ -124,8 +128,8 @@ START_TEST(functions_equal_the_portable_ones) {
 }
 END_TEST
 
-/* Move the values of each block but its extremes to the middle of two that the format decodes to, or next to it: whether rounding
- * goes up or down there hangs on the last bit. */
+/* Move the values of each block but its extremes to the middle of two that the format decodes to, or next to it:
+ * whether rounding goes up or down there hangs on the last bit. */
 static void to_borders(const q_format *f, float *x, int64_t n, uint64_t *seed) {
     static float y[1024];
     static uint8_t row[1024 * 4 + 64];

@@ -16,8 +16,8 @@ typedef struct bench_speed {
     bench_rate prefill, decode;             /* tokens per second of each run */
     double prefill_per_s, decode_per_s;     /* their medians */
     double decode_bytes_per_s;              /* weight and KV bytes per second at that median */
-    /* The same runs by processor time: tokens per second that the processors really ran the threads. What other programs
-     * take does not count, but for the caches and the memory that they share. */
+    /* The same runs by processor time: tokens per second that the processors really ran the threads. What other
+     * programs take does not count, but for the caches and the memory that they share. */
     bench_rate prefill_cpu, decode_cpu;
     double prefill_share, decode_share; /* of the threads' time, how much the processors ran them: 1 = undisturbed */
     lq_plan_info plan; /* what ran where */
@@ -30,8 +30,8 @@ typedef struct bench_speed {
 enum { BENCH_MODELS = 2 };
 int bench_speed_run(cli *c, lq_model *const *models, size_t n, const bench_speed_options *o, bench_speed *out);
 
-/* Bytes per second of a streaming read with `threads` threads over 512 MiB, less where `memory` is short; the best of many
- * passes. 0 = it could not be measured. *buffer = bytes used. bench/roof.c. */
+/* Bytes per second of a streaming read with `threads` threads over 512 MiB, less where `memory` is short; the best of
+ * many passes. 0 = it could not be measured. *buffer = bytes used. bench/roof.c. */
 double bench_roof(uint32_t threads, uint64_t memory, uint64_t *buffer);
 /* How large a buffer to read where that much memory is free. */
 uint64_t bench_roof_buffer(uint64_t memory);

@@ -56,8 +56,8 @@ typedef struct cli_option {
     uint32_t required;
     size_t at;         /* offsetof(struct of the command, field) */
     const char *name;  /* "threads"; for CLI_GROUP the heading */
-    const char *value; /* what the help calls the value: "N". FILE, DIR, SRC, DST, REF, MODEL, STATS: completed as paths;
-                          "A,B,..": as a list; in small letters ("f32"): as the only word there is */
+    const char *value; /* what the help calls the value: "N". FILE, DIR, SRC, DST, REF, MODEL, STATS: completed as
+                          paths; "A,B,..": as a list; in small letters ("f32"): as the only word there is */
     double min, max;
     const char *help;  /* each '\n' begins another line */
     const char *also;  /* words that people try for this: "|bits|type|" */
@@ -233,7 +233,8 @@ typedef struct cli_place {
              "i4_g128, q4_k_m, any format or scheme; embedding, output and norms stay as stored",                      \
      .also = "|load-in-4bit|load-in-8bit|quantize|bits|on-load|",                                                      \
      .values = CLI_SCHEMES}
-#define CLI_OPT_RUN_LORA(T) CLI_OPT_LORA(offsetof(T, place.lora), "run with an adapter (LoRA), unmerged and unrounded:\n")
+#define CLI_OPT_RUN_LORA(T)                                                                                            \
+    CLI_OPT_LORA(offsetof(T, place.lora), "run with an adapter (LoRA), unmerged and unrounded:\n")
 #define CLI_OPT_GPU_LAYERS(T)                                                                                          \
     {.type = CLI_UINT,                                                                                                 \
      .name = "gpu-layers",                                                                                             \
@@ -252,14 +253,13 @@ typedef struct cli_place {
      .help = "compute with FP32 activations, to measure the weights alone (default: what the\n"                        \
              "fastest kernels want: 8 bits; BF16 with weights in BF16)"}
 #define CLI_OPT_ISA(T)                                                                                                 \
-    {.type = CLI_TEXT,                                                                                                 \
-     .name = "isa",                                                                                                    \
-     .value = "NAME",                                                                                                  \
-     .at = offsetof(T, isa),                                                                                           \
-     .help = "instruction sets to use, such as scalar or avx2: NAME and what it stands on; several are\n"               \
-             "joined by +, as `lq info --devices` has this machine's (default: all of them)",                     \
-     .also = "|cpu|arch|simd|",                                                                                        \
-     .values = "scalar avx2 avxvnni avx512 avx512vnni avx512bf16 amx neon neon_dotprod neon_i8mm"}
+    {                                                                                                                  \
+        .type = CLI_TEXT, .name = "isa", .value = "NAME", .at = offsetof(T, isa),                                      \
+        .help = "instruction sets to use, such as scalar or avx2: NAME and what it stands on; several are\n"           \
+                "joined by +, as `lq info --devices` has this machine's (default: all of them)",                       \
+        .also = "|cpu|arch|simd|",                                                                                     \
+        .values = "scalar avx2 avxvnni avx512 avx512vnni avx512bf16 amx neon neon_dotprod neon_i8mm"                   \
+    }
 
 /* What --lora said: paths without their scales, for lq_quantize_options and lq_model_options. */
 typedef struct cli_loras {
@@ -350,7 +350,8 @@ int cli_interrupted(void);
 void cli_watch(lq_session *const *sessions, size_t count);
 void cli_unwatch(void);
 
-/* ------------------------------------------------------------------------------------------------ files, text, models */
+/* ------------------------------------------------------------------------------------------------ files, text,
+ * models */
 
 double cli_clock(void);
 /* Read a whole file ("-" = standard input) with a NUL after it; the caller frees. Returns an exit code. */

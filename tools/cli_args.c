@@ -77,7 +77,8 @@ static bool is_named(const char *own, const char *name, size_t n) {
     return own && strlen(own) == n && memcmp(own, name, n) == 0;
 }
 
-static const cli_option *find_option(const cli_command *command, const char *name, size_t n, char letter, bool *common) {
+static const cli_option *find_option(const cli_command *command, const char *name, size_t n, char letter,
+                                     bool *common) {
     for (int table = 0; table < 2; table++) {
         *common = table == 1;
         for (const cli_option *o = table ? cli_common_options : command->options; o->type != CLI_END; o++) {
@@ -154,7 +155,8 @@ static int parse_option(cli *c, int argc, char **argv, int *i, char *args, uint6
         /* A following word that is itself an option was not meant as the value; --name=--word says that it was. */
         const char *next = *i + 1 < argc ? argv[*i + 1] : NULL;
         bool ignored;
-        if (!next || (strncmp(next, "--", 2) == 0 && find_option(c->command, next + 2, strlen(next + 2), 0, &ignored))) {
+        if (!next ||
+            (strncmp(next, "--", 2) == 0 && find_option(c->command, next + 2, strlen(next + 2), 0, &ignored))) {
             return cli_usage(c, "--%s needs a value: --%s %s", o->name, o->name, o->value);
         }
         value = next;

@@ -8,10 +8,14 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* Bytes of the valid UTF-8 character at p (n bytes left), 0 = none: no overlong forms, surrogates or beyond U+10FFFF. */
+/* Bytes of the valid UTF-8 character at p (n bytes left), 0 = none: no overlong forms, surrogates or beyond
+ * U+10FFFF. */
 static size_t utf8_length(const unsigned char *p, size_t n) {
     if (p[0] < 0x80) return 1;
-    const size_t len = p[0] >= 0xC2 && p[0] <= 0xDF ? 2 : (p[0] & 0xF0) == 0xE0 ? 3 : p[0] >= 0xF0 && p[0] <= 0xF4 ? 4 : 0;
+    const size_t len = p[0] >= 0xC2 && p[0] <= 0xDF   ? 2
+                       : (p[0] & 0xF0) == 0xE0        ? 3
+                       : p[0] >= 0xF0 && p[0] <= 0xF4 ? 4
+                                                      : 0;
     if (len == 0 || len > n) return 0;
     for (size_t i = 1; i < len; i++) {
         if ((p[i] & 0xC0) != 0x80) return 0;

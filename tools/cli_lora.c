@@ -1,5 +1,5 @@
-/* cli_lora.c: `--lora DIR[:scale]`: adapters and how much of each. What is behind the last colon counts as a scale where it is
- * a number, so a path that ends in one needs a scale behind it. */
+/* cli_lora.c: `--lora DIR[:scale]`: adapters and how much of each. What is behind the last colon counts as a scale
+ * where it is a number, so a path that ends in one needs a scale behind it. */
 #include "cli.h"
 
 #include <math.h>

@@ -76,7 +76,8 @@ int cli_fail(cli *c, lq_status status, const char *hint) {
     const char *detail = lq_error_detail();
     if (status == LQ_E_CANCELLED) return report(c, status, cli_exit_code(status), "interrupted", NULL);
     if (status == LQ_E_DEVICE && !hint) {
-        hint = "`lq info --devices` says whether the device is still there; without --device the processor runs it all.";
+        hint =
+            "`lq info --devices` says whether the device is still there; without --device the processor runs it all.";
     }
     return report(c, status, cli_exit_code(status), detail[0] ? detail : lq_status_name(status), hint);
 }
@@ -119,7 +120,8 @@ int cli_finish(cli *c, int code) {
     if (!lost && !ferror(stdout)) return code;
     if (code != CLI_OK) return code;
     c->json = 0; /* there is nobody to read it */
-    return cli_error(c, LQ_E_IO, "standard output: %s", lost && errno ? strerror(errno) : "what was written did not arrive");
+    return cli_error(c, LQ_E_IO, "standard output: %s",
+                     lost && errno ? strerror(errno) : "what was written did not arrive");
 }
 
 cli_str cli_safe(const char *text) {

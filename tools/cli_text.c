@@ -102,8 +102,8 @@ int cli_corpus(cli *c, const lq_model *model, const char *path, uint64_t require
     if (bytes == 0) {
         code = cli_error(c, LQ_E_FORMAT, "%s is empty; a text of at least %llu tokens is needed", shown, need);
     } else if (is_binary(text, bytes)) {
-        code = cli_error(c, LQ_E_FORMAT, "%s is a binary file; a text in UTF-8 of at least %llu tokens is needed", shown,
-                         need);
+        code = cli_error(c, LQ_E_FORMAT, "%s is a binary file; a text in UTF-8 of at least %llu tokens is needed",
+                         shown, need);
     } else {
         code = cli_tokenize(c, model, text, bytes, LQ_TOKENIZE_BOS, ids, count);
         if (code == 0 && *count < required) {

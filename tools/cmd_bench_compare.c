@@ -133,7 +133,8 @@ static int read_table(cli *c, const char *path, table *t) {
         line++;
         if (!header && *p && *p != '#') {
             header = true;
-            if (strcmp(p, BENCH_CSV_HEADER) != 0) code = bad_line(c, path, line, "not the header of a file of lq bench --csv");
+            if (strcmp(p, BENCH_CSV_HEADER) != 0)
+                code = bad_line(c, path, line, "not the header of a file of lq bench --csv");
         } else if (*p && *p != '#' && strcmp(p, BENCH_CSV_HEADER) != 0) {
             code = read_line(c, path, t, p, line);
         }
@@ -215,8 +216,8 @@ static void show(state *s, const row *r, const verdict *v) {
                "of pairs", "best", "pairs");
     }
     printf("%-8s %-58s %7s %10.5g %10.5g %-8s %7.3f %7.3f-%-7.3f %7.3f %5zu  %s%s\n", cli_safe(r->bench).s,
-           cli_safe(r->name).s, cli_safe(r->threads).s, v->a, v->b, cli_safe(r->unit).s, v->ratio, v->least, v->most, v->best,
-           v->pairs, strcmp(v->word, "same") == 0 ? "" : v->word, v->fails ? " FAILS" : "");
+           cli_safe(r->name).s, cli_safe(r->threads).s, v->a, v->b, cli_safe(r->unit).s, v->ratio, v->least, v->most,
+           v->best, v->pairs, strcmp(v->word, "same") == 0 ? "" : v->word, v->fails ? " FAILS" : "");
 }
 
 static size_t alone(const table *t, const table *other) {
@@ -238,7 +239,8 @@ static int compare(cli *c, state *s) {
     if (s->common == 0) return cli_error(c, LQ_E_INCONSISTENT, "%s and %s have no row in common", s->a->a, s->a->b);
     const size_t only_a = alone(&s->from, &s->to), only_b = alone(&s->to, &s->from);
     if (only_a || only_b) {
-        cli_warn("%zu row%s only in %s, %zu only in %s", only_a, only_a == 1 ? " is" : "s are", s->a->a, only_b, s->a->b);
+        cli_warn("%zu row%s only in %s, %zu only in %s", only_a, only_a == 1 ? " is" : "s are", s->a->a, only_b,
+                 s->a->b);
     }
     if (s->failed) {
         fprintf(stderr, "lq bench compare: %zu of %zu rows are below %g\n", s->failed, s->common, s->a->fail_below);

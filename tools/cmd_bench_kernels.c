@@ -1,7 +1,8 @@
-/* cmd_bench_kernels.c: `lq bench kernels`: each CPU kernel by itself, beside what its instructions and the memory allow.
+/* cmd_bench_kernels.c: `lq bench kernels`: each CPU kernel by itself, beside what its instructions and the memory
+ * allow.
  *
- * Walks the table of kernels; bench/kernels.c and bench/kernel_steps.c time one. Roofs, and what OpenBLAS does with the same
- * shape (bench/openblas.c), are measured when first needed. */
+ * Walks the table of kernels; bench/kernels.c and bench/kernel_steps.c time one. Roofs, and what OpenBLAS does with the
+ * same shape (bench/openblas.c), are measured when first needed. */
 #include "bench_speed.h"
 
 #include <string.h>

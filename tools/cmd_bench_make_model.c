@@ -127,8 +127,9 @@ const cli_command cli_command_bench_make_model = {
              "name. The trained context is 32768 tokens.\n",
     .operands = operands,
     .options = options,
-    .examples = "  lq bench make-model --shape llama-1.1b --scheme q4_k_m /tmp/1.1b.gguf\n"
-                "  lq bench make-model --shape llama3-8b -s q8_0 --seed 7 /tmp/8b.gguf && lq bench model /tmp/8b.gguf\n",
+    .examples =
+        "  lq bench make-model --shape llama-1.1b --scheme q4_k_m /tmp/1.1b.gguf\n"
+        "  lq bench make-model --shape llama3-8b -s q8_0 --seed 7 /tmp/8b.gguf && lq bench model /tmp/8b.gguf\n",
     .args_size = sizeof(args),
     .defaults = &defaults,
     .run = run,

@@ -14,7 +14,8 @@ typedef struct args {
 
 static const args defaults = {.place = CLI_PLACE, .prefill = 512, .decode = 128, .repeat = 3};
 
-static const cli_operand operands[] = {{"MODEL", offsetof(args, model), 0, "a GGUF file or a Hugging Face folder"}, {0}};
+static const cli_operand operands[] = {{"MODEL", offsetof(args, model), 0, "a GGUF file or a Hugging Face folder"},
+                                       {0}};
 
 static const cli_option options[] = {
     {.type = CLI_GROUP, .name = "What to measure"},
@@ -258,8 +259,8 @@ static int open_side(cli *c, state *s, const char *isa) {
 
 static int measure(cli *c, state *s) {
     const args *a = s->a;
-    const bench_speed_options o = {(uint32_t)a->prefill, (uint32_t)a->decode, (uint32_t)a->context, (uint32_t)a->threads,
-                                   (uint32_t)a->threads_prefill, (uint32_t)a->repeat};
+    const bench_speed_options o = {(uint32_t)a->prefill, (uint32_t)a->decode,          (uint32_t)a->context,
+                                   (uint32_t)a->threads, (uint32_t)a->threads_prefill, (uint32_t)a->repeat};
     lq_model *models[BENCH_MODELS] = {0};
     bench_speed speeds[BENCH_MODELS] = {0};
     if (a->prefill > s->model.context || a->context + a->decode > s->model.context) {

@@ -183,8 +183,9 @@ static int choose_inputs(cli *c, bench *b) {
     const args *a = b->a;
     if (a->texts.count > MAX_TEXTS) return cli_usage(c, "--text: at most %d texts", MAX_TEXTS);
     if ((!a->model || a->texts.count == 0) && !find_data(dir, sizeof dir)) {
-        return cli_error(c, LQ_E_IO, "the bundled model and texts were not found (../bench/data or ../share/libquant beside "
-                                     "the program, or bench/data here); name others with --model and --text");
+        return cli_error(c, LQ_E_IO,
+                         "the bundled model and texts were not found (../bench/data or ../share/libquant beside "
+                         "the program, or bench/data here); name others with --model and --text");
     }
     if (a->model) snprintf(b->model_path, sizeof b->model_path, "%s", a->model);
     else snprintf(b->model_path, sizeof b->model_path, "%s/pocket", dir);

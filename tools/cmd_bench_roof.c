@@ -132,7 +132,8 @@ static int measure(state *s) {
     if (code == 0) code = measure_sync(s);
     if (code != 0) return code;
     if (!s->c->json) {
-        printf("\n%-14s %7s %10s %10s %10s  GOP/s (a multiply-add is two)\n", "peak", "threads", "min", "median", "max");
+        printf("\n%-14s %7s %10s %10s %10s  GOP/s (a multiply-add is two)\n", "peak", "threads", "min", "median",
+               "max");
     }
     for (size_t i = 0; (p = bench_peak_at(i)); i++) {
         if (!p->present()) continue;

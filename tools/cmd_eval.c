@@ -17,7 +17,8 @@ typedef struct args {
 
 static const args defaults = {.place = CLI_PLACE};
 
-static const cli_operand operands[] = {{"MODEL", offsetof(args, model), 0, "a GGUF file or a Hugging Face folder"}, {0}};
+static const cli_operand operands[] = {{"MODEL", offsetof(args, model), 0, "a GGUF file or a Hugging Face folder"},
+                                       {0}};
 
 static const cli_option options[] = {
     {.type = CLI_GROUP, .name = "What to measure"},
@@ -114,8 +115,8 @@ static void print_result(const args *a, const sweep *w) {
         printf("reference         %.4f +- %.4f  (%s)\n", ref->ppl, ref->ppl_se, cli_safe(a->against).s);
         printf("ratio             %.6f\n", r->ppl_ratio);
         printf("KL divergence     mean %.6f +- %.6f, median %.6f\n", r->kld_mean, r->kld_se, r->kld_median);
-        printf("  percentiles     90: %.5f   95: %.5f   99: %.5f   99.9: %.5f   maximum: %.5f\n", r->kld_p90, r->kld_p95,
-               r->kld_p99, r->kld_p999, r->kld_max);
+        printf("  percentiles     90: %.5f   95: %.5f   99: %.5f   99.9: %.5f   maximum: %.5f\n", r->kld_p90,
+               r->kld_p95, r->kld_p99, r->kld_p999, r->kld_max);
         printf("same top token    %.3f %%\n", r->same_top * 100);
         printf("right token's p   mean change %+.4f %%, root mean square %.4f %%\n", r->dp_mean * 100, r->dp_rms * 100);
     }
@@ -134,8 +135,8 @@ static int evaluate(cli *c, const args *a, lq_model *const models[2]) {
     lq_status s = lq_model_info_get(models[0], &info);
     if (s != LQ_OK) return cli_fail(c, s, NULL);
     if (a->ctx > info.context) {
-        return cli_usage(c, "--ctx %llu: %s was trained with a context of %u tokens", (unsigned long long)a->ctx, a->model,
-                         info.context);
+        return cli_usage(c, "--ctx %llu: %s was trained with a context of %u tokens", (unsigned long long)a->ctx,
+                         a->model, info.context);
     }
     const uint32_t window = a->ctx ? (uint32_t)a->ctx : info.context < 512 ? info.context : 512;
     if (a->max_tokens && a->max_tokens < window) {

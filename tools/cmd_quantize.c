@@ -100,7 +100,8 @@ static void note_unweighted(state *s, const lq_tensor_report *t) {
     lq_format_info f = {.size = sizeof f};
     uint32_t index;
     if (t->importance || strcmp(t->from, t->to) == 0) return;
-    if (lq_format_find(t->to, &index) != LQ_OK || lq_format_info_get(index, &f) != LQ_OK || f.block_weights == 1) return;
+    if (lq_format_find(t->to, &index) != LQ_OK || lq_format_info_get(index, &f) != LQ_OK || f.block_weights == 1)
+        return;
     const size_t n = strlen(s->unweighted), need = strlen(t->name) + 2;
     if (n + need + 5 < sizeof s->unweighted) {
         snprintf(s->unweighted + n, sizeof s->unweighted - n, "%s%s", n ? ", " : "", cli_safe(t->name).s);
@@ -146,8 +147,8 @@ static void on_tensor(void *user, const lq_tensor_report *t) {
     if (!s->table) return;
     cli_progress_clear(&s->progress);
     if (!s->begun) {
-        printf("%-32s %-7s %-7s %-7s %12s %12s %6s  %-10s  %s\n", "tensor", "from", "to", "by", "weights", "bytes", "bits/w",
-               "rel. error", "weighted");
+        printf("%-32s %-7s %-7s %-7s %12s %12s %6s  %-10s  %s\n", "tensor", "from", "to", "by", "weights", "bytes",
+               "bits/w", "rel. error", "weighted");
     }
     s->begun = true;
     printf("%-32s %-7s %-7s %-7s %12llu %12llu %6.3f  %-10.5f", cli_safe(t->name).s, t->from, t->to,
@@ -237,8 +238,10 @@ static int quantize(cli *c, const args *a, state *s, const cli_loras *loras) {
     lq_ctx *ctx;
     lq_quantize_result r = {.size = sizeof r};
     if (!a->scheme && !a->recipe)
-        return cli_usage(c, "no scheme was given: --scheme q4_k_m is the usual choice, and `lq info --schemes` lists all");
-    if (a->scheme && a->recipe) return cli_usage(c, "--scheme and --recipe: a recipe says itself what each tensor gets");
+        return cli_usage(c,
+                         "no scheme was given: --scheme q4_k_m is the usual choice, and `lq info --schemes` lists all");
+    if (a->scheme && a->recipe)
+        return cli_usage(c, "--scheme and --recipe: a recipe says itself what each tensor gets");
     bench_openblas_tell(); /* some quantizers use it */
     int code = cli_open(c, a->threads, NULL, NULL, &ctx);
     if (code != 0) return code;

@@ -1,8 +1,9 @@
 #!/bin/sh
 # install.sh: what `make install` puts where, and what `make uninstall` takes away again: one list for both.
 #
-# Called by the Makefile alone, which sets DESTDIR, B, VERSION, MANPAGES, LDCONFIG and the folders. Everything goes below DESTDIR;
-# DESTDIR is written into no file. Folders that are libquant's own are removed when they are empty, others stay.
+# Called by the Makefile alone, which sets DESTDIR, B, VERSION, MANPAGES, LDCONFIG and the folders. Everything goes
+# below DESTDIR; DESTDIR is written into no file. Folders that are libquant's own are removed when they are empty,
+# others stay.
 set -eu
 mode=$1
 umask 022

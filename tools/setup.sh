@@ -58,8 +58,8 @@ if ! command -v dpkg-query >/dev/null 2>&1 || ! command -v apt-get >/dev/null 2>
     conclude
 fi
 
-# pkgconf is the newer name of pkg-config. Any version of libclang-rt goes with some version of clang. Packages of another
-# architecture are NAME:ARCHITECTURE.
+# pkgconf is the newer name of pkg-config. Any version of libclang-rt goes with some version of clang. Packages of
+# another architecture are NAME:ARCHITECTURE.
 native=$(dpkg --print-architecture)
 have=$(dpkg-query -W -f '${db:Status-Status} ${Package}:${Architecture}\n' $essential $optional pkgconf \
     'libclang-rt-*-dev' 2>/dev/null | sed "s/:$native\$//; s/:all\$//")

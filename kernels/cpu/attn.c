@@ -174,7 +174,8 @@ static void score_page(const q_attn_isa *isa, const q_inst *s, const tile *t, co
     const q_attn_product p = {.a = t->q + (int64_t)g * s->x.width, .rows = n, .a_stride = s->x.width, .b = b->k + i,
                               .per = s->x.width, .b_stride = Q_KV_TOKENS * b->value_bytes,
                               .value_bytes = (int32_t)b->value_bytes, .ahead = (g == 0 ? b->k_ahead : b->k) + i,
-                              .ahead_stride = b->k_ahead_stride, .ahead_bytes = b->ahead_bytes, .from = 0, .to = s->x.width, .width = Q_KV_TOKENS,
+                              .ahead_stride = b->k_ahead_stride, .ahead_bytes = b->ahead_bytes, .from = 0,
+                              .to = s->x.width, .width = Q_KV_TOKENS,
                               .c = t->score + (int64_t)g * Q_ATTN_KEYS + i * Q_KV_TOKENS, .c_stride = Q_ATTN_KEYS};
     isa->product(&p);
 }
@@ -340,7 +341,8 @@ static int32_t first_seen(const q_inst *s, int32_t pos) {
     return s->window > 0 && pos >= s->window ? pos - s->window + 1 : 0;
 }
 
-/* Query i of the tile: head h of column c, which sees positions [first, last], or by its own position what op.h says. */
+/* Query i of the tile: head h of column c, which sees positions [first, last], or by its own position what op.h
+ * says. */
 static void add_query(const source *o, const tile *t, int32_t i, int64_t c, int32_t h) {
     const q_inst *s = o->s;
     const int32_t pos = o->e->batch->pos[c];
@@ -449,7 +451,8 @@ bool q_attn_splits(const q_inst *s) { return !s->z.slot; }
 
 uint64_t q_attn_split_floats(const q_inst *s, const q_plan *plan, int32_t columns) {
     const int32_t kv = plan->kv[s->kv_group].heads;
-    return (uint64_t)columns * (uint64_t)kv * (uint64_t)(most_blocks(s, plan, columns) * record_floats(s, s->x.heads / kv));
+    return (uint64_t)columns * (uint64_t)kv *
+           (uint64_t)(most_blocks(s, plan, columns) * record_floats(s, s->x.heads / kv));
 }
 
 uint64_t q_attn_split_counts(const q_inst *s, const q_plan *plan, int32_t columns) {
@@ -486,7 +489,8 @@ static void load_rows(const source *o, const tile *t, const run *r, int64_t row,
 }
 
 /* The tile's part, pm and pl become rows from `row` on of the record of the run's block i. */
-static void to_record(const q_inst *s, tile *t, const q_attn_split *w, const run *r, int32_t kv, int64_t i, int64_t row) {
+static void to_record(const q_inst *s, tile *t, const q_attn_split *w, const run *r, int32_t kv, int64_t i,
+                      int64_t row) {
     float *record = w->parts + r->parts + ((int64_t)kv * r->blocks + i) * r->record;
     t->part = record + row * s->y.width;
     t->pm = record + r->rows * s->y.width + row;

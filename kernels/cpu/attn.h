@@ -1,8 +1,8 @@
 /* attn.h: attention over pages of binary16 or float32, or over the columns of a batch, as far as it is the same for
  * every instruction set. Query heads that read the same KV head, of several columns, go through its keys together, a
  * block of Q_ATTN_KEYS at a time. An instruction set brings the arithmetic: products of a few rows with a page, which
- * make scores (rows = queries, the page = keys side by side) and weighted values (rows = weights, the page = values), and
- * the softmax of a row.
+ * make scores (rows = queries, the page = keys side by side) and weighted values (rows = weights, the page = values),
+ * and the softmax of a row.
  *
  * A query's own arithmetic never depends on its company: blocks lie at absolute positions, a key that the query may not
  * see has no term, and scores, weights and values are summed as op.h says. Only the exponential and the hyperbolic
@@ -45,8 +45,8 @@ struct q_attn_isa {
     int32_t direct; /* up to so many queries take halves as they are; more have them widened first */
     void (*widen)(const uint8_t *from, int64_t n, float *to); /* n halves, a multiple of 16 */
     void (*product)(const q_attn_product *p);
-    /* The softmax of a row in two steps, so that of several rows none waits for its own largest score: scores as op.h says
-     * and m; then weights and l. */
+    /* The softmax of a row in two steps, so that of several rows none waits for its own largest score: scores as op.h
+     * says and m; then weights and l. */
     void (*largest)(q_attn_row *r);
     void (*weigh)(q_attn_row *r);
     void (*exps)(float *x, int64_t n); /* x[i] = exp(x[i]); n is a multiple of 16 */
@@ -67,11 +67,13 @@ int32_t q_attn_columns(int32_t queries_per_head);
 void q_attn_head(const q_attn_isa *isa, const q_inst *s, const q_exec *e, int64_t begin, int64_t end, int32_t kv);
 
 /* Attention over pages for few columns, in units of a KV head and a block of keys. Units run in any order and on any
- * thread, each once, before the next step that is run so; whoever finishes a KV head merges its blocks in ascending order. */
+ * thread, each once, before the next step that is run so; whoever finishes a KV head merges its blocks in ascending
+ * order. */
 typedef struct q_attn_split {
     float *parts;      /* q_attn_split_floats of them, 64-aligned */
     uint32_t *done;    /* q_attn_split_counts of them, zero */
-    const q_inst *put; /* KV_PUT of the same layer, whose keys and values are stored by who reads them; NULL = all are there */
+    /* KV_PUT of the same layer, whose keys and values are stored by who reads them; NULL = all are there */
+    const q_inst *put;
     q_op_fn store;     /* its function */
 } q_attn_split;
 bool q_attn_splits(const q_inst *s);

@@ -1,4 +1,5 @@
-/* choose.c: the table of kernels, and which of them a step gets: of those that fit, the last line of kernels.def. Layer L2. */
+/* choose.c: the table of kernels, and which of them a step gets: of those that fit, the last line of kernels.def. Layer
+ * L2. */
 #include "choose.h"
 
 const q_cpu_kernel q_cpu_kernels[] = {
@@ -27,7 +28,8 @@ static bool is_product(const q_inst *s) {
 }
 
 /* `packed` is the layout that the weight has, or will have. */
-static bool fits(const q_cpu_kernel *k, const q_inst *s, const q_cpu_layout *packed, q_isas isas, bool f32_activations) {
+static bool fits(const q_cpu_kernel *k, const q_inst *s, const q_cpu_layout *packed, q_isas isas,
+                 bool f32_activations) {
     if (!q_isa_in(isas, k->isa) || k->quantize || k->combine || k->wide) return false;
     if (!k->mm) return k->op == s->op && (!k->accepts || k->accepts(s));
     if (!is_product(s)) return false;

@@ -4,17 +4,18 @@
 
 #include "program.h"
 
-/* The layout that the best kernel for a product of this weight reads: what would be chosen if it were packed. NULL = none. */
+/* The layout that the best kernel for a product of this weight reads: what would be chosen if it were packed. NULL =
+ * none. */
 const q_cpu_layout *q_cpu_layout_for(q_op op, const q_weight *w, q_isas isas);
 
-/* The kernel of a step, NULL = the reference; where its weight is packed as sessions run, the one for then. choose2: of the
- * step's w2, NULL also where it has none. f32_activations: none that rounds them. */
+/* The kernel of a step, NULL = the reference; where its weight is packed as sessions run, the one for then. choose2: of
+ * the step's w2, NULL also where it has none. f32_activations: none that rounds them. */
 const q_cpu_kernel *q_cpu_choose(const q_inst *s, q_isas isas, bool f32_activations);
 const q_cpu_kernel *q_cpu_choose2(const q_inst *s, q_isas isas, bool f32_activations);
 /* The step with its w2, which has a kernel of its own. */
 q_inst q_cpu_second_of(const q_inst *s);
-/* What runs until a weight is packed for kernel k, reading the same copies of activations; NULL = there is nothing to wait
- * for, or nothing to wait with. */
+/* What runs until a weight is packed for kernel k, reading the same copies of activations; NULL = there is nothing to
+ * wait for, or nothing to wait with. */
 const q_cpu_kernel *q_cpu_choose_meanwhile(const q_inst *s, const q_cpu_kernel *k, q_isas isas, bool f32_activations);
 
 /* What copies a slot in an activation format, and what sums experts' results. */

@@ -1,10 +1,10 @@
-/* cpu.c: the CPU backend: the vtable, how a plan is compiled, and memory. program.c runs what is compiled here, choose.c
- * says which kernel a step gets.
+/* cpu.c: the CPU backend: the vtable, how a plan is compiled, and memory. program.c runs what is compiled here,
+ * choose.c says which kernel a step gets.
  *
  * Compiling turns the plan into stages (a step, or the quantization of a slot that products read in 8 bits), and lays
- * everything a run needs out in one block: the same function lays out with no base to measure, so that what was promised
- * is what is allocated. Refuses nothing that op.h describes: a step without a kernel of its own runs the reference.
- * Layer L2. */
+ * everything a run needs out in one block: the same function lays out with no base to measure, so that what was
+ * promised is what is allocated. Refuses nothing that op.h describes: a step without a kernel of its own runs the
+ * reference. Layer L2. */
 #include "attn.h"
 #include "choose.h"
 
@@ -37,7 +37,8 @@ static bool reads_copy(const q_inst *s, const q_weight *w, const q_cpu_kernel *k
 
 /* The form of x that a product with w then reads. */
 static q_cpu_copy_key key_of(const q_inst *s, const q_weight *w, const q_act *act, int32_t routes) {
-    /* An expert's columns may be few in any batch, so what few columns are not converted to is not for experts at all. */
+    /* An expert's columns may be few in any batch, so what few columns are not converted to is not for experts at
+     * all. */
     q_cpu_copy_key k = {.slot = s->x.slot, .offset = s->x.offset, .k = w->k, .heads = 1, .stride = 0,
                         .act = act && routes >= 0 && act->from ? NULL : act, .order = w->order, .routes = routes};
     if ((s->op == Q_OP_MATMUL && s->x.heads > 1 && s->y.heads > 1) || s->op == Q_OP_MOE_DOWN) {
@@ -85,8 +86,8 @@ static bool is_fresh(const q_program *p, const q_cpu_copy_key *key) {
 
 /* A stage for a step, which so far does nothing. */
 static q_cpu_stage blank_stage(const q_program *p, int32_t step) {
-    return (q_cpu_stage){.step = step, .inst = &p->plan->insts[step], .makes = -1, .routes = -1, .reads = -1, .reads2 = -1,
-                         .uses = -1};
+    return (q_cpu_stage){
+        .step = step, .inst = &p->plan->insts[step], .makes = -1, .routes = -1, .reads = -1, .reads2 = -1, .uses = -1};
 }
 
 /* The routing that an experts' step with these kernels uses; -1: it is none, or one that the reference runs. */
@@ -156,7 +157,8 @@ static q_cpu_stage make_step(q_program *p, int32_t step, q_isas isas) {
     if (reads_copy(s, s->w, t.kernel)) key = key_of(s, s->w, t.kernel->act, t.uses), t.reads = find_copy(p, &key);
     if (reads_copy(s, s->w2, t.kernel2)) key = key_of(s, s->w2, t.kernel2->act, t.uses), t.reads2 = find_copy(p, &key);
     const q_inst second = q_cpu_second_of(s);
-    const q_cpu_kernel *m = q_cpu_choose_meanwhile(s, t.kernel, isas, f32), *m2 = q_cpu_choose_meanwhile(&second, t.kernel2, isas, f32);
+    const q_cpu_kernel *m = q_cpu_choose_meanwhile(s, t.kernel, isas, f32),
+                       *m2 = q_cpu_choose_meanwhile(&second, t.kernel2, isas, f32);
     if (m) t.later = t.kernel, t.kernel = m;
     if (m2) t.later2 = t.kernel2, t.kernel2 = m2;
     p->waits |= m || m2;
@@ -360,7 +362,8 @@ static lq_status cpu_measure(q_device *dev, const q_plan *plan, int32_t segment,
     q_delete(dev->alloc, p);
     /* q_new puts a header before each block */
     const uint64_t placed = q_placed_bytes(&dev->placing, data);
-    *need = (q_need){.host = tables + Q_ALIGN + placed + q_pool_bytes(threads), .locked = dev->placing.lock ? placed : 0};
+    *need =
+        (q_need){.host = tables + Q_ALIGN + placed + q_pool_bytes(threads), .locked = dev->placing.lock ? placed : 0};
     return LQ_OK;
 }
 

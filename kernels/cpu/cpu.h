@@ -1,7 +1,7 @@
 /* cpu.h: private to kernels/cpu: instruction sets, the record of a kernel, and what a product kernel is given.
  *
- * choose.c chooses kernels, cpu.c compiles plans; a kernel file implements rows of kernels.def and knows nothing of plans beyond
- * op.h. Layer L2. */
+ * choose.c chooses kernels, cpu.c compiles plans; a kernel file implements rows of kernels.def and knows nothing of
+ * plans beyond op.h. Layer L2. */
 #ifndef Q_CPU_H
 #define Q_CPU_H
 
@@ -10,9 +10,9 @@
 #include "../ref/ref.h"
 #include "layout.h"
 
-/* Before a part of a kernel over codes, such as what unpacks a format: a skeleton calls it through a constant record, which
- * costs nothing only once it is inlined. Sanitizers make each of those many copies so large that a file takes gcc a minute;
- * their builds (Q_SANITIZED, from the Makefile) let the compiler choose. */
+/* Before a part of a kernel over codes, such as what unpacks a format: a skeleton calls it through a constant record,
+ * which costs nothing only once it is inlined. Sanitizers make each of those many copies so large that a file takes gcc
+ * a minute; their builds (Q_SANITIZED, from the Makefile) let the compiler choose. */
 #ifdef Q_SANITIZED
 #define Q_PART static inline
 #else
@@ -43,8 +43,8 @@ extern const q_isas q_isa_with[Q_ISA_COUNT]; /* Q_ISAS_x by number */
 static inline bool q_isa_in(q_isas set, q_isa isa) { return (set >> isa & 1) != 0; }
 /* Does this machine offer it, and all that it includes? */
 bool q_isa_present(q_isa isa);
-/* What a user's mask leaves: the rungs named ("avx2", or several: "a+b") with all that they include; NULL = all that are
- * present. LQ_E_ARG: no such name; LQ_E_UNSUPPORTED: not here. */
+/* What a user's mask leaves: the rungs named ("avx2", or several: "a+b") with all that they include; NULL = all that
+ * are present. LQ_E_ARG: no such name; LQ_E_UNSUPPORTED: not here. */
 lq_status q_isa_choose(const char *names, q_isas *out);
 /* A set as q_isa_choose takes it: the rungs that no other of the set includes. Cut after the last that fits into n. */
 void q_isa_text(q_isas set, char *text, size_t n);
@@ -72,13 +72,13 @@ typedef struct q_mm {
 
 typedef struct q_attn_isa q_attn_isa; /* attn.h */
 
-/* MOE_DOWN's sum for n values of a column: y = the sum over i ascending of weight[i] * value[place[i]], fma from 0; with `add`
- * to what y held. value[p] begins at value + p * n. */
-typedef void (*q_combine_fn)(float *y, bool add, const float *value, int64_t n, const int32_t *place, const float *weight,
-                             int64_t used);
+/* MOE_DOWN's sum for n values of a column: y = the sum over i ascending of weight[i] * value[place[i]], fma from 0;
+ * with `add` to what y held. value[p] begins at value + p * n. */
+typedef void (*q_combine_fn)(float *y, bool add, const float *value, int64_t n, const int32_t *place,
+                             const float *weight, int64_t used);
 
-/* A line of kernels.def. Products have `mm`, activation formats `quantize`, sums of experts `combine`, the loops of quantizing
- * `wide`, other operations `fn`. */
+/* A line of kernels.def. Products have `mm`, activation formats `quantize`, sums of experts `combine`, the loops of
+ * quantizing `wide`, other operations `fn`. */
 typedef struct q_cpu_kernel {
     const char *name;     /* op_weight_act[_tile]__isa */
     q_op op;              /* products: MATMUL, which stands for HEAD too */
@@ -123,8 +123,9 @@ uint32_t q_cpu_kernel_count(void);
     extern const q_attn_isa q_##name_##_isa; \
     STEP(ATTN, isa_, name_)
 #define ACTIVATION(activation, isa_, name_) void q_##name_(const float *x, int64_t n, void *dst);
-#define COMBINE(isa_, name_)                                                                                        \
-    void q_##name_(float *y, bool add, const float *value, int64_t n, const int32_t *place, const float *weight, int64_t used);
+#define COMBINE(isa_, name_)                                                                                           \
+    void q_##name_(float *y, bool add, const float *value, int64_t n, const int32_t *place, const float *weight,       \
+                   int64_t used);
 #define WIDE(isa_, name_) extern const q_wide q_##name_;
 #include "kernels.def"
 

@@ -25,8 +25,8 @@ const q_isas q_isa_with[Q_ISA_COUNT] = {
 static bool adds_scalar(void) { return true; }
 
 #if defined(__x86_64__)
-/* The register state that the operating system saves: bit 1 SSE, 2 AVX, 5 to 7 AVX-512, 17 and 18 tiles. Only after CPUID
- * says so. */
+/* The register state that the operating system saves: bit 1 SSE, 2 AVX, 5 to 7 AVX-512, 17 and 18 tiles. Only after
+ * CPUID says so. */
 static uint32_t saved_state(void) {
     uint32_t low, high;
     __asm__ __volatile__("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
@@ -75,9 +75,9 @@ static bool adds_avx512bf16(void) {
     return leaf7_more(bf16);
 }
 
-/* Tiles of the shape that kernels are made for (palette 1: eight of 16 rows of 64 bytes), multiplied by bytes; then that the
- * system lets this process use them: it is asked last, and only where all else is there (q_permit_tiles says what that
- * changes). */
+/* Tiles of the shape that kernels are made for (palette 1: eight of 16 rows of 64 bytes), multiplied by bytes; then
+ * that the system lets this process use them: it is asked last, and only where all else is there (q_permit_tiles says
+ * what that changes). */
 static bool adds_amx(void) {
     enum { TILE_STATE = 0x60000, TILES = 8, ROWS = 16, BYTES = 64 };
     const unsigned tile = 1u << 24, int8 = 1u << 25;
@@ -107,7 +107,8 @@ static bool adds_neon_i8mm(void) {
 }
 #endif
 
-/* Those of `wanted`, which has with each rung all that it includes, that are there. What nobody wants is not asked for. */
+/* Those of `wanted`, which has with each rung all that it includes, that are there. What nobody wants is not asked
+ * for. */
 static q_isas present(q_isas wanted) {
     static bool (*const adds[Q_ISA_COUNT])(void) = {
 #define ISA(name, includes) adds_##name,

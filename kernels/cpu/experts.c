@@ -1,10 +1,10 @@
 /* experts.c: mixtures of experts by the kernels of products: MOE_GLU and MOE_DOWN.
  *
- * A router's choice is turned round first: for each expert that anyone chose, the columns that chose it. Their inputs are
- * then copied next to one another (run_copy in program.c), so that an expert is one product of its rows with its columns, and
- * experts that nobody chose are not read. Units are rows: of MOE_GLU those of all chosen experts, one after the other; of
- * MOE_DOWN those of the result, because a column adds up its experts in a stated order.
- * A router's ids come out of float slots: they are kept inside the table whatever they hold. Layer L2. */
+ * A router's choice is turned round first: for each expert that anyone chose, the columns that chose it. Their inputs
+ * are then copied next to one another (run_copy in program.c), so that an expert is one product of its rows with its
+ * columns, and experts that nobody chose are not read. Units are rows: of MOE_GLU those of all chosen experts, one
+ * after the other; of MOE_DOWN those of the result, because a column adds up its experts in a stated order. A router's
+ * ids come out of float slots: they are kept inside the table whatever they hold. Layer L2. */
 #include "program.h"
 
 enum {
@@ -84,14 +84,16 @@ uint64_t q_cpu_experts_scratch(const q_cpu_stage *t, int32_t columns) {
     return carve.used;
 }
 
-/* Rows [r, r + rows) of matrix x of a weight with vectors [at, at + n) of a gathered copy, into y[n][rows]. A call has no
- * more columns than a batch, whatever ids a router's slot may hold. */
+/* Rows [r, r + rows) of matrix x of a weight with vectors [at, at + n) of a gathered copy, into y[n][rows]. A call has
+ * no more columns than a batch, whatever ids a router's slot may hold. */
 static void multiply(const q_cpu_lane *l, const q_weight *w, const q_weight *b, const q_cpu_kernel *k, int32_t copy,
                      int64_t x, int64_t r, int64_t rows, int64_t at, int64_t n, const block *t, float *y) {
     const uint64_t bytes = l->p->copies[copy].head_bytes;
     const int64_t batch = Q_MAX(l->p->plan->columns, l->p->plan->outs);
-    const int64_t most = k->act && k->act->from ? Q_MIN(batch, k->act->from - 1) : batch; /* gathered as they lie: cpu.c */
-    q_mm m = {.format = w->format, .rows = rows, .k = w->k, .x_stride = (int64_t)bytes, .y_stride = rows, .scratch = t->rest};
+    /* gathered as they lie: cpu.c */
+    const int64_t most = k->act && k->act->from ? Q_MIN(batch, k->act->from - 1) : batch;
+    q_mm m = {
+        .format = w->format, .rows = rows, .k = w->k, .x_stride = (int64_t)bytes, .y_stride = rows, .scratch = t->rest};
     m.w = k->layout ? q_layout_panels(w) : q_ref_row(w, x, r);
     m.row_bytes = k->layout ? q_layout_panel_bytes(k->layout, w->k) : w->row_bytes;
     m.row = w->packed_row + x * (int64_t)(w->matrix_bytes / w->row_bytes) + r;
@@ -121,7 +123,8 @@ static void glu_block(const q_cpu_lane *l, const q_cpu_stage *t, const block *b,
     multiply(l, s->w, s->b, t->kernel, t->reads, x, r, rows, at, n, b, b->y);
     if (s->w2) multiply(l, s->w2, s->b2, t->kernel2, t->reads2, x, r, rows, at, n, b, b->y2);
     const q_view y = {1, 0, 1, (int32_t)rows, (int32_t)rows}, y2 = {2, 0, 1, (int32_t)rows, (int32_t)rows};
-    const q_inst glu = {.op = Q_OP_GLU, .kind = s->kind, .y = y, .x = y, .z = s->w2 ? y2 : (q_view){0}, .limit = s->limit,
+    const q_inst glu = {.op = Q_OP_GLU, .kind = s->kind, .y = y, .x = y, .z = s->w2 ? y2 : (q_view){0},
+                        .limit = s->limit,
                         .alpha = s->alpha};
     float *buffers[] = {NULL, b->y, b->y2};
     q_cpu_on_buffers(l, t->fn, &glu, buffers, (int32_t)rows, n);

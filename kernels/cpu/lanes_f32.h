@@ -1,16 +1,16 @@
-/* lanes_f32.h: products of float32 activations in the words of vec.h, lane by lane: the 16 lanes of op.h's dot are sixteen
- * products of matrices, each of every sixteenth weight and value. Bit-equal to kernels/ref.
+/* lanes_f32.h: products of float32 activations in the words of vec.h, lane by lane: the 16 lanes of op.h's dot are
+ * sixteen products of matrices, each of every sixteenth weight and value. Bit-equal to kernels/ref.
  *
- * A lane's part of a tile of L_ROWS rows and up to L_COLUMNS columns stays in registers while its weights pass: rows lie in
- * the lanes of vectors, a value of a column meets them all, and nothing is added across a vector. The sixteen results are
- * added as op.h says: lanes come in the order 0 8 4 12 2 ..., so that a result always finds its partner among at most four
- * that wait. Activations lie in that order (q_act_lanes); weights are decoded and turned into panels [lane][step][row], lanes
- * in that order too, so that all that a tile reads are streams that the processor sees coming. A lane's share of both fits the
- * first cache up to k = 4096 or so. Two panels, where k allows, share a tile's columns, which come from the third cache;
- * more of them would leave the second cache to a neighbour.
+ * A lane's part of a tile of L_ROWS rows and up to L_COLUMNS columns stays in registers while its weights pass: rows
+ * lie in the lanes of vectors, a value of a column meets them all, and nothing is added across a vector. The sixteen
+ * results are added as op.h says: lanes come in the order 0 8 4 12 2 ..., so that a result always finds its partner
+ * among at most four that wait. Activations lie in that order (q_act_lanes); weights are decoded and turned into panels
+ * [lane][step][row], lanes in that order too, so that all that a tile reads are streams that the processor sees coming.
+ * A lane's share of both fits the first cache up to k = 4096 or so. Two panels, where k allows, share a tile's columns,
+ * which come from the third cache; more of them would leave the second cache to a neighbour.
  *
- * The file of an instruction set defines L_VECTORS (of rows to a tile), L_COLUMNS and L_TIMES_TILES(DO), which is DO(c) for
- * c from L_COLUMNS / 2 to L_COLUMNS, and then includes its words, vec.h and this. Layer L2. */
+ * The file of an instruction set defines L_VECTORS (of rows to a tile), L_COLUMNS and L_TIMES_TILES(DO), which is DO(c)
+ * for c from L_COLUMNS / 2 to L_COLUMNS, and then includes its words, vec.h and this. Layer L2. */
 #include "../ref/lane_order.h"
 
 enum {
@@ -19,8 +19,8 @@ enum {
     L_PANEL_BYTES = 576 << 10
 };
 
-/* Floats from a lane of a panel to the next: a line more than its steps take, or all lanes would lie in the same sets of
- * the first cache where k is a power of two. */
+/* Floats from a lane of a panel to the next: a line more than its steps take, or all lanes would lie in the same sets
+ * of the first cache where k is a power of two. */
 static inline int64_t l_lane(int64_t k) { return (k + 15) / 16 * L_ROWS + 16; }
 static inline int64_t l_panels(int64_t k) {
     return Q_MIN(Q_MAX(L_PANEL_BYTES / (64 * l_lane(k)), (int64_t)1), (int64_t)L_PANELS);
@@ -100,8 +100,8 @@ V_IN void l_step(int C, const float *w, const float *const *at, int64_t next, v_
     }
 }
 
-/* The steps of a lane. Columns lie `next` floats apart; every fourth has an address that is counted on, which leaves the
- * others to the forms of addresses and all of them in registers. */
+/* The steps of a lane. Columns lie `next` floats apart; every fourth has an address that is counted on, which leaves
+ * the others to the forms of addresses and all of them in registers. */
 V_IN void l_steps(int C, const float *w, const float *x, int64_t next, int64_t steps, v_f *acc) {
     enum { BASES = (L_COLUMNS + 3) / 4 };
     const float *at[BASES], *second[BASES];
@@ -135,8 +135,8 @@ V_IN void l_lanes(int C, const float *panel, const float *x, int64_t next, int64
 /* A panel, of which row r0 is the first, times columns c0 .. c0 + C - 1. */
 V_IN void l_tile(int C, const q_mm *m, const float *panel, int64_t r0, int64_t c0) {
     v_f acc[L_VECTORS * L_COLUMNS];
-    l_lanes(C, panel, (const float *)(const void *)(m->x + c0 * m->x_stride), m->x_stride / (int64_t)sizeof(float), m->k,
-            acc);
+    l_lanes(C, panel, (const float *)(const void *)(m->x + c0 * m->x_stride), m->x_stride / (int64_t)sizeof(float),
+            m->k, acc);
     Q_UNROLL for (int v = 0; v < L_VECTORS; v++) {
         const int64_t r = r0 + v * V_N, n = m->rows - r;
         if (n <= 0) break;

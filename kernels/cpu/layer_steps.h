@@ -1,7 +1,7 @@
 /* layer_steps.h: the steps between products that treat each column by itself, in the vocabulary of vec.h: EMBED NORM
- * HEADNORM GLU ROPE SCALE COPY ROUTE. Each keeps the order of op.h; functions such as e^x are vec.h's own, so GLU, ROPE, a gated
- * HEADNORM and soft caps differ from kernels/ref in the last places, the others in no bit. All shapes and kinds are covered.
- * layer_avx2.c, layer_avx512.c and layer_neon.c compile this text. Layer L2. */
+ * HEADNORM GLU ROPE SCALE COPY ROUTE. Each keeps the order of op.h; functions such as e^x are vec.h's own, so GLU,
+ * ROPE, a gated HEADNORM and soft caps differ from kernels/ref in the last places, the others in no bit. All shapes and
+ * kinds are covered. layer_avx2.c, layer_avx512.c and layer_neon.c compile this text. Layer L2. */
 #ifndef Q_LAYER_STEPS_H
 #define Q_LAYER_STEPS_H
 
@@ -116,8 +116,8 @@ V_STEP(headnorm_f32, q_ref_norm_scratch(s)) {
 
 /* -------------------------------------------------------------------------------------------------------- MOE_DOWN */
 
-V_FN void V_NAME(combine_f32, )(float *y, bool add, const float *value, int64_t n, const int32_t *place, const float *weight,
-                                int64_t used) {
+V_FN void V_NAME(combine_f32, )(float *y, bool add, const float *value, int64_t n, const int32_t *place,
+                                const float *weight, int64_t used) {
     for (int64_t r = 0; r < n; r += V_N) {
         v_f v = v_set(0);
         for (int64_t i = 0; i < used; i++) v = v_fma(v_set(weight[i]), v_get(value + place[i] * n + r, n - r), v);
@@ -148,8 +148,8 @@ V_IN void v_glu_run(const q_inst *s, int kind, const float *x, const float *z, f
     }
 }
 
-/* Each kind has a function of its own: compiled without optimization all of them in one would take 4 MiB of stack, since
- * then no compiler lets inlined copies share their places, and a thread of the pool has 2 MiB. */
+/* Each kind has a function of its own: compiled without optimization all of them in one would take 4 MiB of stack,
+ * since then no compiler lets inlined copies share their places, and a thread of the pool has 2 MiB. */
 #define V_KINDS(row)                                                                                                \
     row(Q_ACT_SILU) row(Q_ACT_GELU) row(Q_ACT_GELU_TANH) row(Q_ACT_RELU) row(Q_ACT_RELU2) row(Q_ACT_SIGMOID)        \
     row(Q_ACT_SWIGLU_CLAMP) row(Q_ACT_NONE)
@@ -264,9 +264,9 @@ V_STEP(embed_any, q_ref_embed_scratch(s)) {
 
 /* ------------------------------------------------------------------------------------------------------------ ROPE */
 
-/* Cosines and sines of one position, times mscale: [half] each; for PAIRS the cosine twice and the sine with both signs, as
- * the values lie. A column's table serves all its heads. Computed anew in each step: sharing it among the steps of a
- * batch would save less than a thousandth of a prompt's time (bench/SPEED.md). */
+/* Cosines and sines of one position, times mscale: [half] each; for PAIRS the cosine twice and the sine with both
+ * signs, as the values lie. A column's table serves all its heads. Computed anew in each step: sharing it among the
+ * steps of a batch would save less than a thousandth of a prompt's time (bench/SPEED.md). */
 V_FN static void v_rope_table(const q_inst *s, float pos, float *cosine, float *sine) {
     const int64_t half = s->rot / 2;
     const v_f scale = v_set(q_ref_or1(s->mscale));

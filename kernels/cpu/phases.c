@@ -1,22 +1,22 @@
 /* phases.c: which stages of a compiled plan go together between two barriers, for many columns and for few.
  *
- * For many columns a phase is a chain of stages that treat each column by itself, or the steps of a group. Which columns
- * an expert has is turned round by every thread for itself.
+ * For many columns a phase is a chain of stages that treat each column by itself, or the steps of a group. Which
+ * columns an expert has is turned round by every thread for itself.
  *
  * For few columns a stage of a chain becomes each thread's own where what it writes is read by nobody but through the
  * view that it wrote, until that is written anew: then a copy in every thread is as good as one for all, and no barrier
  * is needed around it. This is judged by what each stage reads and writes, whatever the architecture. Quantized copies
  * are always each thread's own. What does not fit (a residual, pages) stays shared and keeps its barriers.
  * What threads do for themselves comes first in a phase, and reads nothing that the rest of the phase writes: where it
- * would, the phase is cut in two. KV_PUT and the ATTN behind it need no barrier in between when a thread stores the keys
- * of a block, or of a KV head, and then runs the queries that read it. Layer L2. */
+ * would, the phase is cut in two. KV_PUT and the ATTN behind it need no barrier in between when a thread stores the
+ * keys of a block, or of a KV head, and then runs the queries that read it. Layer L2. */
 #include "attn.h"
 #include "program.h"
 
 bool q_cpu_is_out(const q_inst *s) { return s->out || s->op == Q_OP_HEAD || s->op == Q_OP_SAMPLE; }
 
-/* The way for few saves barriers, which cost more the more threads there are; what threads then do several times costs a
- * microsecond or two per layer and column (bench/SPEED.md). One thread needs none. */
+/* The way for few saves barriers, which cost more the more threads there are; what threads then do several times costs
+ * a microsecond or two per layer and column (bench/SPEED.md). One thread needs none. */
 enum { MOST_FEW = 4, THREADS_PER_FEW = 4 };
 
 int32_t q_cpu_few_columns(uint32_t threads, int32_t columns) {

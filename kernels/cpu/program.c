@@ -1,9 +1,9 @@
 /* program.c: runs a compiled plan: one pool run per batch, in which all threads walk the phases together.
  *
  * A phase (phases.c) begins with what each thread does for itself, then its units are claimed: columns of a chain of
- * stages, units of the steps of a group, blocks of attention. What a unit computes never depends on who claims it, nor on how many
- * compute it, which is why the same bits come out for any number of threads.
- * Allocates nothing, takes no lock but the pool's barrier. Layer L2. */
+ * stages, units of the steps of a group, blocks of attention. What a unit computes never depends on who claims it, nor
+ * on how many compute it, which is why the same bits come out for any number of threads. Allocates nothing, takes no
+ * lock but the pool's barrier. Layer L2. */
 #include "attn.h"
 #include "program.h"
 
@@ -53,7 +53,9 @@ static void finish_head(const lane *l, const q_cpu_stage *t, const q_mm *m) {
 /* Is a copy made in its activation format for so many columns? And is it made at all? Otherwise they are read as they
  * lie. */
 static bool is_converted(const q_cpu_copy *c, int64_t columns) { return c->key.act && columns >= c->key.act->from; }
-static bool is_made(const q_cpu_copy *c, int64_t columns) { return c->key.order || c->key.routes >= 0 || is_converted(c, columns); }
+static bool is_made(const q_cpu_copy *c, int64_t columns) {
+    return c->key.order || c->key.routes >= 0 || is_converted(c, columns);
+}
 
 /* Rows [begin, end) of a product step, head by head. */
 static void run_product(const lane *l, const q_cpu_stage *t, int64_t begin, int64_t end) {
@@ -118,7 +120,8 @@ static void run_copy(const lane *l, const q_cpu_stage *t, int64_t begin, int64_t
             const int64_t at = col * c->vectors + i;
             uint8_t *to = l->copies[t->makes] + (uint64_t)(place ? place[at] : at) * c->head_bytes;
             const int64_t h = k->heads > 1 ? i : 0;
-            if (h == i) copy_vector(l, c, convert, slot + col * l->e.plan->slot_width[t->from] + k->offset + h * k->stride, to);
+            if (h == i)
+                copy_vector(l, c, convert, slot + col * l->e.plan->slot_width[t->from] + k->offset + h * k->stride, to);
             else memcpy(to, first, (size_t)c->head_bytes);
             if (i == 0) first = to;
         }
@@ -219,7 +222,8 @@ static void run_tiles(const lane *l, const q_cpu_phase *f) {
     const q_inst *s = t->inst;
     const int64_t n = l->e.batch->n, kv = q_attn_kv_heads(s, l->e.plan), threads = q_pool_running(l->p->pool);
     const int64_t most = q_attn_columns((int32_t)(s->x.heads / kv));
-    const int64_t columns = threads > 1 ? Q_MIN(div_up(n * kv, threads * CHUNKS), most) : most, tiles = div_up(n, columns);
+    const int64_t columns = threads > 1 ? Q_MIN(div_up(n * kv, threads * CHUNKS), most) : most,
+                  tiles = div_up(n, columns);
     for (int64_t u, end; q_pool_claim(l->p->pool, tiles * kv, 1, &u, &end);) {
         const int64_t c = (tiles - 1 - u % tiles) * columns;
         q_attn_head(t->kernel->attn, s, &l->e, c, Q_MIN(c + columns, n), (int32_t)(u / tiles));

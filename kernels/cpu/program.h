@@ -13,7 +13,8 @@ typedef struct q_cpu_copy_key {
     int32_t slot, offset, k, heads, stride;
     const q_act *act;     /* NULL = they stay float32 */
     const int32_t *order; /* of the weight's columns (q_weight); NULL = as they lie */
-    int32_t routes;       /* -1; or which routing: the copy is gathered, a vector for each column and choice, where it says */
+    /* -1; or which routing: the copy is gathered, a vector for each column and choice, where it says */
+    int32_t routes;
 } q_cpu_copy_key;
 
 /* Which choices of a router: those of experts' steps with the same operand z. */
@@ -146,7 +147,8 @@ static inline bool q_cpu_is_experts(const q_inst *s) { return s->op == Q_OP_MOE_
 /* Values [r, r + rows) of row `matrix` of a bias. */
 void q_cpu_bias(const q_weight *b, int64_t matrix, int64_t r, int64_t rows, float *bias);
 /* A step on n columns of buffers instead of slots: buffer i is slot i, of `width` floats per column. */
-void q_cpu_on_buffers(const q_cpu_lane *l, q_op_fn fn, const q_inst *s, float *const buffers[3], int32_t width, int64_t n);
+void q_cpu_on_buffers(const q_cpu_lane *l, q_op_fn fn, const q_inst *s, float *const buffers[3], int32_t width,
+                      int64_t n);
 
 /* experts.c. What one thread needs to turn choices round; doing it, for the step s. */
 void q_cpu_routes_open(q_cpu_routes *r, const q_cpu_routing *key, int32_t columns, q_ref_carve *carve);

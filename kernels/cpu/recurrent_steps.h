@@ -1,6 +1,6 @@
 /* recurrent_steps.h: CONV and SCAN, the steps with state from token to token, in the vocabulary of vec.h: a vector is
- * neighbouring channels of CONV, neighbouring values of v in SCAN. Each value keeps its own order of op.h, so all but CONV's
- * SiLU is bit-equal to kernels/ref. Layer L2. */
+ * neighbouring channels of CONV, neighbouring values of v in SCAN. Each value keeps its own order of op.h, so all but
+ * CONV's SiLU is bit-equal to kernels/ref. Layer L2. */
 #ifndef Q_RECURRENT_STEPS_H
 #define Q_RECURRENT_STEPS_H
 

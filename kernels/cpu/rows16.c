@@ -16,10 +16,13 @@ static inline uint8_t *words(const uint8_t *const row[Q_PANEL], int64_t at, int 
         for (int j = 0; j < n; j += 4) {
             words4 v[4];
             for (int i = 0; i < 4; i++) memcpy(&v[i], row[r + i] + at + 4 * j, sizeof v[i]);
-            const words4 a = __builtin_shufflevector(v[0], v[1], 0, 4, 1, 5), b = __builtin_shufflevector(v[2], v[3], 0, 4, 1, 5),
-                       c = __builtin_shufflevector(v[0], v[1], 2, 6, 3, 7), d = __builtin_shufflevector(v[2], v[3], 2, 6, 3, 7);
-            const words4 across[4] = {__builtin_shufflevector(a, b, 0, 1, 4, 5), __builtin_shufflevector(a, b, 2, 3, 6, 7),
-                                    __builtin_shufflevector(c, d, 0, 1, 4, 5), __builtin_shufflevector(c, d, 2, 3, 6, 7)};
+            const words4 a = __builtin_shufflevector(v[0], v[1], 0, 4, 1, 5),
+                         b = __builtin_shufflevector(v[2], v[3], 0, 4, 1, 5),
+                         c = __builtin_shufflevector(v[0], v[1], 2, 6, 3, 7),
+                         d = __builtin_shufflevector(v[2], v[3], 2, 6, 3, 7);
+            const words4 across[4] = {
+                __builtin_shufflevector(a, b, 0, 1, 4, 5), __builtin_shufflevector(a, b, 2, 3, 6, 7),
+                __builtin_shufflevector(c, d, 0, 1, 4, 5), __builtin_shufflevector(c, d, 2, 3, 6, 7)};
             for (int i = 0; i < 4; i++) memcpy(to + 64 * (j + i) + 4 * r, &across[i], sizeof across[i]);
         }
     return to + 64 * n;

@@ -1,5 +1,6 @@
-/* rows16_cards.c: layouts of sixteen rows side by side for the formats of model cards: INT8 per row, 4-bit and 8-bit groups with
- * zero points, NF4, 4-bit floats, ternary. As in rows16.c a block starts with what scales it; codes follow in words of four bytes, sixteen rows each.
+/* rows16_cards.c: layouts of sixteen rows side by side for the formats of model cards: INT8 per row, 4-bit and 8-bit
+ * groups with zero points, NF4, 4-bit floats, ternary. As in rows16.c a block starts with what scales it; codes follow
+ * in words of four bytes, sixteen rows each.
  *
  * The nibbles of NF4 are put into the order of the others (low: the first 16 of 32 weights), so that kernels take all
  * apart alike; absmax of nf4_dq is decoded. i4_row repeats its row's scale in every block. Layer L2. */
@@ -32,8 +33,12 @@ static inline void groups(const uint8_t *const row[Q_PANEL], int64_t blocks, int
         }
     }
 }
-static void pack_i4_g32(const uint8_t *const row[Q_PANEL], int64_t blocks, uint8_t *panel) { groups(row, blocks, 32, panel); }
-static void pack_i4_g64(const uint8_t *const row[Q_PANEL], int64_t blocks, uint8_t *panel) { groups(row, blocks, 64, panel); }
+static void pack_i4_g32(const uint8_t *const row[Q_PANEL], int64_t blocks, uint8_t *panel) {
+    groups(row, blocks, 32, panel);
+}
+static void pack_i4_g64(const uint8_t *const row[Q_PANEL], int64_t blocks, uint8_t *panel) {
+    groups(row, blocks, 64, panel);
+}
 static void pack_i4_g128(const uint8_t *const row[Q_PANEL], int64_t blocks, uint8_t *panel) {
     groups(row, blocks, 128, panel);
 }
@@ -170,8 +175,12 @@ static inline void groups8(const uint8_t *const row[Q_PANEL], int64_t blocks, in
             }
     }
 }
-static void pack_i8_g32(const uint8_t *const row[Q_PANEL], int64_t blocks, uint8_t *panel) { groups8(row, blocks, 32, panel); }
-static void pack_i8_g64(const uint8_t *const row[Q_PANEL], int64_t blocks, uint8_t *panel) { groups8(row, blocks, 64, panel); }
+static void pack_i8_g32(const uint8_t *const row[Q_PANEL], int64_t blocks, uint8_t *panel) {
+    groups8(row, blocks, 32, panel);
+}
+static void pack_i8_g64(const uint8_t *const row[Q_PANEL], int64_t blocks, uint8_t *panel) {
+    groups8(row, blocks, 64, panel);
+}
 static void pack_i8_g128(const uint8_t *const row[Q_PANEL], int64_t blocks, uint8_t *panel) {
     groups8(row, blocks, 128, panel);
 }

@@ -1,6 +1,6 @@
-/* split_codecs.h: the formats whose codec is plain arithmetic on codes, compiled once more for the instruction set of the
- * file that includes this: the one text of libquant/formats, inlined into a function with that set's target. The same
- * operations on the same floats, so the same bits. A new format gets its include and a line here. Layer L2. */
+/* split_codecs.h: the formats whose codec is plain arithmetic on codes, compiled once more for the instruction set of
+ * the file that includes this: the one text of libquant/formats, inlined into a function with that set's target. The
+ * same operations on the same floats, so the same bits. A new format gets its include and a line here. Layer L2. */
 #ifndef Q_SPLIT_CODECS_H
 #define Q_SPLIT_CODECS_H
 

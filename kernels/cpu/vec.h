@@ -1,9 +1,9 @@
-/* vec.h: a small vocabulary of float vectors in which the steps between products are written once for all instruction sets,
- * and the functions made of it: tanh, erf, sine and cosine, the activations of op.h, sums in its 16 lanes.
+/* vec.h: a small vocabulary of float vectors in which the steps between products are written once for all instruction
+ * sets, and the functions made of it: tanh, erf, sine and cosine, the activations of op.h, sums in its 16 lanes.
  *
- * A file of an instruction set includes the words (vec_avx2.h and the like), this, and the steps written in it, and defines
- * V_NAME(step, of), which gives functions the names of kernels.def. The words, each for V_N floats v_f; 16 floats are
- * V_PARTS vectors:
+ * A file of an instruction set includes the words (vec_avx2.h and the like), this, and the steps written in it, and
+ * defines V_NAME(step, of), which gives functions the names of kernels.def. The words, each for V_N floats v_f; 16
+ * floats are V_PARTS vectors:
  *
  *   v_set v_load v_store v_add v_sub v_mul v_div v_fma (a * b + c, rounded once) v_neg v_abs
  *   v_load_part(p, n) v_store_part(p, v, n)   only the first n lanes touch memory, others read 0; n may be any number
@@ -14,8 +14,9 @@
  *   v_swap                                    neighbours 2i and 2i + 1 change places
  *   v_transpose(v)                            lane i of v[j] and lane j of v[i] change places, V_N vectors
  *   v_fold(lanes)                             16 lanes added as op.h says
- *   v_turn(x, &r)                             x = n pi / 2 + r, |r| <= pi / 4: n mod 4; the remainder is taken in doubles,
- *                                             with 106 bits of pi, and is right to float precision for |x| < 2^40
+ *   v_turn(x, &r)                             x = n pi / 2 + r, |r| <= pi / 4: n mod 4; the remainder is taken in
+ *                                             doubles, with 106 bits of pi, and is right to float precision for |x| <
+ *                                             2^40
  *
  * No memory but what it is given. Layer L2. */
 #ifndef Q_VEC_H

@@ -1,5 +1,5 @@
-/* lane_order.h: where a lane of op.h's dot lies in a row of q_act_lanes: in the order in which the sums of lanes are added,
- * 0 8 4 12 2 10 6 14 1 ..., so that a kernel that goes lane by lane reads a row as one stream. Layer L2. */
+/* lane_order.h: where a lane of op.h's dot lies in a row of q_act_lanes: in the order in which the sums of lanes are
+ * added, 0 8 4 12 2 10 6 14 1 ..., so that a kernel that goes lane by lane reads a row as one stream. Layer L2. */
 #ifndef Q_LANE_ORDER_H
 #define Q_LANE_ORDER_H
 

@@ -177,7 +177,8 @@ void q_ref_mul_open(q_ref_mul *m, const q_act *act, const q_weight *w, q_ref_car
 void q_ref_mul_row(q_ref_mul *m, const uint8_t *row);
 float q_ref_mul_dot(const q_ref_mul *m, const void *x);
 
-/* ROUTE in two parts: logits of some columns, whose sums a kernel may have its own way of, and the choice for one column. */
+/* ROUTE in two parts: logits of some columns, whose sums a kernel may have its own way of, and the choice for one
+ * column. */
 typedef struct q_ref_route_scratch {
     float *row;           /* a row of w */
     float *logits;        /* [columns][n_expert] */

@@ -88,7 +88,8 @@ static void block(attn_state *t, const q_inst *s, const bool *in, const float *q
 /* n values, every `step`-th of those at `from`. */
 static void load(const uint8_t *from, int64_t n, int64_t step, int32_t value_bytes, float *to) {
     for (int64_t i = 0; i < n; i++)
-        to[i] = value_bytes == 4 ? q_bits_f32(q_load32(from + 4 * i * step)) : q_half_to_f32(q_load16(from + 2 * i * step));
+        to[i] =
+            value_bytes == 4 ? q_bits_f32(q_load32(from + 4 * i * step)) : q_half_to_f32(q_load16(from + 2 * i * step));
 }
 
 /* Keys and values of position p, as number j of the block. */

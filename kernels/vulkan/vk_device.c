@@ -1,9 +1,9 @@
 /* vk_device.c: chooses and opens a device: what it must offer (tier 0), its queue, and what it is called.
  *
  * Tier 0 is what every shader here is written for: Vulkan 1.2, a queue for computing, loads of 8 and 16 bits, buffer
- * device addresses, and the limits below; a device that lacks one is refused with its name. What a driver says of itself
- * is checked before it is used as a count or an index. A device that was lost fails every later call at once and can
- * only be closed. Layer L2. */
+ * device addresses, and the limits below; a device that lacks one is refused with its name. What a driver says of
+ * itself is checked before it is used as a count or an index. A device that was lost fails every later call at once and
+ * can only be closed. Layer L2. */
 #include "vulkan.h"
 
 #include <stdio.h>
@@ -28,8 +28,8 @@ lq_status q_vk_result(q_device *dev, VkResult r, const char *what) {
     if (r == VK_SUCCESS) return LQ_OK;
     if (r == VK_ERROR_DEVICE_LOST) mark_lost(dev);
     const bool memory = r == VK_ERROR_OUT_OF_HOST_MEMORY || r == VK_ERROR_OUT_OF_DEVICE_MEMORY;
-    return q_fail(memory ? LQ_E_NOMEM : LQ_E_DEVICE, "vulkan:%u (%s): vk%s failed: %s (%d)", dev->index, dev->name, what,
-                  q_vk_result_name(r), (int)r);
+    return q_fail(memory ? LQ_E_NOMEM : LQ_E_DEVICE, "vulkan:%u (%s): vk%s failed: %s (%d)", dev->index, dev->name,
+                  what, q_vk_result_name(r), (int)r);
 }
 
 lq_status q_vk_alive(const q_device *dev) {
@@ -59,7 +59,8 @@ void q_vk_idle(q_device *dev) {
 }
 
 void q_vk_settle(q_device *dev, VkFence fence) {
-    if (is_lost(dev) || dev->vk.WaitForFences(dev->handle, 1, &fence, VK_TRUE, UINT64_MAX) != VK_SUCCESS) q_vk_idle(dev);
+    if (is_lost(dev) || dev->vk.WaitForFences(dev->handle, 1, &fence, VK_TRUE, UINT64_MAX) != VK_SUCCESS)
+        q_vk_idle(dev);
 }
 
 void q_vk_barrier(const q_device *dev, VkCommandBuffer commands, bool to_host) {
@@ -196,8 +197,8 @@ static lq_status look_at_memory(q_device *dev) {
                       dev->name, m->memoryTypeCount, m->memoryHeapCount);
     for (uint32_t i = 0; i < m->memoryTypeCount; i++)
         if (m->memoryTypes[i].heapIndex >= m->memoryHeapCount)
-            return q_fail(LQ_E_UNSUPPORTED, "vulkan:%u (%s) puts memory type %u into heap %u of %u", dev->index, dev->name,
-                          i, m->memoryTypes[i].heapIndex, m->memoryHeapCount);
+            return q_fail(LQ_E_UNSUPPORTED, "vulkan:%u (%s) puts memory type %u into heap %u of %u", dev->index,
+                          dev->name, i, m->memoryTypes[i].heapIndex, m->memoryHeapCount);
     dev->memory = *m;
     if (q_vk_memory_type(dev, Q_VK_LOCAL, UINT32_MAX) < 0 || q_vk_memory_type(dev, Q_VK_HOST, UINT32_MAX) < 0)
         return q_fail(LQ_E_UNSUPPORTED, "vulkan:%u (%s) has no memory of its own, or none that the processor can map",

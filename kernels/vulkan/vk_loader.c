@@ -25,8 +25,8 @@ static lq_status make_instance(q_vk_api *vk) {
     if (r != VK_SUCCESS)
         return q_fail(LQ_E_DEVICE, "libvulkan.so.1 does not say its version: %s", q_vk_result_name(r));
     if (version < VK_API_VERSION_1_2)
-        return q_fail(LQ_E_UNSUPPORTED, "libvulkan.so.1 offers Vulkan %u.%u; 1.2 is needed", VK_API_VERSION_MAJOR(version),
-                      VK_API_VERSION_MINOR(version));
+        return q_fail(LQ_E_UNSUPPORTED, "libvulkan.so.1 offers Vulkan %u.%u; 1.2 is needed",
+                      VK_API_VERSION_MAJOR(version), VK_API_VERSION_MINOR(version));
     const VkApplicationInfo application = {.sType = VK_STRUCTURE_TYPE_APPLICATION_INFO, .pApplicationName = "libquant",
                                            .pEngineName = "libquant", .apiVersion = VK_API_VERSION_1_2};
     const VkInstanceCreateInfo info = {.sType = VK_STRUCTURE_TYPE_INSTANCE_CREATE_INFO,
@@ -34,7 +34,8 @@ static lq_status make_instance(q_vk_api *vk) {
     r = vk->CreateInstance(&info, NULL, &vk->instance);
     if (r == VK_SUCCESS && vk->instance) return LQ_OK;
     vk->instance = NULL;
-    return q_fail(r == VK_ERROR_OUT_OF_HOST_MEMORY || r == VK_ERROR_OUT_OF_DEVICE_MEMORY ? LQ_E_NOMEM : LQ_E_UNSUPPORTED,
+    return q_fail(r == VK_ERROR_OUT_OF_HOST_MEMORY || r == VK_ERROR_OUT_OF_DEVICE_MEMORY ? LQ_E_NOMEM
+                                                                                         : LQ_E_UNSUPPORTED,
                   "libvulkan.so.1 makes no instance: %s", q_vk_result_name(r));
 }
 
@@ -84,8 +85,8 @@ lq_status q_vk_api_devices(const q_vk_api *vk, VkPhysicalDevice out[Q_VK_DEVICES
     if (r == VK_ERROR_OUT_OF_HOST_MEMORY || r == VK_ERROR_OUT_OF_DEVICE_MEMORY)
         return q_fail(LQ_E_NOMEM, "libvulkan.so.1 does not list its devices: %s", q_vk_result_name(r));
     if ((r == VK_SUCCESS || r == VK_INCOMPLETE) && count > Q_VK_DEVICES)
-        return q_fail(LQ_E_UNSUPPORTED, "libvulkan.so.1 lists %u devices where it was given room for %d: not believed", count,
-                      (int)Q_VK_DEVICES);
+        return q_fail(LQ_E_UNSUPPORTED, "libvulkan.so.1 lists %u devices where it was given room for %d: not believed",
+                      count, (int)Q_VK_DEVICES);
     if (r != VK_SUCCESS && r != VK_INCOMPLETE)
         return q_fail(LQ_E_DEVICE, "libvulkan.so.1 does not list its devices: %s", q_vk_result_name(r));
     *n = count;

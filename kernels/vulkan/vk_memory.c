@@ -3,7 +3,8 @@
  * A buffer has one allocation to itself: whoever needs many small things lays them out in one. Bytes travel by way of
  * two blocks of staging memory that take turns: while the device copies one, the caller fills the other, so that a file
  * is read and uploaded at the same time. All transfers go through the one queue and stand between barriers there, which
- * is why whatever is asked later finds them done. One lock guards staging; copies to a block happen under it. Layer L2. */
+ * is why whatever is asked later finds them done. One lock guards staging; copies to a block happen under it. Layer
+ * L2. */
 #include "vulkan.h"
 
 /* ------------------------------------------------------------------------------------------------ types and sizes */
@@ -288,7 +289,8 @@ uint64_t q_vk_alloc_bytes(const q_device *dev, uint64_t bytes) {
     VkBuffer buffer;
     VkMemoryRequirements needs;
     const uint64_t otherwise = bytes > UINT64_MAX / 8 ? bytes : q_round_up(Q_MAX(bytes, (uint64_t)1), Q_VK_ROUND);
-    if (bytes > dev->most || make_buffer(dev, bytes, &buffer, &needs) != VK_SUCCESS) return otherwise; /* alloc refuses */
+    /* alloc refuses */
+    if (bytes > dev->most || make_buffer(dev, bytes, &buffer, &needs) != VK_SUCCESS) return otherwise;
     dev->vk.DestroyBuffer(dev->handle, buffer, NULL);
     return needs.size;
 }

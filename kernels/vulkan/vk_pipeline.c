@@ -1,7 +1,7 @@
 /* vk_pipeline.c: the pipelines of a device: one for each shader and set of constants, shared by its programs.
  *
- * The table has a fixed size, so that what a device holds does not grow. A pipeline that no program uses keeps its place
- * until another needs it: sessions come and go over the same model. Layer L2. */
+ * The table has a fixed size, so that what a device holds does not grow. A pipeline that no program uses keeps its
+ * place until another needs it: sessions come and go over the same model. Layer L2. */
 #include "vulkan.h"
 
 static bool same(const q_vk_pipeline *a, const q_vk_pass *b) {
@@ -25,8 +25,8 @@ static lq_status make(q_device *dev, const q_vk_pass *pass, VkPipeline *out) {
     uint32_t *words = NULL;
     uint64_t bytes = 0;
     Q_TRY(q_vk_words(dev->alloc, shader, pass->spec, &words, &bytes));
-    const VkShaderModuleCreateInfo code = {.sType = VK_STRUCTURE_TYPE_SHADER_MODULE_CREATE_INFO, .codeSize = (size_t)bytes,
-                                           .pCode = words};
+    const VkShaderModuleCreateInfo code = {
+        .sType = VK_STRUCTURE_TYPE_SHADER_MODULE_CREATE_INFO, .codeSize = (size_t)bytes, .pCode = words};
     VkSpecializationMapEntry entries[Q_VK_SPECS];
     for (uint32_t i = 0; i < Q_VK_SPECS; i++)
         entries[i] = (VkSpecializationMapEntry){i, i * (uint32_t)sizeof pass->spec[0], sizeof pass->spec[0]};

@@ -469,7 +469,8 @@ static lq_status record_steps(q_program *p, VkCommandBuffer c, int32_t columns, 
 }
 
 static lq_status record_bucket(q_program *p, q_vk_bucket *b) {
-    const uint64_t rows = p->plan->n_slots > 1 ? (uint64_t)b->columns * (uint64_t)p->plan->slot_width[1] * sizeof(float) : 0;
+    const uint64_t rows =
+        p->plan->n_slots > 1 ? (uint64_t)b->columns * (uint64_t)p->plan->slot_width[1] * sizeof(float) : 0;
     const uint64_t slot = rows ? p->slots[1] : 0;
     VkCommandBuffer *c = p->commands + b->first;
     Q_TRY(record_copy(p, *c++, true, p->map.host_rows, slot, rows));

@@ -1,8 +1,9 @@
 /* vk_run.c: runs a compiled segment: one upload, the recorded commands, one download.
  *
- * The parameter block is written where both reach it and copied by the first commands; logits, sampled tokens and hidden
- * rows come back through the same block. Batches of more than a few columns are handed to the device layer by layer, no
- * more than two ahead, so that a cancellation is obeyed within a layer or two. Allocates nothing. Layer L2. */
+ * The parameter block is written where both reach it and copied by the first commands; logits, sampled tokens and
+ * hidden rows come back through the same block. Batches of more than a few columns are handed to the device layer by
+ * layer, no more than two ahead, so that a cancellation is obeyed within a layer or two. Allocates nothing. Layer
+ * L2. */
 #include "../ref/ref.h"
 #include "vulkan.h"
 
@@ -36,7 +37,8 @@ static lq_status put_pages(const q_program *p, int32_t *block, const q_vk_params
     const q_batch *b = p->batch;
     const int32_t used = pos / Q_KV_TOKENS + 1;
     if (seq < 0 || seq >= b->n_seqs || pos < 0 || (p->plan->n_kv > 0 && used > head->page_stride))
-        return q_fail(LQ_E_INTERNAL, "position %d of sequence %d lies outside a plan for %d", pos, seq, p->plan->context);
+        return q_fail(LQ_E_INTERNAL, "position %d of sequence %d lies outside a plan for %d", pos, seq,
+                      p->plan->context);
     for (int32_t k = 0; k < p->plan->n_kv; k++) {
         if (p->plan->kv[k].segment != p->segment) continue;
         const uint64_t at = (uint64_t)head->pages_at + ((uint64_t)seq * (uint64_t)head->pools + (uint64_t)k) *
@@ -50,8 +52,8 @@ static void put_sampler(q_program *p, int32_t *block, q_vk_params *head) {
     const lq_sampler *s = p->batch->sampler;
     p->refused = false;
     if (!s || !p->has_sample) return;
-    p->refused = !(s->temperature >= 0 && s->temperature <= 3.4e38f && s->top_p >= 0 && s->top_p <= 1 && s->min_p >= 0 &&
-                   s->min_p <= 1);
+    p->refused = !(s->temperature >= 0 && s->temperature <= 3.4e38f && s->top_p >= 0 && s->top_p <= 1 &&
+                   s->min_p >= 0 && s->min_p <= 1);
     if (p->refused) return;
     head->sampling = 1;
     head->temperature = s->temperature;

@@ -1,5 +1,5 @@
-/* vk_shapes.c: the table of shaders, and how each operation is cut into passes, workgroups and scratch. The comment that
- * opens a shader says what its workgroup does; the numbers here follow it. Layer L2. */
+/* vk_shapes.c: the table of shaders, and how each operation is cut into passes, workgroups and scratch. The comment
+ * that opens a shader says what its workgroup does; the numbers here follow it. Layer L2. */
 #include "vk_shapes.h"
 
 #include "roles.h"

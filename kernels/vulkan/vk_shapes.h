@@ -1,5 +1,5 @@
-/* vk_shapes.h: what a step is on the device: its passes (shader, constants, workgroups) and its scratch; and the table of
- * shaders. No call of Vulkan: this compiles and is tested without a device. Layer L2. */
+/* vk_shapes.h: what a step is on the device: its passes (shader, constants, workgroups) and its scratch; and the table
+ * of shaders. No call of Vulkan: this compiles and is tested without a device. Layer L2. */
 #ifndef Q_VK_SHAPES_H
 #define Q_VK_SHAPES_H
 

@@ -1,10 +1,10 @@
 /* vk_words.c: the words of a shader as a driver gets them: without the branches that its constants rule out.
  *
- * A shader that decodes weights holds the codec of every format, each behind "if (FORMAT_OF_W == its number)", and drivers
- * translate and inline all of them before they look which one is left: of the time to make a pipeline, nine tenths. So what
- * follows a comparison of a specialization constant with another number is left out here. Only that form of SPIR-V
- * is known (SPIR-V specification 1.5, section 3.32: no else, as glslc -O0 writes it, values in variables); everything else
- * passes as it is, and is right too. Layer L2. */
+ * A shader that decodes weights holds the codec of every format, each behind "if (FORMAT_OF_W == its number)", and
+ * drivers translate and inline all of them before they look which one is left: of the time to make a pipeline, nine
+ * tenths. So what follows a comparison of a specialization constant with another number is left out here. Only that
+ * form of SPIR-V is known (SPIR-V specification 1.5, section 3.32: no else, as glslc -O0 writes it, values in
+ * variables); everything else passes as it is, and is right too. Layer L2. */
 #include "vk_shapes.h"
 
 enum { HEAD = 5, BOUND = 3 }; /* words before the first instruction; the one above all ids */
@@ -39,7 +39,8 @@ static const uint32_t *end_of_never(const uint32_t *w, const known *ids) {
 }
 
 static uint64_t cut(const q_vk_shader *shader, const int32_t spec[Q_VK_SPECS], known *ids, uint32_t *out) {
-    const uint32_t *const begin = shader->words + HEAD, *const end = shader->words + shader->bytes / sizeof *shader->words;
+    const uint32_t *const begin = shader->words + HEAD, *const end =
+                                                            shader->words + shader->bytes / sizeof *shader->words;
     for (const uint32_t *w = begin; w < end;) {
         const uint32_t *stop = end_of_never(w, ids);
         learn(w, spec, ids);

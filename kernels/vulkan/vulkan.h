@@ -136,8 +136,8 @@ lq_status q_vk_alive(const q_device *dev);
 /* Hand command buffers to the queue. */
 lq_status q_vk_submit(q_device *dev, const VkCommandBuffer *commands, uint32_t n, VkFence fence);
 lq_status q_vk_wait(q_device *dev, VkFence fence);
-/* Before freeing what the device may still work on: wait for a fence, or for all that was written, or for everything. These
- * keep the sentence of the failure that made it necessary. */
+/* Before freeing what the device may still work on: wait for a fence, or for all that was written, or for everything.
+ * These keep the sentence of the failure that made it necessary. */
 void q_vk_settle(q_device *dev, VkFence fence);
 void q_vk_settle_staging(q_device *dev);
 void q_vk_idle(q_device *dev);
@@ -206,8 +206,8 @@ typedef struct q_vk_block_map {
     int32_t words;
 } q_vk_block_map;
 
-/* A number of columns that commands are recorded for, and where its commands lie. In order: one that brings hidden rows,
- * one that brings the parameter block, the steps in one or more, one that takes hidden rows out. */
+/* A number of columns that commands are recorded for, and where its commands lie. In order: one that brings hidden
+ * rows, one that brings the parameter block, the steps in one or more, one that takes hidden rows out. */
 typedef struct q_vk_bucket {
     int32_t columns, outs;
     uint32_t first, n; /* in q_program.commands */

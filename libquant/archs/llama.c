@@ -6,23 +6,28 @@
 #include "../arch.h"
 
 static const q_hparam_row hparams[] = {
-    {.id = Q_HP_CONTEXT, .gguf = "context_length", .hf = "max_position_embeddings", .integer = true, .min = 1, .max = 1 << 28},
+    {.id = Q_HP_CONTEXT, .gguf = "context_length", .hf = "max_position_embeddings", .integer = true, .min = 1,
+     .max = 1 << 28},
     {.id = Q_HP_EMBD, .gguf = "embedding_length", .hf = "hidden_size", .integer = true, .min = 1, .max = 1 << 20},
     {.id = Q_HP_LAYERS, .gguf = "block_count", .hf = "num_hidden_layers", .integer = true, .min = 1, .max = 4096},
-    {.id = Q_HP_FF, .gguf = "feed_forward_length", .hf = "intermediate_size", .integer = true, .min = 1, .max = 1 << 22},
-    {.id = Q_HP_HEADS, .gguf = "attention.head_count", .hf = "num_attention_heads", .integer = true, .min = 1, .max = 4096},
-    {.id = Q_HP_HEADS_KV, .gguf = "attention.head_count_kv", .hf = "num_key_value_heads", .integer = true, .optional = true,
-     .min = 1, .max = 4096, .same_as = Q_HP_HEADS},
-    {.id = Q_HP_HEAD_K, .gguf = "attention.key_length", .hf = "head_dim", .integer = true, .optional = true, .quiet = true,
-     .min = 2, .max = 4096, .same_as = Q_HP_EMBD, .over = Q_HP_HEADS},
+    {.id = Q_HP_FF, .gguf = "feed_forward_length", .hf = "intermediate_size", .integer = true, .min = 1,
+     .max = 1 << 22},
+    {.id = Q_HP_HEADS, .gguf = "attention.head_count", .hf = "num_attention_heads", .integer = true, .min = 1,
+     .max = 4096},
+    {.id = Q_HP_HEADS_KV, .gguf = "attention.head_count_kv", .hf = "num_key_value_heads", .integer = true,
+     .optional = true, .min = 1, .max = 4096, .same_as = Q_HP_HEADS},
+    {.id = Q_HP_HEAD_K, .gguf = "attention.key_length", .hf = "head_dim", .integer = true, .optional = true,
+     .quiet = true, .min = 2, .max = 4096, .same_as = Q_HP_EMBD, .over = Q_HP_HEADS},
     {.id = Q_HP_HEAD_V, .gguf = "attention.value_length", .hf = NULL, .integer = true, .optional = true, .quiet = true,
      .min = 1, .max = 4096, .same_as = Q_HP_HEAD_K},
     {.id = Q_HP_EPS, .gguf = "attention.layer_norm_rms_epsilon", .hf = "rms_norm_eps", .min = 1e-12, .max = 0.1},
-    {.id = Q_HP_ROT, .gguf = "rope.dimension_count", .hf = NULL, .integer = true, .optional = true, .min = 2, .max = 4096,
+    {.id = Q_HP_ROT, .gguf = "rope.dimension_count", .hf = NULL, .integer = true, .optional = true, .min = 2,
+     .max = 4096,
      .same_as = Q_HP_HEAD_K},
     {.id = Q_HP_ROPE_BASE, .gguf = "rope.freq_base", .hf = "rope_theta", .optional = true, .min = 1, .max = 1e12,
      .otherwise = 10000, .hf_also = "rope_parameters.rope_theta"},
-    {.id = Q_HP_VOCAB, .gguf = "vocab_size", .hf = "vocab_size", .integer = true, .optional = true, .min = 1, .max = 1 << 24,
+    {.id = Q_HP_VOCAB, .gguf = "vocab_size", .hf = "vocab_size", .integer = true, .optional = true, .min = 1,
+     .max = 1 << 24,
      .otherwise = -1 /* bind.c counts the tokens */},
 };
 
@@ -42,13 +47,16 @@ static const q_fixed_row fixed[] = {
     {"tensor_data_layout", NULL, "Meta AI original pth"},
 };
 
-enum { TOKEN_EMBD = 1, ATTN_NORM, ATTN_Q, ATTN_K, ATTN_V, ATTN_OUTPUT, FFN_NORM, FFN_GATE, FFN_UP, FFN_DOWN, OUTPUT_NORM,
-       OUTPUT };
+enum {
+    TOKEN_EMBD = 1, ATTN_NORM, ATTN_Q, ATTN_K, ATTN_V, ATTN_OUTPUT, FFN_NORM, FFN_GATE, FFN_UP, FFN_DOWN, OUTPUT_NORM,
+    OUTPUT
+};
 
 #define BLK "model.layers.%d."
 #define D(x) Q_DIM_##x
 static const q_weight_row weights[] = {
-    {.role = "token_embd", .gguf = "token_embd.weight", .hf = "model.embed_tokens.weight", .k = D(EMBD), .rows = D(VOCAB)},
+    {.role = "token_embd", .gguf = "token_embd.weight", .hf = "model.embed_tokens.weight", .k = D(EMBD),
+     .rows = D(VOCAB)},
     {.role = "attn_norm", .gguf = "blk.%d.attn_norm.weight", .hf = BLK "input_layernorm.weight", .k = D(EMBD)},
     {.role = "attn_q", .gguf = "blk.%d.attn_q.weight", .hf = BLK "self_attn.q_proj.weight", .k = D(EMBD), .rows = D(Q),
      .map = Q_MAP_ROPE_PAIRS, .map_heads = D(HEADS)},
@@ -58,11 +66,14 @@ static const q_weight_row weights[] = {
     {.role = "attn_output", .gguf = "blk.%d.attn_output.weight", .hf = BLK "self_attn.o_proj.weight", .k = D(ATTN),
      .rows = D(EMBD)},
     {.role = "ffn_norm", .gguf = "blk.%d.ffn_norm.weight", .hf = BLK "post_attention_layernorm.weight", .k = D(EMBD)},
-    {.role = "ffn_gate", .gguf = "blk.%d.ffn_gate.weight", .hf = BLK "mlp.gate_proj.weight", .k = D(EMBD), .rows = D(FF)},
+    {.role = "ffn_gate", .gguf = "blk.%d.ffn_gate.weight", .hf = BLK "mlp.gate_proj.weight", .k = D(EMBD),
+     .rows = D(FF)},
     {.role = "ffn_up", .gguf = "blk.%d.ffn_up.weight", .hf = BLK "mlp.up_proj.weight", .k = D(EMBD), .rows = D(FF)},
-    {.role = "ffn_down", .gguf = "blk.%d.ffn_down.weight", .hf = BLK "mlp.down_proj.weight", .k = D(FF), .rows = D(EMBD)},
+    {.role = "ffn_down", .gguf = "blk.%d.ffn_down.weight", .hf = BLK "mlp.down_proj.weight", .k = D(FF),
+     .rows = D(EMBD)},
     {.role = "output_norm", .gguf = "output_norm.weight", .hf = "model.norm.weight", .k = D(EMBD)},
-    {.role = "output", .gguf = "output.weight", .hf = "lm_head.weight", .k = D(EMBD), .rows = D(VOCAB), .tied = TOKEN_EMBD},
+    {.role = "output", .gguf = "output.weight", .hf = "lm_head.weight", .k = D(EMBD), .rows = D(VOCAB),
+     .tied = TOKEN_EMBD},
 };
 
 enum { X = 1, H, Q, K, V, Y, G, U }; /* residual, normed, query, key, value, attention, gate, up */
@@ -83,8 +94,10 @@ static const q_step layer[] = {
     {.op = Q_OP_MATMUL, .y = Q, .x = H, .w = ATTN_Q, .group = 1},
     {.op = Q_OP_MATMUL, .y = K, .x = H, .w = ATTN_K, .group = 1},
     {.op = Q_OP_MATMUL, .y = V, .x = H, .w = ATTN_V, .group = 1},
-    {.op = Q_OP_ROPE, .y = Q, .x = Q, .yp = Q_HEADS, .xp = Q_HEADS, .rot = D(ROT), .hp_base = Q_HP_ROPE_BASE, .group = 2},
-    {.op = Q_OP_ROPE, .y = K, .x = K, .yp = K_HEADS, .xp = K_HEADS, .rot = D(ROT), .hp_base = Q_HP_ROPE_BASE, .group = 2},
+    {.op = Q_OP_ROPE, .y = Q, .x = Q, .yp = Q_HEADS, .xp = Q_HEADS, .rot = D(ROT), .hp_base = Q_HP_ROPE_BASE,
+     .group = 2},
+    {.op = Q_OP_ROPE, .y = K, .x = K, .yp = K_HEADS, .xp = K_HEADS, .rot = D(ROT), .hp_base = Q_HP_ROPE_BASE,
+     .group = 2},
     {.op = Q_OP_KV_PUT, .x = K, .z = V, .xp = K_HEADS, .zp = V_HEADS},
     {.op = Q_OP_ATTN, .y = Y, .x = Q, .yp = Y_HEADS, .xp = Q_HEADS, .hp_scale = Q_HP_HEAD_K, .scale_pow = -0.5f},
     {.op = Q_OP_MATMUL, .y = X, .x = Y, .w = ATTN_OUTPUT, .add = 1},

@@ -1,6 +1,6 @@
-/* fp4.c: 64 weights: float32 absmax, 32 bytes of nibbles (the first weight of each pair in the high one) of sign and one of
- * eight levels; w = absmax * level. The levels and the nibble order are those of bitsandbytes files, whose levels do not
- * ascend with the code; the row layout is our own, as nf4's.
+/* fp4.c: 64 weights: float32 absmax, 32 bytes of nibbles (the first weight of each pair in the high one) of sign and
+ * one of eight levels; w = absmax * level. The levels and the nibble order are those of bitsandbytes files, whose
+ * levels do not ascend with the code; the row layout is our own, as nf4's.
  *
  * For 8-bit activations the levels are integers, times 120: all are exact but the least, 0.625, which counts as 1. On
  * normally distributed weights that moves 1.2e-5 of their mean square, where FP4 itself misses 1.5e-2. Layer L2. */
@@ -22,9 +22,9 @@ Q_BOOK_CODEC(fp4, fp4_table, fp4_integers, 0.008333333333333333, q_f32(row, bloc
 #include "../fit.h"
 
 /* A grid's codes are levels in ascending order; `codes` says which code each has. Of the two zeros the plain one. */
-static const float levels[16] = {-1.0f, -0.6666666865348816f, -0.5f, -0.3333333432674408f, -0.25f, -0.1666666716337204f,
-                                 -0.0052083334885537624f, 0.0f, 0.0f, 0.0052083334885537624f, 0.1666666716337204f, 0.25f,
-                                 0.3333333432674408f, 0.5f, 0.6666666865348816f, 1.0f};
+static const float levels[16] = {-1.0f, -0.6666666865348816f, -0.5f, -0.3333333432674408f, -0.25f,
+                                 -0.1666666716337204f, -0.0052083334885537624f, 0.0f, 0.0f, 0.0052083334885537624f,
+                                 0.1666666716337204f, 0.25f, 0.3333333432674408f, 0.5f, 0.6666666865348816f, 1.0f};
 static const uint8_t code_of[16] = {11, 10, 13, 12, 15, 14, 9, 0, 0, 1, 6, 7, 4, 5, 2, 3};
 
 static const q_shape shape = {.weights = fp4_weights, .groups = 1, .lo = 0, .hi = 15, .levels = levels, .sc_lo = 1,

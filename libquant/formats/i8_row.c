@@ -1,6 +1,6 @@
-/* i8_row.c: one float32 scale for the whole row, ahead of it, then a signed byte per weight; w = d * q. What files call INT8
- * per channel: LLM.int8 and SmoothQuant, compressed-tensors' W8A8. Blocks of 32 only so that rows are read by units.
- * Layer L2. */
+/* i8_row.c: one float32 scale for the whole row, ahead of it, then a signed byte per weight; w = d * q. What files call
+ * INT8 per channel: LLM.int8 and SmoothQuant, compressed-tensors' W8A8. Blocks of 32 only so that rows are read by
+ * units. Layer L2. */
 #include "../codec.h"
 
 Q_FORMAT(i8_row, 32, 32)
@@ -41,6 +41,6 @@ static void emit(const q_grid *grid, const int32_t *codes, uint8_t *block) {
 }
 
 const q_format q_format_i8_row = {.name = "i8_row", .weights = i8_row_weights, .bytes = i8_row_bytes, .row_head = 4,
-                                  .fallback = "f16", .span = Q_SPAN_ROW, .decode = i8_row_decode,
-                                  .split = i8_row_split, .head = head, .fit = fit, .nearest = nearest, .shape = &shape, .emit = emit};
+                                  .fallback = "f16", .span = Q_SPAN_ROW, .decode = i8_row_decode, .split = i8_row_split,
+                                  .head = head, .fit = fit, .nearest = nearest, .shape = &shape, .emit = emit};
 #endif

@@ -1,5 +1,6 @@
-/* mxfp4.c: 32 weights: a byte e, 16 bytes of nibbles (low: the first 16), 4-bit floats; w = 2^(e - 127) * float. What gpt-oss
- * is published in. e = 255 is a number like the others, as in other programs; the least scales are subnormal. Layer L2. */
+/* mxfp4.c: 32 weights: a byte e, 16 bytes of nibbles (low: the first 16), 4-bit floats; w = 2^(e - 127) * float. What
+ * gpt-oss is published in. e = 255 is a number like the others, as in other programs; the least scales are subnormal.
+ * Layer L2. */
 #include "../e2m1.h"
 
 Q_FORMAT(mxfp4, 32, 17)
@@ -31,7 +32,8 @@ static const q_shape shape = {.weights = mxfp4_weights, .groups = 1, .lo = 0, .h
 
 static float scale_of(int32_t e) { return q_bits_f32(e < 2 ? 2097152u << e : (uint32_t)(e - 1) << 23); }
 
-/* The reference: the largest magnitude's power of two is that of the levels' top, 4, so that up to a quarter is cut off. */
+/* The reference: the largest magnitude's power of two is that of the levels' top, 4, so that up to a quarter is cut
+ * off. */
 static void fit(const q_fit_in *in, q_grid *grid) {
     float top = 0.0f, tried[TRIED];
     int exponent = 0, first;

@@ -16,8 +16,8 @@ static const q_shape shape = {.weights = nf4_weights, .groups = 1, .lo = 0, .hi 
                               .sc_hi = 1, .full = true, .reference = 1, .from = 0.7f, .to = 1.2f, .steps = 10};
 
 static void fit(const q_fit_in *in, q_grid *grid) { q_fit_symmetric(&shape, in, grid); }
-/* The published rule, to the bit: x times one over absmax against the middles of the levels, all in float32; a tie takes the
- * lower level. */
+/* The published rule, to the bit: x times one over absmax against the middles of the levels, all in float32; a tie
+ * takes the lower level. */
 static int32_t nearest(const q_grid *grid, int32_t j, float x, float *value) {
     Q_UNUSED(j);
     const float absmax = grid->scale[0], inverse = 1.0f / fmaxf(fabsf(absmax), 1e-38f);

@@ -1,5 +1,5 @@
-/* nf4_dq.c: NF4 whose absmax values are quantized in their turn ("double quantization"). A row: float32 offset, then blocks
- * of 256 weights: float32 nested, a code byte for each of four groups of 64, 128 bytes of nibbles as in nf4.c.
+/* nf4_dq.c: NF4 whose absmax values are quantized in their turn ("double quantization"). A row: float32 offset, then
+ * blocks of 256 weights: float32 nested, a code byte for each of four groups of 64, 128 bytes of nibbles as in nf4.c.
  * absmax = nested * map(code) + offset, w = absmax * level, all in float32: the values of bitsandbytes files.
  *
  * There `nested` serves 256 groups (16384 weights) and the offset the whole tensor; here each block of 256 has a copy
@@ -11,8 +11,8 @@
 Q_FORMAT(nf4_dq, 256, 136)
 
 /* Powers of ten as float32 has them. */
-Q_TABLE(float, nf4_dq_powers, 7) = {9.999999974752427e-07, 9.999999747378752e-06, 9.999999747378752e-05, 0.0010000000474974513,
-                                    0.009999999776482582, 0.10000000149011612, 1.0};
+Q_TABLE(float, nf4_dq_powers, 7) = {9.999999974752427e-07, 9.999999747378752e-06, 9.999999747378752e-05,
+                                    0.0010000000474974513, 0.009999999776482582, 0.10000000149011612, 1.0};
 
 /* Point i of 2^exponent + 1 evenly spread over 0.1 .. 1, counted from the nearer end, as the published code does. */
 Q_FN float nf4_dq_point(int exponent, int i) {

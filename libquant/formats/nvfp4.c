@@ -1,6 +1,7 @@
-/* nvfp4.c: 64 weights in groups of 16: four bytes of scale, unsigned floats of four bits of exponent and three of mantissa
- * (bit 7 says nothing, and 127 is zero), then 8 bytes of nibbles per group (low: its first 8), 4-bit floats;
- * w = scale * float. Files that scale a tensor as a whole beside have a tensor for it, which is not this format's business.
+/* nvfp4.c: 64 weights in groups of 16: four bytes of scale, unsigned floats of four bits of exponent and three of
+ * mantissa (bit 7 says nothing, and 127 is zero), then 8 bytes of nibbles per group (low: its first 8), 4-bit floats; w
+ * = scale * float. Files that scale a tensor as a whole beside have a tensor for it, which is not this format's
+ * business.
  *
  * A unit has two scales. split has them as integers of a common power of two, which are exact while they are within a
  * factor of 16 of each other; beyond that the smaller one's mantissa is rounded to what fits. Layer L2. */

@@ -51,6 +51,7 @@ static void emit(const q_grid *grid, const int32_t *codes, uint8_t *block) {
 }
 
 const q_format q_format_q3_k = {.name = "q3_k", .weights = q3_k_weights, .bytes = q3_k_bytes, .fallback = "q4_0",
-                                .decode = q3_k_decode, .split = q3_k_split, .fit = fit, .nearest = nearest, .shape = &shape,
+                                .decode = q3_k_decode, .split = q3_k_split, .fit = fit, .nearest = nearest,
+                                .shape = &shape,
                                 .emit = emit};
 #endif

@@ -37,6 +37,7 @@ static void emit(const q_grid *grid, const int32_t *codes, uint8_t *block) {
 }
 
 const q_format q_format_q4_0 = {.name = "q4_0", .weights = q4_0_weights, .bytes = q4_0_bytes, .fallback = "f16",
-                                .decode = q4_0_decode, .split = q4_0_split, .fit = fit, .nearest = nearest, .shape = &shape,
+                                .decode = q4_0_decode, .split = q4_0_split, .fit = fit, .nearest = nearest,
+                                .shape = &shape,
                                 .emit = emit};
 #endif

@@ -42,6 +42,7 @@ static void emit(const q_grid *grid, const int32_t *codes, uint8_t *block) {
 }
 
 const q_format q_format_q5_0 = {.name = "q5_0", .weights = q5_0_weights, .bytes = q5_0_bytes, .fallback = "f16",
-                                .decode = q5_0_decode, .split = q5_0_split, .fit = fit, .nearest = nearest, .shape = &shape,
+                                .decode = q5_0_decode, .split = q5_0_split, .fit = fit, .nearest = nearest,
+                                .shape = &shape,
                                 .emit = emit};
 #endif

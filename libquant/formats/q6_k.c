@@ -46,6 +46,7 @@ static void emit(const q_grid *grid, const int32_t *codes, uint8_t *block) {
 }
 
 const q_format q_format_q6_k = {.name = "q6_k", .weights = q6_k_weights, .bytes = q6_k_bytes, .fallback = "q8_0",
-                                .decode = q6_k_decode, .split = q6_k_split, .fit = fit, .nearest = nearest, .shape = &shape,
+                                .decode = q6_k_decode, .split = q6_k_split, .fit = fit, .nearest = nearest,
+                                .shape = &shape,
                                 .emit = emit};
 #endif

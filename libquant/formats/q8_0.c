@@ -32,6 +32,7 @@ static void emit(const q_grid *grid, const int32_t *codes, uint8_t *block) {
 }
 
 const q_format q_format_q8_0 = {.name = "q8_0", .weights = q8_0_weights, .bytes = q8_0_bytes, .fallback = "f16",
-                                .decode = q8_0_decode, .split = q8_0_split, .fit = fit, .nearest = nearest, .shape = &shape,
+                                .decode = q8_0_decode, .split = q8_0_split, .fit = fit, .nearest = nearest,
+                                .shape = &shape,
                                 .emit = emit};
 #endif

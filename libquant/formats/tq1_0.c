@@ -1,7 +1,7 @@
 /* tq1_0.c: 256 weights of three values, five to a byte: 48 bytes of five digits to the base 3, 4 bytes of four, half d;
- * w = d * (digit - 1). A byte holds its digits as a fraction of 256, rounded up: times 3^n, kept below 256, its digit n is what
- * it has of thirds. Bytes 0 .. 31 have weights l, l + 32, ... l + 128, bytes 32 .. 47 from 160 on l, l + 16, ... l + 64, and the last
- * four from 240 on l, l + 4, l + 8, l + 12. Layer L2. */
+ * w = d * (digit - 1). A byte holds its digits as a fraction of 256, rounded up: times 3^n, kept below 256, its digit n
+ * is what it has of thirds. Bytes 0 .. 31 have weights l, l + 32, ... l + 128, bytes 32 .. 47 from 160 on l, l + 16,
+ * ... l + 64, and the last four from 240 on l, l + 4, l + 8, l + 12. Layer L2. */
 #include "../codec.h"
 
 Q_FORMAT(tq1_0, 256, 54)

@@ -1,5 +1,6 @@
-/* tq2_0.c: 256 weights of three values: 64 bytes of 2-bit codes, half d; w = d * (q - 1). Each 128 weights take 32 bytes: byte
- * l holds weights l, l + 32, l + 64, l + 96 from its low bits up. A fourth code is read as 2, and never written. Layer L2. */
+/* tq2_0.c: 256 weights of three values: 64 bytes of 2-bit codes, half d; w = d * (q - 1). Each 128 weights take 32
+ * bytes: byte l holds weights l, l + 32, l + 64, l + 96 from its low bits up. A fourth code is read as 2, and never
+ * written. Layer L2. */
 #include "../codec.h"
 
 Q_FORMAT(tq2_0, 256, 66)

@@ -1,15 +1,18 @@
-/* hf_awq.c: directories of AutoAWQ and llm-awq: X.qweight, X.scales and X.qzeros or X.scaled_zeros are the weights of X.
+/* hf_awq.c: directories of AutoAWQ and llm-awq: X.qweight, X.scales and X.qzeros or X.scaled_zeros are the weights of
+ * X.
  *
  * w = scale * (code - zero), codes of 4 bits, in one of three layouts:
- * - gemm, and the first llm-awq: eight codes to a word of 32 bits lie along the outputs, in the order 0 2 4 6 1 3 5 7; so do
- *   zero points, as they are; a row of scales per group.
+ * - gemm, and the first llm-awq: eight codes to a word of 32 bits lie along the outputs, in the order 0 2 4 6 1 3 5 7;
+ *   so do zero points, as they are; a row of scales per group.
  * - gemv: eight codes to a word lie along the inputs, in their order; so do zero points; a row of scales per output.
- * - gemv_fast, which is llm-awq's own of today: words of 16 bits. Of four outputs side by side, 64 inputs at a time: 16 words
- *   of the first output, 16 of the second, and so on; nibble n of a half's word w is its input 8 n + w. A row of scales per
- *   group, and beside it one of -scale * zero, rounded: the zero point is what that is a multiple of, a whole number.
- * The latter two have room for more groups than there are, which is left zero. Type and shapes say which layout it is; where
- * the configuration names one, it has to be that one, except that llm-awq is a name of all three. Refuses other layouts
- * (marlin, exllama) by their names, zero points that are not whole, and every number of bits but 4. Layer L2. */
+ * - gemv_fast, which is llm-awq's own of today: words of 16 bits. Of four outputs side by side, 64 inputs at a time: 16
+ *   words of the first output, 16 of the second, and so on; nibble n of a half's word w is its input 8 n + w. A row of
+ *   scales per group, and beside it one of -scale * zero, rounded: the zero point is what that is a multiple of, a
+ *   whole number.
+ * The latter two have room for more groups than there are, which is left zero. Type and shapes say which layout it is;
+ * where the configuration names one, it has to be that one, except that llm-awq is a name of all three. Refuses other
+ * layouts (marlin, exllama) by their names, zero points that are not whole, and every number of bits but 4. Layer
+ * L2. */
 #include <math.h>
 
 #include "hf_view.h"
@@ -23,15 +26,19 @@ typedef struct awq {
 
 static const q_hf_field fields[] = {
     {"bits", NULL}, {"w_bit", NULL}, {"group_size", NULL}, {"q_group_size", NULL}, {"zero_point", "true"},
-    {"version", "gemm,GEMM,gemv,GEMV,gemv_fast,GEMV_FAST,llm-awq"}, {"format", "gemm,GEMM,gemv,GEMV,gemv_fast,GEMV_FAST,llm-awq"},
-    {"checkpoint_format", "gemm,gemv,gemv_fast,llm-awq,awq"}, {"sym", NULL}, {"desc_act", "false"}, {"pack_dtype", "int32,int16"},
-    {"backend", "autoawq,llm-awq,auto,auto_trainable,machete,marlin,exllama_v2,exllama_v1,gemm,gemm_triton,gemv,gemv_fast,"
+    {"version", "gemm,GEMM,gemv,GEMV,gemv_fast,GEMV_FAST,llm-awq"},
+    {"format", "gemm,GEMM,gemv,GEMV,gemv_fast,GEMV_FAST,llm-awq"},
+    {"checkpoint_format", "gemm,gemv,gemv_fast,llm-awq,awq"}, {"sym", NULL}, {"desc_act", "false"},
+    {"pack_dtype", "int32,int16"},
+    {"backend",
+     "autoawq,llm-awq,auto,auto_trainable,machete,marlin,exllama_v2,exllama_v1,gemm,gemm_triton,gemv,gemv_fast,"
      "torch_awq,torch_fused_awq"},
     /* which modules stay float, tensors tell; how others are to compute with them */
     {"modules_to_not_convert", NULL}, {"do_fuse", NULL}, {"fuse_max_seq_len", NULL}, {"modules_to_fuse", NULL},
     {"exllama_config", NULL}, {"meta", NULL}, {"lm_head", NULL},
     /* how the codes were found */
-    {"act_group_aware", NULL}, {"damp_percent", NULL}, {"true_sequential", NULL}, {"batch_size", NULL}, {"tokenizer", NULL},
+    {"act_group_aware", NULL}, {"damp_percent", NULL}, {"true_sequential", NULL}, {"batch_size", NULL},
+    {"tokenizer", NULL},
     {"dataset", NULL}, {"cache_block_outputs", NULL}, {"model_seqlen", NULL}, {"block_name_to_quantize", NULL},
     {"module_name_preceding_first_block", NULL}, {"pad_token_id", NULL}, {"max_input_length", NULL},
     {"modules_in_block_to_quantize", NULL},
@@ -48,7 +55,8 @@ static uint32_t nibble(uint32_t word, uint64_t o) {
 static lq_status gemm_fill(const q_directory *dir, const q_tensor *t, uint64_t first, uint64_t n, uint8_t *out) {
     const awq *w = (const awq *)t->view;
     const uint64_t line = w->out / 8, words = n / 8; /* of a row of the file; of the strip */
-    uint32_t *codes = (uint32_t *)q_new_raw(dir->alloc, 1, (w->in + w->groups) * words * 4 + w->groups * (n * 2 + 3) + w->in);
+    uint32_t *codes =
+        (uint32_t *)q_new_raw(dir->alloc, 1, (w->in + w->groups) * words * 4 + w->groups * (n * 2 + 3) + w->in);
     if (!codes) return LQ_E_NOMEM;
     uint32_t *zeros = codes + w->in * words;
     uint16_t *halves = (uint16_t *)(zeros + w->groups * words), *d = halves + w->groups * n;
@@ -159,7 +167,8 @@ static const layout layouts[LAYOUTS] = {
 };
 
 /* Either name of a field, the library's or the paper's. */
-static lq_status either(const q_hf_reader *r, const char *name, const char *other, int64_t min, int64_t max, int64_t *out) {
+static lq_status either(const q_hf_reader *r, const char *name, const char *other, int64_t min, int64_t max,
+                        int64_t *out) {
     return q_hf_integer(r, q_hf_key(r, name) || !q_hf_key(r, other) ? name : other, min, max, min - 1, out);
 }
 
@@ -177,15 +186,23 @@ static lq_status find_layout(const q_hf_reader *r, const q_tensor *t, const q_te
     const layout *l = layout_of(t, scales);
     *out = l ? l : &layouts[GEMM]; /* never nothing, whatever is returned */
     if (!l)
-        return q_hf_at(r, q_fail(LQ_E_INCONSISTENT, "it is %llu x %llu of type %s, its scales %llu x %llu: the order of this "
-                                 "packing is unknown", (unsigned long long)t->rows, (unsigned long long)t->shape[0], t->type_name,
-                                 (unsigned long long)scales->rows, (unsigned long long)scales->shape[0]), t);
+        return q_hf_at(r,
+                       q_fail(LQ_E_INCONSISTENT,
+                              "it is %llu x %llu of type %s, its scales %llu x %llu: the order of this "
+                              "packing is unknown",
+                              (unsigned long long)t->rows, (unsigned long long)t->shape[0], t->type_name,
+                              (unsigned long long)scales->rows, (unsigned long long)scales->shape[0]),
+                       t);
     if (q_hf_word(r, "backend", "llm-awq")) return LQ_OK;
     for (size_t i = 0; i < Q_COUNT(fields_of); i++)
         for (const layout *x = layouts; x < layouts + LAYOUTS; x++)
             if (x != l && (q_hf_word(r, fields_of[i], x->name) || q_hf_word(r, fields_of[i], x->shouted)))
-                return q_hf_at(r, q_fail(LQ_E_INCONSISTENT, "its type and shape are those of %s, but quantization_config.%s says "
-                                         "%s: the order of its packing is unknown", l->name, fields_of[i], x->name), t);
+                return q_hf_at(r,
+                               q_fail(LQ_E_INCONSISTENT,
+                                      "its type and shape are those of %s, but quantization_config.%s says "
+                                      "%s: the order of its packing is unknown",
+                                      l->name, fields_of[i], x->name),
+                               t);
     return LQ_OK;
 }
 
@@ -193,8 +210,10 @@ static lq_status find_size(const q_hf_reader *r, const layout *l, int64_t group,
     const bool fits = !q_mul_overflow(t->rows, l->per_row, l->rows_in ? &w->in : &w->out) &&
                       !q_mul_overflow(t->shape[0], l->per_column, l->rows_in ? &w->out : &w->in);
     if (!fits || w->out == 0 || w->in == 0 || w->in % l->inputs)
-        return q_hf_at(r, q_fail(LQ_E_INCONSISTENT, "%llu inputs; awq's %s has multiples of %u", (unsigned long long)w->in,
-                                 l->name, l->inputs), t);
+        return q_hf_at(r,
+                       q_fail(LQ_E_INCONSISTENT, "%llu inputs; awq's %s has multiples of %u", (unsigned long long)w->in,
+                              l->name, l->inputs),
+                       t);
     w->group = group < 0 ? w->in : (uint64_t)group;
     if (w->in % w->group)
         return q_hf_at(r, q_fail(LQ_E_INCONSISTENT, "groups of %llu do not divide its %llu inputs",
@@ -206,8 +225,8 @@ static lq_status find_size(const q_hf_reader *r, const layout *l, int64_t group,
     return LQ_OK;
 }
 
-/* That there are scales of as many groups as the configuration makes, where the file has room for more; and that zero points
- * that are multiplied are whole. Rounding scale and product to bf16, the coarsest type, moves 15 by 0.06. */
+/* That there are scales of as many groups as the configuration makes, where the file has room for more; and that zero
+ * points that are multiplied are whole. Rounding scale and product to bf16, the coarsest type, moves 15 by 0.06. */
 static lq_status check_groups(q_hf_reader *r, const layout *l, const awq *w) {
     const uint64_t k = w->scales->shape[0], cells = k * w->scales->rows;
     float scales[PIECE], scaled[PIECE] = {0};
@@ -222,14 +241,20 @@ static lq_status check_groups(q_hf_reader *r, const layout *l, const awq *w) {
             if (!l->scaled || g >= w->groups) continue;
             const float z = scales[i] != 0 ? -scaled[i] / scales[i] : -scaled[i];
             if (!isfinite(scales[i]) || !(fabsf(z - (float)whole_zero(scales[i], scaled[i])) <= 0.0625f))
-                return q_hf_at(r, q_fail(LQ_E_UNSUPPORTED, "output %llu of group %llu: %g is not the scale, %g, times a whole "
-                                         "zero point of 0 to 15", (unsigned long long)o, (unsigned long long)g,
-                                         (double)-scaled[i], (double)scales[i]), w->qzeros);
+                return q_hf_at(r,
+                               q_fail(LQ_E_UNSUPPORTED,
+                                      "output %llu of group %llu: %g is not the scale, %g, times a whole "
+                                      "zero point of 0 to 15",
+                                      (unsigned long long)o, (unsigned long long)g, (double)-scaled[i],
+                                      (double)scales[i]),
+                               w->qzeros);
         }
     }
     if (used == w->groups) return LQ_OK;
-    return q_hf_at(r, q_fail(LQ_E_INCONSISTENT, "it has scales of %llu groups; group_size makes %llu", (unsigned long long)used,
-                             (unsigned long long)w->groups), w->scales);
+    return q_hf_at(r,
+                   q_fail(LQ_E_INCONSISTENT, "it has scales of %llu groups; group_size makes %llu",
+                          (unsigned long long)used, (unsigned long long)w->groups),
+                   w->scales);
 }
 
 static lq_status add_module(q_hf_reader *r, int64_t group, const q_tensor *qweight, q_str module) {
@@ -242,10 +267,11 @@ static lq_status add_module(q_hf_reader *r, int64_t group, const q_tensor *qweig
     Q_TRY(find_layout(r, qweight, scales, &l));
     Q_TRY(find_size(r, l, group, qweight, w));
     w->qweight = qweight;
-    Q_TRY(q_hf_need(r, module, ".scales", Q_HF_SCALES, l->across ? w->out : w->room, l->across ? w->room : w->out, &w->scales));
+    Q_TRY(q_hf_need(r, module, ".scales", Q_HF_SCALES, l->across ? w->out : w->room, l->across ? w->room : w->out,
+                    &w->scales));
     if (l->scaled) /* AutoAWQ kept the name of the other layouts */
-        Q_TRY(q_hf_need(r, module, q_hf_part(r, module, ".qzeros") ? ".qzeros" : ".scaled_zeros", Q_HF_SCALES, w->out, w->room,
-                        &w->qzeros));
+        Q_TRY(q_hf_need(r, module, q_hf_part(r, module, ".qzeros") ? ".qzeros" : ".scaled_zeros", Q_HF_SCALES, w->out,
+                        w->room, &w->qzeros));
     else
         Q_TRY(q_hf_need(r, module, ".qzeros", "i32", l->across ? w->out / 8 : w->room / 8, l->across ? w->room : w->out,
                         &w->qzeros));
@@ -262,10 +288,13 @@ static lq_status awq_read(q_hf_reader *r) {
     Q_TRY(either(r, "bits", "w_bit", 4, 4, &bits));
     Q_TRY(either(r, "group_size", "q_group_size", -1, 1 << 20, &group));
     if (group == 0 || (group > 0 && group % 32))
-        return q_fail(LQ_E_UNSUPPORTED, "config.json: the field 'quantization_config.group_size' is %lld; -1 and multiples of "
-                      "32 are read", (long long)group);
+        return q_fail(LQ_E_UNSUPPORTED,
+                      "config.json: the field 'quantization_config.group_size' is %lld; -1 and multiples of "
+                      "32 are read",
+                      (long long)group);
     for (uint32_t i = 0; i < r->dir->n_tensors; i++)
-        if (q_hf_module(&r->dir->tensors[i], ".qweight", &module)) Q_TRY(add_module(r, group, &r->dir->tensors[i], module));
+        if (q_hf_module(&r->dir->tensors[i], ".qweight", &module))
+            Q_TRY(add_module(r, group, &r->dir->tensors[i], module));
     return LQ_OK;
 }
 

@@ -1,7 +1,7 @@
 /* hf_awq_write.c: matrices of 4-bit groups as AutoAWQ's "GEMM" checkpoints store them.
  *
- * qweight [in, out/8]: nibble i of word c is output 8c + order[i]; qzeros [in/group, out/8] in the same order, as they are;
- * scales [in/group, out] in halves. Zero points are 0 .. 15. Layer L2. */
+ * qweight [in, out/8]: nibble i of word c is output 8c + order[i]; qzeros [in/group, out/8] in the same order, as they
+ * are; scales [in/group, out] in halves. Zero points are 0 .. 15. Layer L2. */
 #include "hf_i4.h"
 
 enum { QWEIGHT, QZEROS, SCALES, PARTS };
@@ -59,5 +59,5 @@ static void awq_config(const q_packed_matrix *m, q_json_text *t) {
                   "      \"lm_head\"\n    ]\n  }");
 }
 
-const q_method q_method_awq = {.name = "awq", .formats = "i4_g32,i4_g64,i4_g128", .parts = PARTS, .describe = awq_describe,
-                                 .settle = awq_settle, .pack = awq_pack, .config = awq_config};
+const q_method q_method_awq = {.name = "awq", .formats = "i4_g32,i4_g64,i4_g128", .parts = PARTS,
+                               .describe = awq_describe, .settle = awq_settle, .pack = awq_pack, .config = awq_config};

@@ -1,12 +1,13 @@
 /* hf_bnb.c: directories of bitsandbytes: NF4 and FP4, their scales quantized in their turn or not, and INT8 (LLM.int8).
  *
- * NF4, FP4: X.weight holds nibbles of the flattened matrix, the first of a pair high; each block of them has an absmax. A JSON text
- * in the bytes of X.weight.quant_state.bitsandbytes__nf4 (__fp4) has shape and block sizes. Nested, the absmax values are codes of
- * another map with scales of their own and a common offset. Rows of nf4 and fp4, or of nf4_dq where the map is the usual one,
- * hold the same numbers; larger blocks repeat their absmax. Rows that 64 does not divide begin within a block, and no format of
- * ours has groups that do: they are decoded as they are read, and told. INT8: X.weight and X.SCB, the absmax of each row: i8_row.
- * The weights are those that bitsandbytes computes, before it rounds them to the model's type where we keep the codes, and after
- * it where we do not. Refuses other levels. Layer L2. */
+ * NF4, FP4: X.weight holds nibbles of the flattened matrix, the first of a pair high; each block of them has an absmax.
+ * A JSON text in the bytes of X.weight.quant_state.bitsandbytes__nf4 (__fp4) has shape and block sizes. Nested, the
+ * absmax values are codes of another map with scales of their own and a common offset. Rows of nf4 and fp4, or of
+ * nf4_dq where the map is the usual one, hold the same numbers; larger blocks repeat their absmax. Rows that 64 does
+ * not divide begin within a block, and no format of ours has groups that do: they are decoded as they are read, and
+ * told. INT8: X.weight and X.SCB, the absmax of each row: i8_row. The weights are those that bitsandbytes computes,
+ * before it rounds them to the model's type where we keep the codes, and after it where we do not. Refuses other
+ * levels. Layer L2. */
 #include "../json.h"
 #include "hf_view.h"
 
@@ -45,7 +46,8 @@ static const q_hf_field fields[] = {
     {"llm_int8_enable_fp32_cpu_offload", NULL}, {"llm_int8_has_fp16_weight", NULL}, {"llm_int8_skip_modules", NULL},
     {"llm_int8_threshold", NULL}, {"modules_to_not_convert", NULL},
 };
-static const char nf4_state[] = ".weight.quant_state.bitsandbytes__nf4", fp4_state[] = ".weight.quant_state.bitsandbytes__fp4";
+static const char nf4_state[] = ".weight.quant_state.bitsandbytes__nf4",
+                  fp4_state[] = ".weight.quant_state.bitsandbytes__fp4";
 
 /* ------------------------------------------------------------------------------------------------ rows */
 
@@ -56,7 +58,8 @@ static float absmax_of(const bnb *w, uint64_t b, const uint8_t *absmax, uint64_t
     return d + w->offset;
 }
 
-static void nf4_row(const bnb *w, const uint8_t *codes, const uint8_t *absmax, uint64_t flat, uint64_t first_block, uint8_t *out) {
+static void nf4_row(const bnb *w, const uint8_t *codes, const uint8_t *absmax, uint64_t flat, uint64_t first_block,
+                    uint8_t *out) {
     if (w->dq) {
         q_store32(out, q_f32_bits(w->offset));
         out += 4;
@@ -79,7 +82,8 @@ static void nf4_row(const bnb *w, const uint8_t *codes, const uint8_t *absmax, u
 
 static lq_status nf4_fill(const q_directory *dir, const q_tensor *t, uint64_t first, uint64_t n, uint8_t *out) {
     const bnb *w = (const bnb *)t->view;
-    const uint64_t size = w->map ? 1 : 4, from = first * w->in / w->block, to = ((first + n) * w->in - 1) / w->block + 1;
+    const uint64_t size = w->map ? 1 : 4, from = first * w->in / w->block,
+                   to = ((first + n) * w->in - 1) / w->block + 1;
     const uint64_t bytes = w->in / 2;
     uint8_t *codes = (uint8_t *)q_new_raw(dir->alloc, 1, n * bytes + (to - from) * size);
     if (!codes) return LQ_E_NOMEM;
@@ -93,7 +97,8 @@ static lq_status nf4_fill(const q_directory *dir, const q_tensor *t, uint64_t fi
 }
 
 /* A row that begins anywhere, in a byte or in a block. `codes`: those of the pair of weight `flat` first. */
-static void decode_row(const bnb *w, const uint8_t *codes, const uint8_t *absmax, uint64_t flat, uint64_t first_block, float *y) {
+static void decode_row(const bnb *w, const uint8_t *codes, const uint8_t *absmax, uint64_t flat, uint64_t first_block,
+                       float *y) {
     const uint64_t pair = flat / 2;
     for (uint64_t at = 0; at < w->in;) {
         const uint64_t b = (flat + at) / w->block, end = Q_MIN((b + 1) * w->block - flat, w->in);
@@ -108,7 +113,8 @@ static void decode_row(const bnb *w, const uint8_t *codes, const uint8_t *absmax
 static lq_status decoded_fill(const q_directory *dir, const q_tensor *t, uint64_t first, uint64_t n, uint8_t *out) {
     const bnb *w = (const bnb *)t->view;
     const uint64_t begin = first * w->in, end = begin + n * w->in, size = w->map ? 1 : 4;
-    const uint64_t from = begin / w->block, to = (end - 1) / w->block + 1, pair = begin / 2, pairs = (end + 1) / 2 - pair;
+    const uint64_t from = begin / w->block, to = (end - 1) / w->block + 1, pair = begin / 2,
+                   pairs = (end + 1) / 2 - pair;
     float *y = (float *)q_new_raw(dir->alloc, 1, w->in * 4 + (to - from) * size + pairs);
     if (!y) return LQ_E_NOMEM;
     uint8_t *absmax = (uint8_t *)(y + w->in), *codes = absmax + (to - from) * size;
@@ -152,7 +158,8 @@ static lq_status whole(const q_json *object, const char *key, int64_t *out) {
 
 static lq_status read_shape(const q_json *object, state *s) {
     const q_json *v = member(object, "shape");
-    if (!v || v->type != Q_JSON_ARRAY || v->n != 2) return q_fail(LQ_E_INCONSISTENT, "its 'shape' is missing or not of two numbers");
+    if (!v || v->type != Q_JSON_ARRAY || v->n != 2)
+        return q_fail(LQ_E_INCONSISTENT, "its 'shape' is missing or not of two numbers");
     const q_json *rows = v->first, *in = rows->next;
     if (rows->type != Q_JSON_INTEGER || in->type != Q_JSON_INTEGER || rows->i < 1 || in->i < 1 || rows->i > INT32_MAX ||
         in->i > INT32_MAX)
@@ -168,7 +175,8 @@ static lq_status read_object(const q_json *object, const char *type, state *s) {
     for (const q_json *v = object->first; v; v = v->next) {
         size_t i = 0;
         while (i < Q_COUNT(known) && !q_str_is(v->key, known[i])) i++;
-        if (i == Q_COUNT(known)) return q_fail(LQ_E_UNSUPPORTED, "its field '%.*s' is not understood", Q_STR_ARG(v->key));
+        if (i == Q_COUNT(known))
+            return q_fail(LQ_E_UNSUPPORTED, "its field '%.*s' is not understood", Q_STR_ARG(v->key));
     }
     const q_json *v = member(object, "quant_type");
     if (!v || v->type != Q_JSON_STRING || !q_str_is(v->s, type))
@@ -197,7 +205,8 @@ static lq_status read_state(const q_hf_reader *r, const q_tensor *t, const char 
     q_arena tree = {.alloc = r->alloc};
     const q_json *object;
     void *text;
-    if (t->bytes > 1 << 16) return q_hf_at(r, q_fail(LQ_E_LIMIT, "a text of %llu bytes", (unsigned long long)t->bytes), t);
+    if (t->bytes > 1 << 16)
+        return q_hf_at(r, q_fail(LQ_E_LIMIT, "a text of %llu bytes", (unsigned long long)t->bytes), t);
     Q_TRY(q_hf_all(r, t, &text));
     lq_status st = q_json_parse(&tree, (const uint8_t *)text, t->bytes, 0, "quant_state", &object);
     if (st == LQ_OK) st = read_object(object, type, s);
@@ -234,7 +243,8 @@ static lq_status check_levels(const q_hf_reader *r, q_str module, const q_format
     return LQ_OK;
 }
 
-/* Whether the map of nested absmax values is that of nf4_dq, by decoding each code with scale 1, offset 0 and level 1. */
+/* Whether the map of nested absmax values is that of nf4_dq, by decoding each code with scale 1, offset 0 and level
+ * 1. */
 static bool usual_map(const float *map) {
     const q_format *f = q_format_find("nf4_dq");
     uint8_t row[4 + 136];
@@ -252,14 +262,18 @@ static bool usual_map(const float *map) {
 }
 
 /* The format of the rows; where they are decoded, that is counted. */
-static lq_status choose_format(const q_hf_reader *r, const char *type, const q_tensor *text, const state *s, const float *levels,
-                               bnb *w, decoded *all, const q_format **out) {
+static lq_status choose_format(const q_hf_reader *r, const char *type, const q_tensor *text, const state *s,
+                               const float *levels, bnb *w, decoded *all, const q_format **out) {
     w->strips.fill = nf4_fill;
     *out = q_format_find(w->dq ? "nf4_dq" : type);
     if (s->block >= 64 && s->in % 64 == 0) return LQ_OK;
     if (!s->dtype)
-        return q_hf_at(r, q_fail(LQ_E_UNSUPPORTED, "blocks of %lld in rows of %lld weights are decoded to its 'dtype', which is "
-                                 "missing, or none of float16, bfloat16 and float32", (long long)s->block, (long long)s->in), text);
+        return q_hf_at(r,
+                       q_fail(LQ_E_UNSUPPORTED,
+                              "blocks of %lld in rows of %lld weights are decoded to its 'dtype', which is "
+                              "missing, or none of float16, bfloat16 and float32",
+                              (long long)s->block, (long long)s->in),
+                       text);
     w->levels = levels;
     w->strips.fill = decoded_fill;
     *out = s->dtype;
@@ -275,7 +289,9 @@ static lq_status add_4bit(q_hf_reader *r, const char *type, const q_tensor *text
     q_hf_claim(r, text);
     Q_TRY(read_state(r, text, type, &s));
     if (s.block < 32 || s.block > 4096)
-        return q_hf_at(r, q_fail(LQ_E_UNSUPPORTED, "blocks of %lld weights; those of 32 to 4096 are read", (long long)s.block), text);
+        return q_hf_at(
+            r, q_fail(LQ_E_UNSUPPORTED, "blocks of %lld weights; those of 32 to 4096 are read", (long long)s.block),
+            text);
     bnb *w = (bnb *)q_arena_new(r->arena, 1, sizeof *w);
     if (!w) return LQ_E_NOMEM;
     const uint64_t n = (uint64_t)s.rows * (uint64_t)s.in, blocks = (n + (uint64_t)s.block - 1) / (uint64_t)s.block;
@@ -284,8 +300,11 @@ static lq_status add_4bit(q_hf_reader *r, const char *type, const q_tensor *text
     const float *levels;
     if (!codes) return q_fail(LQ_E_INCONSISTENT, "tensor '%.*s.weight' is missing", Q_STR_ARG(module));
     if (codes->bytes != (n + 1) / 2)
-        return q_hf_at(r, q_fail(LQ_E_INCONSISTENT, "it has %llu bytes; %lld x %lld codes take %llu",
-                                 (unsigned long long)codes->bytes, (long long)s.rows, (long long)s.in, (unsigned long long)(n + 1) / 2), codes);
+        return q_hf_at(r,
+                       q_fail(LQ_E_INCONSISTENT, "it has %llu bytes; %lld x %lld codes take %llu",
+                              (unsigned long long)codes->bytes, (long long)s.rows, (long long)s.in,
+                              (unsigned long long)(n + 1) / 2),
+                       codes);
     w->codes = codes;
     w->in = (uint64_t)s.in;
     w->block = (uint64_t)s.block;
@@ -315,7 +334,8 @@ static lq_status add_8bit(q_hf_reader *r, const q_tensor *scb, q_str module) {
     if (layout) { /* 0: rows; others are layouts of some GPU */
         uint8_t value = 1;
         if (layout->bytes == 1) Q_TRY(q_hf_bytes(r->dir, layout, 0, &value, 1));
-        if (value != 0) return q_hf_at(r, q_fail(LQ_E_UNSUPPORTED, "the layout of X.weight is not that of rows"), layout);
+        if (value != 0)
+            return q_hf_at(r, q_fail(LQ_E_UNSUPPORTED, "the layout of X.weight is not that of rows"), layout);
         q_hf_claim(r, layout);
     }
     w->codes = codes;
@@ -333,7 +353,8 @@ static lq_status check_bits(const q_hf_reader *r, const q_tensor *t, const char 
     Q_TRY(q_hf_flag(r, name, false, &flag));
     Q_TRY(q_hf_flag(r, key, false, &under));
     if (flag || under) return LQ_OK;
-    return q_hf_at(r, q_fail(LQ_E_INCONSISTENT, "quantization_config does not say %s (but perhaps %s)", name, other), t);
+    return q_hf_at(r, q_fail(LQ_E_INCONSISTENT, "quantization_config does not say %s (but perhaps %s)", name, other),
+                   t);
 }
 
 static lq_status bnb_read(q_hf_reader *r) {
@@ -354,10 +375,11 @@ static lq_status bnb_read(q_hf_reader *r) {
         }
     }
     if (all.n)
-        q_log_write(r->log, LQ_LOG_WARN, "%u tensors ('%.*s'%s) are decoded to %s as they are read, and take about %d times their "
-                    "bytes in the file: no format here has blocks of %lld in rows of %lld weights", all.n,
-                    Q_STR_ARG(all.first->name), all.n > 1 ? " is the first" : "", all.state.dtype->name, all.state.dtype->bytes * 2,
-                    (long long)all.state.block, (long long)all.state.in);
+        q_log_write(r->log, LQ_LOG_WARN,
+                    "%u tensors ('%.*s'%s) are decoded to %s as they are read, and take about %d times their "
+                    "bytes in the file: no format here has blocks of %lld in rows of %lld weights",
+                    all.n, Q_STR_ARG(all.first->name), all.n > 1 ? " is the first" : "", all.state.dtype->name,
+                    all.state.dtype->bytes * 2, (long long)all.state.block, (long long)all.state.in);
     return LQ_OK;
 }
 

@@ -1,10 +1,10 @@
-/* hf_bnb_write.c: matrices in nf4 as bitsandbytes stores them: the nibbles of all rows as one column of bytes, the absmax of
- * every 64 weights, the levels, and a JSON text that says what is what.
+/* hf_bnb_write.c: matrices in nf4 as bitsandbytes stores them: the nibbles of all rows as one column of bytes, the
+ * absmax of every 64 weights, the levels, and a JSON text that says what is what.
  *
  * With double quantization the absmax values, less their mean over the whole matrix, are rounded to a map of 256 values
  * times the largest of each 256 of them, by the rule of the published CUDA kernel (x times one over the largest; of two
- * neighbours the upper one when x lies above their middle). settle does that and puts the rounded absmax into the rows. The mean is summed
- * in double; bitsandbytes sums in float in an order that depends on the device. Layer L2. */
+ * neighbours the upper one when x lies above their middle). settle does that and puts the rounded absmax into the rows.
+ * The mean is summed in double; bitsandbytes sums in float in an order that depends on the device. Layer L2. */
 #include "../method.h"
 
 #include <math.h>
@@ -35,7 +35,8 @@ static nested nested_of(const q_packed_matrix *m) {
 
 static uint64_t dq_scratch(const q_packed_matrix *m) { return 4 + 4 * MAP + 4 * groups_of(m) + blocks_of(m); }
 
-/* ------------------------------------------------------------------------------------------------ double quantization */
+/* ------------------------------------------------------------------------------------------------ double
+ * quantization */
 
 /* The map is nf4_dq's: a row whose nested scale and level are 1 decodes to it. */
 static lq_status read_map(float *map) {
@@ -97,8 +98,8 @@ static lq_status dq_settle(q_packed_matrix *m, bool *changed) {
 enum { WEIGHT, ABSMAX, LEVELS, STATE, NESTED_ABSMAX, NESTED_MAP };
 
 static lq_status describe_part(const q_packed_matrix *m, q_arena *arena, uint32_t part, bool dq, q_out_tensor *out) {
-    static const char *const suffixes[] = {"", ".absmax", ".quant_map", ".quant_state.bitsandbytes__nf4", ".nested_absmax",
-                                           ".nested_quant_map"};
+    static const char *const suffixes[] = {
+        "", ".absmax", ".quant_map", ".quant_state.bitsandbytes__nf4", ".nested_absmax", ".nested_quant_map"};
     const uint64_t n[] = {m->k * m->rows / 2, blocks_of(m), 16, STATE_BYTES, groups_of(m), MAP};
     const bool bytes = part == WEIGHT || part == STATE || (part == ABSMAX && dq);
     *out = (q_out_tensor){.format = bytes ? NULL : q_format_find("f32"), .type_name = bytes ? "u8" : NULL,
@@ -165,7 +166,9 @@ static lq_status pack_part(const q_packed_matrix *m, uint32_t part, const nested
     return LQ_OK;
 }
 
-static lq_status plain_pack(const q_packed_matrix *m, uint32_t part, uint8_t *out) { return pack_part(m, part, NULL, out); }
+static lq_status plain_pack(const q_packed_matrix *m, uint32_t part, uint8_t *out) {
+    return pack_part(m, part, NULL, out);
+}
 static lq_status dq_pack(const q_packed_matrix *m, uint32_t part, uint8_t *out) {
     const nested n = nested_of(m);
     return pack_part(m, part, &n, out);
@@ -174,15 +177,17 @@ static lq_status dq_pack(const q_packed_matrix *m, uint32_t part, uint8_t *out) 
 /* ------------------------------------------------------------------------------------------------ configuration */
 
 static void put_config(const q_packed_matrix *m, q_json_text *t, bool dq) {
-    q_json_put(t, "{\n    \"quant_method\": \"bitsandbytes\",\n    \"_load_in_4bit\": true,\n    \"_load_in_8bit\": false,\n"
-                  "    \"load_in_4bit\": true,\n    \"load_in_8bit\": false,\n    \"bnb_4bit_quant_type\": \"nf4\",\n"
-                  "    \"bnb_4bit_use_double_quant\": ");
+    q_json_put(
+        t, "{\n    \"quant_method\": \"bitsandbytes\",\n    \"_load_in_4bit\": true,\n    \"_load_in_8bit\": false,\n"
+           "    \"load_in_4bit\": true,\n    \"load_in_8bit\": false,\n    \"bnb_4bit_quant_type\": \"nf4\",\n"
+           "    \"bnb_4bit_use_double_quant\": ");
     q_json_put(t, dq ? "true" : "false");
     q_json_put(t, ",\n    \"bnb_4bit_compute_dtype\": \"");
     q_json_put(t, dtype_name(m));
-    q_json_put(t, "\",\n    \"bnb_4bit_quant_storage\": \"uint8\",\n    \"llm_int8_enable_fp32_cpu_offload\": false,\n"
-                  "    \"llm_int8_has_fp16_weight\": false,\n    \"llm_int8_skip_modules\": [\n      \"lm_head\"\n    ],\n"
-                  "    \"llm_int8_threshold\": 6.0\n  }");
+    q_json_put(t,
+               "\",\n    \"bnb_4bit_quant_storage\": \"uint8\",\n    \"llm_int8_enable_fp32_cpu_offload\": false,\n"
+               "    \"llm_int8_has_fp16_weight\": false,\n    \"llm_int8_skip_modules\": [\n      \"lm_head\"\n    ],\n"
+               "    \"llm_int8_threshold\": 6.0\n  }");
 }
 static void plain_config(const q_packed_matrix *m, q_json_text *t) { put_config(m, t, false); }
 static void dq_config(const q_packed_matrix *m, q_json_text *t) { put_config(m, t, true); }

@@ -1,12 +1,12 @@
 /* hf_ct.c: directories of compressed-tensors: INT4 packed in words (pack-quantized), INT8 rows (int-quantized) and E4M3
  * floats (float-quantized).
  *
- * config_groups say which numbers there are; which module has which, its tensors say, and the two must agree. Packed: codes of
- * `bits` bits, stored as unsigned, lie along the inputs of a row, one little-endian stream; w = scale * (code - zero) with
- * a scale per group, and zero points packed along the outputs where the scheme has them, else the middle. INT8:
- * w = scale * (q - zero), with a scale and, where the scheme has them, a zero point per row, per group or for all. Refuses
- * sparsity, transforms, quantized KV and outputs, and numbers for which there is no format. How activations are quantized is
- * this engine's own business. Layer L2. */
+ * config_groups say which numbers there are; which module has which, its tensors say, and the two must agree. Packed:
+ * codes of `bits` bits, stored as unsigned, lie along the inputs of a row, one little-endian stream; w = scale * (code
+ * - zero) with a scale per group, and zero points packed along the outputs where the scheme has them, else the middle.
+ * INT8: w = scale * (q - zero), with a scale and, where the scheme has them, a zero point per row, per group or for
+ * all. Refuses sparsity, transforms, quantized KV and outputs, and numbers for which there is no format. How
+ * activations are quantized is this engine's own business. Layer L2. */
 #include <stdio.h>
 
 #include "hf_view.h"
@@ -37,8 +37,10 @@ static const q_hf_field group_fields[] = {
     {"targets", NULL}, {"format", "pack-quantized,int-quantized,float-quantized,naive-quantized"},
     {"weights.num_bits", "2,3,4,8"}, {"weights.type", "int,float"}, {"weights.symmetric", NULL},
     {"weights.strategy", "group,channel,tensor,block"}, {"weights.group_size", NULL}, {"weights.dynamic", "false"},
-    {"weights.actorder", "false,weight,static,group,dynamic"}, {"weights.block_structure", NULL}, {"weights.observer", NULL},
-    {"weights.observer_kwargs", NULL}, {"weights.scale_dtype", NULL}, {"weights.zp_dtype", NULL}, {"input_activations", NULL},
+    {"weights.actorder", "false,weight,static,group,dynamic"}, {"weights.block_structure", NULL},
+    {"weights.observer", NULL},
+    {"weights.observer_kwargs", NULL}, {"weights.scale_dtype", NULL}, {"weights.zp_dtype", NULL},
+    {"input_activations", NULL},
 };
 
 /* ------------------------------------------------------------------------------------------------ rows */
@@ -48,7 +50,8 @@ static lq_status packed_fill(const q_directory *dir, const q_tensor *t, uint64_t
     const uint64_t words = w->in * w->bits / 32, zero = first * w->bits / 32;
     const uint64_t zero_rows = w->zeros ? ((first + n) * w->bits + 31) / 32 - zero : 0;
     const int32_t *order = w->strips.view.order;
-    uint32_t *codes = (uint32_t *)q_new_raw(dir->alloc, 1, (n * words + zero_rows * w->groups) * 4 + n * w->groups * 2 + w->groups + w->in * 2);
+    uint32_t *codes = (uint32_t *)q_new_raw(
+        dir->alloc, 1, (n * words + zero_rows * w->groups) * 4 + n * w->groups * 2 + w->groups + w->in * 2);
     if (!codes) return LQ_E_NOMEM;
     uint32_t *zeros = codes + n * words;
     uint16_t *halves = (uint16_t *)(zeros + zero_rows * w->groups);
@@ -102,7 +105,8 @@ static lq_status int8_groups_fill(const q_directory *dir, const q_tensor *t, uin
     return s;
 }
 
-/* ------------------------------------------------------------------------------------------------ what the configuration says */
+/* ------------------------------------------------------------------------------------------------ what the
+ * configuration says */
 
 enum { GROUPS = 16, NAME = 64 };
 typedef struct scheme {
@@ -122,7 +126,8 @@ static lq_status list_groups(const q_hf_reader *r, schemes *all) {
     for (uint32_t i = 0; i < r->dir->n_meta; i++) {
         const q_str key = r->dir->meta[i].key;
         if (key.n < sizeof head || memcmp(key.p, head, sizeof head - 1) != 0) continue;
-        const char *name = key.p + sizeof head - 1, *dot = (const char *)memchr(name, '.', (size_t)(key.n - sizeof head + 1));
+        const char *name = key.p + sizeof head - 1,
+                   *dot = (const char *)memchr(name, '.', (size_t)(key.n - sizeof head + 1));
         if (!dot || dot - name >= NAME)
             return q_fail(LQ_E_UNSUPPORTED, "config.json: the field '%.*s' is no scheme of weights", Q_STR_ARG(key));
         uint32_t g = 0;
@@ -147,14 +152,16 @@ static lq_status read_group(q_hf_reader *r, scheme *s) {
     const bool row = q_hf_word(r, KEY("strategy"), "channel"), group = q_hf_word(r, KEY("strategy"), "group");
     Q_TRY(q_hf_integer(r, KEY("group_size"), -1, 1 << 20, row ? -1 : 0, &s->group));
     if (group && s->group <= 0)
-        return q_fail(LQ_E_INCONSISTENT, "config.json: quantization_config.%s is missing, which the strategy group needs",
+        return q_fail(LQ_E_INCONSISTENT,
+                      "config.json: quantization_config.%s is missing, which the strategy group needs",
                       KEY("group_size"));
     if (s->group > 0 && s->group % 32)
-        return q_fail(LQ_E_UNSUPPORTED, "config.json: the field 'quantization_config.%s' is %lld; multiples of 32 are read",
+        return q_fail(LQ_E_UNSUPPORTED,
+                      "config.json: the field 'quantization_config.%s' is %lld; multiples of 32 are read",
                       KEY("group_size"), (long long)s->group);
     if (s->real && s->bits != 8)
-        return q_fail(LQ_E_UNSUPPORTED, "config.json: quantization_config.%s: floats of %lld bits are not read", KEY("num_bits"),
-                      (long long)s->bits);
+        return q_fail(LQ_E_UNSUPPORTED, "config.json: quantization_config.%s: floats of %lld bits are not read",
+                      KEY("num_bits"), (long long)s->bits);
 #undef KEY
     return LQ_OK;
 }
@@ -163,8 +170,8 @@ static lq_status read_group(q_hf_reader *r, scheme *s) {
 static lq_status some_group(const q_hf_reader *r, const schemes *all, const q_tensor *t, const scheme *want) {
     for (uint32_t i = 0; i < all->n; i++) {
         const scheme *s = &all->items[i];
-        if (s->bits == want->bits && s->real == want->real && s->group == want->group && s->symmetric == want->symmetric &&
-            s->block == want->block && (want->order || !s->order))
+        if (s->bits == want->bits && s->real == want->real && s->group == want->group &&
+            s->symmetric == want->symmetric && s->block == want->block && (want->order || !s->order))
             return LQ_OK;
     }
     return q_hf_at(r, q_fail(LQ_E_INCONSISTENT, "it is of %s weights of %lld bits in groups of %lld%s%s, which none of "
@@ -196,11 +203,14 @@ static lq_status add_packed(q_hf_reader *r, const schemes *all, const q_tensor *
     if (!w) return LQ_E_NOMEM;
     Q_TRY(read_shape(r, module, shape));
     w->in = shape[1];
-    if (t->rank != 2 || strcmp(t->type_name, "i32") != 0 || t->rows != shape[0] || t->shape[0] * 32 / w->in * w->in != t->shape[0] * 32 ||
-        t->shape[0] > w->in || w->in % 32)
-        return q_hf_at(r, q_fail(LQ_E_INCONSISTENT, "%llu x %llu words of type %s do not hold %llu x %llu codes, of inputs in 32s",
-                                 (unsigned long long)t->rows, (unsigned long long)t->shape[0], t->type_name,
-                                 (unsigned long long)shape[0], (unsigned long long)w->in), t);
+    if (t->rank != 2 || strcmp(t->type_name, "i32") != 0 || t->rows != shape[0] ||
+        t->shape[0] * 32 / w->in * w->in != t->shape[0] * 32 || t->shape[0] > w->in || w->in % 32)
+        return q_hf_at(r,
+                       q_fail(LQ_E_INCONSISTENT,
+                              "%llu x %llu words of type %s do not hold %llu x %llu codes, of inputs in 32s",
+                              (unsigned long long)t->rows, (unsigned long long)t->shape[0], t->type_name,
+                              (unsigned long long)shape[0], (unsigned long long)w->in),
+                       t);
     w->bits = (uint32_t)(t->shape[0] * 32 / w->in);
     if (!scales) return q_fail(LQ_E_INCONSISTENT, "tensor '%.*s.weight_scale' is missing", Q_STR_ARG(module));
     w->groups = scales->shape[0];
@@ -210,12 +220,14 @@ static lq_status add_packed(q_hf_reader *r, const schemes *all, const q_tensor *
     w->group = w->in / w->groups;
     scheme want = {.bits = w->bits, .group = w->groups == 1 ? -1 : (int64_t)w->group, .symmetric = !zeros,
                    .order = w->groups == 1 || q_hf_part(r, module, ".weight_g_idx")};
-    if (w->groups == 1 && some_group(r, all, t, &want) != LQ_OK) want.group = (int64_t)w->group; /* one group is a row too */
+    /* one group is a row too */
+    if (w->groups == 1 && some_group(r, all, t, &want) != LQ_OK) want.group = (int64_t)w->group;
     Q_TRY(some_group(r, all, t, &want));
     w->codes = t;
     Q_TRY(q_hf_need(r, module, ".weight_scale", Q_HF_SCALES, w->groups, shape[0], &w->scales));
     Q_TRY(q_hf_check_scales(r, w->scales));
-    if (zeros) Q_TRY(q_hf_need(r, module, ".weight_zero_point", "i32", w->groups, (shape[0] * w->bits + 31) / 32, &w->zeros));
+    if (zeros)
+        Q_TRY(q_hf_need(r, module, ".weight_zero_point", "i32", w->groups, (shape[0] * w->bits + 31) / 32, &w->zeros));
     const q_tensor *g_idx = q_hf_part(r, module, ".weight_g_idx");
     if (g_idx) {
         Q_TRY(q_hf_need(r, module, ".weight_g_idx", "i32,i64", w->in, 0, &g_idx));
@@ -251,7 +263,8 @@ static lq_status part_shape(q_hf_reader *r, q_str module, const char *suffix, co
     if (*groups > 1 && (t->shape[0] % k || t->shape[0] / k % 32))
         return q_hf_at(r, q_fail(LQ_E_INCONSISTENT, "%llu groups of %llu inputs", (unsigned long long)k,
                                  (unsigned long long)t->shape[0]), part);
-    if (n == 1 || (k == t->rows && part->rows == 1)) return q_hf_need(r, module, suffix, types, k, part->rank == 2 ? 1 : 0, out);
+    if (n == 1 || (k == t->rows && part->rows == 1))
+        return q_hf_need(r, module, suffix, types, k, part->rank == 2 ? 1 : 0, out);
     return q_hf_need(r, module, suffix, types, Q_MAX(*groups, (uint64_t)1), t->rows, out);
 }
 
@@ -283,8 +296,8 @@ static lq_status add_int8(q_hf_reader *r, const schemes *all, const q_tensor *t,
     }
     Q_TRY(q_hf_check_scales(r, w->scales));
     w->strips.fill = int8_groups_fill;
-    return q_hf_add_strips(r, module, t, q_hf_grouped(8, t->shape[0], t->shape[0] / Q_MAX(w->groups, (uint64_t)1)), t->shape[0],
-                           t->rows, false, &w->strips);
+    return q_hf_add_strips(r, module, t, q_hf_grouped(8, t->shape[0], t->shape[0] / Q_MAX(w->groups, (uint64_t)1)),
+                           t->shape[0], t->rows, false, &w->strips);
 }
 
 static lq_status add_float(q_hf_reader *r, const schemes *all, const q_tensor *t, q_str module) {
@@ -325,7 +338,8 @@ static lq_status ct_read(q_hf_reader *r) {
     for (uint32_t i = 0; i < r->dir->n_tensors; i++) {
         const q_tensor *t = &r->dir->tensors[i];
         if (q_hf_module(t, ".weight_packed", &module)) Q_TRY(add_packed(r, &all, t, module));
-        else if (q_hf_module(t, ".weight", &module) && strcmp(t->type_name, "i8") == 0) Q_TRY(add_int8(r, &all, t, module));
+        else if (q_hf_module(t, ".weight", &module) && strcmp(t->type_name, "i8") == 0)
+            Q_TRY(add_int8(r, &all, t, module));
         else if (q_hf_module(t, ".weight", &module) && strcmp(t->type_name, "f8_e4m3") == 0)
             Q_TRY(add_float(r, &all, t, module));
     }

@@ -1,5 +1,6 @@
-/* hf_ct_write.c: matrices in i8_row as compressed-tensors stores weights of 8 bits ("int-quantized", W8A8): the bytes, and a scale
- * per output, of the model's type: readers round it to that. Activations are quantized per token by whoever runs it. Layer L2. */
+/* hf_ct_write.c: matrices in i8_row as compressed-tensors stores weights of 8 bits ("int-quantized", W8A8): the bytes,
+ * and a scale per output, of the model's type: readers round it to that. Activations are quantized per token by whoever
+ * runs it. Layer L2. */
 #include "../method.h"
 
 #include <math.h>

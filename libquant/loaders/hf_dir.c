@@ -1,13 +1,13 @@
-/* hf_dir.c: a Hugging Face model directory: which files it consists of, and the loader's record; and that of an adapter's
- * directory, which is simpler: adapter_config.json and adapter_model.safetensors.
+/* hf_dir.c: a Hugging Face model directory: which files it consists of, and the loader's record; and that of an
+ * adapter's directory, which is simpler: adapter_config.json and adapter_model.safetensors.
  *
  * config.json, then either model.safetensors or the shards that model.safetensors.index.json lists; beside them
- * tokenizer_config.json and tokenizer.model (or tokenizer.json) where present, and what describes quantized weights where
- * config.json does not: quantize_config.json of AutoGPTQ, quant_config.json of AutoAWQ. Other files, generation_config.json
- * among them, are not looked at. Refuses shard names that lead anywhere else, an index that disagrees with the shards
- * in any tensor or in the total size, and keys that become ambiguous when joined. Pickled weights are never opened
- * (loader.c says so). The container itself is safetensors.c's, metadata hf_config.c's, quantized weights hf_view.c's.
- * Layer L2. */
+ * tokenizer_config.json and tokenizer.model (or tokenizer.json) where present, and what describes quantized weights
+ * where config.json does not: quantize_config.json of AutoGPTQ, quant_config.json of AutoAWQ. Other files,
+ * generation_config.json among them, are not looked at. Refuses shard names that lead anywhere else, an index that
+ * disagrees with the shards in any tensor or in the total size, and keys that become ambiguous when joined. Pickled
+ * weights are never opened (loader.c says so). The container itself is safetensors.c's, metadata hf_config.c's,
+ * quantized weights hf_view.c's. Layer L2. */
 #include "hf_view.h"
 #include "safetensors.h"
 
@@ -312,7 +312,8 @@ static lq_status open_weights(hf_dir *h, const char *dir, const char *file, bool
 
 /* ------------------------------------------------------------------------------------------------ configuration */
 
-static lq_status read_config(hf_dir *h, const char *dir, const char *name, const char *prefix, bool scalars, q_hf_meta *to) {
+static lq_status read_config(hf_dir *h, const char *dir, const char *name, const char *prefix, bool scalars,
+                             q_hf_meta *to) {
     char path[PATH_BYTES];
     uint8_t *text;
     uint64_t n;
@@ -360,7 +361,8 @@ static lq_status read_configs(hf_dir *h, const char *dir, const char *name, cons
     return index_meta(h, dir, name);
 }
 
-/* ------------------------------------------------------------------------------------------------ quantization beside config.json */
+/* ------------------------------------------------------------------------------------------------ quantization beside
+ * config.json */
 
 /* Before config.json had quantization_config, the same object was a file of its own. */
 static const char quantization[] = "quantization_config.";
@@ -375,13 +377,15 @@ static bool has_quantization(const hf_dir *h) {
 }
 
 static bool same_value(const q_meta *a, const q_meta *b) {
-    if (a->type == Q_META_ARRAY || b->type == Q_META_ARRAY) return a->type == b->type; /* lists say nothing of the weights */
+    /* lists say nothing of the weights */
+    if (a->type == Q_META_ARRAY || b->type == Q_META_ARRAY) return a->type == b->type;
     if (a->type == Q_META_STRING || b->type == Q_META_STRING) return a->type == b->type && q_str_eq(a->s, b->s);
     return (a->type == Q_META_BOOL) == (b->type == Q_META_BOOL) && a->f == b->f && a->i == b->i;
 }
 
 /* config.json has the word; where the other file says something else, that is told. */
-static void tell_differences(const hf_dir *h, const q_log *log, const char *dir, const char *name, const q_hf_meta *other) {
+static void tell_differences(const hf_dir *h, const q_log *log, const char *dir, const char *name,
+                             const q_hf_meta *other) {
     uint32_t n = 0;
     q_str first = {0};
     for (uint64_t i = 0; i < other->n; i++) {
@@ -391,14 +395,16 @@ static void tell_differences(const hf_dir *h, const q_log *log, const char *dir,
         if (n++ == 0) first = (q_str){key.p + sizeof quantization - 1, key.n - (sizeof quantization - 1)};
     }
     if (n)
-        q_log_write(log, LQ_LOG_WARN, "%s/%s is not used: quantization_config in %s says otherwise in %u fields ('%.*s'), and holds",
-                    dir, name, config_name, n, Q_STR_ARG(first));
+        q_log_write(log, LQ_LOG_WARN,
+                    "%s/%s is not used: quantization_config in %s says otherwise in %u fields ('%.*s'), and holds", dir,
+                    name, config_name, n, Q_STR_ARG(first));
 }
 
 static lq_status take_beside(hf_dir *h, const q_log *log, const char *dir, size_t which, const q_hf_meta *other) {
     const char *name = beside[which].file;
     bool quantized = false, has_method = false;
-    for (uint64_t i = 0; i < h->tensors.n && !quantized; i++) quantized = q_str_ends(h->tensors.items[i].name, ".qweight");
+    for (uint64_t i = 0; i < h->tensors.n && !quantized; i++)
+        quantized = q_str_ends(h->tensors.items[i].name, ".qweight");
     if (!quantized) {
         q_log_write(log, LQ_LOG_WARN, "%s/%s is not used: no tensor is quantized", dir, name);
         return LQ_OK;
@@ -440,7 +446,9 @@ static lq_status see_quantized(hf_dir *h, const q_log *log, const char *dir) {
     uint32_t n;
     lq_status s = q_hf_views(h->alloc, log, &h->arena, &h->dir, &h->cache, &h->seen, &n);
     if (s != LQ_OK && strstr(lq_error_detail(), dir)) return s;
-    if (s != LQ_OK) return h->beside ? q_fail_in(s, "%s/%s, in the place of a quantization_config", dir, h->beside) : q_fail_in(s, "%s", dir);
+    if (s != LQ_OK)
+        return h->beside ? q_fail_in(s, "%s/%s, in the place of a quantization_config", dir, h->beside)
+                         : q_fail_in(s, "%s", dir);
     h->dir.idle = hf_idle;
     h->dir.tensors = h->seen;
     h->dir.n_tensors = n;

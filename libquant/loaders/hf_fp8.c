@@ -1,8 +1,8 @@
 /* hf_fp8.c: weights in E4M3 floats of 8 bits with a scale per block (DeepSeek-V3's directories): X.weight and
  * X.weight_scale_inv, or X.weight_scale in those of AutoFP8, one for a matrix, and of compressed-tensors.
  *
- * There is no format of ours for them: they are decoded as they are read, to bf16, as the published loaders do when they
- * have no kernel for them: float32 product of float and scale, rounded to nearest. Layer L2. */
+ * There is no format of ours for them: they are decoded as they are read, to bf16, as the published loaders do when
+ * they have no kernel for them: float32 product of float and scale, rounded to nearest. Layer L2. */
 #include "hf_view.h"
 
 typedef struct fp8 {
@@ -68,7 +68,8 @@ static lq_status block_size(const q_hf_reader *r, uint64_t block[2]) {
     const q_meta *m = q_hf_key(r, "weight_block_size");
     if (!m) return LQ_OK; /* one scale for all */
     if (m->type != Q_META_ARRAY || m->item != Q_META_U64 || m->count != 2)
-        return q_fail(LQ_E_INCONSISTENT, "config.json: the field 'quantization_config.weight_block_size' is not two numbers");
+        return q_fail(LQ_E_INCONSISTENT,
+                      "config.json: the field 'quantization_config.weight_block_size' is not two numbers");
     for (int i = 0; i < 2; i++) {
         block[i] = q_load64(m->raw + 8 * i);
         if (block[i] == 0 || block[i] > 1 << 20)

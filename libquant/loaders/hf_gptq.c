@@ -1,12 +1,12 @@
 /* hf_gptq.c: directories of AutoGPTQ and GPTQModel: X.qweight, X.qzeros, X.scales and X.g_idx are the weights of X.
  *
- * Codes of `bits` bits lie along the inputs, in columns of 32-bit words: one little-endian stream of bits per output, so
- * that 3-bit codes cross words. w = scale * (code - zero), with a scale and a zero point per group of inputs and output. The
- * first version of the layout stores zero - 1, the second zero; checkpoint_format says which, but is not to be trusted:
- * where all zero points are the middle of the range, as symmetric quantization has them, they tell themselves. Inputs whose
- * groups are not contiguous (act-order) are put in order, and the view says which input is where.
- * Codes of 2, 3 and 4 bits become the i4 formats, which hold them exactly, those of 8 bits i8. Refuses other layouts (marlin), groups that are no
- * multiple of 32, and rules that change from module to module. Layer L2. */
+ * Codes of `bits` bits lie along the inputs, in columns of 32-bit words: one little-endian stream of bits per output,
+ * so that 3-bit codes cross words. w = scale * (code - zero), with a scale and a zero point per group of inputs and
+ * output. The first version of the layout stores zero - 1, the second zero; checkpoint_format says which, but is not to
+ * be trusted: where all zero points are the middle of the range, as symmetric quantization has them, they tell
+ * themselves. Inputs whose groups are not contiguous (act-order) are put in order, and the view says which input is
+ * where. Codes of 2, 3 and 4 bits become the i4 formats, which hold them exactly, those of 8 bits i8. Refuses other
+ * layouts (marlin), groups that are no multiple of 32, and rules that change from module to module. Layer L2. */
 #include "hf_view.h"
 
 typedef struct gptq {
@@ -22,7 +22,8 @@ typedef struct scheme {
     uint32_t bits;
     int64_t group; /* -1: one for all inputs */
     bool desc_act, sym, v2;
-    uint32_t relabelled, widened; /* tensors that were read otherwise than labelled; with zero points beyond the codes */
+    /* tensors that were read otherwise than labelled; with zero points beyond the codes */
+    uint32_t relabelled, widened;
     q_str first, widest;
 } scheme;
 
@@ -31,11 +32,14 @@ static const q_hf_field fields[] = {
     {"is_marlin_format", "false"}, {"pack_dtype", "int32"}, {"format", "gptq,gptq_v2"}, {"hyb_act", "false"},
     /* how the codes were found, or how others are to compute with them */
     {"damp_percent", NULL}, {"damp_auto_increment", NULL}, {"static_groups", NULL}, {"true_sequential", NULL},
-    {"model_name_or_path", NULL}, {"model_file_base_name", NULL}, {"dataset", NULL}, {"tokenizer", NULL}, {"batch_size", NULL},
-    {"block_name_to_quantize", NULL}, {"cache_block_outputs", NULL}, {"disable_exllama", NULL}, {"exllama_config", NULL},
+    {"model_name_or_path", NULL}, {"model_file_base_name", NULL}, {"dataset", NULL}, {"tokenizer", NULL},
+    {"batch_size", NULL},
+    {"block_name_to_quantize", NULL}, {"cache_block_outputs", NULL}, {"disable_exllama", NULL},
+    {"exllama_config", NULL},
     {"max_input_length", NULL}, {"model_seqlen", NULL}, {"module_name_preceding_first_block", NULL},
     {"modules_in_block_to_quantize", NULL}, {"pad_token_id", NULL}, {"use_cuda_fp16", NULL}, {"use_exllama", NULL},
-    {"backend", NULL}, {"lm_head", NULL}, {"meta", NULL}, {"mse", NULL}, {"act_group_aware", NULL}, {"modules_to_not_convert", NULL},
+    {"backend", NULL}, {"lm_head", NULL}, {"meta", NULL}, {"mse", NULL}, {"act_group_aware", NULL},
+    {"modules_to_not_convert", NULL},
 };
 
 /* ------------------------------------------------------------------------------------------------ rows */
@@ -98,16 +102,20 @@ static lq_status read_scheme(q_hf_reader *r, scheme *s) {
     Q_TRY(q_hf_check_fields(r, "", fields, Q_COUNT(fields)));
     Q_TRY(q_hf_integer(r, "bits", 2, 8, 0, &bits));
     if (bits > 4 && bits != 8)
-        return q_fail(LQ_E_UNSUPPORTED, "config.json: the field 'quantization_config.bits' is %lld; 2, 3, 4 and 8 are read",
+        return q_fail(LQ_E_UNSUPPORTED,
+                      "config.json: the field 'quantization_config.bits' is %lld; 2, 3, 4 and 8 are read",
                       (long long)bits);
     s->bits = (uint32_t)bits;
     Q_TRY(q_hf_integer(r, "group_size", -1, 1 << 20, -2, &s->group));
     if (s->group == 0 || (s->group > 0 && s->group % 32))
-        return q_fail(LQ_E_UNSUPPORTED, "config.json: the field 'quantization_config.group_size' is %lld; -1 and multiples of "
-                      "32 are read", (long long)s->group);
+        return q_fail(LQ_E_UNSUPPORTED,
+                      "config.json: the field 'quantization_config.group_size' is %lld; -1 and multiples of "
+                      "32 are read",
+                      (long long)s->group);
     Q_TRY(q_hf_flag(r, "desc_act", false, &s->desc_act));
     Q_TRY(q_hf_flag(r, "sym", true, &s->sym));
-    s->v2 = q_hf_word(r, "checkpoint_format", "gptq_v2") || (!q_hf_key(r, "checkpoint_format") && q_hf_word(r, "format", "gptq_v2"));
+    s->v2 = q_hf_word(r, "checkpoint_format", "gptq_v2") ||
+            (!q_hf_key(r, "checkpoint_format") && q_hf_word(r, "format", "gptq_v2"));
     return LQ_OK;
 }
 
@@ -151,8 +159,10 @@ static lq_status drop_zero_bias(q_hf_reader *r, q_str module, uint64_t out) {
 static lq_status check_shape(const q_hf_reader *r, const scheme *s, const q_tensor *qweight, gptq *g) {
     const q_tensor *t = qweight;
     if (strcmp(t->type_name, "i32") != 0 || t->rank != 2)
-        return q_hf_at(r, q_fail(LQ_E_INCONSISTENT, "it is %u-dimensional of type %s; gptq packs codes in a matrix of i32", t->rank,
-                                 t->type_name), t);
+        return q_hf_at(r,
+                       q_fail(LQ_E_INCONSISTENT, "it is %u-dimensional of type %s; gptq packs codes in a matrix of i32",
+                              t->rank, t->type_name),
+                       t);
     uint64_t stream;
     g->bits = s->bits;
     g->out = t->shape[0];
@@ -165,8 +175,12 @@ static lq_status check_shape(const q_hf_reader *r, const scheme *s, const q_tens
                                  (unsigned long long)g->out), t);
     g->group = s->group < 0 ? g->in : (uint64_t)s->group;
     if (g->in % g->group)
-        return q_hf_at(r, q_fail(LQ_E_INCONSISTENT, "groups of %llu do not divide its %llu inputs (quantization_config.bits or "
-                                 "group_size is another's)", (unsigned long long)g->group, (unsigned long long)g->in), t);
+        return q_hf_at(r,
+                       q_fail(LQ_E_INCONSISTENT,
+                              "groups of %llu do not divide its %llu inputs (quantization_config.bits or "
+                              "group_size is another's)",
+                              (unsigned long long)g->group, (unsigned long long)g->in),
+                       t);
     g->groups = g->in / g->group;
     return LQ_OK;
 }
@@ -197,13 +211,18 @@ static lq_status gptq_read(q_hf_reader *r) {
     q_str module;
     Q_TRY(read_scheme(r, &s));
     for (uint32_t i = 0; i < r->dir->n_tensors; i++)
-        if (q_hf_module(&r->dir->tensors[i], ".qweight", &module)) Q_TRY(add_module(r, &s, &r->dir->tensors[i], module));
+        if (q_hf_module(&r->dir->tensors[i], ".qweight", &module))
+            Q_TRY(add_module(r, &s, &r->dir->tensors[i], module));
     if (s.relabelled)
-        q_log_write(r->log, LQ_LOG_WARN, "quantization_config says %s, but the zero points of %u tensors ('%.*s') are those of "
-                    "%s: they are read so", s.v2 ? "gptq_v2" : "gptq", s.relabelled, Q_STR_ARG(s.first), s.v2 ? "gptq" : "gptq_v2");
+        q_log_write(r->log, LQ_LOG_WARN,
+                    "quantization_config says %s, but the zero points of %u tensors ('%.*s') are those of "
+                    "%s: they are read so",
+                    s.v2 ? "gptq_v2" : "gptq", s.relabelled, Q_STR_ARG(s.first), s.v2 ? "gptq" : "gptq_v2");
     if (s.widened)
-        q_log_write(r->log, LQ_LOG_WARN, "%u tensors ('%.*s') store the largest zero point, which gptq reads as %u, beyond all "
-                    "codes; some engines read 0", s.widened, Q_STR_ARG(s.widest), 1u << s.bits);
+        q_log_write(r->log, LQ_LOG_WARN,
+                    "%u tensors ('%.*s') store the largest zero point, which gptq reads as %u, beyond all "
+                    "codes; some engines read 0",
+                    s.widened, Q_STR_ARG(s.widest), 1u << s.bits);
     return LQ_OK;
 }
 

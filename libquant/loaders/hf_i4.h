@@ -22,8 +22,8 @@ static inline void hf_i4_unit(const q_packed_matrix *m, uint64_t row, uint64_t u
     }
 }
 
-/* Bring every zero point into low .. high, which differ from what a group can have (0 .. 16) by one at most: the codes move
- * along, and one at the border stays, which changes its value. */
+/* Bring every zero point into low .. high, which differ from what a group can have (0 .. 16) by one at most: the codes
+ * move along, and one at the border stays, which changes its value. */
 static inline void hf_i4_bound_zeros(q_packed_matrix *m, uint8_t low, uint8_t high, bool *changed) {
     const uint64_t groups = hf_i4_groups(m);
     for (uint64_t i = 0; i < m->rows * groups; i++) {

@@ -1,8 +1,9 @@
-/* hf_rows.c: rows of quantized directories: strips of rows that lie across the file, scales as halves, rows of codes in groups.
+/* hf_rows.c: rows of quantized directories: strips of rows that lie across the file, scales as halves, rows of codes in
+ * groups.
  *
- * A strip is made whole, since reading one column of a file costs what reading many side by side does. Rows that are then
- * asked for one by one, by several threads, come from a cache of a few strips; each of its places has a lock, under which a
- * strip is made once and its rows are copied. Layer L2. */
+ * A strip is made whole, since reading one column of a file costs what reading many side by side does. Rows that are
+ * then asked for one by one, by several threads, come from a cache of a few strips; each of its places has a lock,
+ * under which a strip is made once and its rows are copied. Layer L2. */
 #include <math.h>
 
 #include "hf_view.h"
@@ -82,7 +83,8 @@ static lq_status read_along(const q_directory *dir, const q_tensor *t, uint64_t 
 static lq_status read_across(const q_directory *dir, const q_tensor *t, uint64_t first, uint64_t n, uint8_t *out) {
     const q_hf_strips *s = (const q_hf_strips *)t->view;
     while (n) {
-        const uint64_t strip = first / s->view.strip, at = strip * s->view.strip, rows = Q_MIN(s->view.strip, t->rows - at);
+        const uint64_t strip = first / s->view.strip, at = strip * s->view.strip,
+                       rows = Q_MIN(s->view.strip, t->rows - at);
         const uint64_t take = Q_MIN(n, at + rows - first);
         lq_status status;
         if (take == rows) { /* all of it: straight to the caller */
@@ -102,8 +104,8 @@ static lq_status read_across(const q_directory *dir, const q_tensor *t, uint64_t
     return LQ_OK;
 }
 
-lq_status q_hf_add_strips(q_hf_reader *r, q_str module, const q_tensor *part, const q_format *format, uint64_t k, uint64_t rows,
-                          bool across, q_hf_strips *s) {
+lq_status q_hf_add_strips(q_hf_reader *r, q_str module, const q_tensor *part, const q_format *format, uint64_t k,
+                          uint64_t rows, bool across, q_hf_strips *s) {
     uint64_t row_bytes = 0;
     (void)q_row_bytes(format, k, &row_bytes); /* q_hf_add refuses what does not fit */
     s->view.read = across ? read_across : read_along;
@@ -135,8 +137,10 @@ lq_status q_hf_check_scales(const q_hf_reader *r, const q_tensor *t) {
     }
     q_delete(r->alloc, all);
     if (s == LQ_OK && most > 0)
-        q_log_write(r->log, LQ_LOG_WARN, "tensor '%.*s': scales are kept as halves, which changes them by up to %.2g of their "
-                    "value", Q_STR_ARG(t->name), most);
+        q_log_write(r->log, LQ_LOG_WARN,
+                    "tensor '%.*s': scales are kept as halves, which changes them by up to %.2g of their "
+                    "value",
+                    Q_STR_ARG(t->name), most);
     return s;
 }
 
@@ -164,7 +168,8 @@ lq_status q_hf_halves(const q_directory *dir, const q_tensor *t, uint64_t first,
     return LQ_OK;
 }
 
-/* ------------------------------------------------------------------------------------------------ codes in groups, order */
+/* ------------------------------------------------------------------------------------------------ codes in groups,
+ * order */
 
 const q_format *q_hf_grouped(uint32_t bits, uint64_t in, uint64_t group) {
     static const char *const names[2][3] = {{"i4_g32", "i4_g64", "i4_g128"}, {"i8_g32", "i8_g64", "i8_g128"}};

@@ -1,8 +1,8 @@
 /* hf_view.c: quantized Hugging Face directories: from the tensors of a file to views of the weights that they make up.
  *
- * Owns the choice of the kind by quantization_config.quant_method, and that configuration and tensors say the same: refuses
- * methods and fields that it does not know, tensors of a method that the configuration does not name, and a method of which
- * there is no tensor. What the tensors of a method mean is its kind's business. Layer L2. */
+ * Owns the choice of the kind by quantization_config.quant_method, and that configuration and tensors say the same:
+ * refuses methods and fields that it does not know, tensors of a method that the configuration does not name, and a
+ * method of which there is no tensor. What the tensors of a method mean is its kind's business. Layer L2. */
 #include "hf_view.h"
 
 #include <stdio.h>
@@ -44,16 +44,19 @@ lq_status q_hf_check_fields(q_hf_reader *r, const char *base, const q_hf_field *
         while (f < n && !under(key, fields[f].name)) f++;
         if (q_str_is(key, "quant_method")) continue;
         if (f == n)
-            return q_fail(LQ_E_UNSUPPORTED, "config.json: the field '%.*s' is not understood, and could change what the "
-                          "weights are", Q_STR_ARG(m->key));
+            return q_fail(LQ_E_UNSUPPORTED,
+                          "config.json: the field '%.*s' is not understood, and could change what the "
+                          "weights are",
+                          Q_STR_ARG(m->key));
         if (fields[f].allowed && !q_listed(fields[f].allowed, q_str_of(value_text(r, m))))
-            return q_fail(LQ_E_UNSUPPORTED, "config.json: the field '%.*s' is '%s'; this build supports %s", Q_STR_ARG(m->key),
-                          r->text, fields[f].allowed);
+            return q_fail(LQ_E_UNSUPPORTED, "config.json: the field '%.*s' is '%s'; this build supports %s",
+                          Q_STR_ARG(m->key), r->text, fields[f].allowed);
     }
     return LQ_OK;
 }
 
-lq_status q_hf_integer(const q_hf_reader *r, const char *name, int64_t min, int64_t max, int64_t otherwise, int64_t *out) {
+lq_status q_hf_integer(const q_hf_reader *r, const char *name, int64_t min, int64_t max, int64_t otherwise,
+                       int64_t *out) {
     const q_meta *m = q_hf_key(r, name);
     *out = otherwise;
     if (!m && otherwise >= min) return LQ_OK;
@@ -119,9 +122,11 @@ lq_status q_hf_need(q_hf_reader *r, q_str module, const char *suffix, const char
     if (!q_listed(types, q_str_of(t->type_name)))
         return q_hf_at(r, q_fail(LQ_E_INCONSISTENT, "its type is %s, not %s", t->type_name, types), t);
     if (t->rank != (rows ? 2u : 1u) || t->shape[0] != k || t->rows != (rows ? rows : 1))
-        return q_hf_at(r, q_fail(LQ_E_INCONSISTENT, "its shape is %u-dimensional, %llu x %llu; %llu x %llu is needed", t->rank,
-                                 (unsigned long long)t->rows, (unsigned long long)t->shape[0],
-                                 (unsigned long long)(rows ? rows : 1), (unsigned long long)k), t);
+        return q_hf_at(r,
+                       q_fail(LQ_E_INCONSISTENT, "its shape is %u-dimensional, %llu x %llu; %llu x %llu is needed",
+                              t->rank, (unsigned long long)t->rows, (unsigned long long)t->shape[0],
+                              (unsigned long long)(rows ? rows : 1), (unsigned long long)k),
+                       t);
     q_hf_claim(r, t);
     *out = t;
     return LQ_OK;
@@ -133,7 +138,8 @@ void q_hf_claim(q_hf_reader *r, const q_tensor *part) {
 }
 
 void q_hf_spare_activations(q_hf_reader *r, q_str module) {
-    static const char *const names[] = {".input_scale", ".input_zero_point", ".input_global_scale", ".activation_scale"};
+    static const char *const names[] = {".input_scale", ".input_zero_point", ".input_global_scale",
+                                        ".activation_scale"};
     for (size_t i = 0; i < Q_COUNT(names); i++) {
         const q_tensor *t = q_hf_part(r, module, names[i]);
         if (!t) continue;
@@ -142,8 +148,8 @@ void q_hf_spare_activations(q_hf_reader *r, q_str module) {
     }
 }
 
-lq_status q_hf_add(q_hf_reader *r, q_str module, const q_tensor *part, const q_format *format, uint64_t k, uint64_t rows,
-                   const q_source *view) {
+lq_status q_hf_add(q_hf_reader *r, q_str module, const q_tensor *part, const q_format *format, uint64_t k,
+                   uint64_t rows, const q_source *view) {
     char buf[1024];
     q_str name;
     uint64_t row_bytes, bytes;
@@ -151,12 +157,14 @@ lq_status q_hf_add(q_hf_reader *r, q_str module, const q_tensor *part, const q_f
     char *copy = q_arena_str(r->arena, name);
     if (!copy) return LQ_E_NOMEM;
     if (!q_row_bytes(format, k, &row_bytes) || q_mul_overflow(row_bytes, rows, &bytes) || bytes == 0)
-        return q_hf_at(r, q_fail(LQ_E_INCONSISTENT, "%llu x %llu weights do not make rows of %s", (unsigned long long)rows,
-                                 (unsigned long long)k, format->name), part);
+        return q_hf_at(r,
+                       q_fail(LQ_E_INCONSISTENT, "%llu x %llu weights do not make rows of %s", (unsigned long long)rows,
+                              (unsigned long long)k, format->name),
+                       part);
     const uint64_t i = (uint64_t)(part - r->dir->tensors);
     r->tensors[i] = (q_tensor){.name = {copy, name.n}, .format = format, .type_name = format->name, .rank = 2,
-                               .shape = {k, rows, 1, 1, 1, 1, 1, 1}, .rows = rows, .row_bytes = row_bytes, .bytes = bytes,
-                               .file = part->file, .view = view};
+                               .shape = {k, rows, 1, 1, 1, 1, 1, 1}, .rows = rows, .row_bytes = row_bytes,
+                               .bytes = bytes, .file = part->file, .view = view};
     r->state[i] = VIEW;
     r->views++;
     return LQ_OK;
@@ -171,7 +179,8 @@ lq_status q_hf_bytes(const q_directory *dir, const q_tensor *part, uint64_t offs
 }
 
 lq_status q_hf_all(const q_hf_reader *r, const q_tensor *part, void **out) {
-    if (part->bytes > LARGE) Q_TRY(q_hf_at(r, q_memory_check("reading it", part->bytes, 0), part)); /* a sparse file is cheap */
+    /* a sparse file is cheap */
+    if (part->bytes > LARGE) Q_TRY(q_hf_at(r, q_memory_check("reading it", part->bytes, 0), part));
     void *p = q_new_raw(r->alloc, part->bytes, 1);
     if (!p) return LQ_E_NOMEM;
     const lq_status s = q_hf_bytes(r->dir, part, 0, p, part->bytes);
@@ -180,7 +189,8 @@ lq_status q_hf_all(const q_hf_reader *r, const q_tensor *part, void **out) {
     return s;
 }
 
-/* ------------------------------------------------------------------------------------------------ the whole directory */
+/* ------------------------------------------------------------------------------------------------ the whole
+ * directory */
 
 /* Endings of the tensors that quantized weights are kept as. */
 static const char *const endings[] = {
@@ -222,8 +232,11 @@ static lq_status find_kind(q_hf_reader *r) {
         if (q_str_is(m->s, (*k)->method)) r->kind = *k;
         snprintf(known + n, sizeof known - n, "%s%s", n ? ", " : "", (*k)->method);
     }
-    return r->kind ? LQ_OK : q_fail(LQ_E_UNSUPPORTED, "config.json: quantization_config.quant_method is '%.*s'; this build "
-                                    "reads %s", Q_STR_ARG(m->s), known);
+    return r->kind ? LQ_OK
+                   : q_fail(LQ_E_UNSUPPORTED,
+                            "config.json: quantization_config.quant_method is '%.*s'; this build "
+                            "reads %s",
+                            Q_STR_ARG(m->s), known);
 }
 
 static lq_status make_views(q_hf_reader *r, q_tensor **out, uint32_t *n) {
@@ -236,8 +249,10 @@ static lq_status make_views(q_hf_reader *r, q_tensor **out, uint32_t *n) {
     if (r->kind) Q_TRY(r->kind->read(r));
     Q_TRY(check_rest(r));
     if (r->activations)
-        q_log_write(r->log, LQ_LOG_WARN, "%u tensors of fixed scales of activations ('%.*s'%s) are not used: they do not change the "
-                    "weights, and inputs are kept as floats here, or rounded to 8 bits with scales taken from each input itself",
+        q_log_write(r->log, LQ_LOG_WARN,
+                    "%u tensors of fixed scales of activations ('%.*s'%s) are not used: they do not change the "
+                    "weights, and inputs are kept as floats here, or rounded to 8 bits with scales taken from each "
+                    "input itself",
                     r->activations, Q_STR_ARG(r->activation->name), r->activations > 1 ? " is the first" : "");
     uint32_t kept = 0;
     for (uint32_t i = 0; i < count; i++)
@@ -248,8 +263,8 @@ static lq_status make_views(q_hf_reader *r, q_tensor **out, uint32_t *n) {
     return LQ_OK;
 }
 
-lq_status q_hf_views(const q_alloc *a, const q_log *log, q_arena *arena, q_directory *dir, q_hf_cache **cache, q_tensor **out,
-                     uint32_t *n) {
+lq_status q_hf_views(const q_alloc *a, const q_log *log, q_arena *arena, q_directory *dir, q_hf_cache **cache,
+                     q_tensor **out, uint32_t *n) {
     q_hf_reader r = {.alloc = a, .log = log, .arena = arena, .dir = dir};
     Q_TRY(q_hf_cache_open(a, cache));
     r.cache = *cache;

@@ -5,8 +5,9 @@
  * kept. Reads no tensor data; what makes a model directory, and the loader's record, are in hf_dir.c. Layer L2. */
 #include "safetensors.h"
 
-/* Element types. Floats that the engine computes with carry a format; the others are kept, never computed with. Of floats
- * of less than 16 bits, which mean nothing without their scales, only that one is here of which hf_fp8.c makes weights. */
+/* Element types. Floats that the engine computes with carry a format; the others are kept, never computed with. Of
+ * floats of less than 16 bits, which mean nothing without their scales, only that one is here of which hf_fp8.c makes
+ * weights. */
 static const struct {
     const char *dtype, *type_name;
     uint32_t bytes;

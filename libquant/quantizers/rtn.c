@@ -20,4 +20,5 @@ static lq_status quantize(const q_quant_job *job, uint8_t *dst) {
     return LQ_OK;
 }
 
-const q_quantizer q_quantizer_rtn = {.name = "rtn", .needs = Q_NEEDS_NONE, .accepts = accepts, .quantize = quantize, .uses = Q_NEEDS_NONE};
+const q_quantizer q_quantizer_rtn = {
+    .name = "rtn", .needs = Q_NEEDS_NONE, .accepts = accepts, .quantize = quantize, .uses = Q_NEEDS_NONE};

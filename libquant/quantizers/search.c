@@ -28,7 +28,8 @@ static void encode_weighted(const q_quant_job *job, const float *x, uint8_t *row
     const bool super = f->weights == Q_MAX_BLOCK;
     const double row_sigma2 = super ? 0 : sum_squares(x, k) / (double)k;
     const uint8_t *head = f->row_head ? row : NULL;
-    if (head) f->head(&(q_fit_in){x, im, true, NULL, job->wide}, k, row); /* what a row shares is weighed by the inputs alone */
+    /* what a row shares is weighed by the inputs alone */
+    if (head) f->head(&(q_fit_in){x, im, true, NULL, job->wide}, k, row);
     row += f->row_head;
     const int32_t roots = 8 * f->bytes / f->weights - 2; /* square roots round alike everywhere, pow does not */
     for (int64_t at = 0; at < k; at += f->weights, row += f->bytes) {
@@ -73,5 +74,5 @@ static lq_status quantize(const q_quant_job *job, uint8_t *dst) {
     return LQ_OK;
 }
 
-const q_quantizer q_quantizer_search = {.name = "search", .needs = Q_NEEDS_NONE, .accepts = accepts, .quantize = quantize,
-                                        .uses = Q_NEEDS_DIAGONAL};
+const q_quantizer q_quantizer_search = {
+    .name = "search", .needs = Q_NEEDS_NONE, .accepts = accepts, .quantize = quantize, .uses = Q_NEEDS_DIAGONAL};

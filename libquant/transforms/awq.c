@@ -1,8 +1,8 @@
 /* awq.c: weights of large inputs are rounded on a finer grid (Lin et al., "AWQ", arXiv:2306.00978).
  *
- * s = (mean|x|)^r, at least 1e-4 and then divided by the root of its largest times its smallest value, for r = 0, 0.05 ... 0.95;
- * kept is the r under which the quantized block's output is nearest to the original one, the lowest of equals. r = 0 is s = 1.
- * Inputs that are never seen count as the smallest that is. Layer L2. */
+ * s = (mean|x|)^r, at least 1e-4 and then divided by the root of its largest times its smallest value, for r = 0, 0.05
+ * ... 0.95; kept is the r under which the quantized block's output is nearest to the original one, the lowest of
+ * equals. r = 0 is s = 1. Inputs that are never seen count as the smallest that is. Layer L2. */
 #include <math.h>
 
 #include "../transform.h"
@@ -37,5 +37,6 @@ static lq_status scale(const q_transform_job *job, float *s) {
     return LQ_OK;
 }
 
-const q_transform q_transform_awq = {.name = "awq", .about = "AWQ: scales and clipping by which a block's output changes least",
+const q_transform q_transform_awq = {.name = "awq",
+                                     .about = "AWQ: scales and clipping by which a block's output changes least",
                                      .needs_loss = true, .clips = true, .scale = scale};

@@ -27,7 +27,8 @@ Q_UNITS_INLINE void q_eight_rows(int C, int pairs, const int8_t *w, const int8_t
                     t[c][p] = q_dot16(t[c][p], v, e ? q_units_high_twice(b[c]) : q_units_low_twice(b[c]));
             }
     }
-    Q_UNROLL for (int j = 0; j < 2 * C; j++) sum[j / 2][j % 2] = vpaddq_s32(t[j / 2][j % 2 * 2], t[j / 2][j % 2 * 2 + 1]);
+    Q_UNROLL for (int j = 0; j < 2 * C; j++) sum[j / 2][j % 2] =
+        vpaddq_s32(t[j / 2][j % 2 * 2], t[j / 2][j % 2 * 2 + 1]);
 }
 
 Q_UNITS_ROWS(neon_dotprod)

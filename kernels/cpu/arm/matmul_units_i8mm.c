@@ -1,6 +1,6 @@
 /* matmul_units_i8mm.c: products of many columns with 8-bit activations by the instruction that multiplies two rows of
- * eight bytes with two columns of eight and adds to four sums (FEAT_I8MM). It gains nothing for one or two columns, which
- * pass to the kernels of the rung below. Layer L2. */
+ * eight bytes with two columns of eight and adds to four sums (FEAT_I8MM). It gains nothing for one or two columns,
+ * which pass to the kernels of the rung below. Layer L2. */
 #if defined(__clang__)
 #define Q_UNITS_TARGET __attribute__((target("i8mm")))
 #else

@@ -50,8 +50,8 @@ typedef struct q_units {
 Q_NEON_INLINE int64_t q_units_of(int units, int64_t k) { return units ? units : k / 32; }
 
 /* A panel: for each block of activations its units, then d of eight rows, then, if any, dmin. A unit: the codes, eight
- * of one row and eight of the next, four such pairs of rows, the next eight codes; then for each of its `scales` those of
- * eight rows, in 32 bits; then so the minima, in 16. */
+ * of one row and eight of the next, four such pairs of rows, the next eight codes; then for each of its `scales` those
+ * of eight rows, in 32 bits; then so the minima, in 16. */
 Q_NEON_INLINE int64_t q_units_minima(const q_units *f) { return f->dmin >= 0 ? f->scales : 0; }
 Q_NEON_INLINE int64_t q_units_bytes_of(const q_units *f) {
     return Q_UNITS_CODES + Q_UNITS_P * (4 * f->scales + 2 * q_units_minima(f));
@@ -493,7 +493,8 @@ Q_NEON_INLINE int8x16x2_t q6_k_codes(const uint8_t *p, int unit) {
 Q_NEON_INLINE int8x16x2_t tq2_0_codes(const uint8_t *p, int unit) {
     const uint8_t *at = p + 32 * (unit / 4);
     const int shift = 2 * (unit & 3);
-    return q_units_pair(q_units_signed(q_units_cut(at, shift, 3), 1), q_units_signed(q_units_cut(at + 16, shift, 3), 1));
+    return q_units_pair(q_units_signed(q_units_cut(at, shift, 3), 1),
+                        q_units_signed(q_units_cut(at + 16, shift, 3), 1));
 }
 Q_NEON_INLINE int8x16_t tq1_0_digits(uint8x16_t bytes, uint8x16_t by) {
     const uint8x16_t v = vmulq_u8(bytes, by), three = vdupq_n_u8(3);
@@ -501,7 +502,8 @@ Q_NEON_INLINE int8x16_t tq1_0_digits(uint8x16_t bytes, uint8x16_t by) {
     return q_units_signed(vcombine_u8(low, vshrn_n_u16(vmull_high_u8(v, three), 8)), 1);
 }
 Q_NEON_INLINE int8x16x2_t tq1_0_codes(const uint8_t *p, int unit) {
-    static const uint8_t power[6] = {1, 3, 9, 27, 81, 243}, last[16] = {1, 1, 1, 1, 3, 3, 3, 3, 9, 9, 9, 9, 27, 27, 27, 27};
+    static const uint8_t power[6] = {1, 3, 9, 27, 81, 243},
+                         last[16] = {1, 1, 1, 1, 3, 3, 3, 3, 9, 9, 9, 9, 27, 27, 27, 27};
     const bool few = unit >= 5;
     const int n = few ? 2 * (unit - 5) : unit;
     uint8x16_t a = vld1q_u8(p + (few ? 32 : 0)), b = vld1q_u8(p + (few ? 32 : 16));
@@ -564,7 +566,8 @@ Q_NEON_INLINE float mxfp4_scale(const uint8_t *row, int64_t u) {
     const uint32_t e = row[17 * u];
     return q_bits_f32(e < 2 ? 2097152u << e : (e - 1) << 23);
 }
-Q_NEON_INLINE int8x16x2_t nvfp4_codes(const uint8_t *p, int unit) { /* of each eight bytes the low nibbles, then the high ones */
+/* of each eight bytes the low nibbles, then the high ones */
+Q_NEON_INLINE int8x16x2_t nvfp4_codes(const uint8_t *p, int unit) {
     const uint8x16_t v = vld1q_u8(p + 4 + 16 * unit), low = vandq_u8(v, vdupq_n_u8(15)), high = vshrq_n_u8(v, 4);
     return q_units_pair(e2m1_of(vcombine_u8(vget_low_u8(low), vget_low_u8(high))),
                         e2m1_of(vcombine_u8(vget_high_u8(low), vget_high_u8(high))));

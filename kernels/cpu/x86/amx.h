@@ -1,12 +1,13 @@
 /* amx.h: the tile operations of AMX-INT8, as the instructions and as C that does exactly the same.
  *
- * A tile is 16 rows of 64 bytes at most. The product of bytes adds to each of 16 x 16 sums of 32 bits those of all bytes
- * of a row of A and a column of B, whose words of four bytes are four consecutive bytes of that column: nothing saturates.
- * Shapes are set once for a stretch of work (Q_T_BEGIN), at whose end the tiles are given up (Q_T_END): then the thread
- * carries no tile state, neither into the host's code nor through a switch of threads.
+ * A tile is 16 rows of 64 bytes at most. The product of bytes adds to each of 16 x 16 sums of 32 bits those of all
+ * bytes of a row of A and a column of B, whose words of four bytes are four consecutive bytes of that column: nothing
+ * saturates. Shapes are set once for a stretch of work (Q_T_BEGIN), at whose end the tiles are given up (Q_T_END): then
+ * the thread carries no tile state, neither into the host's code nor through a switch of threads.
  *
- * With Q_AMX_EMULATED, which a test defines before it compiles kernels for itself, tiles are memory. The instructions are
- * inline assembly, which knows numbers of tiles only as text; "memory" tells compilers what they read and write. Layer L2. */
+ * With Q_AMX_EMULATED, which a test defines before it compiles kernels for itself, tiles are memory. The instructions
+ * are inline assembly, which knows numbers of tiles only as text; "memory" tells compilers what they read and write.
+ * Layer L2. */
 #ifndef Q_AMX_H
 #define Q_AMX_H
 

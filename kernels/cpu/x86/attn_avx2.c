@@ -1,5 +1,5 @@
-/* attn_avx2.c: attention's arithmetic in AVX2: up to three rows by 32 values in registers, eight exponentials at a time;
- * ../attn.c is the rest. Layer L2. */
+/* attn_avx2.c: attention's arithmetic in AVX2: up to three rows by 32 values in registers, eight exponentials at a
+ * time; ../attn.c is the rest. Layer L2. */
 #include "avx2.h"
 
 #include "../attn.h"
@@ -144,7 +144,8 @@ Q_AVX2 static void merge(float *acc, const float *part, int64_t n, float a, floa
 
 Q_AVX2 static void finish(float *y, const float *acc, int64_t n, float a, float b) {
     for (int64_t i = 0; i < n; i += 8)
-        _mm256_storeu_ps(y + i, _mm256_mul_ps(_mm256_mul_ps(_mm256_loadu_ps(acc + i), _mm256_set1_ps(a)), _mm256_set1_ps(b)));
+        _mm256_storeu_ps(y + i,
+                         _mm256_mul_ps(_mm256_mul_ps(_mm256_loadu_ps(acc + i), _mm256_set1_ps(a)), _mm256_set1_ps(b)));
 }
 
 Q_ATTENTION(attn_paged__avx2, 8, 8, widen, product, largest, weigh, exps, merge, finish)

@@ -27,7 +27,8 @@ Q_AVX512_INLINE void tile(int R, int V, bool half, const q_attn_product *p, int6
         const uint8_t *ahead = p->ahead[page] + (k - first) * p->ahead_stride + at * ahead_bytes;
         for (; k < end; k++, b += b_stride, ahead += ahead_stride) {
             __m512 w[4];
-            Q_UNROLL for (int v = 0; v < V; v += 2) _mm_prefetch((const char *)ahead + 16 * v * ahead_bytes, _MM_HINT_T0);
+            Q_UNROLL for (int v = 0; v < V; v += 2)
+                _mm_prefetch((const char *)ahead + 16 * v * ahead_bytes, _MM_HINT_T0);
             Q_UNROLL for (int v = 0; v < V; v++) {
                 const uint8_t *from = b + 16 * v * size;
                 w[v] = half ? _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(const void *)from))
@@ -140,7 +141,8 @@ Q_AVX512 static void weigh(q_attn_row *r) {
     __m512 sum = _mm512_setzero_ps();
     int32_t j = r->from / 16 * 16;
     for (; j + 48 < r->to; j += 64) {
-        for (int32_t i = 0; r->ahead && i < 64; i += 32) _mm_prefetch((const char *)r->ahead + 2 * (j + i), _MM_HINT_T0);
+        for (int32_t i = 0; r->ahead && i < 64; i += 32)
+            _mm_prefetch((const char *)r->ahead + 2 * (j + i), _MM_HINT_T0);
         sum = weights(4, r->score + j, m, sum);
     }
     for (; j < r->to; j += 16) sum = weights(1, r->score + j, m, sum);
@@ -160,7 +162,8 @@ Q_AVX512 static void merge(float *acc, const float *part, int64_t n, float a, fl
 
 Q_AVX512 static void finish(float *y, const float *acc, int64_t n, float a, float b) {
     for (int64_t i = 0; i < n; i += 16)
-        _mm512_storeu_ps(y + i, _mm512_mul_ps(_mm512_mul_ps(_mm512_loadu_ps(acc + i), _mm512_set1_ps(a)), _mm512_set1_ps(b)));
+        _mm512_storeu_ps(y + i,
+                         _mm512_mul_ps(_mm512_mul_ps(_mm512_loadu_ps(acc + i), _mm512_set1_ps(a)), _mm512_set1_ps(b)));
 }
 
 Q_ATTENTION(attn_paged__avx512, 16, 8, widen, product, largest, weigh, exps, merge, finish)

@@ -64,12 +64,13 @@ Q_AVX2_INLINE float q_most8(__m256 v) {
 /* e^x for all floats: NaN stays, above 88.73 infinity, below -103.97 zero, subnormal results included. Normal results
  * are within one unit in the last place (0.94 over all floats; tests/test_kernels.c tries a part of them).
  * x = n ln 2 + r with |r| <= ln 2 / 2; the polynomial is the Taylor series to r^7, whose remainder is below 6e-9. The
- * power of two is multiplied in as two factors, so that neither end needs a case of its own. What would round to zero is
- * zero without being computed: a result below the normal ones takes the processor some hundred cycles, and attention's
- * masks are full of them. */
+ * power of two is multiplied in as two factors, so that neither end needs a case of its own. What would round to zero
+ * is zero without being computed: a result below the normal ones takes the processor some hundred cycles, and
+ * attention's masks are full of them. */
 Q_AVX2_INLINE __m256 q_exp8(__m256 x) {
     const __m256 none = _mm256_cmp_ps(x, _mm256_set1_ps(-104.0f), _CMP_LT_OQ);
-    x = _mm256_andnot_ps(none, _mm256_min_ps(_mm256_set1_ps(89.0f), x)); /* constant first: a NaN in the second operand is returned */
+    /* constant first: a NaN in the second operand is returned */
+    x = _mm256_andnot_ps(none, _mm256_min_ps(_mm256_set1_ps(89.0f), x));
     const __m256 n =
         _mm256_round_ps(_mm256_mul_ps(x, _mm256_set1_ps(1.44269504f)), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
     __m256 r = _mm256_fnmadd_ps(n, _mm256_set1_ps(0x1.62e43p-1f), x);

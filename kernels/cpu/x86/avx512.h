@@ -51,7 +51,8 @@ Q_AVX512_INLINE void q_exps16(int n, __m512 *x) {
     Q_UNROLL for (int i = 0; i < n; i++) y[i] = _mm512_set1_ps(1.0f / 5040);
     Q_UNROLL for (size_t j = 0; j < Q_COUNT(c); j++)
         Q_UNROLL for (int i = 0; i < n; i++) y[i] = _mm512_fmadd_ps(y[i], x[i], _mm512_set1_ps(c[j]));
-    Q_UNROLL for (int i = 0; i < n; i++) x[i] = _mm512_maskz_scalef_ps(some[i], y[i], k[i]); /* times 2^k, rounded once */
+    /* times 2^k, rounded once */
+    Q_UNROLL for (int i = 0; i < n; i++) x[i] = _mm512_maskz_scalef_ps(some[i], y[i], k[i]);
 }
 
 Q_AVX512_INLINE __m512 q_exp16(__m512 x) {

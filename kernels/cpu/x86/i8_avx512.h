@@ -36,7 +36,8 @@ typedef struct q_z_block {
 /* What the loops over panels have to know of a format. */
 typedef struct q_z_shape {
     int units;   /* of 32 weights to a block, which shares d */
-    int act;     /* units per block of activations: 1, 8 as `units`; 0: a row is one block, and so is a row of weights */
+    /* units per block of activations: 1, 8 as `units`; 0: a row is one block, and so is a row of weights */
+    int act;
     int bias;    /* a code is a weight plus this */
     int scales;  /* integer scales per unit: 0, 1 or 2; with 0, minima are sums of activations */
     bool minima; /* are there any? */
@@ -181,7 +182,8 @@ Q_VNNI_INLINE void q_z_clear(const q_z_format *f, const q_z_stream *t) {
 /* What lanes of four products begin with, so that the bias is gone in the end. */
 Q_VNNI_INLINE __m512i q_z_begin(const q_z_format *f, __m512i codes) {
     const __m512i zero = _mm512_setzero_si512();
-    return f->s.bias ? _mm512_sub_epi32(zero, _mm512_dpbusd_epi32(zero, _mm512_set1_epi8((char)f->s.bias), codes)) : zero;
+    return f->s.bias ? _mm512_sub_epi32(zero, _mm512_dpbusd_epi32(zero, _mm512_set1_epi8((char)f->s.bias), codes))
+                     : zero;
 }
 
 Q_VNNI_INLINE void q_z_prepare(const q_z_format *f, const uint8_t *x, const q_z_stream *t) {

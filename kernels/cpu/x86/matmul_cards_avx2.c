@@ -1,9 +1,9 @@
-/* matmul_cards_avx2.c: products with 8-bit activations of the formats of model cards as they lie in rows: INT8 per row, 4-bit
- * and 8-bit groups with zero points, NF4, 4-bit floats. A format says how 32 weights of a row become signed bytes, and what
- * scales them.
+/* matmul_cards_avx2.c: products with 8-bit activations of the formats of model cards as they lie in rows: INT8 per row,
+ * 4-bit and 8-bit groups with zero points, NF4, 4-bit floats. A format says how 32 weights of a row become signed
+ * bytes, and what scales them.
  *
- * |w| is the unsigned operand (at most 128) and the activation takes the weight's sign: a pair is at most 32512 and fits
- * 16 bits. Layer L2. */
+ * |w| is the unsigned operand (at most 128) and the activation takes the weight's sign: a pair is at most 32512 and
+ * fits 16 bits. Layer L2. */
 #include "i8_avx2.h"
 
 #include "../../../libquant/formats/nf4_dq.c"
@@ -13,7 +13,8 @@ typedef struct card {
     bool whole;                                       /* one sum of integers, and one scale of activations, to a row */
     __m256i (*codes)(const uint8_t *row, int64_t u);  /* of unit u */
     float (*d)(const uint8_t *row, int64_t u);
-    float (*least)(const uint8_t *row, int64_t u);    /* what minus a unit's sum of activations is taken times; NULL = 0 */
+    /* what minus a unit's sum of activations is taken times; NULL = 0 */
+    float (*least)(const uint8_t *row, int64_t u);
     /* Integers of the first and the last 16 weights, 16 bits each, and d; NULL: they are 1, and the above says d. */
     uint32_t (*scale)(const uint8_t *row, int64_t u, float *d);
 } card;
@@ -38,8 +39,8 @@ Q_AVX2_PART __m256 card_add(__m256 d, __m256 da, __m256i sum, __m256 acc) {
     return _mm256_fmadd_ps(_mm256_mul_ps(d, da), _mm256_cvtepi32_ps(sum), acc);
 }
 Q_AVX2_PART __m256 card_8(float (*d)(const uint8_t *row, int64_t u), const uint8_t *const *row, int64_t u) {
-    return _mm256_setr_ps(d(row[0], u), d(row[1], u), d(row[2], u), d(row[3], u), d(row[4], u), d(row[5], u), d(row[6], u),
-                          d(row[7], u));
+    return _mm256_setr_ps(d(row[0], u), d(row[1], u), d(row[2], u), d(row[3], u), d(row[4], u), d(row[5], u),
+                          d(row[6], u), d(row[7], u));
 }
 /* What minima take away, whose integer is minus the sum of a unit's activations. */
 Q_AVX2_PART __m256 card_less(__m256 least, __m256 da, const uint8_t *x, int64_t u, __m256 acc) {
@@ -59,7 +60,8 @@ Q_AVX2_PART void card_one(const card *f, const uint8_t *const *row, const uint8_
             const __m256i p = card_pairs(f->codes(row[r], u), a, card_scale(f, row[r], u, &d[r]));
             v[r] = f->whole ? _mm256_add_epi32(v[r], p) : p;
         }
-        if (!f->whole) acc = card_add(f->scale ? _mm256_loadu_ps(d) : card_8(f->d, row, u), card_da(f, x, u), q_across8(v), acc);
+        if (!f->whole)
+            acc = card_add(f->scale ? _mm256_loadu_ps(d) : card_8(f->d, row, u), card_da(f, x, u), q_across8(v), acc);
         if (f->least) acc = card_less(card_8(f->least, row, u), card_da(f, x, u), x, u, acc);
     }
     *y = f->whole ? card_add(card_8(f->d, row, 0), card_da(f, x, 0), q_across8(v), acc) : acc;
@@ -90,8 +92,8 @@ Q_AVX2_PART void card_columns(const card *f, const uint8_t *panel, const uint8_t
         Q_UNROLL for (int g = 0; g < 8; g++) {
             const __m256i w = q_load256(panel + 32 * g);
             const __m256i scale = f->scale ? q_load256(panel + CARD_SCALE + 32 * (g / 4)) : _mm256_set1_epi16(1);
-            Q_UNROLL for (int c = 0; c < C; c++)
-                total[c] = _mm256_add_epi32(total[c], card_pairs(w, q_four(card_acts(f, x[c], u, units) + 4 * g), scale));
+            Q_UNROLL for (int c = 0; c < C; c++) total[c] =
+                _mm256_add_epi32(total[c], card_pairs(w, q_four(card_acts(f, x[c], u, units) + 4 * g), scale));
         }
         if (f->whole && u + 1 < units) continue;
         const __m256 d = _mm256_loadu_ps((const float *)(const void *)(panel + CARD_D));
@@ -99,8 +101,8 @@ Q_AVX2_PART void card_columns(const card *f, const uint8_t *panel, const uint8_t
             acc[c] = card_add(d, card_da(f, x[c], u), total[c], acc[c]);
             total[c] = _mm256_setzero_si256();
             if (f->least)
-                acc[c] = card_less(_mm256_loadu_ps((const float *)(const void *)(panel + CARD_LEAST)), card_da(f, x[c], u),
-                                   x[c], u, acc[c]);
+                acc[c] = card_less(_mm256_loadu_ps((const float *)(const void *)(panel + CARD_LEAST)),
+                                   card_da(f, x[c], u), x[c], u, acc[c]);
         }
     }
     Q_UNROLL for (int c = 0; c < C; c++) y[c] = acc[c];

@@ -1,7 +1,7 @@
 /* matmul_cards_avx512vnni.c: products of packed weights (rows16_cards.c) in the formats of model cards with 8-bit
- * activations. All but one are records of rows16_formats_avx512.h, and formats that are packed into the same layout share a
- * product (kernels.def); INT8 per row with one scale per column has a loop of
- * its own for a few columns, in which the integers of a whole row are one sum, and panels like theirs for more. Layer L2. */
+ * activations. All but one are records of rows16_formats_avx512.h, and formats that are packed into the same layout
+ * share a product (kernels.def); INT8 per row with one scale per column has a loop of its own for a few columns, in
+ * which the integers of a whole row are one sum, and panels like theirs for more. Layer L2. */
 #include "rows16_formats_avx512.h"
 
 Q_P_PRODUCT(matmul_i4_g32_a8_32_rows16__avx512vnni, q_p_i4_g32)
@@ -27,8 +27,8 @@ Q_VNNI_INLINE int32_t i8_begin(const uint8_t *x, int64_t k) {
 }
 
 /* P panels times C columns. */
-Q_VNNI_INLINE void i8_columns(int P, int C, const uint8_t *const *panels, const uint8_t *const *x, int64_t k, bool ahead,
-                              __m512 y[2][Q_P_COLUMNS]) {
+Q_VNNI_INLINE void i8_columns(int P, int C, const uint8_t *const *panels, const uint8_t *const *x, int64_t k,
+                              bool ahead, __m512 y[2][Q_P_COLUMNS]) {
     const int64_t codes = 4 + k / 8;
     const int chains = P * C == 1 ? I8_CHAINS : 1;
     __m512i sum[2][Q_P_COLUMNS][I8_CHAINS];
@@ -59,7 +59,8 @@ Q_VNNI_INLINE void i8_columns(int P, int C, const uint8_t *const *panels, const 
     }
 }
 
-Q_VNNI_INLINE void i8_some(int P, int C, const q_mm *m, const uint8_t *const *panels, int64_t r, int64_t c, bool ahead) {
+Q_VNNI_INLINE void i8_some(int P, int C, const q_mm *m, const uint8_t *const *panels, int64_t r, int64_t c,
+                           bool ahead) {
     const uint8_t *x[Q_P_COLUMNS];
     __m512 y[2][Q_P_COLUMNS];
     Q_UNROLL for (int j = 0; j < C; j++) x[j] = m->x + Q_MIN(c + j, m->n - 1) * m->x_stride;

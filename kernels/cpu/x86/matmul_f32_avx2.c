@@ -1,8 +1,8 @@
-/* matmul_f32_avx2.c: products with float32 activations, and these brought into the order for them: of the float formats,
- * widened by vector instructions, and of any other by its own decoder.
+/* matmul_f32_avx2.c: products with float32 activations, and these brought into the order for them: of the float
+ * formats, widened by vector instructions, and of any other by its own decoder.
  *
- * Many columns go lane by lane (lanes_f32.h). Up to four are multiplied as rows are read, without a tile: memory is then
- * what is waited for. Layer L2. */
+ * Many columns go lane by lane (lanes_f32.h). Up to four are multiplied as rows are read, without a tile: memory is
+ * then what is waited for. Layer L2. */
 #include "tile_f32_avx2.h"
 
 #define L_VECTORS 2 /* 16 rows and 6 columns in 12 registers: 8 loads for 12 multiply-adds */
@@ -40,8 +40,8 @@ typedef __m256 (*load_fn)(const uint8_t *p);
 
 enum { FEW = 4 };
 
-/* R rows from r0 on, which exist, times C columns from c0 on; k is a multiple of 16. The rows that come R later are asked
- * for where `ask` says so. */
+/* R rows from r0 on, which exist, times C columns from c0 on; k is a multiple of 16. The rows that come R later are
+ * asked for where `ask` says so. */
 Q_AVX2_INLINE void rows_times(int R, int C, int bytes, load_fn load, bool ask, const q_mm *m, int64_t r0, int64_t c0) {
     const uint8_t *w = m->w + (uint64_t)r0 * m->row_bytes;
     const float *x[2];

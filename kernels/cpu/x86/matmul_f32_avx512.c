@@ -1,5 +1,5 @@
-/* matmul_f32_avx512.c: products of the float formats with float32 activations, and these brought into the order for them.
- * Layer L2. */
+/* matmul_f32_avx512.c: products of the float formats with float32 activations, and these brought into the order for
+ * them. Layer L2. */
 #include "tile_f32_avx512.h"
 
 #define L_VECTORS 2 /* 32 rows and 12 columns in 24 registers: 14 loads for 24 multiply-adds */
@@ -21,15 +21,17 @@ Q_AVX512_INLINE __m512 sixteen_f32(const uint8_t *p, __mmask16 in) { return _mm5
 
 /* PRODUCT's two functions for a format whose weights take `bytes` each. */
 #define FLOATS(name, bytes)                                                                                            \
-    Q_AVX512_INLINE __m512 upto16_##name(const uint8_t *row, int64_t i, int64_t n) {                                     \
-        return sixteen_##name(row + i * bytes, q_mask16(n));                                                              \
+    Q_AVX512_INLINE __m512 upto16_##name(const uint8_t *row, int64_t i, int64_t n) {                                   \
+        return sixteen_##name(row + i * bytes, q_mask16(n));                                                           \
     }                                                                                                                  \
-    uint64_t q_matmul_##name##_f32_32x12__avx512_scratch(int64_t k, int64_t n) {                                     \
+    uint64_t q_matmul_##name##_f32_32x12__avx512_scratch(int64_t k, int64_t n) {                                       \
         return n < q_act_lanes.from ? 0 : l_scratch(k);                                                                \
     }                                                                                                                  \
-    Q_AVX512 void q_matmul_##name##_f32_32x12__avx512(const q_mm *m) {                                               \
-        if (m->n < q_act_lanes.from) q_strip_product(m, bytes, sixteen_##name);                                      \
-        else l_product(m, upto16_##name, NULL);                                                                          \
+    Q_AVX512 void q_matmul_##name##_f32_32x12__avx512(const q_mm *m) {                                                 \
+        if (m->n < q_act_lanes.from)                                                                                   \
+            q_strip_product(m, bytes, sixteen_##name);                                                                 \
+        else                                                                                                           \
+            l_product(m, upto16_##name, NULL);                                                                         \
     }
 
 FLOATS(f16, 2)

@@ -70,7 +70,8 @@ Q_AVX2 static void one(const uint8_t *const *row, const uint8_t *x, int64_t bloc
             Q_UNROLL for (int j = 0; j < 4; j++) {
                 const __m256i owed = _mm256_slli_epi32(q_load256(turned + 32 * (4 * half + j)), 5);
                 const __m256i total = _mm256_sub_epi32(q_across8(v[j]), owed);
-                acc = _mm256_fmadd_ps(_mm256_mul_ps(d, _mm256_set1_ps(b[4 * half + j].d)), _mm256_cvtepi32_ps(total), acc);
+                acc = _mm256_fmadd_ps(_mm256_mul_ps(d, _mm256_set1_ps(b[4 * half + j].d)), _mm256_cvtepi32_ps(total),
+                                      acc);
             }
         }
     }
@@ -122,14 +123,15 @@ Q_AVX2 static void columns(const uint8_t *panel, const uint8_t *const *x, int64_
                 Q_UNROLL for (int g = 0; g < 4; g += 2) {
                     const __m256i v = q_load256(at + 32 * g), w = q_load256(at + 32 * g + 32);
                     Q_UNROLL for (int c = 0; c < C; c++) {
-                        const __m256i s = _mm256_add_epi16(_mm256_maddubs_epi16(v, q_four(b[c]->q + 16 * h + 4 * g)),
-                                                           _mm256_maddubs_epi16(w, q_four(b[c]->q + 16 * h + 4 * g + 4)));
+                        const __m256i s =
+                            _mm256_add_epi16(_mm256_maddubs_epi16(v, q_four(b[c]->q + 16 * h + 4 * g)),
+                                             _mm256_maddubs_epi16(w, q_four(b[c]->q + 16 * h + 4 * g + 4)));
                         total[c] = _mm256_add_epi32(total[c], _mm256_madd_epi16(s, sc));
                     }
                 }
             }
-            Q_UNROLL for (int c = 0; c < C; c++)
-                acc[c] = _mm256_fmadd_ps(_mm256_mul_ps(d, _mm256_set1_ps(b[c]->d)), _mm256_cvtepi32_ps(total[c]), acc[c]);
+            Q_UNROLL for (int c = 0; c < C; c++) acc[c] =
+                _mm256_fmadd_ps(_mm256_mul_ps(d, _mm256_set1_ps(b[c]->d)), _mm256_cvtepi32_ps(total[c]), acc[c]);
         }
     }
     Q_UNROLL for (int c = 0; c < C; c++) y[c] = acc[c];

@@ -1,8 +1,8 @@
 /* matmul_rows16_amx.c: products of packed weights with 8-bit activations by AMX tiles. The formats are records of
- * rows16_formats_avx512.h; what is said here is in how many planes their codes times scales fit, and from how many columns
- * on tiles are faster than the AVX-512 VNNI kernel of the same layout (measured: bench/SPEED.md). Q6_K and NVFP4, with two planes
- * for each 32 weights, are not. INT8 per row with one
- * scale per column has a loop of its own, in which tiles hold the sums of a whole row. Layer L2. */
+ * rows16_formats_avx512.h; what is said here is in how many planes their codes times scales fit, and from how many
+ * columns on tiles are faster than the AVX-512 VNNI kernel of the same layout (measured: bench/SPEED.md). Q6_K and
+ * NVFP4, with two planes for each 32 weights, are not. INT8 per row with one scale per column has a loop of its own, in
+ * which tiles hold the sums of a whole row. Layer L2. */
 #include "panel_amx.h"
 
 Q_T_PRODUCT(matmul_q8_0_a8_32_rows16__amx, matmul_q8_0_a8_32_rows16__avx512vnni,
@@ -93,8 +93,8 @@ Q_VNNI_INLINE void i8_sums(const i8_part *t, const uint8_t *const *codes, const 
     Q_T_STORE(3, sums + 3 * Q_T_TILE, 64);
 }
 
-/* The codes of a chunk of all columns to tiles, [sixteen][step]; of those that a last pair of sixteens lacks, the last one
- * again. */
+/* The codes of a chunk of all columns to tiles, [sixteen][step]; of those that a last pair of sixteens lacks, the last
+ * one again. */
 Q_VNNI_INLINE void i8_take(const q_mm *m, const i8_part *t) {
     const int64_t whole = t->weights / 64;
     uint8_t *to = t->x;

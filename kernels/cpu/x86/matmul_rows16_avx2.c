@@ -16,7 +16,9 @@ static const q_y_format q8_0 = {
 Q_Y_PRODUCT(matmul_q8_0_a8_32_rows16__avx2, q8_0)
 
 /* Two scales to 32 weights, which AVX-VNNI applies with two instructions each: as fast without it. */
-Q_Y_INLINE __m256i codes_nvfp4(const uint8_t *p, int i, int u, int g, int h) { return codes_mxfp4(p + 128, i, u, g, h); }
+Q_Y_INLINE __m256i codes_nvfp4(const uint8_t *p, int i, int u, int g, int h) {
+    return codes_mxfp4(p + 128, i, u, g, h);
+}
 Q_Y_INLINE __m256i scale_nvfp4(const uint8_t *p, int unit, int half, int h) {
     return q_y_bytes(p + 64 + 32 * unit + 16 * half + 8 * h);
 }

@@ -2,19 +2,20 @@
  * q_p_format (rows16_avx512.h), what tiles do is amx.h. Layer L2.
  *
  * The sixteen rows of a panel are the columns of tile B, as the layout has them side by side in words of four codes;
- * sixteen columns of activations are the rows of tile A. The 16 x 16 sums are stored and scaled by AVX-512, sixteen rows
- * in the lanes, in op.h's order, some steps later: operations of tiles alternate with a few vector operations all the way
- * through a panel. Where a core is shared, operations of tiles that follow one another directly wait for each other.
+ * sixteen columns of activations are the rows of tile A. The 16 x 16 sums are stored and scaled by AVX-512, sixteen
+ * rows in the lanes, in op.h's order, some steps later: operations of tiles alternate with a few vector operations all
+ * the way through a panel. Where a core is shared, operations of tiles that follow one another directly wait for each
+ * other.
  *
- * Integer scales are multiplied into the codes when a panel is unpacked, so that one sum spans all weights of a block of
- * activations: sc * q is a signed byte, or below 2^13 and then two, 128 * high + low, in two planes whose sums are added
- * after. All of it is exact.
+ * Integer scales are multiplied into the codes when a panel is unpacked, so that one sum spans all weights of a block
+ * of activations: sc * q is a signed byte, or below 2^13 and then two, 128 * high + low, in two planes whose sums are
+ * added after. All of it is exact.
  *
- * Rows are taken in chunks of Q_T_CHUNK weights: a panel of a chunk stays in the first cache while all columns pass, and
- * the same chunk of the columns in the second while the rows of a band pass. The columns of a chunk are copied to where
- * no row of a tile crosses a cache line, which costs tiles more than anything else; what they bring beside codes is put
- * in lanes. What a chunk has added waits in memory for the next. Few columns go to the AVX-512 VNNI kernel of the same
- * layout. */
+ * Rows are taken in chunks of Q_T_CHUNK weights: a panel of a chunk stays in the first cache while all columns pass,
+ * and the same chunk of the columns in the second while the rows of a band pass. The columns of a chunk are copied to
+ * where no row of a tile crosses a cache line, which costs tiles more than anything else; what they bring beside codes
+ * is put in lanes. What a chunk has added waits in memory for the next. Few columns go to the AVX-512 VNNI kernel of
+ * the same layout. */
 #ifndef Q_PANEL_AMX_H
 #define Q_PANEL_AMX_H
 
@@ -118,8 +119,9 @@ Q_VNNI_INLINE void q_t_unpack(const q_t_format *f, const uint8_t *p, int64_t uni
     }
 }
 
-/* A piece of sixteen columns: codes as rows of tiles, of 32 or, one tile after the other, of 64 bytes; then for each column
- * d; with minima of sums of activations alone minus their sum, as a float; with integer minima sums in pairs of int16. */
+/* A piece of sixteen columns: codes as rows of tiles, of 32 or, one tile after the other, of 64 bytes; then for each
+ * column d; with minima of sums of activations alone minus their sum, as a float; with integer minima sums in pairs of
+ * int16. */
 Q_VNNI_INLINE int64_t q_t_act_bytes(const q_t_format *f) { return 4 + 36 * f->p->s.act; }
 Q_VNNI_INLINE int64_t q_t_da_at(const q_t_format *f) { return 16 * q_t_weights(f); }
 Q_VNNI_INLINE int64_t q_t_columns_bytes(const q_t_format *f) {
@@ -131,7 +133,8 @@ Q_VNNI_INLINE void q_t_take(const q_t_format *f, const uint8_t *x, int c, uint8_
     uint8_t *head = to + q_t_da_at(f) + 4 * c;
     q_store32(head, q_load32(x));
     if (f->p->s.act == 1) {
-        _mm256_store_si256((__m256i *)(void *)(to + 32 * c), _mm256_loadu_si256((const __m256i *)(const void *)(x + 8)));
+        _mm256_store_si256((__m256i *)(void *)(to + 32 * c),
+                           _mm256_loadu_si256((const __m256i *)(const void *)(x + 8)));
         if (!f->p->s.minima) return;
         const int16_t *sum = (const int16_t *)(const void *)(x + 4);
         q_store32(head + 64, q_f32_bits((float)-(sum[0] + sum[1])));
@@ -151,10 +154,10 @@ Q_VNNI_INLINE void q_t_take(const q_t_format *f, const uint8_t *x, int c, uint8_
 
 /* -------------------------------------------------------------------------------------------------------- products */
 
-/* The exact integers of a column that stand at `sums`, as floats. While tiles multiply, one of the two ports for vectors
- * takes sums but no conversions, shifts or products. So an integer, below 2^22 in magnitude, is added to the bits of
- * 1.5 * 2^23, whose last bit is worth 1, and one to be counted 128 times to those of 1.5 * 2^30, whose last is worth 128.
- * All is exact up to the last sum, which rounds as a conversion does. */
+/* The exact integers of a column that stand at `sums`, as floats. While tiles multiply, one of the two ports for
+ * vectors takes sums but no conversions, shifts or products. So an integer, below 2^22 in magnitude, is added to the
+ * bits of 1.5 * 2^23, whose last bit is worth 1, and one to be counted 128 times to those of 1.5 * 2^30, whose last is
+ * worth 128. All is exact up to the last sum, which rounds as a conversion does. */
 Q_VNNI_INLINE __m512 q_t_integers(const q_t_format *f, const uint8_t *sums) {
     const __m512 one = _mm512_set1_ps(0x1.8p23f), many = _mm512_set1_ps(0x1.8p30f);
     const __m512 v = _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(one), _mm512_load_si512(sums)));
@@ -164,8 +167,8 @@ Q_VNNI_INLINE __m512 q_t_integers(const q_t_format *f, const uint8_t *sums) {
     return _mm512_add_ps(_mm512_sub_ps(_mm512_castsi512_ps(high), _mm512_set1_ps(0x1.8p30f + 0x1.8p23f)), v);
 }
 
-/* Part 0 .. 3 of a step with activations in blocks of 32: a piece of 32 weights times sixteen columns. Tiles of sums take
- * turns; what one has of Q_T_TURNS steps before is stored to `into`. */
+/* Part 0 .. 3 of a step with activations in blocks of 32: a piece of 32 weights times sixteen columns. Tiles of sums
+ * take turns; what one has of Q_T_TURNS steps before is stored to `into`. */
 #define Q_T_PART32(part, sum, a, b)                                                                                    \
     do {                                                                                                               \
         if (part == 0) Q_T_STORE(sum, into, 64);                                                                       \
@@ -292,7 +295,8 @@ Q_VNNI_INLINE q_t_head q_t_read_head(const q_t_format *f, const uint8_t *w) {
     return h;
 }
 
-/* Column c of sixteen: the sums of a piece of 256 weights are scaled and added to `to`. `by`: what scales the columns. */
+/* Column c of sixteen: the sums of a piece of 256 weights are scaled and added to `to`. `by`: what scales the
+ * columns. */
 Q_VNNI_INLINE void q_t_scale256(const q_t_format *f, const q_t_head *h, const uint8_t *by, int c, bool first,
                                 const uint8_t *sums, float *to) {
     const __m512 da = q_z_spread_f32(by + 4 * c);
@@ -307,8 +311,8 @@ Q_VNNI_INLINE void q_t_scale256(const q_t_format *f, const q_t_head *h, const ui
     _mm512_store_ps(to + 16 * c, acc);
 }
 
-/* The products of step `s`, while the sums of the step before are stored to `into`, and those of step `done`, which stand
- * at `from`, are scaled. */
+/* The products of step `s`, while the sums of the step before are stored to `into`, and those of step `done`, which
+ * stand at `from`, are scaled. */
 Q_VNNI_INLINE void q_t_step256(const q_t_format *f, const q_t_step *s, const q_t_step *done, bool multiply, bool store,
                                bool scale, uint8_t *into, const uint8_t *from) {
     const q_t_head h = q_t_read_head(f, done->w);

@@ -4,15 +4,15 @@
  * Sixteen rows meet four columns at a time: two registers of weights and a broadcast of activations feed eight sums,
  * and what sums are added to waits in memory. Three ways to multiply bytes without saturation:
  *   UNSIGNED  codes by signed activations, `most` pairs to a sum of 16 bits (or vpdpbusd, to 32);
- *   SIGNED    codes less their bias by activations with 128 added, which are unsigned: `most` pairs of these fit as well,
- *             since `most` * 2 * 255 * bias < 2^15. What the 128 add depends on weights alone, and is what totals of a
- *             block begin with, for all columns;
+ *   SIGNED    codes less their bias by activations with 128 added, which are unsigned: `most` pairs of these fit as
+ *             well, since `most` * 2 * 255 * bias < 2^15. What the 128 add depends on weights alone, and is what totals
+ *             of a block begin with, for all columns;
  *   WORDS     both as int16, and vpmaddwd: for signed bytes without vpdpbusd. An integer scale is multiplied into the
  *             weights (127 * 32 fits).
  *
- * Rows are taken in chunks of Q_Y_CHUNK weights: a panel of a chunk, unpacked, stays in the first cache while all columns
- * pass, and the same chunk of these columns in the second while the panels of a band pass. What a chunk has added waits
- * in memory for the next: the order of op.h, which goes along a row, is kept. */
+ * Rows are taken in chunks of Q_Y_CHUNK weights: a panel of a chunk, unpacked, stays in the first cache while all
+ * columns pass, and the same chunk of these columns in the second while the panels of a band pass. What a chunk has
+ * added waits in memory for the next: the order of op.h, which goes along a row, is kept. */
 #ifndef Q_PANEL_AVX2_H
 #define Q_PANEL_AVX2_H
 
@@ -77,7 +77,8 @@ Q_Y_INLINE __m256i q_y_unpack_unit(const q_y_format *f, const uint8_t *p, int i,
         }
         all = _mm256_add_epi32(all, _mm256_madd_epi16(sum, sc));
         if (q_y_scales(f))
-            q_store256(unit + q_y_codes_bytes(f) + 64 * half + 32 * h, q_y_by_fours(f) ? _mm256_srai_epi32(sc, 16) : sc);
+            q_store256(unit + q_y_codes_bytes(f) + 64 * half + 32 * h,
+                       q_y_by_fours(f) ? _mm256_srai_epi32(sc, 16) : sc);
     }
     return all;
 }
@@ -113,8 +114,8 @@ Q_Y_INLINE void q_y_unpack(const q_y_format *f, const uint8_t *p, int units, uin
 
 /* --------------------------------------------------------------------------------------------------- their columns */
 
-/* A chunk of a column: codes, then for each block its scale, then for each unit what minima are multiplied with: minus its
- * sum as a float, or pairs of sums as int16. */
+/* A chunk of a column: codes, then for each block its scale, then for each unit what minima are multiplied with: minus
+ * its sum as a float, or pairs of sums as int16. */
 Q_Y_INLINE int q_y_scales_at(const q_y_format *f) { return q_y_way_of(f) == Q_Y_WORDS ? 2 * Q_Y_CHUNK : Q_Y_CHUNK; }
 Q_Y_INLINE int q_y_sums_at(const q_y_format *f) { return q_y_scales_at(f) + 4 * Q_Y_UNITS; }
 Q_Y_INLINE int q_y_column_bytes(const q_y_format *f) { return q_y_sums_at(f) + 4 * Q_Y_UNITS; }
@@ -145,7 +146,8 @@ Q_Y_INLINE void q_y_take(const q_y_format *f, const uint8_t *x, int64_t k, int64
         q_y_take_codes(f, x + 4 + 4 * f->act, 32 * f->act, to + step * u);
         if (f->minima == 1) q_store32(sums, q_f32_bits((float)-((int16_t)q_load16(x + 4) + (int16_t)q_load16(x + 6))));
         if (f->minima == 2) memcpy(sums, x + 4, 32);
-        if (f->minima == 3) _mm_storeu_si128((__m128i *)(void *)sums, _mm_hadd_epi16(q_load128(x + 4), q_load128(x + 20)));
+        if (f->minima == 3)
+            _mm_storeu_si128((__m128i *)(void *)sums, _mm_hadd_epi16(q_load128(x + 4), q_load128(x + 20)));
     }
 }
 
@@ -164,7 +166,8 @@ Q_Y_INLINE __m256i q_y_step(const q_y_format *f, __m256i sum, __m256i w, __m256i
 #endif
 }
 
-/* Words from .. to - 1 of a unit times C columns, in sums of 32 bits. Sums stay in their order, so that nothing is spilt. */
+/* Words from .. to - 1 of a unit times C columns, in sums of 32 bits. Sums stay in their order, so that nothing is
+ * spilt. */
 Q_Y_INLINE void q_y_multiply(const q_y_format *f, int C, const uint8_t *unit, const uint8_t *x, int from, int to,
                              __m256i sum[2][Q_Y_COLUMNS]) {
     Q_UNROLL for (int g = from; g < to; g++) {
@@ -250,8 +253,8 @@ Q_Y_INLINE void q_y_unit_many(const q_y_format *f, int C, const uint8_t *unit, c
     }
 }
 
-/* acc = fma(d * da, total, acc), or of minima with the product negated. Where minima are sums of activations alone, both:
- * `sums` are those of a unit, as floats. */
+/* acc = fma(d * da, total, acc), or of minima with the product negated. Where minima are sums of activations alone,
+ * both: `sums` are those of a unit, as floats. */
 Q_Y_INLINE void q_y_apply(const q_y_format *f, int C, const uint8_t *block, bool minima, const uint8_t *da,
                           const uint8_t *sums, __m256i total[2][Q_Y_COLUMNS], __m256 acc[2][Q_Y_COLUMNS]) {
     Q_UNROLL for (int h = 0; h < 2; h++) {
@@ -285,8 +288,8 @@ Q_Y_INLINE void q_y_minima(const q_y_format *f, int C, const uint8_t *block, con
     q_y_apply(f, C, block, true, da, NULL, total, acc);
 }
 
-/* A panel times C columns, `units` units of a chunk, added to acc, which stays in memory. With one scale to a row what is
- * added up are integers, whose bits acc holds. */
+/* A panel times C columns, `units` units of a chunk, added to acc, which stays in memory. With one scale to a row what
+ * is added up are integers, whose bits acc holds. */
 Q_Y_INLINE void q_y_tile(const q_y_format *f, int C, const uint8_t *block, const uint8_t *x, int units,
                          __m256 acc[2][Q_Y_COLUMNS]) {
     const int step = q_y_way_of(f) == Q_Y_WORDS ? 64 : 32;
@@ -375,7 +378,8 @@ Q_Y_INLINE void q_y_band(const q_y_format *f, const q_mm *m, const q_y_space *s,
             if (first) memset(acc, 0, sizeof s->acc[0]);
             if (to - c - Q_Y_COLUMNS * g > 2) q_y_tile(f, Q_Y_COLUMNS, s->panel, x, units, acc);
             else q_y_tile(f, 2, s->panel, x, units, acc);
-            if (last) q_y_finish(f, m, m->w + (uint64_t)i * m->row_bytes, i * Q_PANEL - m->row, c + Q_Y_COLUMNS * g, acc);
+            if (last)
+                q_y_finish(f, m, m->w + (uint64_t)i * m->row_bytes, i * Q_PANEL - m->row, c + Q_Y_COLUMNS * g, acc);
         }
     }
 }

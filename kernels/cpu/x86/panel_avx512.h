@@ -1,5 +1,5 @@
-/* panel_avx512.h: AVX-512 VNNI products with 8-bit activations and more than a few columns, of rows as they lie in a file
- * (a q_z_format of i8_avx512.h says how codes come out of them) and of packed weights (rows16_avx512.h). Layer L2.
+/* panel_avx512.h: AVX-512 VNNI products with 8-bit activations and more than a few columns, of rows as they lie in a
+ * file (a q_z_format of i8_avx512.h says how codes come out of them) and of packed weights (rows16_avx512.h). Layer L2.
  *
  * Sixteen rows are unpacked into a panel, in which a register holds four consecutive codes of each row; two panels meet
  * six columns at a time: one broadcast of four activations feeds 32 rows, and nothing is added across. Twelve sums hide
@@ -104,8 +104,8 @@ Q_VNNI_INLINE int64_t q_z_sums_at(const q_z_shape *f, int64_t from) {
 /* Beside the activations: what a unit of a column owes, made ready once for all rows. Of formats with a bias, what sums
  * begin with: minus the bias times the sums of activations, of a unit or of each half. Of formats with minima, what
  * these are multiplied with: sums of two units as int16, or minus the sum of a unit, as a float. In chunks:
- * [half][unit]; where a unit owes both, what sums begin with and then the floats. With act 0 one value of a chunk. (Multiplications in the loops instead would compete with vpdpbusd for
- * the two ports that have a multiplier.) */
+ * [half][unit]; where a unit owes both, what sums begin with and then the floats. With act 0 one value of a chunk.
+ * (Multiplications in the loops instead would compete with vpdpbusd for the two ports that have a multiplier.) */
 Q_VNNI_INLINE bool q_z_owes_both(const q_z_shape *f) { return f->act == 1 && f->bias && f->minima; }
 Q_VNNI_INLINE int64_t q_z_owed_bytes(const q_z_shape *f) { /* of a column */
     if (f->act == 0) return 4;
@@ -328,7 +328,8 @@ Q_VNNI_INLINE void q_z_columns_whole(const q_z_shape *f, int C, const q_z_operan
         const uint8_t *const unit[2] = {o->panel[0] + 512 * u, o->panel[1] + 512 * u};
         q_z_multiply(C, unit, o, 32 * u, 0, 8, sum);
     }
-    Q_UNROLL for (int c = 0; c < C; c++) Q_UNROLL for (int p = 0; p < 2; p++) acc[p][c] = _mm512_castsi512_ps(sum[p][c]);
+    Q_UNROLL for (int c = 0; c < C; c++) Q_UNROLL for (int p = 0; p < 2; p++) acc[p][c] =
+        _mm512_castsi512_ps(sum[p][c]);
 }
 
 /* And, after the last of them, the floats of op.h; x: the columns' scales. */

@@ -1,6 +1,6 @@
-/* rows16_avx2.h: what the AVX2 and AVX-VNNI products of packed weights (rows16.c, rows16_cards.c) with 8-bit activations
- * share. A format (rows16_formats_avx2.h) says how its codes and scales come out of a block; the loops over few columns are here,
- * those over many in panel_avx2.h, which a file includes next. Layer L2.
+/* rows16_avx2.h: what the AVX2 and AVX-VNNI products of packed weights (rows16.c, rows16_cards.c) with 8-bit
+ * activations share. A format (rows16_formats_avx2.h) says how its codes and scales come out of a block; the loops over
+ * few columns are here, those over many in panel_avx2.h, which a file includes next. Layer L2.
  *
  * matmul_rows16_avx2.c and matmul_rows16_avxvnni.c include it and differ in the instruction that multiplies bytes: each
  * defines Q_Y_TARGET, the target of all functions, and Q_Y_VNNI, whether that has vpdpbusd.
@@ -12,8 +12,8 @@
  *              2 for 6. Scales are applied by the widening multiply-add that follows;
  *   most = 0   signed bytes: their magnitudes are multiplied with activations that take their signs. A pair fits
  *              (2 * 128 * 127), a second one would not.
- * vpdpbusd adds four products to 32 bits, exactly. It takes signed codes with 128 added, and what that and a bias add is
- * what sums begin with. */
+ * vpdpbusd adds four products to 32 bits, exactly. It takes signed codes with 128 added, and what that and a bias add
+ * is what sums begin with. */
 #ifndef Q_ROWS16_AVX2_H
 #define Q_ROWS16_AVX2_H
 
@@ -100,7 +100,8 @@ Q_Y_INLINE __m256i q_y_open(const q_y_format *f, const uint8_t *sums, bool first
                              _mm256_set1_epi32((int)((first ? less : 0) | (second ? less << 16 : 0))));
 }
 
-/* Unit `span` * i + u of rows 8h .. 8h + 7 (H halves from h0 on) times C columns, its scales applied, added to total. */
+/* Unit `span` * i + u of rows 8h .. 8h + 7 (H halves from h0 on) times C columns, its scales applied, added to
+ * total. */
 Q_Y_INLINE void q_y_unit(const q_y_format *f, int H, int h0, int C, const uint8_t *w, int i, int u,
                          const uint8_t *const *x, int64_t at, int in, __m256i total[2][Q_Y_COLUMNS]) {
     const int64_t sums = at + 4 + 4 * in, q = at + 4 + 4 * f->act + 32 * in;
@@ -135,7 +136,8 @@ Q_Y_INLINE __m256i q_y_open(const q_y_format *f, const uint8_t *sums, int half, 
     return _mm256_madd_epi16(part, sc);
 }
 
-/* Unit `span` * i + u of rows 8h .. 8h + 7 (H halves from h0 on) times C columns, its scales applied, added to total. */
+/* Unit `span` * i + u of rows 8h .. 8h + 7 (H halves from h0 on) times C columns, its scales applied, added to
+ * total. */
 Q_Y_INLINE void q_y_unit(const q_y_format *f, int H, int h0, int C, const uint8_t *w, int i, int u,
                          const uint8_t *const *x, int64_t at, int in, __m256i total[2][Q_Y_COLUMNS]) {
     const int64_t sums = at + 4 + 4 * in, q = at + 4 + 4 * f->act + 32 * in;
@@ -296,8 +298,8 @@ Q_Y_INLINE void q_y_put(const q_mm *m, int64_t r, int64_t c, __m256 v) {
 }
 
 /* Rows 8 h0 .. of a panel, from front to back, times C columns from c on. */
-Q_Y_INLINE void q_y_some(const q_y_format *f, int H, int h0, int C, const q_mm *m, const uint8_t *panel, int64_t r, int64_t c,
-                         bool ahead) {
+Q_Y_INLINE void q_y_some(const q_y_format *f, int H, int h0, int C, const q_mm *m, const uint8_t *panel, int64_t r,
+                         int64_t c, bool ahead) {
     const int64_t units = m->k / 32, act_bytes = 4 + 36 * f->act;
     const uint8_t *x[Q_Y_COLUMNS], *w = panel;
     __m256 acc[2][Q_Y_COLUMNS];

@@ -3,9 +3,9 @@
  *
  * Sixteen rows are in the sixteen lanes: a register of codes holds four consecutive ones of each row, one broadcast of
  * four activations feeds it, and nothing is ever added across lanes. Weights are read as one stream, for more columns
- * two panels side by side, so that a broadcast feeds 32 rows. From Q_P_PANEL_FROM columns on codes are unpacked first, to
- * the panels of panel_avx512.h, chunk by chunk: taking them apart for each six columns would take the time of products.
- * Codes are unsigned bytes, weights plus a bias, as i8_avx512.h explains. */
+ * two panels side by side, so that a broadcast feeds 32 rows. From Q_P_PANEL_FROM columns on codes are unpacked first,
+ * to the panels of panel_avx512.h, chunk by chunk: taking them apart for each six columns would take the time of
+ * products. Codes are unsigned bytes, weights plus a bias, as i8_avx512.h explains. */
 #ifndef Q_ROWS16_AVX512_H
 #define Q_ROWS16_AVX512_H
 

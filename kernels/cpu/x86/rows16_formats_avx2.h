@@ -1,5 +1,6 @@
-/* rows16_formats_avx2.h: how codes and scales of each packed format come out of its layout (rows16.h and rows16_cards.h say
- * where they lie), for the loops of rows16_avx2.h and panel_avx2.h, after which a file includes this one. Layer L2. */
+/* rows16_formats_avx2.h: how codes and scales of each packed format come out of its layout (rows16.h and rows16_cards.h
+ * say where they lie), for the loops of rows16_avx2.h and panel_avx2.h, after which a file includes this one. Layer
+ * L2. */
 #ifndef Q_ROWS16_FORMATS_AVX2_H
 #define Q_ROWS16_FORMATS_AVX2_H
 
@@ -315,7 +316,8 @@ static const q_y_format i8_row = {.bytes = Q_ROWS16_I8_ROW,
                                   .codes = codes_i8_row,
                                   .d = d_float};
 
-/* The products that every instruction set has; q8_0 and nvfp4 gain with AVX2 alone, whose file has them (bench/SPEED.md). */
+/* The products that every instruction set has; q8_0 and nvfp4 gain with AVX2 alone, whose file has them
+ * (bench/SPEED.md). */
 #define Q_Y_PRODUCTS(isa) \
     Q_Y_PRODUCT(matmul_q4_0_a8_32_rows16__##isa, q4_0) \
     Q_Y_PRODUCT(matmul_iq4_nl_a8_32_rows16__##isa, iq4_nl) \

@@ -31,7 +31,9 @@ static const q_p_format q_p_q8_0 = {.bytes = Q_ROWS16_Q8_0,
                                     .codes = q_p_codes_q8_0,
                                     .d = q_p_d_pair};
 
-Q_VNNI_INLINE __m512i q_p_codes_iq4_nl(const uint8_t *p, int i, int u, int g) { return q_z_iq4(q_p_codes_q4_0(p, i, u, g)); }
+Q_VNNI_INLINE __m512i q_p_codes_iq4_nl(const uint8_t *p, int i, int u, int g) {
+    return q_z_iq4(q_p_codes_q4_0(p, i, u, g));
+}
 static const q_p_format q_p_iq4_nl = {.bytes = Q_ROWS16_Q4_0,
                                       .units = 2,
                                       .span = 1,
@@ -207,8 +209,12 @@ Q_VNNI_INLINE __m512i q_p_codes_i4(const uint8_t *p, int i, int u, int g) {
 Q_VNNI_INLINE __m512 q_p_d_halves(const uint8_t *p, int unit) { return q_p_halves(p + 0 * unit); }
 
 #define Q_P_I4(name, units_, layout)                                                                                   \
-    static const q_p_format name = {.bytes = layout, .units = units_, .span = 1,                                       \
-                                    .s = {.units = 1, .act = 1, .bias = Q_P_ZERO}, .codes = q_p_codes_i4, .d = q_p_d_halves};
+    static const q_p_format name = {.bytes = layout,                                                                   \
+                                    .units = units_,                                                                   \
+                                    .span = 1,                                                                         \
+                                    .s = {.units = 1, .act = 1, .bias = Q_P_ZERO},                                     \
+                                    .codes = q_p_codes_i4,                                                             \
+                                    .d = q_p_d_halves};
 Q_P_I4(q_p_i4_g32, 1, Q_ROWS16_I4_G32)
 Q_P_I4(q_p_i4_g64, 2, Q_ROWS16_I4_G64)
 Q_P_I4(q_p_i4_g128, 4, Q_ROWS16_I4_G128)
@@ -237,12 +243,13 @@ static const q_p_format q_p_nf4 = {.bytes = Q_ROWS16_NF4,
 
 /* The integers of fp4.c plus 128. */
 Q_VNNI_INLINE __m512i q_p_codes_fp4(const uint8_t *p, int i, int u, int g) {
-    const __m128i t = _mm_setr_epi8((char)128, (char)129, (char)208, (char)248, (char)168, (char)188, (char)148, (char)158,
-                                    (char)128, 127, 48, 8, 88, 68, 108, 98);
+    const __m128i t = _mm_setr_epi8((char)128, (char)129, (char)208, (char)248, (char)168, (char)188, (char)148,
+                                    (char)158, (char)128, 127, 48, 8, 88, 68, 108, 98);
     return _mm512_shuffle_epi8(_mm512_broadcast_i32x4(t), q_p_nibbles_of(p, i + u, g));
 }
 Q_VNNI_INLINE __m512 q_p_d_fp4(const uint8_t *p, int unit) {
-    return _mm512_mul_ps(_mm512_load_ps((const float *)(const void *)(p + 0 * unit)), _mm512_set1_ps(0.008333333333333333f));
+    return _mm512_mul_ps(_mm512_load_ps((const float *)(const void *)(p + 0 * unit)),
+                         _mm512_set1_ps(0.008333333333333333f));
 }
 static const q_p_format q_p_fp4 = {.bytes = Q_ROWS16_NF4,
                                    .units = 2,
@@ -270,7 +277,9 @@ static const q_p_format q_p_mxfp4 = {.bytes = Q_ROWS16_MXFP4,
                                      .codes = q_p_codes_mxfp4,
                                      .d = q_p_d_mxfp4};
 
-Q_VNNI_INLINE __m512i q_p_codes_nvfp4(const uint8_t *p, int i, int u, int g) { return q_p_codes_mxfp4(p + 128, i, u, g); }
+Q_VNNI_INLINE __m512i q_p_codes_nvfp4(const uint8_t *p, int i, int u, int g) {
+    return q_p_codes_mxfp4(p + 128, i, u, g);
+}
 Q_VNNI_INLINE __m512i q_p_scale_nvfp4(const uint8_t *p, int unit, int half) {
     return q_p_bytes(p + 64 + 32 * unit + 16 * half);
 }

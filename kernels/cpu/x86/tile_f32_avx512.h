@@ -1,5 +1,5 @@
-/* tile_f32_avx512.h: rows of weights as they lie in the file times a few float32 columns, in AVX-512: one register per pair,
- * which takes the multiply-adds of op.h's 16 lanes in their order. Bit-equal to kernels/ref.
+/* tile_f32_avx512.h: rows of weights as they lie in the file times a few float32 columns, in AVX-512: one register per
+ * pair, which takes the multiply-adds of op.h's 16 lanes in their order. Bit-equal to kernels/ref.
  *
  * Rows are widened as they are read: up to four columns wait for memory alone, and more come in parts of four, of which
  * the later ones find the rows in the first caches. Layer L2. */
@@ -22,8 +22,8 @@ Q_AVX512_INLINE void q_strip_put(const q_mm *m, int64_t r, int64_t c, __m256 v, 
     _mm256_mask_storeu_ps(y, in, v);
 }
 
-/* R rows times C columns from r0 and c0 on: products of column c come to lie in lanes 0 .. R - 1. Rows past the last are it
- * again. `ask`: for the rows that come next, at the same place. */
+/* R rows times C columns from r0 and c0 on: products of column c come to lie in lanes 0 .. R - 1. Rows past the last
+ * are it again. `ask`: for the rows that come next, at the same place. */
 Q_AVX512_INLINE void q_strip_block(int R, int C, int32_t bytes, q_strip_load load, bool ask, const q_mm *m, int64_t r0,
                                    int64_t c0) {
     const uint8_t *w[Q_STRIP_MOST];

@@ -56,7 +56,8 @@ V_IN float v_fold(const v_f lane[V_PARTS]) { return q_fold1(_mm256_add_ps(lane[0
 /* Half of v_turn, in doubles. */
 V_IN __m128 v_turn4(__m128 x, __m128 *r) {
     const __m256d a = _mm256_cvtps_pd(x);
-    const __m256d n = _mm256_round_pd(_mm256_mul_pd(a, _mm256_set1_pd(Q_2_PI)), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    const __m256d n =
+        _mm256_round_pd(_mm256_mul_pd(a, _mm256_set1_pd(Q_2_PI)), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
     __m256d rest = _mm256_fnmadd_pd(n, _mm256_set1_pd(Q_PI_2), a);
     rest = _mm256_fnmadd_pd(n, _mm256_set1_pd(Q_PI_2_LOW), rest);
     *r = _mm256_cvtpd_ps(rest);

@@ -1,5 +1,5 @@
-/* wide_avx2.c: the loops of quantizing (wide.h) in AVX2: sixteen lanes are two registers. No fused multiply-add: products and
- * sums round one by one, as in wide.c. Layer L2. */
+/* wide_avx2.c: the loops of quantizing (wide.h) in AVX2: sixteen lanes are two registers. No fused multiply-add:
+ * products and sums round one by one, as in wide.c. Layer L2. */
 #include "avx2.h"
 
 #include "../../../libquant/wide.h"
@@ -32,7 +32,8 @@ Q_AVX2_INLINE __m256 book8(const q_wide_block *b, __m256 v) {
     return _mm256_blendv_ps(low, high, _mm256_castsi256_ps(_mm256_slli_epi32(c, 28))); /* bit 3 to the sign */
 }
 
-Q_AVX2_INLINE void sums_of(const q_wide_block *b, const q_wide_try *t, bool with_book, bool with_min, q_wide_sums *out) {
+Q_AVX2_INLINE void sums_of(const q_wide_block *b, const q_wide_try *t, bool with_book, bool with_min,
+                           q_wide_sums *out) {
     const float inv = t->s != 0.0f ? 1.0f / t->s : 0.0f;
     const lanes s = both(_mm256_set1_ps(t->s)), m = both(_mm256_set1_ps(t->m)), by = both(_mm256_set1_ps(inv));
     const __m256 lo = _mm256_set1_ps(b->lo), hi = _mm256_set1_ps(b->hi);
@@ -84,7 +85,8 @@ Q_AVX2 static void multiply(const float *x, int32_t n, float by, float *y) {
 }
 
 Q_AVX2 static bool codes(const float *x, int32_t n, float scale, float min, float lo, float hi, int32_t *to) {
-    const __m256 s = _mm256_set1_ps(scale), m = _mm256_set1_ps(min), bottom = _mm256_set1_ps(lo), top = _mm256_set1_ps(hi);
+    const __m256 s = _mm256_set1_ps(scale), m = _mm256_set1_ps(min), bottom = _mm256_set1_ps(lo),
+                 top = _mm256_set1_ps(hi);
     const __m256 sign = _mm256_set1_ps(-0.0f), limit = _mm256_mul_ps(_mm256_set1_ps(0.499f), _mm256_andnot_ps(sign, s));
     __m256 far = _mm256_castsi256_ps(_mm256_set1_epi32(-1));
     for (int32_t i = 0; i < n; i += 8) {
@@ -199,4 +201,5 @@ void q_wide_decode__avx2(const q_format *f, const uint8_t *row, int64_t n, float
 
 /* encode_avx2.c */
 bool q_wide_encode__avx2(const q_format *f, const q_fit_in *in, int64_t n, uint8_t *row);
-const q_wide q_wide__avx2 = {sums, extremes, multiply, codes, q_wide_encode__avx2, q_wide_decode__avx2, all_finite, errors, subtract};
+const q_wide q_wide__avx2 = {sums,       extremes, multiply, codes, q_wide_encode__avx2, q_wide_decode__avx2,
+                             all_finite, errors,   subtract};

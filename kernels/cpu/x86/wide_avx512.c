@@ -1,5 +1,5 @@
-/* wide_avx512.c: the loops of quantizing (wide.h) in AVX-512: sixteen lanes are a register. No fused multiply-add: products and
- * sums round one by one, as in wide.c. Rows are decoded and rounded to nearest as with AVX2. Layer L2. */
+/* wide_avx512.c: the loops of quantizing (wide.h) in AVX-512: sixteen lanes are a register. No fused multiply-add:
+ * products and sums round one by one, as in wide.c. Rows are decoded and rounded to nearest as with AVX2. Layer L2. */
 #include "avx512.h"
 
 #include "../../../libquant/wide.h"
@@ -13,7 +13,8 @@ Q_AVX512_INLINE __m512 level(__m512 v, __m512 lo, __m512 hi) {
 
 /* Four halvings of sixteen levels. */
 Q_AVX512_INLINE __m512 from_book(__m512 book, __m512 mid, __m512 v) {
-    __m512i c = _mm512_maskz_set1_epi32(_mm512_cmp_ps_mask(v, _mm512_permutexvar_ps(_mm512_set1_epi32(7), mid), _CMP_GT_OQ), 8);
+    __m512i c =
+        _mm512_maskz_set1_epi32(_mm512_cmp_ps_mask(v, _mm512_permutexvar_ps(_mm512_set1_epi32(7), mid), _CMP_GT_OQ), 8);
     Q_UNROLL for (int half = 4; half > 0; half /= 2) {
         const __m512 border = _mm512_permutexvar_ps(_mm512_add_epi32(c, _mm512_set1_epi32(half - 1)), mid);
         c = _mm512_mask_add_epi32(c, _mm512_cmp_ps_mask(v, border, _CMP_GT_OQ), c, _mm512_set1_epi32(half));
@@ -21,9 +22,12 @@ Q_AVX512_INLINE __m512 from_book(__m512 book, __m512 mid, __m512 v) {
     return _mm512_permutexvar_ps(c, book);
 }
 
-Q_AVX512_INLINE __m256 halves(__m512 v) { return _mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps(v, 1)); }
+Q_AVX512_INLINE __m256 halves(__m512 v) {
+    return _mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps(v, 1));
+}
 
-Q_AVX512_INLINE void sums_of(const q_wide_block *b, const q_wide_try *t, bool with_book, bool with_min, q_wide_sums *out) {
+Q_AVX512_INLINE void sums_of(const q_wide_block *b, const q_wide_try *t, bool with_book, bool with_min,
+                             q_wide_sums *out) {
     const float inv = t->s != 0.0f ? 1.0f / t->s : 0.0f;
     const __m512 s = _mm512_set1_ps(t->s), m = _mm512_set1_ps(t->m), by = _mm512_set1_ps(inv);
     const __m512 lo = _mm512_set1_ps(b->lo), hi = _mm512_set1_ps(b->hi);
@@ -75,7 +79,8 @@ Q_AVX512 static void multiply(const float *x, int32_t n, float by, float *y) {
 }
 
 Q_AVX512 static bool codes(const float *x, int32_t n, float scale, float min, float lo, float hi, int32_t *to) {
-    const __m512 s = _mm512_set1_ps(scale), m = _mm512_set1_ps(min), bottom = _mm512_set1_ps(lo), top = _mm512_set1_ps(hi);
+    const __m512 s = _mm512_set1_ps(scale), m = _mm512_set1_ps(min), bottom = _mm512_set1_ps(lo),
+                 top = _mm512_set1_ps(hi);
     const __m512 limit = _mm512_mul_ps(_mm512_set1_ps(0.499f), _mm512_abs_ps(s));
     __mmask16 far = 0xFFFF;
     for (int32_t i = 0; i < n; i += Q_WIDE_LANES) {
@@ -91,7 +96,8 @@ Q_AVX512 static bool all_finite(const float *x, int64_t n) {
     const __m512 none = _mm512_setzero_ps();
     __m512 sum = none;
     int64_t i = 0;
-    for (; i + Q_WIDE_LANES <= n; i += Q_WIDE_LANES) sum = _mm512_add_ps(sum, _mm512_mul_ps(_mm512_loadu_ps(x + i), none));
+    for (; i + Q_WIDE_LANES <= n; i += Q_WIDE_LANES)
+        sum = _mm512_add_ps(sum, _mm512_mul_ps(_mm512_loadu_ps(x + i), none));
     bool all = _mm512_cmp_ps_mask(sum, none, _CMP_EQ_OQ) == 0xFFFF;
     for (; i < n; i++) all = all && x[i] * 0.0f == 0.0f;
     return all;
@@ -132,4 +138,5 @@ Q_AVX512 static void subtract(float *w, const float *e, int64_t n, const float *
 
 void q_wide_decode__avx2(const q_format *f, const uint8_t *row, int64_t n, float *y);
 bool q_wide_encode__avx2(const q_format *f, const q_fit_in *in, int64_t n, uint8_t *row);
-const q_wide q_wide__avx512 = {sums, extremes, multiply, codes, q_wide_encode__avx2, q_wide_decode__avx2, all_finite, errors, subtract};
+const q_wide q_wide__avx512 = {sums,       extremes, multiply, codes, q_wide_encode__avx2, q_wide_decode__avx2,
+                               all_finite, errors,   subtract};
