@@ -1,7 +1,7 @@
 /* fuzz_hf.c: the texts of a Hugging Face model directory: config.json, tokenizer_config.json, the index of its shards,
- * and, where the first byte says so, tokenizer.model. They follow each other with a NUL between. Or, where it says that, only
- * config.json and then model.safetensors: a directory of quantized weights, all of which are read and decoded; or
- * adapter_config.json and then adapter_model.safetensors: an adapter, with which a fixed model runs.
+ * and, where the first byte says so, tokenizer.model. They follow each other with a NUL between. Or, where it says
+ * that, only config.json and then model.safetensors: a directory of quantized weights, all of which are read and
+ * decoded; or adapter_config.json and then adapter_model.safetensors: an adapter, with which a fixed model runs.
  *
  * The weights are a fixed small Llama, whole in one folder and in two shards in another. A directory that opens as a
  * model is asked for everything it knows, and decodes. An error is told and names the folder. */
@@ -59,8 +59,8 @@ static void write_weights(const char *folder, const char *name, uint32_t which) 
         if (weights[i].rows) snprintf(shape, sizeof shape, "%u,%u", weights[i].rows, weights[i].k);
         else snprintf(shape, sizeof shape, "%u", weights[i].k);
         n += (size_t)snprintf(head + n, sizeof head - n,
-                              "%s\"%s\":{\"dtype\":\"F32\",\"shape\":[%s],\"data_offsets\":[%zu,%zu]}", n > 1 ? "," : "",
-                              weights[i].name, shape, from, end);
+                              "%s\"%s\":{\"dtype\":\"F32\",\"shape\":[%s],\"data_offsets\":[%zu,%zu]}",
+                              n > 1 ? "," : "", weights[i].name, shape, from, end);
     }
     head[n++] = '}';
     uint8_t *file = (uint8_t *)calloc(1, 8 + n + end);
@@ -105,9 +105,10 @@ static void prepare(void) {
     write_weights(folders[0], "model.safetensors", 3);
     write_weights(folders[1], "a.safetensors", 1);
     write_weights(folders[1], "b.safetensors", 2);
-    static const char config[] = "{\"architectures\":[\"LlamaForCausalLM\"],\"hidden_size\":8,\"intermediate_size\":12,"
-                                 "\"num_hidden_layers\":1,\"num_attention_heads\":2,\"num_key_value_heads\":1,\"rms_norm_eps\":1e-5,"
-                                 "\"max_position_embeddings\":64,\"vocab_size\":260}";
+    static const char config[] =
+        "{\"architectures\":[\"LlamaForCausalLM\"],\"hidden_size\":8,\"intermediate_size\":12,"
+        "\"num_hidden_layers\":1,\"num_attention_heads\":2,\"num_key_value_heads\":1,\"rms_norm_eps\":1e-5,"
+        "\"max_position_embeddings\":64,\"vocab_size\":260}";
     uint8_t tokens[VOCAB * 16];
     write_weights(folders[4], "model.safetensors", 3);
     write_file(folders[4], "config.json", config, sizeof config - 1);

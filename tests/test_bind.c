@@ -42,10 +42,17 @@ static const struct {
     const char *key;
     double v;
 } bad_numbers[] = {
-    {"llama.attention.head_count", 0},        {"llama.attention.head_count_kv", 8},  {"llama.attention.head_count_kv", 3},
-    {"llama.attention.head_count_kv", 0},     {"llama.block_count", 2147483648.0},   {"llama.block_count", 0},
-    {"llama.rope.dimension_count", 32},       {"llama.rope.dimension_count", 15},    {"llama.context_length", 0},
-    {"llama.context_length", 1099511627776.0}, {"llama.embedding_length", 65},       {"llama.feed_forward_length", 0},
+    {"llama.attention.head_count", 0},
+    {"llama.attention.head_count_kv", 8},
+    {"llama.attention.head_count_kv", 3},
+    {"llama.attention.head_count_kv", 0},
+    {"llama.block_count", 2147483648.0},
+    {"llama.block_count", 0},
+    {"llama.rope.dimension_count", 32},
+    {"llama.rope.dimension_count", 15},
+    {"llama.context_length", 0},
+    {"llama.context_length", 1099511627776.0}, {"llama.embedding_length", 65},
+    {"llama.feed_forward_length", 0},
     {"llama.vocab_size", 0},
 };
 START_TEST(bad_integer_is_refused) {
@@ -234,14 +241,18 @@ static const struct {
     {CONFIG(",\"hidden_size\":256,\"hidden_act\":\"gelu\""), LQ_E_UNSUPPORTED, "hidden_act"},
     {CONFIG(",\"hidden_size\":256,\"attention_bias\":true"), LQ_E_UNSUPPORTED, "attention_bias"},
     {CONFIG(",\"hidden_size\":256,\"sliding_window\":4096"), LQ_E_UNSUPPORTED, "sliding_window"},
-    {CONFIG(",\"hidden_size\":256,\"rope_scaling\":{\"type\":\"warp\",\"factor\":2.0}"), LQ_E_UNSUPPORTED, "rope_scaling"},
+    {CONFIG(",\"hidden_size\":256,\"rope_scaling\":{\"type\":\"warp\",\"factor\":2.0}"), LQ_E_UNSUPPORTED,
+     "rope_scaling"},
     {CONFIG(",\"hidden_size\":256,\"rope_scaling\":{\"rope_type\":\"yarn\"}"), LQ_E_UNSUPPORTED, "rope_scaling"},
-    {CONFIG(",\"hidden_size\":256,\"quantization_config\":{\"quant_method\":\"hqq\"}"), LQ_E_UNSUPPORTED, "quantization_config"},
+    {CONFIG(",\"hidden_size\":256,\"quantization_config\":{\"quant_method\":\"hqq\"}"), LQ_E_UNSUPPORTED,
+     "quantization_config"},
     {CONFIG(",\"hidden_size\":256,\"quantization_config\":{\"quant_method\":\"gptq\",\"bits\":4,\"group_size\":32}"),
      LQ_E_INCONSISTENT, "quantization_config"},
     {CONFIG(",\"hidden_size\":256,\"rope_parameters\":{\"rope_theta\":10000.0,\"rope_type\":\"default\"}"), LQ_OK, ""},
-    {CONFIG(",\"hidden_size\":256,\"rope_theta\":5000,\"rope_parameters\":{\"rope_theta\":10000.0}"), LQ_E_INCONSISTENT, "rope_parameters.rope_theta"},
-    {CONFIG(",\"hidden_size\":256,\"rope_parameters\":{\"rope_theta\":-1}"), LQ_E_INCONSISTENT, "rope_parameters.rope_theta"},
+    {CONFIG(",\"hidden_size\":256,\"rope_theta\":5000,\"rope_parameters\":{\"rope_theta\":10000.0}"), LQ_E_INCONSISTENT,
+     "rope_parameters.rope_theta"},
+    {CONFIG(",\"hidden_size\":256,\"rope_parameters\":{\"rope_theta\":-1}"), LQ_E_INCONSISTENT,
+     "rope_parameters.rope_theta"},
     {CONFIG(",\"hidden_size\":256,\"wobble\":1"), LQ_E_UNSUPPORTED, "wobble"},
     {CONFIG(",\"hidden_size\":256,\"tie_word_embeddings\":true"), LQ_E_INCONSISTENT, "lm_head.weight"},
     {CONFIG(",\"hidden_size\":256,\"tie_word_embeddings\":false"), LQ_OK, ""},
@@ -255,7 +266,9 @@ START_TEST(hf_config) {
     const lq_status s = lq_model_open(ctx, dir, NULL, &m);
     lq_model_close(m);
     ck_assert_msg(s == hf_cases[_i].code, "%s: %s (%s)", hf_cases[_i].config, lq_status_name(s), lq_error_detail());
-    if (s) ck_assert_msg(strstr(lq_error_detail(), hf_cases[_i].word), "'%s' lacks '%s'", lq_error_detail(), hf_cases[_i].word);
+    if (s)
+        ck_assert_msg(strstr(lq_error_detail(), hf_cases[_i].word), "'%s' lacks '%s'", lq_error_detail(),
+                      hf_cases[_i].word);
 }
 END_TEST
 

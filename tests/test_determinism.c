@@ -1,11 +1,11 @@
-/* test_determinism.c: a sequence's logits are the same bits for any number of threads and however its tokens are cut into
- * calls and passes: for each format, from packed weights, from the file's bytes and from weights that are packed on the way,
- * with quantized and with float32 activations, with the best kernels and with those of each family's first rung. What
- * kernels/ref defines as one order of summation, a whole program of thread pool, phases, claims, kernels for few columns and
- * for many has to keep.
+/* test_determinism.c: a sequence's logits are the same bits for any number of threads and however its tokens are cut
+ * into calls and passes: for each format, from packed weights, from the file's bytes and from weights that are packed
+ * on the way, with quantized and with float32 activations, with the best kernels and with those of each family's first
+ * rung. What kernels/ref defines as one order of summation, a whole program of thread pool, phases, claims, kernels for
+ * few columns and for many has to keep.
  *
- * The model is random and small, but whole: rows that fill blocks of 256, four heads to two, and enough tokens for three of
- * attention's blocks of keys, the last one partly filled. */
+ * The model is random and small, but whole: rows that fill blocks of 256, four heads to two, and enough tokens for
+ * three of attention's blocks of keys, the last one partly filled. */
 #include "harness.h"
 #include "help_model.h"
 
@@ -24,9 +24,10 @@ static const char *model_path(const char *format, char *path, size_t n) {
 
 static void write_model(const char *format) {
     static tiny t;
-    static const struct { const char *name; uint64_t k, rows; } shapes[] = {
-        {"attn_norm", WIDTH, 1}, {"attn_q", WIDTH, WIDTH}, {"attn_k", WIDTH, KV}, {"attn_v", WIDTH, KV}, {"attn_output", WIDTH, WIDTH},
-        {"ffn_norm", WIDTH, 1}, {"ffn_gate", WIDTH, FFN}, {"ffn_up", WIDTH, FFN}, {"ffn_down", FFN, WIDTH}};
+    static const struct { const char *name; uint64_t k, rows;
+    } shapes[] = {{"attn_norm", WIDTH, 1},  {"attn_q", WIDTH, WIDTH},      {"attn_k", WIDTH, KV},
+                  {"attn_v", WIDTH, KV},    {"attn_output", WIDTH, WIDTH}, {"ffn_norm", WIDTH, 1},
+                  {"ffn_gate", WIDTH, FFN}, {"ffn_up", WIDTH, FFN},        {"ffn_down", FFN, WIDTH}};
     char path[4096], name[64];
     tiny_init(&t, format);
     tiny_u32(&t, "llama.context_length", 1024);
@@ -45,22 +46,23 @@ static void write_model(const char *format) {
     tiny_write(&t, model_path(format, path, sizeof path));
 }
 
-/* A way through the tokens: one call of `first`, then calls of `piece`, all in passes of at most `batch`. More threads than
- * processors wait for one another to be woken, at each barrier: they get few passes. */
+/* A way through the tokens: one call of `first`, then calls of `piece`, all in passes of at most `batch`. More threads
+ * than processors wait for one another to be woken, at each barrier: they get few passes. */
 typedef struct way { uint32_t threads, first, piece, batch; } way;
 
-/* Pieces of 1 are decoding; 8 and 9 lie on either side of what counts as few columns, 24 to 64 where kernels change over
- * to panels. */
-static const way ways[] = {{1, 450, 1, 512}, {8, 545, 1, 512}, {1, 300, 7, 512}, {2, 501, 8, 512}, {3, 531, 9, 512}, {1, 400, 17, 16},
-                           {5, 500, 24, 512}, {2, 450, 33, 512}, {6, 453, 48, 512}, {4, 421, 64, 512}, {7, 300, 100, 100},
-                           {2, 127, 127, 512}, {3, 256, 256, 512}, {8, 512, 512, 512}};
+/* Pieces of 1 are decoding; 8 and 9 lie on either side of what counts as few columns, 24 to 64 where kernels change
+ * over to panels. */
+static const way ways[] = {{1, 450, 1, 512},   {8, 545, 1, 512},  {1, 300, 7, 512},   {2, 501, 8, 512},
+                           {3, 531, 9, 512},   {1, 400, 17, 16},  {5, 500, 24, 512},  {2, 450, 33, 512},
+                           {6, 453, 48, 512},  {4, 421, 64, 512}, {7, 300, 100, 100}, {2, 127, 127, 512},
+                           {3, 256, 256, 512}, {8, 512, 512, 512}};
 /* Passes short enough, and calls enough, to be evaluated while weights are packed. */
 static const way later_ways[] = {{1, 30, 24, 512}, {8, 200, 9, 512}, {3, 33, 48, 512}};
 static const way few_ways[] = {{1, 430, 9, 512}, {2, 540, 1, 512}, {3, 33, 127, 512}};
 
 static uint32_t hash_of(lq_model *m, way w, const char *act) {
-    const lq_session_options o = {.size = sizeof o, .context = 576, .batch = w.batch, .max_logits = 1, .threads = w.threads,
-                                  .activations = act};
+    const lq_session_options o = {
+        .size = sizeof o, .context = 576, .batch = w.batch, .max_logits = 1, .threads = w.threads, .activations = act};
     lq_session *s;
     ck_assert_msg(lq_session_open(m, &o, &s) == LQ_OK, "%s", lq_error_detail());
     for (uint32_t at = 0, n = w.first; at < TOKENS; at += n, n = Q_MIN(w.piece, TOKENS - at))
@@ -75,8 +77,9 @@ static uint32_t hash_of(lq_model *m, way w, const char *act) {
 static void check_ways(lq_model *m, const way *list, size_t n, const char *act, const char *what) {
     const uint32_t want = hash_of(m, (way){1, TOKENS, 1, 512}, act);
     for (size_t i = 0; i < n; i++)
-        ck_assert_msg(hash_of(m, list[i], act) == want, "%s, activations %s: other bits with %u threads, %u tokens, then %u a call, %u a pass",
-                      what, act ? act : "as kernels want", list[i].threads, list[i].first, list[i].piece, list[i].batch);
+        ck_assert_msg(hash_of(m, list[i], act) == want,
+                      "%s, activations %s: other bits with %u threads, %u tokens, then %u a call, %u a pass", what,
+                      act ? act : "as kernels want", list[i].threads, list[i].first, list[i].piece, list[i].batch);
 }
 
 /* A model of its own for each: packed between the passes of one session. */
@@ -86,8 +89,9 @@ static void check_later(lq_ctx *c, const char *path, lq_model_options o, lq_mode
     for (size_t i = 0; i < Q_COUNT(later_ways); i++) {
         lq_model *later;
         ck_assert_msg(lq_model_open(c, path, &o, &later) == LQ_OK, "%s", lq_error_detail());
-        ck_assert_msg(hash_of(later, later_ways[i], NULL) == want, "%s as it runs: other bits with %u threads, %u tokens, then %u a call",
-                      what, later_ways[i].threads, later_ways[i].first, later_ways[i].piece);
+        ck_assert_msg(hash_of(later, later_ways[i], NULL) == want,
+                      "%s as it runs: other bits with %u threads, %u tokens, then %u a call", what,
+                      later_ways[i].threads, later_ways[i].first, later_ways[i].piece);
         lq_model_close(later);
     }
 }
@@ -109,10 +113,12 @@ static void check_format(const q_format *f, const char *isa, const way *list, si
         const lq_model_options o = {.size = sizeof o, .no_pack = no_pack, .pack_at_open = 1, .load_as = as};
         lq_plan_info plan = {.size = sizeof plan};
         lq_model *m;
-        ck_assert_msg(lq_model_open(c, model_path(source, path, sizeof path), &o, &m) == LQ_OK, "%s", lq_error_detail());
+        ck_assert_msg(lq_model_open(c, model_path(source, path, sizeof path), &o, &m) == LQ_OK, "%s",
+                      lq_error_detail());
         ck_assert_int_eq(lq_model_plan(m, NULL, &plan), LQ_OK);
         ck_assert(!no_pack || plan.packed == 0);
-        snprintf(what, sizeof what, "%s, %s, %s", f->name, isa ? isa : "best kernels", plan.packed ? "packed" : "not packed");
+        snprintf(what, sizeof what, "%s, %s, %s", f->name, isa ? isa : "best kernels",
+                 plan.packed ? "packed" : "not packed");
         if (no_pack || plan.packed) check_ways(m, list, n, NULL, what);
         if (plan.packed) check_later(c, path, o, m, what);
         if (no_pack) check_ways(m, few_ways, Q_COUNT(few_ways), "f32", what);

@@ -1,6 +1,6 @@
-/* test_device.c: whole models on devices other than the processor, through the public API: the processor's logits, the same
- * bits run to run, layers shared between both, plans in bytes, and what is refused. Each test runs for every device
- * here; without one it is a skip that says so. Backends one operation at a time: test_backend.c. */
+/* test_device.c: whole models on devices other than the processor, through the public API: the processor's logits, the
+ * same bits run to run, layers shared between both, plans in bytes, and what is refused. Each test runs for every
+ * device here; without one it is a skip that says so. Backends one operation at a time: test_backend.c. */
 #include "harness.h"
 #include "help_model.h"
 
@@ -40,7 +40,8 @@ static lq_model *pocket_on(const char *where, uint32_t layers) {
     return open_on(t_path(path, sizeof path, t_root(), "bench/data/pocket"), where, layers);
 }
 static lq_session *session(lq_model *m, uint32_t batch, const char *act) {
-    const lq_session_options o = {.size = sizeof o, .batch = batch, .max_logits = 128, .activations = act, .no_reuse = 1};
+    const lq_session_options o = {
+        .size = sizeof o, .batch = batch, .max_logits = 128, .activations = act, .no_reuse = 1};
     lq_session *s = NULL;
     ck_assert_msg(lq_session_open(m, &o, &s) == LQ_OK, "%s", lq_error_detail());
     return s;
@@ -153,7 +154,8 @@ START_TEST(plans_say_what_lies_where) {
         const lq_session_options o = {.size = sizeof o, .batch = 64, .max_logits = 128};
         lq_plan_info plan = {.size = sizeof plan};
         ck_assert_int_eq(lq_model_plan(m, &o, &plan), LQ_OK);
-        ck_assert_uint_eq(plan.device_total, plan.device_own + plan.device_weights + plan.device_kv + plan.device_activations);
+        ck_assert_uint_eq(plan.device_total,
+                          plan.device_own + plan.device_weights + plan.device_kv + plan.device_activations);
         ck_assert_uint_ge(plan.device_memory, plan.device_kv + plan.device_activations);
         ck_assert_uint_gt(plan.device_weights, before.device_weights);
         ck_assert_uint_gt(plan.device_kv, before.device_kv);

@@ -360,7 +360,8 @@ static void every_refusal(const scenario *t, bool later) {
 
 /* ------------------------------------------------------------------------------------------------ sources */
 
-static char gguf_path[4096], q8_path[4096], split_path[4096], hf_path[4096], stats_path[4096], adapter_path[4096], shards_path[4096];
+static char gguf_path[4096], q8_path[4096], split_path[4096], hf_path[4096], stats_path[4096], adapter_path[4096],
+    shards_path[4096];
 
 static void write_meta(bytes *b, const q_meta *m) {
     if (m->type == Q_META_U32) key_u32(b, m->key.p, (uint32_t)m->u);
@@ -507,14 +508,16 @@ static void write_hf(char *dir, const char *name, bool sharded) {
 
 /* For one matrix of the tiny model. */
 static void write_adapter(void) {
-    static const char head[] = "{\"base_model.model.model.layers.1.self_attn.k_proj.lora_A.weight\":{\"dtype\":\"F16\",\"shape\":[2,64],"
-                               "\"data_offsets\":[0,256]},\"base_model.model.model.layers.1.self_attn.k_proj.lora_B.weight\":"
-                               "{\"dtype\":\"F16\",\"shape\":[32,2],\"data_offsets\":[256,384]}}";
+    static const char head[] =
+        "{\"base_model.model.model.layers.1.self_attn.k_proj.lora_A.weight\":{\"dtype\":\"F16\",\"shape\":[2,64],"
+        "\"data_offsets\":[0,256]},\"base_model.model.model.layers.1.self_attn.k_proj.lora_B.weight\":"
+        "{\"dtype\":\"F16\",\"shape\":[32,2],\"data_offsets\":[256,384]}}";
     char path[4200];
     bytes b = {0};
     t_path(adapter_path, sizeof adapter_path, t_tmp(), "adapter");
     ck_assert_int_eq(mkdir(adapter_path, 0700), 0);
-    write_text(adapter_path, "adapter_config.json", "{\"peft_type\":\"LORA\",\"r\":2,\"lora_alpha\":4,\"rank_pattern\":{\"k_proj\":2}}");
+    write_text(adapter_path, "adapter_config.json",
+               "{\"peft_type\":\"LORA\",\"r\":2,\"lora_alpha\":4,\"rank_pattern\":{\"k_proj\":2}}");
     put64(&b, sizeof head - 1);
     put(&b, head, sizeof head - 1);
     for (int i = 0; i < 192; i++) put8(&b, (uint8_t)(i * 7)), put8(&b, 0x2C); /* some sixteenth */
@@ -571,7 +574,8 @@ static void make_folder(void) {
 
 static const scenario scenarios[] = {
     {.name = "use a GGUF file", .source = gguf_path, .threads = 2, .least = 60},
-    {.name = "use a GGUF file of 8 bits, read and checked", .source = q8_path, .no_mmap = 1, .check_tensors = 1, .least = 60},
+    {.name = "use a GGUF file of 8 bits, read and checked", .source = q8_path, .no_mmap = 1, .check_tensors = 1,
+     .least = 60},
     {.name = "use a split GGUF", .source = split_path, .least = 60},
     {.name = "use a directory", .source = hf_path, .least = 60},
     {.name = "use shards, read and checked", .source = shards_path, .no_mmap = 1, .check_tensors = 1, .least = 60},

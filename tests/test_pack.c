@@ -1,6 +1,6 @@
-/* test_pack.c: weights packed when a model opens, or part after part between the passes of its sessions: the same bits as
- * from the file, bytes as the plan says, nothing packed where nothing reads it, and a model that runs on where there is no
- * memory for packing. */
+/* test_pack.c: weights packed when a model opens, or part after part between the passes of its sessions: the same bits
+ * as from the file, bytes as the plan says, nothing packed where nothing reads it, and a model that runs on where there
+ * is no memory for packing. */
 #include "harness.h"
 #include "help_model.h"
 
@@ -174,7 +174,8 @@ START_TEST(the_plan_states_the_bytes) {
         ck_assert_uint_lt(total, plain_total + plain_total / 10);
     }
     lq_model_close(m);
-    m = open_model(c, path, (lq_model_options){0}); /* the block is there from the start, and a list of what is to be done */
+    /* the block is there from the start, and a list of what is to be done */
+    m = open_model(c, path, (lq_model_options){0});
     uint64_t later_total;
     ck_assert_uint_eq(packed(m, &later_total), bytes);
     ck_assert_uint_eq(later_total, total);
@@ -209,8 +210,8 @@ static uint64_t resident(const char *path) {
     return sum;
 }
 
-/* What was packed is there once: of the file only what lies between is left, in whole pages. So also when other sessions
- * have read the file meanwhile. */
+/* What was packed is there once: of the file only what lies between is left, in whole pages. So also when other
+ * sessions have read the file meanwhile. */
 START_TEST(packed_weights_leave_the_file) {
     char path[4096];
     if (t_emulated()) T_SKIP("an emulator has a /proc of its own");
@@ -221,7 +222,8 @@ START_TEST(packed_weights_leave_the_file) {
     lq_session *s[2];
     const int32_t id = 5;
     for (int i = 0; i < 2; i++) ck_assert_int_eq(lq_session_open(m, &so, &s[i]), LQ_OK);
-    for (int i = 0; i < 20 && _i; i++) { /* the second one starts when the first has packed, and stops before it is done */
+    /* the second one starts when the first has packed, and stops before it is done */
+    for (int i = 0; i < 20 && _i; i++) {
         ck_assert_int_eq(t_decode(s[0], &id, 1, 1), LQ_OK);
         if (i >= 3 && i < 7) ck_assert_int_eq(t_decode(s[1], &id, 1, 1), LQ_OK);
     }
@@ -235,7 +237,8 @@ START_TEST(packed_weights_leave_the_file) {
         for (uint32_t i = 0; i < m->binding->n_items; i++) {
             const q_weight *w = &m->weights[i];
             const uint64_t from = (uint64_t)(uintptr_t)w->data / (uint64_t)page;
-            if (w->packed && i != embedding) pages += ((uint64_t)(uintptr_t)w->data + w->row_bytes * (uint64_t)w->rows - 1) / (uint64_t)page - from;
+            if (w->packed && i != embedding)
+                pages += ((uint64_t)(uintptr_t)w->data + w->row_bytes * (uint64_t)w->rows - 1) / (uint64_t)page - from;
         }
         const uint64_t size = q_file_size(m->dir->files[0]);
         ck_assert_uint_gt(pages, 0);
@@ -261,7 +264,8 @@ END_TEST
 /* ------------------------------------------------------------------------------------------------ as sessions run */
 
 static lq_session *open_session(lq_model *m, uint32_t threads, const char *activations) {
-    const lq_session_options o = {.size = sizeof o, .context = 256, .max_logits = 1, .threads = threads, .activations = activations};
+    const lq_session_options o = {
+        .size = sizeof o, .context = 256, .max_logits = 1, .threads = threads, .activations = activations};
     lq_session *s;
     ck_assert_msg(lq_session_open(m, &o, &s) == LQ_OK, "%s", lq_error_detail());
     return s;
@@ -334,7 +338,8 @@ START_TEST(packing_stops_where_memory_lacks) {
     char path[4096];
     pocket_in("q4_k_m", path, sizeof path);
     lq_ctx *c = context(NULL, 2);
-    lq_model *plain = open_model(c, path, (lq_model_options){.no_pack = 1}), *m = open_model(c, path, (lq_model_options){0});
+    lq_model *plain = open_model(c, path, (lq_model_options){.no_pack = 1}),
+             *m = open_model(c, path, (lq_model_options){0});
     if (packed(m, NULL) == 0) T_SKIP("nothing is packed for this processor");
     lq_session *s[] = {open_session(plain, 1, NULL), open_session(m, 1, NULL)};
     uint32_t some = 0, all;
@@ -414,7 +419,8 @@ START_TEST(packed_kernels_have_one_for_the_meantime) {
         bool has = !k->layout;
         for (uint32_t j = 0; j < q_cpu_kernel_count() && !has; j++) {
             const q_cpu_kernel *o = &q_cpu_kernels[j];
-            has = o->mm && !o->layout && o->act == k->act && strcmp(o->format, k->format) == 0 && q_isa_in(q_isa_with[k->isa], o->isa);
+            has = o->mm && !o->layout && o->act == k->act && strcmp(o->format, k->format) == 0 &&
+                  q_isa_in(q_isa_with[k->isa], o->isa);
         }
         ck_assert_msg(has, "%s has none", k->name);
     }

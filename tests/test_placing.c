@@ -1,5 +1,5 @@
-/* test_placing.c: how large blocks lie in memory: what is asked of the allocator and of the system, what plans say of locked
- * bytes, and what is refused. Asserts no speed. */
+/* test_placing.c: how large blocks lie in memory: what is asked of the allocator and of the system, what plans say of
+ * locked bytes, and what is refused. Asserts no speed. */
 #include "harness.h"
 
 #include "../libquant/engine.h"
@@ -68,7 +68,8 @@ START_TEST(blocks_take_what_was_said_and_are_zeroed) {
     const bool locks = may_lock();
     for (int mode = 0; mode < 8; mode++)
         for (size_t i = 0; i < Q_COUNT(sizes); i++) {
-            const q_placing how = {.huge = mode & 1, .lock = (mode & 2) && locks, .nodes = mode & 4 ? q_memory_nodes("") : 0};
+            const q_placing how = {
+                .huge = mode & 1, .lock = (mode & 2) && locks, .nodes = mode & 4 ? q_memory_nodes("") : 0};
             counted c = {0};
             const q_alloc a = {count_alloc, count_free, &c};
             const uint64_t before = status_kib("VmLck:");
@@ -81,7 +82,8 @@ START_TEST(blocks_take_what_was_said_and_are_zeroed) {
             uint64_t set = 0;
             for (uint64_t k = 0; k < sizes[i]; k++) set += p[k] != 0;
             ck_assert_uint_eq(set, 0);
-            if (how.huge && sizes[i] >= 5 << 20 && q_memory_has_huge("") && !T_TSAN && !t_emulated()) /* an emulator drops advice */
+            if (how.huge && sizes[i] >= 5 << 20 && q_memory_has_huge("") && !T_TSAN &&
+                !t_emulated()) /* an emulator drops advice */
                 ck_assert(asks_for_huge(p + (3 << 20)));
             memset(p, 1, sizes[i]);
             q_delete(&a, p);
@@ -109,8 +111,10 @@ static void put(const char *root, const char *path, const char *text) {
 }
 
 START_TEST(the_system_is_read) {
-    static const struct { const char *list; uint64_t nodes; } lists[] = {
-        {"0", 1}, {"0-1", 3}, {"0,2-3,5", 0x2D}, {"1", 2}, {"0-127", UINT64_MAX}, {"70", 0}, {"", 0}, {"3-1", 0}, {"x", 0},
+    static const struct { const char *list; uint64_t nodes;
+    } lists[] = {
+        {"0", 1},  {"0-1", 3}, {"0,2-3,5", 0x2D}, {"1", 2}, {"0-127", UINT64_MAX},
+        {"70", 0}, {"", 0},    {"3-1", 0},        {"x", 0},
     };
     static const char *const thp = "sys/kernel/mm/transparent_hugepage/enabled";
     char root[512], text[128];
@@ -131,14 +135,17 @@ START_TEST(the_system_is_read) {
 END_TEST
 
 static lq_status open_with(const char *huge, const char *numa, uint32_t lock, const lq_allocator *hook, lq_ctx **c) {
-    const lq_options o = {.size = sizeof o, .threads = 2, .huge_pages = huge, .numa = numa, .lock = lock, .allocator = hook};
+    const lq_options o = {
+        .size = sizeof o, .threads = 2, .huge_pages = huge, .numa = numa, .lock = lock, .allocator = hook};
     return lq_open(&o, c);
 }
 
 /* The model in every placing: the same bits, bytes as planned, locked what was said, nothing left. */
 START_TEST(placing_changes_no_bit_and_keeps_the_plan) {
-    static const struct { const char *huge, *numa; uint32_t lock, no_mmap, no_pack; } modes[] = {
-        {"off", NULL, 0, 0, 0}, {NULL, "off", 0, 1, 0}, {NULL, "auto", 1, 0, 0}, {"off", "auto", 1, 0, 1}, {NULL, NULL, 1, 1, 1},
+    static const struct { const char *huge, *numa; uint32_t lock, no_mmap, no_pack;
+    } modes[] = {
+        {"off", NULL, 0, 0, 0},   {NULL, "off", 0, 1, 0}, {NULL, "auto", 1, 0, 0},
+        {"off", "auto", 1, 0, 1}, {NULL, NULL, 1, 1, 1},
     };
     const bool locks = may_lock();
     char path[4096];
@@ -215,8 +222,10 @@ START_TEST(the_limit_of_locked_memory_is_named) {
         const q_placing how = {.lock = true};
         if (setrlimit(RLIMIT_MEMLOCK, &none) != 0 || (geteuid() == 0 && setuid(65534) != 0)) _exit(77);
         if (q_new_placed(&q_alloc_libc, &how, 1 << 20, false)) _exit(1);
-        if (!strstr(lq_error_detail(), "RLIMIT_MEMLOCK is 0 bytes") || !strstr(lq_error_detail(), "ulimit -l")) _exit(2);
-        _exit(q_memory_lock(&none, sizeof none, "a tensor") == LQ_E_NOMEM && strstr(lq_error_detail(), "a tensor") ? 0 : 3);
+        if (!strstr(lq_error_detail(), "RLIMIT_MEMLOCK is 0 bytes") || !strstr(lq_error_detail(), "ulimit -l"))
+            _exit(2);
+        _exit(q_memory_lock(&none, sizeof none, "a tensor") == LQ_E_NOMEM && strstr(lq_error_detail(), "a tensor") ? 0
+                                                                                                                   : 3);
     }
     int status = 0;
     ck_assert_int_eq(waitpid(child, &status, 0), child);

@@ -1,7 +1,7 @@
 /* bench_speed.c: timed prefill and decode on one model, or on two that take turns.
  *
- * Wall clock, and processor time, around lq_decode. Prefill and decode are measured apart, so that neither depends on the
- * other's length; the median keeps one disturbed run from counting. */
+ * Wall clock, and processor time, around lq_decode. Prefill and decode are measured apart, so that neither depends on
+ * the other's length; the median keeps one disturbed run from counting. */
 #include "bench_speed.h"
 
 #include <stdlib.h>
@@ -29,7 +29,8 @@ static double cpu_clock(void) {
 }
 
 /* Keep a run that began at `begin` as a rate by the wall and by the processors. */
-static void keep(bench_rate *out, bench_rate *out_cpu, spent *sum, uint32_t tokens, uint32_t threads, const spent *begin) {
+static void keep(bench_rate *out, bench_rate *out_cpu, spent *sum, uint32_t tokens, uint32_t threads,
+                 const spent *begin) {
     const double wall = cli_clock() - begin->wall, cpu = cpu_clock() - begin->cpu;
     bench_rate_add(out, tokens / wall);
     bench_rate_add(out_cpu, tokens * threads / cpu);
@@ -104,7 +105,8 @@ static int open_sessions(cli *c, bench *b, lq_model *const *models, size_t n, be
     if (s != LQ_OK) return cli_fail(c, s, NULL);
     const uint32_t left = info.context > o->context ? info.context - o->context : 0;
     if (left == 0) return cli_usage(c, "the model was trained with a context of %u tokens", info.context);
-    const uint32_t prefill = o->prefill < info.context ? o->prefill : info.context, decode = o->decode < left ? o->decode : left;
+    const uint32_t prefill = o->prefill < info.context ? o->prefill : info.context,
+                   decode = o->decode < left ? o->decode : left;
     const uint32_t most = prefill > o->context + decode ? prefill : o->context + decode;
     b->ids = malloc(most * sizeof *b->ids);
     if (!b->ids) return cli_nomem(c);
