@@ -356,6 +356,7 @@ typedef struct lq_plan_info {
                                    file the weights behind them leave memory, and `total` counts them once */
     uint32_t threads_prefill;   /* of passes over more than 8 tokens */
     uint64_t locked;            /* bytes that lq_options.lock keeps in memory, whole pages; part of total */
+    uint32_t sequences;
 } lq_plan_info;
 
 /* The bytes that a session with these options needs, without opening it. */

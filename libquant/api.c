@@ -113,7 +113,7 @@ lq_status lq_model_plan(const lq_model *model, const lq_session_options *options
     q_session_shape shape;
     Q_TRY(q_session_shape_of(model, options, &shape));
     lq_plan_info i = {.context = shape.context, .batch = shape.batch, .threads = shape.threads,
-                      .threads_prefill = shape.threads_prefill};
+                      .threads_prefill = shape.threads_prefill, .sequences = shape.seqs};
     q_session_need need;
     Q_TRY(q_session_measure(model, &shape, &need));
     for (uint32_t t = 0; t < model->dir->n_tensors; t++) i.weights += model->dir->tensors[t].bytes;

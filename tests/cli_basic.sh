@@ -80,6 +80,10 @@ exits 0 "info JSON" "$LQ" info "$POCKET" --json --tensors --meta --ctx 128; json
 has "info JSON" architecture container layers classes.0.bytes memory.total tensor_list.0.shape bits_per_weight
 holds "info JSON" "$(json layers)" = 6; holds "info JSON" "$(json context)" = 256
 holds "info JSON" "$(json memory.context)" = 128; holds "info JSON" "$(json tensors)" = "$(json tensor_list)"
+kv=$(json memory.kv)
+exits 0 "info --sequences" "$LQ" info "$POCKET" --json --ctx 128 --sequences 8
+holds "info: keys and values of all sequences" "$(json memory.kv)" = $((kv * 8)); holds "info --sequences" "$(json memory.sequences)" = 8
+exits 0 "info JSON" "$LQ" info "$POCKET" --json --ctx 128
 # A plan is for the placing that will be asked for.
 holds "info: nothing locked" "$(json memory.locked)" = 0
 exits 0 "info --mlock" "$LQ" info "$POCKET" --ctx 128 --mlock --huge-pages off --numa off --json; json_is "info --mlock"

@@ -10,7 +10,7 @@ typedef struct args {
     cli_place place;
     cli_memory memory;
     const char *model;
-    uint64_t ctx;
+    uint64_t ctx, sequences;
     uint32_t tensors, meta, check, devices, formats, schemes;
 } args;
 
@@ -30,6 +30,14 @@ static const cli_option options[] = {
      .max = 16777216,
      .help = "plan the memory for a context of N tokens (default: the trained context)",
      .also = "|context|ctx-size|n-ctx|"},
+    {.type = CLI_UINT,
+     .name = "sequences",
+     .value = "N",
+     .at = offsetof(args, sequences),
+     .min = 1,
+     .max = 4096,
+     .help = "and for N sequences of that length, side by side (default 1)",
+     .also = "|parallel|np|seqs|slots|"},
     CLI_OPT_DEVICE(args),
     CLI_OPT_GPU_LAYERS(args),
     CLI_OPT_NO_PACK(args),
@@ -196,7 +204,9 @@ static void print_model(const char *path, const lq_model_info *m, const lq_plan_
     printf("  weights           %llu in %u tensors, %s, %.3f bits per weight\n", (unsigned long long)m->parameters,
            m->tensors, cli_bytes(m->weight_bytes).s, m->bits_per_weight);
     printf("  read per token    %s\n", cli_bytes(m->bytes_per_token).s);
-    printf("  memory to run     %s for a context of %u tokens: ", cli_bytes(p->total).s, p->context);
+    printf("  memory to run     %s for ", cli_bytes(p->total).s);
+    if (p->sequences > 1) printf("%u sequences of %u tokens: ", p->sequences, p->context);
+    else printf("a context of %u tokens: ", p->context);
     printf("weights %s, ", cli_bytes(p->weights).s);
     if (p->packed) printf("packed copies in their place %s, ", cli_bytes(p->packed).s);
     printf("KV cache %s, activations %s", cli_bytes(p->kv).s, cli_bytes(p->activations).s);
@@ -236,6 +246,7 @@ static json_t *model_json(const char *path, const lq_model_info *m, const lq_pla
     cli_set_int(o, "bytes_per_token", m->bytes_per_token);
     cli_set_real(o, "bits_per_weight", m->bits_per_weight);
     cli_set_int(memory, "context", p->context);
+    cli_set_int(memory, "sequences", p->sequences);
     cli_set_int(memory, "weights", p->weights);
     cli_set_int(memory, "packed", p->packed);
     cli_set_int(memory, "kv", p->kv);
@@ -304,7 +315,8 @@ static void list_meta(const lq_model *model, json_t *object) {
 static int show_model(cli *c, const args *a, lq_model *model) {
     lq_model_info m = {.size = sizeof m};
     lq_plan_info p;
-    const lq_session_options so = {.size = sizeof so, .context = (uint32_t)a->ctx};
+    const lq_session_options so = {.size = sizeof so, .context = (uint32_t)a->ctx,
+                                   .sequences = (uint32_t)a->sequences};
     lq_status s = lq_model_info_get(model, &m);
     if (s == LQ_OK) s = cli_plan(model, &so, false, &p);
     if (s != LQ_OK) return cli_fail(c, s, NULL);

@@ -185,7 +185,7 @@ class PlanInfo(Record):
                 ("device_embedding", c_uint32), ("device_weights", c_uint64), ("device_kv", c_uint64),
                 ("device_activations", c_uint64), ("device_total", c_uint64), ("device_memory", c_uint64),
                 ("border_bytes", c_uint64), ("device_staging", c_uint64), ("device_own", c_uint64),
-                ("packed", c_uint64), ("threads_prefill", c_uint32), ("locked", c_uint64)]
+                ("packed", c_uint64), ("threads_prefill", c_uint32), ("locked", c_uint64), ("sequences", c_uint32)]
 
 
 class SessionInfo(Record):
