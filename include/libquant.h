@@ -561,7 +561,7 @@ typedef struct lq_calibrate_result {
  * inputs, 2/n times the sum of x x' over all n; needs OpenBLAS at run time (LQ_E_UNSUPPORTED names the package). So it goes
  * with a scheme that has a transform, for the transform's factors and clips. Such runs may take long: each finished layer is
  * kept beside `dst`, in files whose names begin with its own and tell model, text and options apart. After an interruption,
- * of whatever kind, the same call goes on behind it, and ends with the same bytes; then these files go. */
+ * of whatever kind, the same call goes on behind it, and ends with the same bytes; then these files go, and others' of dst. */
 LQ_API lq_status lq_calibrate(lq_session *session, const int32_t *ids, size_t count, const char *dst,
                               const lq_calibrate_options *options, lq_calibrate_result *result);
 

@@ -666,9 +666,24 @@ static lq_status prepare(work *w, const int32_t *ids, size_t count) {
     return q_writer_gguf.open(w->alloc, w->dst, o->force != 0, w->meta, w->n_meta, w->outs, w->n_outs, &w->writer);
 }
 
+/* What lies there for other options is told before hours are spent, since it may be these that are wrong. */
+static lq_status tell_strays(const work *w) {
+    uint32_t n;
+    uint64_t bytes;
+    Q_TRY(q_kept_strays(&w->kept, false, &n, &bytes));
+    if (n)
+        q_log_write(&w->model->ctx->log, LQ_LOG_WARN, "%s: an interrupted calibration of another model, text or other options left %u "
+                    "files beside it (%.1f MiB): they are not used, and go when this one is complete", w->dst, n,
+                    (double)bytes / 1048576.0);
+    return LQ_OK;
+}
+
 static lq_status run(work *w, const int32_t *ids, size_t count) {
     bool found;
+    uint32_t n;
+    uint64_t bytes;
     Q_TRY(prepare(w, ids, count));
+    Q_TRY(tell_strays(w));
     Q_TRY(q_calibrate_check_weights(w->session, w->pool));
     Q_TRY(q_kept_restore(&w->kept, w->stream, w->text.chunks, w->bytes, &found));
     if (found) {
@@ -684,6 +699,7 @@ static lq_status run(work *w, const int32_t *ids, size_t count) {
     }
     Q_TRY(tell(w));
     Q_TRY(run_stages(w));
+    Q_TRY(q_kept_strays(&w->kept, true, &n, &bytes)); /* while the output's lock is ours */
     Q_TRY(write_output(w));
     return q_kept_remove(&w->kept, w->model->binding->layers);
 }

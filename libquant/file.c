@@ -4,8 +4,7 @@
  * Owns the rule that only regular files are read (opened without blocking, judged by fstat, so a FIFO or a device never
  * holds us), and the life of an output: a locked temporary in the destination's directory, checked for space before the
  * first byte, renamed over the final name only after fsync; a directory of files lives the same life. Refuses everything
- * else with the path in the sentence.
- * Layer L0. */
+ * else with the path in the sentence. It is long because no other file may make these calls. Layer L0. */
 #include "file.h"
 
 #include <dirent.h>
@@ -535,6 +534,28 @@ lq_status q_path_remove(const char *path) {
     return fail_errno(errno, "remove", path);
 }
 
+/* The descriptor is the stream's from now on. NULL: *status is the failure. */
+static DIR *open_entries(int fd, const char *path, lq_status *status) {
+    DIR *d = fd < 0 ? NULL : fdopendir(fd);
+    *status = d ? LQ_OK : fail_errno(errno, "look into", path);
+    if (!d && fd >= 0) close(fd);
+    return d;
+}
+static const struct dirent *next_entry(DIR *d) { /* NULL with errno 0: there is none */
+    for (const struct dirent *e;;)
+        if (errno = 0, !(e = readdir(d)) || (strcmp(e->d_name, ".") != 0 && strcmp(e->d_name, "..") != 0)) return e;
+}
+
+lq_status q_path_each(const char *dir, lq_status (*each)(void *user, const char *name), void *user) {
+    lq_status status;
+    DIR *d = open_entries(open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC), dir, &status);
+    if (!d) return status;
+    for (const struct dirent *e; status == LQ_OK && (e = next_entry(d)) != NULL;) status = each(user, e->d_name);
+    if (status == LQ_OK && errno) status = fail_errno(errno, "look into", dir); /* of the last readdir */
+    closedir(d);
+    return status;
+}
+
 /* ------------------------------------------------------------------------------------------------ scratch */
 
 struct q_scratch {
@@ -601,19 +622,13 @@ struct q_outdir {
 /* Go through what a directory holds: LQ_E_ARG (naming `path`) at anything but files and links; with `remove` they go. *has
  * says whether one is called `mark`, *n how many there are. */
 static lq_status go_through(int fd, const char *path, bool remove, const char *mark, bool *has, uint32_t *n) {
-    const int copy = openat(fd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    DIR *d = copy < 0 ? NULL : fdopendir(copy);
-    if (!d) {
-        const int error = errno;
-        if (copy >= 0) close(copy);
-        return fail_errno(error, "look into", path);
-    }
-    lq_status status = LQ_OK;
+    lq_status status;
+    DIR *d = open_entries(openat(fd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC), path, &status);
+    if (!d) return status;
     struct stat st;
     *has = false;
     *n = 0;
-    for (struct dirent *e; status == LQ_OK && (errno = 0, e = readdir(d)) != NULL;) {
-        if (strcmp(e->d_name, ".") == 0 || strcmp(e->d_name, "..") == 0) continue;
+    for (const struct dirent *e; status == LQ_OK && (e = next_entry(d)) != NULL;) {
         *has |= strcmp(e->d_name, mark) == 0;
         ++*n;
         if (fstatat(fd, e->d_name, &st, AT_SYMLINK_NOFOLLOW) != 0) status = fail_errno(errno, "look into", path);

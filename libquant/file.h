@@ -61,6 +61,8 @@ void q_outfile_discard(q_outfile *f);
 
 /* Remove a file; that there is none is no failure. */
 lq_status q_path_remove(const char *path);
+/* Every entry of a directory but "." and "..", in no order; a status other than LQ_OK ends it. `each` may remove the entry. */
+lq_status q_path_each(const char *dir, lq_status (*each)(void *user, const char *name), void *user);
 
 /* A file without a name, in the directory of `path`, of `bytes` bytes: memory that lies on the disk. It is gone with the
  * process. */

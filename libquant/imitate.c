@@ -3,7 +3,7 @@
  * Owns nothing between two calls. What it makes does not depend on the threads: rows are independent. Layer L3. */
 #include "imitate.h"
 
-#include "limits.h"
+#include "row_limits.h"
 #include "wide.h"
 
 enum { SPAN = 1 << 14 }; /* weights that a thread takes at a time */

@@ -1,4 +1,4 @@
-/* kept.c: files of an interrupted calibration. See kept.h.
+/* kept.c: files of an interrupted calibration, and those that others left beside the same output. See kept.h.
  *
  * Each begins with a magic, the hash and a number (a layer, a stage), and ends with a hash of what is between; it gets its
  * name when it is complete. They are read where they were written, so what does not fit is simply not used. Layer L3. */
@@ -197,5 +197,77 @@ lq_status q_kept_remove(q_kept *k, int32_t layers) {
         Q_TRY(name_of(k, "layer", l));
         Q_TRY(q_path_remove(k->path));
     }
+    return LQ_OK;
+}
+
+/* ------------------------------------------------------------------------------------------------ of other hashes */
+
+typedef struct strays {
+    const q_kept *k;
+    const char *base; /* dst without folders */
+    char dir[4096];
+    bool remove;
+    uint32_t n;
+    uint64_t bytes;
+} strays;
+
+/* BASE.HASH.layerN or BASE.HASH.rows: the hash. */
+static bool parse_name(const char *base, q_str name, uint64_t *hash) {
+    enum { DIGITS = 16 };
+    const size_t front = strlen(base);
+    uint64_t at = front + 1;
+    if (!q_str_begins(name, base) || name.n < front + 2 + DIGITS || name.p[front] != '.' || name.p[at + DIGITS] != '.') return false;
+    for (*hash = 0; at < front + 1 + DIGITS; at++) {
+        const char *digit = strchr("0123456789abcdef", name.p[at]);
+        if (!digit || !*digit) return false;
+        *hash = *hash << 4 | (uint64_t)(digit - "0123456789abcdef");
+    }
+    const q_str kind = {name.p + at + 1, name.n - at - 1};
+    if (q_str_is(kind, "rows")) return true;
+    bool number = q_str_begins(kind, "layer") && kind.n > strlen("layer");
+    for (uint64_t i = strlen("layer"); i < kind.n; i++) number &= kind.p[i] >= '0' && kind.p[i] <= '9';
+    return number;
+}
+
+/* A file that was completed says so; of one that was not, the name alone is known. */
+static lq_status is_ours(const strays *s, const char *path, bool complete, uint64_t hash, bool *ours, uint64_t *bytes) {
+    q_path_kind kind;
+    q_file *f;
+    header h = {0};
+    *ours = false;
+    Q_TRY(q_path_kind_of(path, &kind));
+    if (kind != Q_PATH_FILE) return LQ_OK;
+    Q_TRY(q_file_open(s->k->alloc, path, 0, &f));
+    *bytes = q_file_size(f);
+    *ours = !complete || (*bytes >= sizeof h && q_file_read(f, 0, &h, sizeof h) == LQ_OK && h.magic == MAGIC && h.hash == hash);
+    q_file_close(f);
+    return LQ_OK;
+}
+
+static lq_status visit(void *user, const char *entry) {
+    static const char behind[] = ".lq-tmp";
+    strays *s = (strays *)user;
+    char path[sizeof s->dir];
+    q_str name = q_str_of(entry);
+    uint64_t hash, bytes = 0;
+    bool ours;
+    const bool temporary = entry[0] == '.' && name.n > sizeof behind && strcmp(entry + name.n - (sizeof behind - 1), behind) == 0;
+    if (temporary) name = (q_str){entry + 1, name.n - sizeof behind};
+    if (!parse_name(s->base, name, &hash) || hash == s->k->hash) return LQ_OK;
+    Q_TRY(q_path_join(path, sizeof path, s->dir, q_str_of(entry)));
+    Q_TRY(is_ours(s, path, !temporary, hash, &ours, &bytes));
+    if (!ours) return LQ_OK;
+    s->n++;
+    s->bytes += bytes;
+    return s->remove ? q_path_remove(path) : LQ_OK;
+}
+
+lq_status q_kept_strays(const q_kept *k, bool remove, uint32_t *n, uint64_t *bytes) {
+    const char *slash = strrchr(k->dst, '/');
+    strays s = {.k = k, .base = slash ? slash + 1 : k->dst, .remove = remove};
+    Q_TRY(q_path_parent(s.dir, sizeof s.dir, k->dst));
+    Q_TRY(q_path_each(s.dir, visit, &s));
+    *n = s.n;
+    *bytes = s.bytes;
     return LQ_OK;
 }

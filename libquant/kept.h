@@ -36,5 +36,8 @@ lq_status q_kept_save_rows(q_kept *k, q_stream *s, uint32_t samples);
 lq_status q_kept_restore(q_kept *k, q_stream *s, uint32_t samples, const uint64_t *bytes, bool *found);
 /* All is done. */
 lq_status q_kept_remove(q_kept *k, int32_t layers);
+/* Files that interrupted calibrations to the same `dst` left for another hash, those they were writing counted: how many, and
+ * of how many bytes; with `remove` they go. Only one who holds the lock of `dst` may ask: then none of them is in use. */
+lq_status q_kept_strays(const q_kept *k, bool remove, uint32_t *n, uint64_t *bytes);
 
 #endif

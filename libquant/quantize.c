@@ -17,7 +17,7 @@
 #include "file_keys.h"
 #include "folding.h"
 #include "importance_check.h"
-#include "limits.h"
+#include "row_limits.h"
 #include "lora.h"
 #include "recipe.h"
 #include "row_errors.h"

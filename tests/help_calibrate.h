@@ -24,8 +24,13 @@ static int32_t ids[TOKENS];
 static inline const char *in_tmp(int slot, const char *name) { return t_path(paths[slot], sizeof paths[slot], folder, name); }
 static inline int files_in_tmp(void) { return t_files(folder, 0); }
 
+static char heard[1024]; /* the last warning */
+static inline void hear(void *user, lq_log_level level, const char *message) {
+    Q_UNUSED(user);
+    if (level == LQ_LOG_WARN) snprintf(heard, sizeof heard, "%s", message);
+}
 static inline void open_model(const char *path) {
-    const lq_options o = {.size = sizeof o, .threads = 3};
+    const lq_options o = {.size = sizeof o, .threads = 3, .log = hear};
     ck_assert_msg(lq_open(&o, &ctx) == LQ_OK, "%s", lq_error_detail());
     ck_assert_msg(lq_model_open(ctx, path, NULL, &model) == LQ_OK, "%s", lq_error_detail());
 }

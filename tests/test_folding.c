@@ -9,7 +9,7 @@
 
 #include "../libquant/fold.h"
 #include "../libquant/folding.h"
-#include "../libquant/limits.h"
+#include "../libquant/row_limits.h"
 #include "../libquant/quantize.h"
 
 static const q_alloc *const A = &q_alloc_libc;

@@ -317,24 +317,58 @@ START_TEST(a_killed_run_goes_on_and_ends_with_the_same_bytes) {
 }
 END_TEST
 
-START_TEST(what_was_kept_for_something_else_is_left_alone) {
+/* Stop a calibration in its second half: files are kept. */
+static void interrupted(const char *dst, lq_calibrate_options *o, int all) {
+    cancel_at = all * 2 / 3;
+    calls = 0;
+    ck_assert_int_eq(calibrate(dst, 1, o), LQ_E_CANCELLED);
+    cancel_at = 0;
+}
+static void write_text(const char *path, const char *text) {
+    FILE *f = fopen(path, "w");
+    ck_assert_ptr_nonnull(f);
+    fputs(text, f);
+    ck_assert_int_eq(fclose(f), 0);
+}
+
+/* Not used for another calibration, which says that it is there, and takes it away when it is complete; what only looks so
+ * stays. */
+START_TEST(what_was_kept_for_something_else_goes_with_it) {
+    NEEDS_DENSE();
+    static const char *const others[] = {"stats.gguf.notes", "stats.gguf.0123456789abcdef.rows", "stats.gguf.0123456789abcdef.layer",
+                                         "stats.gguf.0123456789ABCDEF.layer1", "other.gguf.0123456789abcdef.layer1"};
+    lq_calibrate_options o = options("q4_0:gptq");
+    char path[1400];
+    o.progress = progress;
+    calls = kill_at = cancel_at = 0;
+    calibrated(in_tmp(1, "whole.gguf"), 1, &o);
+    const int all = calls;
+    ck_assert_str_eq(heard, "");
+    interrupted(in_tmp(2, "stats.gguf"), &o, all);
+    ck_assert_int_gt(files_in_tmp(), 2);
+    for (size_t i = 0; i < Q_COUNT(others); i++) write_text(t_path(path, sizeof path, folder, others[i]), "a text of somebody's");
+    write_text(t_path(path, sizeof path, folder, ".stats.gguf.0123456789abcdef.layer1.lq-tmp"), "what a killed process wrote");
+    calls = 0;
+    o.scheme = "q5_0:gptq"; /* another calibration begins anew */
+    calibrated(paths[2], 1, &o);
+    ck_assert_int_ge(calls, all);
+    ck_assert_msg(strstr(heard, "stats.gguf") && strstr(heard, "3 files") && strstr(heard, "go when"), "'%s'", heard);
+    ck_assert_int_eq(files_in_tmp(), 3 + (int)Q_COUNT(others)); /* the model, both results */
+    for (size_t i = 0; i < Q_COUNT(others); i++) ck_assert_int_eq(access(t_path(path, sizeof path, folder, others[i]), F_OK), 0);
+    heard[0] = 0;
+    calibrated(paths[2], 1, &o);
+    ck_assert_str_eq(heard, "");
+}
+END_TEST
+
+START_TEST(what_was_kept_and_is_damaged_is_not_used) {
     NEEDS_DENSE();
     lq_calibrate_options o = options("q4_0:gptq");
     o.progress = progress;
     calls = kill_at = cancel_at = 0;
     calibrated(in_tmp(1, "whole.gguf"), 1, &o);
     const int all = calls;
-    cancel_at = all * 2 / 3;
-    calls = 0;
-    ck_assert_int_eq(calibrate(in_tmp(2, "stats.gguf"), 1, &o), LQ_E_CANCELLED);
-    const int kept = files_in_tmp();
-    ck_assert_int_gt(kept, 2);
-    calls = cancel_at = 0;
-    o.scheme = "q5_0:gptq"; /* another calibration begins anew */
-    calibrated(paths[2], 1, &o);
-    ck_assert_int_ge(calls, all);
-    ck_assert_int_eq(files_in_tmp(), kept + 1);
-    /* What is damaged is not used. */
+    interrupted(in_tmp(2, "stats.gguf"), &o, all);
     DIR *d = opendir(folder);
     for (struct dirent *e; (e = readdir(d)) != NULL;) {
         char path[1400];
@@ -346,11 +380,11 @@ START_TEST(what_was_kept_for_something_else_is_left_alone) {
         fclose(f);
     }
     closedir(d);
-    o.scheme = "q4_0:gptq";
     calls = 0;
     calibrated(paths[2], 1, &o);
     ck_assert_int_ge(calls, all);
     ck_assert_uint_eq(hash_of(paths[2]), hash_of(paths[1]));
+    ck_assert_int_eq(files_in_tmp(), 3);
 }
 END_TEST
 
@@ -424,7 +458,8 @@ static Suite *make(void) {
     tcase_add_test(c, hessians_for_another_scheme_are_used_with_a_warning);
     tcase_add_test(c, matrices_of_the_same_input_share_a_hessian_and_its_factor);
     tcase_add_test(c, a_killed_run_goes_on_and_ends_with_the_same_bytes);
-    tcase_add_test(c, what_was_kept_for_something_else_is_left_alone);
+    tcase_add_test(c, what_was_kept_for_something_else_goes_with_it);
+    tcase_add_test(c, what_was_kept_and_is_damaged_is_not_used);
     tcase_add_test(c, what_is_refused);
     tcase_add_test(c, values_that_no_hessian_has);
     suite_add_tcase(s, c);

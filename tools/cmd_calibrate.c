@@ -230,7 +230,7 @@ const cli_command cli_command_calibrate = {
              "name.\n\n"
              "With --hessians, and for a scheme with a transform (awq, smooth), the text goes through the model\n"
              "layer by layer, and each finished layer is kept beside STATS: the same command goes on where it was\n"
-             "interrupted.\n",
+             "interrupted. What another command left beside the same STATS is told, and goes when STATS is complete.\n",
     .operands = operands,
     .options = options,
     .examples = "  lq calibrate my-model/ --text examples.txt -o stats.gguf\n"

@@ -1,5 +1,5 @@
-/* limits.c: limits of weights from an importance file. See limits.h. Layer L3. */
-#include "limits.h"
+/* row_limits.c: limits of weights from an importance file. See row_limits.h. Layer L3. */
+#include "row_limits.h"
 
 #include <math.h>
 
@@ -22,7 +22,8 @@ lq_status q_limits_take(const q_alloc *a, const q_importance *im, const q_import
     *out = (q_limits){NULL, 0};
     if (!e) return LQ_OK;
     const uint64_t groups = e->clip->shape[0], rows = read->src->rows;
-    float *all = (float *)q_new_raw(a, groups * rows, sizeof *all), *most = (float *)q_new_raw(a, groups * rows, sizeof *most);
+    float *all = (float *)q_new_raw(a, groups * rows, sizeof *all);
+    float *most = (float *)q_new_raw(a, groups * rows, sizeof *most);
     const lq_status s = all && most ? q_importance_clip(im, e, rows, all) : LQ_E_NOMEM;
     for (uint64_t r = 0; r < rows && s == LQ_OK; r++) {
         const uint64_t to = row_of(named, read, r);
