@@ -189,7 +189,7 @@ lq_status q_stream_room(q_stream *s, const char *spool) {
 }
 
 static lq_status open_parts(q_stream *s) {
-    const q_session_shape shape = {.context = s->o.window, .batch = s->o.window, .max_logits = 1,
+    const q_session_shape shape = {.context = s->o.window, .batch = s->o.window, .max_logits = 1, .seqs = 1,
                                    .threads = s->o.threads, .threads_prefill = s->o.threads, .f32_activations = true};
     if (s->model->n_places > 1)
         return q_fail(LQ_E_UNSUPPORTED, "a model on %s cannot be calibrated: open it without a device",
@@ -352,6 +352,7 @@ static void plan_segment(q_stream *s, int32_t first, int32_t last, segment *g) {
         g->pool = s->plan->kv[s->plan->insts[i].kv_group];
         g->pool.layers = 1;
         g->pool.page_bytes = g->pool.layer_bytes;
+        g->pool.pages = (s->o.window + Q_KV_TOKENS - 1) / Q_KV_TOKENS; /* no page is used twice, whatever the window */
         g->pool.segment = 0;
         g->plan.n_kv = 1;
     }
