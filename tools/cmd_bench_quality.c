@@ -544,8 +544,8 @@ static int print_json(cli *c, const bench *b) {
 }
 
 static int remove_one(const char *path, const struct stat *st, int type, struct FTW *at) {
-    (void)st, (void)type, (void)at;
-    return remove(path);
+    (void)st, (void)at;
+    return type == FTW_DP ? rmdir(path) : unlink(path);
 }
 
 /* Everything a run leaves: sessions and models, then the files and directories, then the folder. */
