@@ -387,7 +387,7 @@ static lq_status make(maker *m, const char *dst) {
     for (uint32_t i = 0; i < m->n_tensors; i++) Q_TRY(write_tensor(m, i));
     q_writer *writer = m->writer;
     m->writer = NULL; /* commit frees it in every case */
-    return q_writer_gguf.commit(writer);
+    return q_writer_gguf.commit(writer, NULL);
 }
 
 lq_status bench_make_model(const char *dst, const bench_make_options *options, bench_make_result *result) {

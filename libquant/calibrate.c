@@ -162,7 +162,7 @@ static lq_status write_output(work *w) {
     }
     q_writer *writer = w->writer;
     w->writer = NULL; /* commit frees it in every case */
-    return q_writer_gguf.commit(writer);
+    return q_writer_gguf.commit(writer, NULL);
 }
 
 /* ------------------------------------------------------------------------------------------------ the run */

@@ -485,7 +485,7 @@ static lq_status write_output(work *w) {
     }
     q_writer *writer = w->writer;
     w->writer = NULL; /* commit frees it in every case */
-    return q_writer_gguf.commit(writer);
+    return q_writer_gguf.commit(writer, NULL);
 }
 
 /* ------------------------------------------------------------------------------------------------ what it depends on */
@@ -594,7 +594,7 @@ static lq_status need_bytes(const work *w, bool spool, uint64_t *bytes) {
             if (w->groups[t].parts[i].clips) most = Q_MAX(most, q_new_bytes(clip_floats(w, &w->groups[t].parts[i]) * sizeof(float)));
     }
     for (uint32_t i = 0; i < w->n_outs; i++) tensors += w->outs[i].shape[0] * w->outs[i].shape[1] * sizeof(float);
-    most = Q_MAX(most, q_writer_bytes(w->out_bytes - tensors));
+    most = Q_MAX(most, q_writer_bytes(w->out_bytes - tensors, 1));
     *bytes = session_bytes(w->session) + q_stream_bytes(w->stream, spool) + q_arena_bytes(&w->arena) +
              q_new_bytes(w->n_outs * sizeof(uint64_t)) + q_new_bytes(q_pool_bytes(threads_of(w))) +
              (w->options->hessians ? q_new_bytes(k * k * sizeof *w->h) + q_dense_open_bytes() : 0) +

@@ -45,4 +45,36 @@ static inline uint64_t q_checksum_end(const q_checksum *h) {
     return r;
 }
 
+/* The same for large files, by pieces of Q_CHECKSUM_PIECE bytes, the last one shorter: what is written in order may be read
+ * by several threads, each its own pieces. */
+enum { Q_CHECKSUM_PIECE = 1 << 18 };
+typedef struct q_piece_sums {
+    uint64_t total, sum; /* bytes; of the whole pieces */
+    q_checksum piece;    /* the one being filled */
+} q_piece_sums;
+
+/* What piece number i adds to the sum. */
+static inline uint64_t q_checksum_piece(const q_checksum *piece, uint64_t i) {
+    const uint64_t x = (q_checksum_end(piece) ^ (i + 1) * 0x9E3779B97F4A7C15u) * 0xD6E8FEB86659FD93u;
+    return x ^ x >> 32;
+}
+
+static inline void q_piece_sums_add(q_piece_sums *h, const void *data, uint64_t n) {
+    const uint8_t *p = (const uint8_t *)data;
+    while (n) {
+        const uint64_t take = Q_MIN(n, Q_CHECKSUM_PIECE - h->piece.total);
+        q_checksum_add(&h->piece, p, take);
+        p += take;
+        n -= take;
+        h->total += take;
+        if (h->piece.total < Q_CHECKSUM_PIECE) return;
+        h->sum += q_checksum_piece(&h->piece, h->total / Q_CHECKSUM_PIECE - 1);
+        h->piece = (q_checksum){0};
+    }
+}
+
+static inline uint64_t q_piece_sums_end(const q_piece_sums *h) {
+    return h->piece.total ? h->sum + q_checksum_piece(&h->piece, h->total / Q_CHECKSUM_PIECE) : h->sum;
+}
+
 #endif

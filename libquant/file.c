@@ -153,6 +153,10 @@ lq_status q_file_read(const q_file *f, uint64_t offset, void *dst, uint64_t n) {
     return LQ_OK;
 }
 
+void q_file_let_go(const q_file *f, uint64_t offset, uint64_t n) {
+    if (n && offset < f->size) (void)posix_fadvise(f->fd, (off_t)offset, (off_t)Q_MIN(n, f->size - offset), POSIX_FADV_DONTNEED);
+}
+
 lq_status q_file_unchanged(const q_file *f) {
     struct stat own, named;
     if (fstat(f->fd, &own) != 0) return fail_errno(errno, "inspect", f->path);

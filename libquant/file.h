@@ -23,6 +23,8 @@ const uint8_t *q_file_data(const q_file *f);
 void q_file_give_back(const uint8_t *p, uint64_t n);
 /* Exactly n bytes at offset; LQ_E_TRUNCATED past the end, LQ_E_IO when the system fails. Thread-safe. */
 lq_status q_file_read(const q_file *f, uint64_t offset, void *dst, uint64_t n);
+/* What was read of these bytes is not wanted again: the system need not keep its pages for the next who asks. */
+void q_file_let_go(const q_file *f, uint64_t offset, uint64_t n);
 /* LQ_E_IO when size, mtime or inode differ from those at open: the file was changed under us. */
 lq_status q_file_unchanged(const q_file *f);
 

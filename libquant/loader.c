@@ -4,6 +4,8 @@
  * files and empty folders is what a person who picked the wrong file needs to hear. Layer L1. */
 #include "loader.h"
 
+#include <stdio.h>
+
 /* ------------------------------------------------------------------------------------------------ index */
 
 static uint64_t fold(uint64_t a, uint64_t b) {
@@ -271,22 +273,63 @@ lq_status q_tensor_read(const q_directory *dir, const q_tensor *t, uint64_t offs
     return status == LQ_OK ? LQ_OK : q_fail_in(status, "tensor %.*s", Q_STR_ARG(t->name));
 }
 
-lq_status q_read_back(const q_alloc *a, const char *path, const q_checksum *written) {
-    enum { PIECE = 1 << 20 };
-    q_file *f;
-    Q_TRY(q_file_open(a, path, 0, &f));
-    q_checksum h = {0};
-    uint8_t *buf = (uint8_t *)q_new_raw(a, PIECE, 1);
-    lq_status status = buf ? LQ_OK : LQ_E_NOMEM;
-    for (uint64_t at = 0; status == LQ_OK && at < q_file_size(f);) {
-        const uint64_t n = Q_MIN(q_file_size(f) - at, (uint64_t)PIECE);
-        status = q_file_read(f, at, buf, n);
-        if (status == LQ_OK) q_checksum_add(&h, buf, n);
-        at += n;
+void q_tensor_let_go(const q_directory *dir, const q_tensor *t) {
+    if (!t->data && !t->view && t->file < dir->n_files) q_file_let_go(dir->files[t->file], t->offset, t->bytes);
+}
+
+/* Reading back what was written: piece by piece, by whichever thread comes first. */
+typedef struct piece_reader {
+    uint64_t sum;
+    lq_status status; /* LQ_OK, or what `text` says */
+    char text[512];
+} piece_reader;
+typedef struct reading_back {
+    const q_file *file;
+    uint8_t *buffers; /* one per thread */
+    piece_reader *readers;
+} reading_back;
+
+static void read_pieces(void *arg, int64_t begin, int64_t end, uint32_t thread) {
+    const reading_back *r = (const reading_back *)arg;
+    piece_reader *t = &r->readers[thread];
+    uint8_t *buf = r->buffers + (uint64_t)thread * Q_CHECKSUM_PIECE;
+    for (int64_t i = begin; i < end && t->status == LQ_OK; i++) {
+        const uint64_t at = (uint64_t)i * Q_CHECKSUM_PIECE, n = Q_MIN(q_file_size(r->file) - at, (uint64_t)Q_CHECKSUM_PIECE);
+        q_checksum h = {0};
+        t->status = q_file_read(r->file, at, buf, n);
+        if (t->status != LQ_OK) {
+            snprintf(t->text, sizeof t->text, "%s", lq_error_detail()); /* the sentence is the thread's own */
+            return;
+        }
+        q_checksum_add(&h, buf, n);
+        t->sum += q_checksum_piece(&h, (uint64_t)i);
     }
-    q_delete(a, buf);
-    q_file_close(f);
-    if (status == LQ_OK && (h.total != written->total || q_checksum_end(&h) != q_checksum_end(written)))
+}
+
+static lq_status read_all(const q_alloc *a, q_pool *pool, const q_file *f, uint64_t *sum) {
+    const uint32_t threads = pool ? q_pool_threads(pool) : 1;
+    const int64_t pieces = (int64_t)(q_file_size(f) / Q_CHECKSUM_PIECE + (q_file_size(f) % Q_CHECKSUM_PIECE != 0));
+    reading_back r = {f, (uint8_t *)q_new_raw(a, threads, Q_CHECKSUM_PIECE), Q_NEW(a, piece_reader, threads)};
+    lq_status status = r.buffers && r.readers ? LQ_OK : LQ_E_NOMEM;
+    if (status == LQ_OK && pool) q_pool_for(pool, pieces, 4, read_pieces, &r);
+    else if (status == LQ_OK) read_pieces(&r, 0, pieces, 0);
+    *sum = 0;
+    for (uint32_t i = 0; i < threads && status == LQ_OK; i++) {
+        *sum += r.readers[i].sum;
+        if (r.readers[i].status != LQ_OK) status = q_fail(r.readers[i].status, "%s", r.readers[i].text);
+    }
+    q_delete(a, r.buffers);
+    q_delete(a, r.readers);
+    return status;
+}
+
+lq_status q_read_back(const q_alloc *a, q_pool *pool, const char *path, const q_piece_sums *written) {
+    q_file *f;
+    uint64_t sum;
+    Q_TRY(q_file_open(a, path, 0, &f));
+    lq_status status = read_all(a, pool, f, &sum);
+    if (status == LQ_OK && (q_file_size(f) != written->total || sum != q_piece_sums_end(written)))
         status = q_fail(LQ_E_IO, "%s: bytes read back differ from those written", path);
+    q_file_close(f);
     return status;
 }

@@ -12,6 +12,7 @@
 #include "file.h"
 #include "format.h"
 #include "log.h"
+#include "threads.h"
 
 enum {
     Q_LIMIT_STRING = 16 << 20,     /* bytes of one string */
@@ -143,6 +144,8 @@ const q_tensor *q_directory_tensor(const q_directory *dir, q_str name);
 lq_status q_directory_check_keys(const q_directory *dir, const char *const *keys, uint32_t n);
 /* n bytes at `offset` of a tensor, from the mapping, the file or the view. */
 lq_status q_tensor_read(const q_directory *dir, const q_tensor *t, uint64_t offset, void *dst, uint64_t n);
+/* It will not be read again: the system need not keep its pages (q_file_let_go). Of a view nothing is known. */
+void q_tensor_let_go(const q_directory *dir, const q_tensor *t);
 
 /* ---- writing */
 
@@ -166,20 +169,24 @@ typedef struct q_writer_kind {
                       const q_out_tensor *tensors, uint32_t n_tensors, q_writer **out);
     /* The tensors' bytes in their order, in any pieces; padding is the writer's. */
     lq_status (*write)(q_writer *w, const void *data, uint64_t n);
-    /* All tensors complete: sync, read back and check against what was written, rename. Frees w in every case. */
-    lq_status (*commit)(q_writer *w);
+    /* All tensors complete: sync, read back (by the pool, outside its runs; NULL = this thread) and check against what was
+     * written, rename. Frees w in every case. */
+    lq_status (*commit)(q_writer *w, q_pool *pool);
     void (*discard)(q_writer *w); /* NULL is fine */
 } q_writer_kind;
 extern const q_writer_kind q_writer_gguf;
 /* What one asks of the allocator at any time, at most, when all but the tensors' bytes are so many: them, and then reading them
- * back with their strings, and a buffer. */
-static inline uint64_t q_writer_bytes(uint64_t header) { return 4 * header + (1 << 20) + (1 << 16); }
+ * back with their strings, and a buffer and a sentence for each of the threads that commit is given. */
+static inline uint64_t q_writer_bytes(uint64_t header, uint32_t threads) {
+    return 4 * header + (1 << 16) + (uint64_t)threads * (Q_CHECKSUM_PIECE + 1024);
+}
 /* A Hugging Face directory: shards of safetensors, each text key a file beside them ("config.json" is one of them) and its
  * contents; the number "max_shard_size" says how many bytes of tensors a shard has at most, 5 GB when absent. Tensors are
  * f32, f16, bf16, or of an integer type. */
 extern const q_writer_kind q_writer_huggingface;
 
-/* For commit: LQ_E_IO when the file at a path has other bytes than those that were added to `written`. */
-lq_status q_read_back(const q_alloc *a, const char *path, const q_checksum *written);
+/* For commit: LQ_E_IO when the file at a path has other bytes than those that were added to `written`. The pool may be NULL;
+ * each of its threads has a buffer of Q_CHECKSUM_PIECE bytes. */
+lq_status q_read_back(const q_alloc *a, q_pool *pool, const char *path, const q_piece_sums *written);
 
 #endif

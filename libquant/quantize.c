@@ -75,6 +75,7 @@ typedef struct work {
     const q_recipe_choice *choice;
     const q_importance_entry *entry;
     bool copy, measure;    /* measure: the rows are there, only their errors are wanted */
+    bool passing;          /* the source, read once, would push everything else out of memory: its pages go as they were read */
     bool packed;           /* `out` holds the whole tensor, which is: */
     q_packed_matrix matrix;
     void *shared;           /* what a quantizer prepared of a Hessian; kept for the next tensor, which may have the same: */
@@ -522,7 +523,7 @@ static lq_status make_buffers(work *w) {
         w->span_floats = Q_MAX(w->span_floats, Q_MIN(span_rows(w->choices[i].quantizer, t->shape[0]), n) * t->shape[0]);
     }
     const uint64_t floats = (uint64_t)w->threads * 2 * w->span_floats * sizeof(float);
-    const uint64_t writer = q_writer_bytes(w->result.bytes - w->tensor_bytes);
+    const uint64_t writer = q_writer_bytes(w->result.bytes - w->tensor_bytes, w->threads);
     Q_TRY(q_memory_check("quantizing", floats + (w->method ? out : 2 * out) + part + scratch + hessian + limits + rows * sizeof(q_row_sums) +
                          w->threads * sizeof(trouble) + writer,
                          q_pool_stacks(w->threads)));
@@ -632,11 +633,15 @@ static lq_status write_tensor(work *w, uint32_t i) {
         }
         Q_TRY(write_parts(w, i));
     }
+    if (w->passing) q_tensor_let_go(w->dir, w->item->src);
     return report(w, i, &sums);
 }
 
 static lq_status write_file(work *w) {
+    uint64_t source = 0;
     Q_TRY(make_buffers(w));
+    for (uint32_t i = 0; i < w->dir->n_files; i++) source += w->dir->files[i] ? q_file_size(w->dir->files[i]) : 0;
+    w->passing = source + w->result.bytes > q_memory_available();
     Q_TRY(q_pool_open(w->alloc, w->threads, &w->pool));
     Q_TRY(w->kind->open(w->alloc, w->dst, w->options->force != 0, w->meta, w->n_meta, w->outs, w->n_outs, &w->writer));
     for (uint32_t i = 0; i < w->binding->n_items; i++) Q_TRY(write_tensor(w, i));
@@ -646,7 +651,7 @@ static lq_status write_file(work *w) {
         if (w->dir->files[i]) Q_TRY(q_file_unchanged(w->dir->files[i]));
     q_writer *writer = w->writer;
     w->writer = NULL; /* commit frees it in every case */
-    return w->kind->commit(writer);
+    return w->kind->commit(writer, w->pool);
 }
 
 /* What a Hessian needs is there, or is missed before the first weight is read. */

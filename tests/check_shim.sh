@@ -4,7 +4,7 @@ set -u
 cd "$(dirname "$0")/.." || exit 1
 B=${B:-build}
 command -v nm >/dev/null 2>&1 || { echo "SKIP: nm is not here"; echo "0 passed, 0 failed"; exit 0; }
-# What the C library has for files. Not wrapped on purpose: fcntl and readlink change and read nothing of a model;
+# What the C library has for files. Not wrapped on purpose: fcntl and readlink change and read nothing of a model, posix_fadvise is advice;
 # mkdtemp makes the folder of one benchmark.
 calls='open|openat|creat|fopen|freopen|fdopen|tmpfile|mkstemp|mkostemp|read|readv|pread|preadv|
 write|writev|pwrite|pwritev|mmap|msync|mremap|

@@ -141,7 +141,7 @@ void tiny_write(tiny *t, const char *path) {
         free(row);
         free(out);
     }
-    ck_assert_msg(q_writer_gguf.commit(w) == LQ_OK, "%s", lq_error_detail());
+    ck_assert_msg(q_writer_gguf.commit(w, NULL) == LQ_OK, "%s", lq_error_detail());
 }
 
 /* ------------------------------------------------------------------------------------------------ as a directory */

@@ -355,7 +355,7 @@ static void write_adapter(const char *path) {
     for (int i = 0; i < WIDTH; i++) row[i] = 0.01f * (float)(i % 7);
     ck_assert_msg(q_writer_gguf.open(A, path, true, meta, 4, out, 2, &w) == LQ_OK, "%s", lq_error_detail());
     for (int i = 0; i < 2; i++) ck_assert_int_eq(q_writer_gguf.write(w, row, sizeof row), LQ_OK);
-    ck_assert_msg(q_writer_gguf.commit(w) == LQ_OK, "%s", lq_error_detail());
+    ck_assert_msg(q_writer_gguf.commit(w, NULL) == LQ_OK, "%s", lq_error_detail());
 }
 
 /* Statistics know which adapters the model had that they are of; whatever else is quantized by them is told. */

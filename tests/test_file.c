@@ -3,6 +3,7 @@
 
 #include <fcntl.h>
 #include <signal.h>
+#include <sys/mman.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
@@ -399,6 +400,49 @@ START_TEST(test_killed_writer) {
 }
 END_TEST
 
+/* How many of a file's pages lie in memory. */
+static int resident(const char *path, size_t bytes) {
+    unsigned char pages[64];
+    const size_t page = (size_t)sysconf(_SC_PAGESIZE);
+    const int fd = open(path, O_RDONLY);
+    void *p = mmap(NULL, bytes, PROT_READ, MAP_SHARED, fd, 0);
+    ck_assert(fd >= 0 && p != MAP_FAILED && bytes / page <= sizeof pages && mincore(p, bytes, pages) == 0);
+    int n = 0;
+    for (size_t i = 0; i < bytes / page; i++) n += pages[i] & 1;
+    munmap(p, bytes);
+    close(fd);
+    return n;
+}
+
+/* What is let go leaves the system's memory, and reads as before. */
+START_TEST(test_let_go) {
+    enum { BYTES = 1 << 18 };
+    static uint8_t data[BYTES], back[BYTES];
+    const char *path = tmp_name("read-once");
+    uint64_t seed = 1;
+    q_file *f;
+    for (int i = 0; i < BYTES; i++) data[i] = (uint8_t)t_rand(&seed);
+    save(path, data, BYTES);
+    const int fd = open(path, O_RDONLY);
+    ck_assert(fd >= 0 && fsync(fd) == 0 && close(fd) == 0);
+    ck_assert_int_eq(q_file_open(&q_alloc_libc, path, 0, &f), LQ_OK);
+    ck_assert_int_eq(q_file_read(f, 0, back, BYTES), LQ_OK);
+    ck_assert_int_gt(resident(path, BYTES), 0);
+    q_file_let_go(f, BYTES, 10); /* nothing there */
+    q_file_let_go(f, 0, UINT64_MAX);
+    const int left = resident(path, BYTES);
+    const int here = open(path, O_RDONLY);
+    ck_assert(here >= 0 && posix_fadvise(here, 0, 0, POSIX_FADV_DONTNEED) == 0 && close(here) == 0);
+    const int kept = resident(path, BYTES); /* by file systems in memory */
+    memset(back, 0, BYTES);
+    ck_assert_int_eq(q_file_read(f, 0, back, BYTES), LQ_OK);
+    ck_assert(memcmp(data, back, BYTES) == 0);
+    q_file_close(f);
+    if (kept) T_SKIP("file: this file system keeps its pages (%d of them)", kept);
+    ck_assert_int_eq(left, 0);
+}
+END_TEST
+
 static Suite *suite(void) {
     Suite *s = suite_create("file");
     TCase *c = tcase_create("file");
@@ -406,6 +450,7 @@ static Suite *suite(void) {
     tcase_add_test(c, test_changed);
     tcase_add_test(c, test_not_a_file);
     tcase_add_test(c, test_large_file);
+    tcase_add_test(c, test_let_go);
     tcase_add_test(c, test_paths);
     tcase_add_test(c, test_output_appears_whole);
     tcase_add_test(c, test_output_appears_meanwhile);

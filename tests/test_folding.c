@@ -112,7 +112,7 @@ static void write_stats(const bound_model *m, const char *path, const mischief *
         OK(q_writer_gguf.write(w, v, n * sizeof *v));
         free(v);
     }
-    OK(q_writer_gguf.commit(w));
+    OK(q_writer_gguf.commit(w, NULL));
 }
 
 /* ---- quantizing and running */

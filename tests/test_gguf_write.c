@@ -107,7 +107,7 @@ START_TEST(test_write_read) {
                       lq_error_detail());
         ck_assert_int_eq(kind_of(path), p ? Q_PATH_FILE : Q_PATH_NONE);
         write_tensors(w, t, n, pieces[p]);
-        ck_assert_msg(q_writer_gguf.commit(w) == LQ_OK, "%s", lq_error_detail());
+        ck_assert_msg(q_writer_gguf.commit(w, NULL) == LQ_OK, "%s", lq_error_detail());
         ck_assert_int_eq(kind_of(tmp_name(".out.gguf.lq-tmp")), Q_PATH_NONE);
         bytes b = slurp(path);
         ck_assert_uint_eq(b.n, size);
@@ -162,7 +162,7 @@ START_TEST(test_write_bytes) {
         ck_assert_int_eq(q_tensor_read(d, &d->tensors[i], 0, buf, d->tensors[i].bytes), LQ_OK);
         ck_assert_int_eq(q_writer_gguf.write(w, buf, d->tensors[i].bytes), LQ_OK);
     }
-    ck_assert_msg(q_writer_gguf.commit(w) == LQ_OK, "%s", lq_error_detail());
+    ck_assert_msg(q_writer_gguf.commit(w, NULL) == LQ_OK, "%s", lq_error_detail());
     q_directory_close(d);
     bytes again = slurp(tmp_name("again.gguf"));
     ck_assert_uint_eq(again.n, b.n);
@@ -230,7 +230,7 @@ START_TEST(test_writer_incomplete) {
     const uint8_t zeros[16] = {0};
     ck_assert_int_eq(q_writer_gguf.open(&q_alloc_libc, path, false, NULL, 0, &t, 1, &w), LQ_OK);
     ck_assert_int_eq(q_writer_gguf.write(w, zeros, 15), LQ_OK);
-    ck_assert_int_eq(q_writer_gguf.commit(w), LQ_E_ARG);
+    ck_assert_int_eq(q_writer_gguf.commit(w, NULL), LQ_E_ARG);
     ck_assert_ptr_nonnull(strstr(lq_error_detail(), "1 of its bytes"));
     ck_assert_int_eq(kind_of(path), Q_PATH_NONE);
     ck_assert_int_eq(kind_of(tmp_name(".half.gguf.lq-tmp")), Q_PATH_NONE);
@@ -262,9 +262,52 @@ START_TEST(test_writer_reads_back) {
     fseek(f, -1, SEEK_CUR);
     fputc(byte ^ 1, f);
     fclose(f);
-    ck_assert_int_eq(q_writer_gguf.commit(w), LQ_E_IO); /* the disk is at fault, not the file's format */
+    ck_assert_int_eq(q_writer_gguf.commit(w, NULL), LQ_E_IO); /* the disk is at fault, not the file's format */
     ck_assert_int_eq(kind_of(path), Q_PATH_NONE);
     ck_assert_int_eq(kind_of(tmp_name(".spoilt.gguf.lq-tmp")), Q_PATH_NONE);
+}
+END_TEST
+
+/* The same of a file of several pieces, which threads read side by side: bytes in the first, in the middle and in the
+ * last one; _i 0 leaves them alone, and the last time two pieces change places. */
+START_TEST(test_threads_read_back) {
+    static const long places[] = {0, 40, 300000, 524288, -1, 0};
+    enum { PIECE = 1 << 18, WEIGHTS = 300000 };
+    static uint8_t data[WEIGHTS * 4], piece[2][PIECE];
+    q_out_tensor t = {.name = q_str_of("weight"),
+                      .format = q_format_find("f32"),
+                      .rank = 1,
+                      .shape = {WEIGHTS, 1, 1, 1, 1, 1, 1, 1}};
+    uint64_t seed = 5 + (uint64_t)_i;
+    q_writer *w;
+    q_pool *pool;
+    const char *path = tmp_name("threads.gguf");
+    ck_assert_int_eq(q_path_remove(path), LQ_OK);
+    for (size_t i = 0; i < sizeof data; i++) data[i] = (uint8_t)t_rand(&seed);
+    ck_assert_int_eq(q_writer_gguf.open(&q_alloc_libc, path, true, NULL, 0, &t, 1, &w), LQ_OK);
+    for (size_t at = 0, n; at < sizeof data; at += n) {
+        n = (size_t)(t_rand(&seed) % 400000);
+        n = Q_MIN(sizeof data - at, n);
+        ck_assert_int_eq(q_writer_gguf.write(w, data + at, n), LQ_OK);
+    }
+    FILE *f = fopen(tmp_name(".threads.gguf.lq-tmp"), "r+b");
+    ck_assert_ptr_nonnull(f);
+    if (_i == 5) {
+        fseek(f, PIECE, SEEK_SET);
+        ck_assert_uint_eq(fread(piece, PIECE, 2, f), 2);
+        fseek(f, PIECE, SEEK_SET);
+        ck_assert(fwrite(piece[1], PIECE, 1, f) == 1 && fwrite(piece[0], PIECE, 1, f) == 1);
+    } else if (_i > 0) {
+        fseek(f, places[_i], places[_i] < 0 ? SEEK_END : SEEK_SET);
+        const int byte = fgetc(f);
+        fseek(f, -1, SEEK_CUR);
+        fputc(byte ^ 64, f);
+    }
+    fclose(f);
+    ck_assert_int_eq(q_pool_open(&q_alloc_libc, 3, &pool), LQ_OK);
+    ck_assert_int_eq(q_writer_gguf.commit(w, pool), _i ? LQ_E_IO : LQ_OK);
+    ck_assert_int_eq(kind_of(path), _i ? Q_PATH_NONE : Q_PATH_FILE);
+    q_pool_close(pool);
 }
 END_TEST
 
@@ -280,7 +323,7 @@ START_TEST(test_every_allocation_fails) {
         lq_status status = q_writer_gguf.open(&a, tmp_name("mem.gguf"), true, NULL, 0, &t, 1, &w);
         if (status == LQ_OK) {
             ck_assert_int_eq(q_writer_gguf.write(w, "0123456789abcdef", 16), LQ_OK);
-            status = q_writer_gguf.commit(w);
+            status = q_writer_gguf.commit(w, NULL);
         }
         ck_assert_uint_eq(c.live, 0);
         ck_assert_int_eq(kind_of(tmp_name(".mem.gguf.lq-tmp")), Q_PATH_NONE);
@@ -294,6 +337,7 @@ END_TEST
 static Suite *suite(void) {
     Suite *s = suite_create("gguf_write");
     TCase *c = tcase_create("writer");
+    tcase_add_loop_test(c, test_threads_read_back, 0, 6);
     tcase_set_timeout(c, 120);
     tcase_add_loop_test(c, test_write_read, 0, 4);
     tcase_add_test(c, test_write_bytes);

@@ -218,7 +218,7 @@ static void unshare(const char *src, const char *dst) {
         const q_tensor *t = i < d->n_tensors ? &d->tensors[i] : of[i - d->n_tensors];
         ck_assert_int_eq(q_writer_gguf.write(w, t->data, t->bytes), LQ_OK);
     }
-    ck_assert_msg(q_writer_gguf.commit(w) == LQ_OK, "%s", lq_error_detail());
+    ck_assert_msg(q_writer_gguf.commit(w, NULL) == LQ_OK, "%s", lq_error_detail());
     free(out);
     free(meta);
     q_directory_close(d);

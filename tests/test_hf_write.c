@@ -360,7 +360,7 @@ static lq_status write_shards(const char *path, uint64_t limit, bool force, uint
             q_writer_huggingface.discard(w);
             return s;
         }
-    return q_writer_huggingface.commit(w);
+    return q_writer_huggingface.commit(w, NULL);
 }
 
 START_TEST(shards) {

@@ -149,7 +149,7 @@ static void write_gguf_form(const char *peft, const char *path, double alpha) {
         ck_assert_int_eq(q_writer_gguf.write(w, data[i], outs[i].shape[0] * outs[i].shape[1] * sizeof(float)), LQ_OK);
         free(data[i]);
     }
-    ck_assert_int_eq(q_writer_gguf.commit(w), LQ_OK);
+    ck_assert_int_eq(q_writer_gguf.commit(w, NULL), LQ_OK);
     q_directory_close(d);
     q_arena_free(&arena);
 }
@@ -427,7 +427,7 @@ START_TEST(bad_files) {
         ck_assert_msg(q_writer_gguf.open(A, paths[0], true, meta, k, outs, 2, &w) == LQ_OK, "%s", lq_error_detail());
         ck_assert_int_eq(q_writer_gguf.write(w, zeros, 64 * 2 * 4), LQ_OK);
         ck_assert_int_eq(q_writer_gguf.write(w, zeros, 32 * 2 * 4), LQ_OK);
-        ck_assert_int_eq(q_writer_gguf.commit(w), LQ_OK);
+        ck_assert_int_eq(q_writer_gguf.commit(w, NULL), LQ_OK);
         const lq_status s = lq_quantize(ctx, i % 2 ? hf : gguf, in("x.gguf"), &o, NULL);
         ck_assert_msg(s == keys[i].status && (s == LQ_OK || strstr(lq_error_detail(), keys[i].says)), "%s: %s", keys[i].key, lq_error_detail());
     }

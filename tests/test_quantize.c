@@ -147,7 +147,7 @@ static void make_model(const char *path, const shape *s) {
         free(x);
         free(row);
     }
-    ck_assert_msg(q_writer_gguf.commit(w) == LQ_OK, "%s", lq_error_detail());
+    ck_assert_msg(q_writer_gguf.commit(w, NULL) == LQ_OK, "%s", lq_error_detail());
 }
 
 /* ---- running it, with what the callbacks saw */
@@ -437,7 +437,7 @@ static void write_importance(const char *path, const statistics *list, uint32_t 
             OK(q_writer_gguf.write(w, &(float){j % 8 ? 1.0f : 1000.0f}, sizeof(float)));
         OK(q_writer_gguf.write(w, &list[i].count, sizeof(float)));
     }
-    OK(q_writer_gguf.commit(w));
+    OK(q_writer_gguf.commit(w, NULL));
 }
 
 /* Squared error of the inputs that matter, and of the others. */

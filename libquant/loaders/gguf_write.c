@@ -9,7 +9,7 @@
 struct q_writer {
     const q_alloc *alloc;
     q_outfile *file;
-    q_checksum hash;
+    q_piece_sums hash;
     uint32_t n_meta, n_tensors, alignment;
     uint32_t at;       /* the tensor being written */
     uint64_t left;     /* its bytes that are missing */
@@ -173,7 +173,7 @@ static uint8_t *put_key(uint8_t *p, const q_meta *m) {
 
 static lq_status emit(q_writer *w, const void *data, uint64_t n) {
     Q_TRY(q_outfile_write(w->file, data, n));
-    q_checksum_add(&w->hash, data, n);
+    q_piece_sums_add(&w->hash, data, n);
     return LQ_OK;
 }
 
@@ -294,14 +294,14 @@ static lq_status check_structure(const q_writer *w, const char *path) {
     return same ? LQ_OK : q_fail(LQ_E_IO, "%s: keys or tensors read back differ from those written", path);
 }
 
-static lq_status gguf_commit(q_writer *w) {
+static lq_status gguf_commit(q_writer *w, q_pool *pool) {
     lq_status status = LQ_OK;
     if (w->at < w->n_tensors)
         status = q_fail(LQ_E_ARG, "tensor %u of %u misses %llu of its bytes", w->at, w->n_tensors,
                         (unsigned long long)w->left);
     if (status == LQ_OK) status = q_outfile_sync(w->file);
     if (status == LQ_OK) status = check_structure(w, q_outfile_temp(w->file));
-    if (status == LQ_OK) status = q_read_back(w->alloc, q_outfile_temp(w->file), &w->hash);
+    if (status == LQ_OK) status = q_read_back(w->alloc, pool, q_outfile_temp(w->file), &w->hash);
     if (status != LQ_OK) {
         gguf_discard(w);
         return status;

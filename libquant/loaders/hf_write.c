@@ -18,12 +18,12 @@ typedef struct shard {
     uint64_t data;       /* their bytes */
     char name[NAME_BYTES];
     q_json_text header;  /* with its length in front and the padding behind it */
-    q_checksum hash;
+    q_piece_sums hash;
 } shard;
 
 typedef struct side_file {
     q_str name;
-    q_checksum hash;
+    q_piece_sums hash;
 } side_file;
 
 typedef struct hf_writer {
@@ -250,7 +250,7 @@ static lq_status open_file(const hf_writer *w, q_str name, uint64_t bytes, q_out
 }
 
 /* A whole small file. */
-static lq_status write_side_file(hf_writer *w, q_str name, const void *data, uint64_t n, q_checksum *hash) {
+static lq_status write_side_file(hf_writer *w, q_str name, const void *data, uint64_t n, q_piece_sums *hash) {
     q_outfile *f;
     Q_TRY(open_file(w, name, n, &f));
     const lq_status s = q_outfile_write(f, data, n);
@@ -258,12 +258,12 @@ static lq_status write_side_file(hf_writer *w, q_str name, const void *data, uin
         q_outfile_discard(f);
         return s;
     }
-    q_checksum_add(hash, data, n);
+    q_piece_sums_add(hash, data, n);
     return q_outfile_commit(f);
 }
 
 static lq_status emit(hf_writer *w, const void *data, uint64_t n) {
-    q_checksum_add(&w->shards[w->shard].hash, data, n);
+    q_piece_sums_add(&w->shards[w->shard].hash, data, n);
     return q_outfile_write(w->file, data, n);
 }
 
@@ -316,7 +316,7 @@ static lq_status write_first_files(hf_writer *w, const q_meta *meta, uint32_t n_
         }
     if (w->n_shards > 1) {
         q_json_text index = {0};
-        q_checksum unused = {0}; /* the reader compares the index with the shards, name by name */
+        q_piece_sums unused = {0}; /* the reader compares the index with the shards, name by name */
         lq_status s = make_index(w, &index);
         if (s == LQ_OK) s = write_side_file(w, q_str_of(written_index_name), index.p, index.n, &unused);
         q_delete(w->alloc, index.p);
@@ -346,14 +346,14 @@ static lq_status hf_open_writer(const q_alloc *a, const char *path, bool force, 
 
 /* ------------------------------------------------------------------------------------------------ reading back */
 
-static lq_status read_back_file(const hf_writer *w, q_str name, const q_checksum *hash) {
+static lq_status read_back_file(const hf_writer *w, q_pool *pool, q_str name, const q_piece_sums *hash) {
     char path[PATH_BYTES];
     Q_TRY(q_path_join(path, sizeof path, q_outdir_temp(w->dir), name));
-    return q_read_back(w->alloc, path, hash);
+    return q_read_back(w->alloc, pool, path, hash);
 }
 
 /* The directory through the reader: headers, index and configuration are what it takes. Then every byte. */
-static lq_status check(const hf_writer *w) {
+static lq_status check(const hf_writer *w, q_pool *pool) {
     const q_load_options o = {.alloc = w->alloc};
     q_directory *d;
     const lq_status s = q_loader_safetensors.open(q_outdir_temp(w->dir), &o, &d);
@@ -362,18 +362,18 @@ static lq_status check(const hf_writer *w) {
     q_delete(w->alloc, d->meta_index.cells); /* q_directory_close's part */
     q_delete(w->alloc, d->tensor_index.cells);
     q_loader_safetensors.close(d);
-    for (uint32_t i = 0; i < w->n_sides; i++) Q_TRY(read_back_file(w, w->sides[i].name, &w->sides[i].hash));
-    for (uint32_t i = 0; i < w->n_shards; i++) Q_TRY(read_back_file(w, q_str_of(w->shards[i].name), &w->shards[i].hash));
+    for (uint32_t i = 0; i < w->n_sides; i++) Q_TRY(read_back_file(w, pool, w->sides[i].name, &w->sides[i].hash));
+    for (uint32_t i = 0; i < w->n_shards; i++) Q_TRY(read_back_file(w, pool, q_str_of(w->shards[i].name), &w->shards[i].hash));
     return LQ_OK;
 }
 
-static lq_status hf_commit(q_writer *writer) {
+static lq_status hf_commit(q_writer *writer, q_pool *pool) {
     hf_writer *w = (hf_writer *)(void *)writer;
     lq_status s = LQ_OK;
     if (!w->file || w->shard + 1 < w->n_shards || w->at < w->shards[w->shard].end)
         s = q_fail(LQ_E_ARG, "tensor %u of %u misses %llu of its bytes", w->at, w->n_tensors, (unsigned long long)w->left);
     if (s == LQ_OK) s = end_shard(w);
-    if (s == LQ_OK) s = check(w);
+    if (s == LQ_OK) s = check(w, pool);
     if (s != LQ_OK) {
         hf_discard(writer);
         return s;
