@@ -387,6 +387,18 @@ LQ_API lq_status lq_seq_truncate(lq_session *session, uint32_t sequence, uint32_
  * state; the first token that one of them adds copies the page that is not full. */
 LQ_API lq_status lq_seq_fork(lq_session *session, uint32_t from, uint32_t to);
 
+/* Write a sequence, with its keys, values and state, by one or more calls of `write`, which returns 0, or anything else to end
+ * with LQ_E_IO; and read it again, into the place of what `sequence` was, by calls of `read`, which fills all n bytes and
+ * returns 0, or anything else where it cannot (LQ_E_TRUNCATED). The next tokens then give the logits that they would
+ * have given. The bytes are checked by a sum before they count, and no length is believed: LQ_E_FORMAT for other bytes or a
+ * newer version, LQ_E_INCONSISTENT for another model (by names, shapes and samples of its tensors), other adapters or another
+ * way of keeping keys and values, LQ_E_CONTEXT for a text that is too long. After a failure the sequence is empty. What was
+ * loaded is shared with forks, but never found by other texts. Little-endian. */
+typedef int (*lq_write_bytes)(void *user, const void *data, size_t n);
+typedef int (*lq_read_bytes)(void *user, void *data, size_t n);
+LQ_API lq_status lq_seq_save(lq_session *session, uint32_t sequence, lq_write_bytes write, void *user);
+LQ_API lq_status lq_seq_load(lq_session *session, uint32_t sequence, lq_read_bytes read, void *user);
+
 typedef struct lq_seq_info {
     uint32_t size;
     uint32_t length;  /* tokens */

@@ -426,6 +426,13 @@ class session {
     std::uint32_t length(std::uint32_t sequence = 0) const noexcept { return lq_seq_length(get(), sequence); }
     void truncate(std::uint32_t length, std::uint32_t sequence = 0) { check(lq_seq_truncate(get(), sequence, length)); }
     void fork(std::uint32_t from, std::uint32_t to) { check(lq_seq_fork(get(), from, to)); }
+    /* A sequence as bytes, and back. */
+    void save(lq_write_bytes write, void *user, std::uint32_t sequence = 0) {
+        check(lq_seq_save(get(), sequence, write, user));
+    }
+    void load(lq_read_bytes read, void *user, std::uint32_t sequence = 0) {
+        check(lq_seq_load(get(), sequence, read, user));
+    }
     lq_seq_info sequence(std::uint32_t sequence = 0) const {
         lq_seq_info info{};
         info.size = sizeof info;

@@ -194,6 +194,16 @@ lq_status lq_seq_fork(lq_session *session, uint32_t from, uint32_t to) {
     return q_session_fork(session, from, to);
 }
 
+lq_status lq_seq_save(lq_session *session, uint32_t sequence, lq_write_bytes write, void *user) {
+    NEED(session && write);
+    return q_session_save(session, sequence, write, user);
+}
+
+lq_status lq_seq_load(lq_session *session, uint32_t sequence, lq_read_bytes read, void *user) {
+    NEED(session && read);
+    return q_session_load(session, sequence, read, user);
+}
+
 lq_status lq_seq_info_get(const lq_session *session, uint32_t sequence, lq_seq_info *info) {
     NEED(session && info);
     Q_TRY(size_check(info->size, "lq_seq_info"));

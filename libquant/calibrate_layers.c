@@ -504,27 +504,11 @@ static lq_status hash_recipe(const work *w, uint64_t *h) {
 
 static uint64_t mix(uint64_t h, const void *data, size_t n) { return h * 1099511628211u ^ q_fnv64(data, n); }
 
-/* What the results depend on: hyper-parameters; tensors by name, kind and samples of their bytes; the tokens; the options. */
+/* What the results depend on: the model, the tokens, the options. */
 static lq_status hash_inputs(work *w) {
-    const q_directory *d = w->model->dir;
-    uint8_t sample[4096];
-    uint64_t h = q_fnv64(w->ids, (size_t)tokens(w) * sizeof *w->ids);
-    for (uint32_t i = 0; i < d->n_tensors; i++) {
-        const q_tensor *t = &d->tensors[i];
-        h = mix(h, t->name.p, (size_t)t->name.n);
-        h = mix(h, t->shape, sizeof t->shape);
-        h = mix(h, t->type_name, strlen(t->type_name));
-        for (uint64_t at = 0; at < 3; at++) {
-            const uint64_t n = Q_MIN((uint64_t)sizeof sample, t->bytes);
-            Q_TRY(q_tensor_read(d, t, (t->bytes - n) / 2 * at, sample, n));
-            h = mix(h, sample, (size_t)n);
-        }
-    }
-    h = mix(h, w->model->binding->hp.v, sizeof w->model->binding->hp.v);
-    for (uint32_t i = 0; i < w->model->binding->n_items; i++) { /* as they are used: load_as may have changed them */
-        const char *as = w->model->weights[i].format->name;
-        h = mix(h, as, strlen(as));
-    }
+    uint64_t h;
+    Q_TRY(q_model_hash(w->model, &h));
+    h = mix(h, w->ids, (size_t)tokens(w) * sizeof *w->ids);
     Q_TRY(hash_recipe(w, &h));
     const char *scheme = scheme_name(w), *version = lq_version_string();
     h = mix(h, &w->options->hessians, sizeof w->options->hessians);

@@ -94,6 +94,9 @@ static inline const q_wide *q_ctx_wide(const lq_ctx *ctx) { return q_wide_of(ctx
 lq_status q_ctx_open(const lq_options *options, lq_ctx **out);
 void q_ctx_close(lq_ctx *ctx);
 
+/* What tells a model from others: hyper-parameters; tensors by name, shape, format and samples of their bytes, and as they are
+ * used; adapters. */
+lq_status q_model_hash(const lq_model *model, uint64_t *hash);
 lq_status q_model_open(lq_ctx *ctx, const char *path, const lq_model_options *options, lq_model **out);
 void q_model_close(lq_model *model);
 
@@ -218,6 +221,9 @@ lq_status q_session_run(lq_session *s, const int32_t *ids, size_t count, size_t 
 lq_status q_session_sync(lq_session *s, uint32_t seq, const int32_t *ids, size_t count, size_t logits_from);
 lq_status q_session_truncate(lq_session *s, uint32_t seq, uint32_t length);
 lq_status q_session_fork(lq_session *s, uint32_t from, uint32_t to);
+/* seq_file.c */
+lq_status q_session_save(lq_session *s, uint32_t seq, lq_write_bytes write, void *user);
+lq_status q_session_load(lq_session *s, uint32_t seq, lq_read_bytes read, void *user);
 lq_status q_session_has_seq(const lq_session *s, uint32_t seq);
 void q_session_seq_info(const lq_session *s, uint32_t seq, lq_seq_info *info);
 lq_status q_session_sample(lq_session *s, uint32_t row, const lq_sampler *sampler, int32_t *id);

@@ -75,7 +75,7 @@ uint64_t q_kv_bytes(const q_plan *plan, uint32_t seqs) {
 void q_kv_init(q_kv *kv, const q_plan *plan, uint32_t seqs, bool reuse, void *block) {
     *kv = (q_kv){.reuse = reuse};
     (void)lay_out(kv, plan, seqs, block);
-    for (uint32_t i = 0; i < seqs; i++) kv->seqs[i].restore = -1;
+    for (uint32_t i = 0; i < seqs; i++) kv->seqs[i].restore = kv->seqs[i].root = -1;
     for (int32_t p = 0; p < plan->n_kv; p++) {
         q_kv_book *b = &kv->books[p];
         b->n = b->n_free = plan->kv[p].pages;
@@ -96,6 +96,7 @@ static uint32_t first_seen(const q_kv_book *b, uint32_t stored) {
     if (b->window <= 0 || stored < (uint32_t)b->window) return 0;
     return (stored - (uint32_t)b->window + 1) / Q_KV_TOKENS;
 }
+uint32_t q_kv_first_page(const q_kv *kv, int32_t pool, uint32_t stored) { return first_seen(&kv->books[pool], stored); }
 static uint32_t pages_of(uint32_t tokens) { return (tokens + Q_KV_TOKENS - 1) / Q_KV_TOKENS; }
 
 static void release(q_kv *kv, q_kv_seq *s, int32_t pool, uint32_t at) { q_kv_unhold(kv, pool, s->tables[pool][at]); }
@@ -149,6 +150,26 @@ lq_status q_kv_reserve(q_kv *kv, uint32_t seq, uint32_t n) {
     return LQ_OK;
 }
 
+lq_status q_kv_receive(q_kv *kv, uint32_t seq, uint32_t stored) {
+    q_kv_seq *s = &kv->seqs[seq];
+    for (int32_t p = 0; p < kv->plan->n_kv; p++) s->low[p] = first_seen(&kv->books[p], stored);
+    for (const uint32_t to = pages_of(stored); s->top < to; s->top++)
+        for (int32_t p = 0; p < kv->plan->n_kv; p++) {
+            if (s->top < s->low[p]) continue;
+            const int32_t page = q_kv_take(kv, p);
+            if (page < 0) {
+                while (p-- > 0)
+                    if (s->top >= s->low[p]) release(kv, s, p, s->top);
+                shrink(kv, s, 0);
+                return q_fail(LQ_E_INTERNAL, "no page is left for token %u of sequence %u", s->top * Q_KV_TOKENS, seq);
+            }
+            q_kv_hold(kv, p, (uint32_t)page);
+            s->tables[p][s->top] = (uint32_t)page;
+        }
+    s->root = -2 - (int32_t)(kv->loaded++ % INT32_MAX);
+    return LQ_OK;
+}
+
 /* Pages of a pool that n sequences take, at most, when so many tokens are added to each: one for each new page of
  * tokens; with a window no more than that shows of each, and a pass. */
 static uint64_t wanted(const q_kv *kv, int32_t pool, const uint32_t *seqs, const uint32_t *counts, uint32_t n) {
@@ -179,12 +200,13 @@ bool q_kv_room(const q_kv *kv, const uint32_t *seqs, const uint32_t *counts, uin
 
 /* A full page of the sequence enters the tree, or gives way to the same one that is there. */
 static void publish(q_kv *kv, q_kv_seq *s, uint32_t at) {
-    const int32_t parent = at ? s->nodes[at - 1] : -1;
+    const int32_t parent = at ? s->nodes[at - 1] : s->root;
     int32_t node = q_kv_child(kv, parent, s->ids + (uint64_t)at * Q_KV_TOKENS);
     if (node < 0) node = q_kv_node_new(kv, parent, s->ids + (uint64_t)at * Q_KV_TOKENS);
     q_kv_ref(kv, node);
     s->nodes[at] = node;
     for (int32_t p = 0; p < kv->plan->n_kv; p++) {
+        if (at < s->low[p]) continue; /* a window had left it behind before the text was loaded */
         const uint32_t mine = s->tables[p][at];
         int32_t *theirs = q_kv_page_of(kv, node, p);
         if (*theirs < 0) {
@@ -247,7 +269,7 @@ uint32_t q_kv_find(q_kv *kv, uint32_t seq, const int32_t *ids, uint32_t n) {
     s->miss = kv->reuse ? n < Q_KV_TOKENS ? Q_KV_SHORT : Q_KV_NEW : Q_KV_OFF;
     if (s->miss != Q_KV_NEW || s->stored != s->length || s->stored % Q_KV_TOKENS) return 0;
     uint32_t full = base;
-    for (int32_t at = base ? s->nodes[base - 1] : -1; (full - base + 1) * Q_KV_TOKENS <= n; full++) {
+    for (int32_t at = base ? s->nodes[base - 1] : s->root; (full - base + 1) * Q_KV_TOKENS <= n; full++) {
         at = q_kv_child(kv, at, ids + (uint64_t)(full - base) * Q_KV_TOKENS);
         if (at < 0) break;
         s->nodes[full] = at;
@@ -298,6 +320,7 @@ void q_kv_truncate(q_kv *kv, uint32_t seq, uint32_t length) {
         for (uint32_t j = s->stored / Q_KV_TOKENS; j > full; j--) q_kv_unref(kv, s->nodes[j - 1]);
         s->stored = stored;
         restore_from(kv, s, full);
+        if (stored == 0) s->root = -1;
     }
     s->length = length;
 }
@@ -306,6 +329,8 @@ void q_kv_abandon(q_kv *kv, uint32_t seq) {
     q_kv_seq *s = &kv->seqs[seq];
     const uint32_t length = s->length;
     shrink(kv, s, pages_of(s->stored));
+    for (int32_t p = 0; p < kv->plan->n_kv && s->stored == 0; p++) s->low[p] = 0;
+    if (s->stored == 0) s->root = -1;
     if (kv->plan->states == 0 || s->stored == 0) return;
     /* its state went on: back to the last one that was kept */
     q_kv_miss why;
@@ -323,6 +348,7 @@ void q_kv_fork(q_kv *kv, uint32_t from, uint32_t to) {
     b->length = a->length;
     b->stored = a->stored;
     b->top = pages_of(a->stored);
+    b->root = a->root;
     memcpy(b->ids, a->ids, a->length * sizeof *a->ids);
     const uint32_t full = a->stored / Q_KV_TOKENS;
     for (uint32_t j = 0; j < full; j++) {

@@ -28,7 +28,7 @@ typedef struct q_kv_book {
 } q_kv_book;
 
 typedef struct q_kv_node {
-    int32_t parent;       /* -1 = a text begins here */
+    int32_t parent;       /* below 0: a text begins here, -1 or the root of one that was loaded */
     int32_t next;         /* in the same bucket, or among the free */
     uint32_t refs;        /* sequences that it is part of: those are its parent's too */
     uint32_t children;
@@ -52,6 +52,8 @@ typedef struct q_kv_seq {
     uint32_t kept, reused; /* in the last call: tokens that it had already; that were found in the tree */
     uint32_t again;        /* and that were evaluated anew after a cut */
     q_kv_miss miss;
+    int32_t root;         /* what its first node has for a parent: -1, or a number of its own for a text that was
+                             loaded, whose pages no other text is to find */
     int32_t restore;      /* number of the state that its own must become before the next pass, -1 = it is right */
 } q_kv_seq;
 
@@ -77,11 +79,15 @@ typedef struct q_kv {
     q_kv_copy *copies;    /* [n_seqs][n_kv]: to be made before the next pass, in order */
     uint32_t n_copies;
     uint64_t dropped;     /* nodes so far that had to make room */
+    uint32_t loaded;      /* texts so far */
 } q_kv;
 
 /* Pages of a pool for these numbers of sequences, tokens and columns of a pass: with a window what lies in it, and some
  * behind so that a text may be cut back a little. */
 uint64_t q_kv_pool_pages(int32_t window, uint64_t seqs, uint64_t context, uint64_t tokens, uint64_t batch);
+
+/* The first page that a token after `stored` others sees in a pool. */
+uint32_t q_kv_first_page(const q_kv *kv, int32_t pool, uint32_t stored);
 
 /* Bytes of the book-keeping for a plan; make it in a zeroed block of so many. */
 uint64_t q_kv_bytes(const q_plan *plan, uint32_t seqs);
@@ -99,6 +105,8 @@ bool q_kv_room(const q_kv *kv, const uint32_t *seqs, const uint32_t *counts, uin
 lq_status q_kv_reserve(q_kv *kv, uint32_t seq, uint32_t n);
 /* They are written: ids are there, at their positions. */
 void q_kv_commit(q_kv *kv, uint32_t seq, uint32_t n);
+/* Pages for `stored` tokens of an empty sequence, as they lie when a text was loaded; ids are there. Then commit. */
+lq_status q_kv_receive(q_kv *kv, uint32_t seq, uint32_t stored);
 /* They are not: what a pass left behind is not to be read. */
 void q_kv_abandon(q_kv *kv, uint32_t seq);
 /* Tokens until the next full page at whose end a state should be kept, if the sequence gets n; 0 = none. */

@@ -403,3 +403,30 @@ lq_status q_model_tensor_row(const lq_model *m, uint32_t index, uint64_t row, fl
     const q_bind_item plain = {.src = t, .map = Q_MAP_SAME, .map_heads = 1};
     return q_bind_read(m->alloc, m->binding, &plain, row, 1, out);
 }
+
+/* ------------------------------------------------------------------------------------------- which model it is */
+
+static uint64_t mix(uint64_t h, const void *data, size_t n) { return h * 1099511628211u ^ q_fnv64(data, n); }
+
+lq_status q_model_hash(const lq_model *m, uint64_t *hash) {
+    const q_directory *d = m->dir;
+    uint8_t sample[4096];
+    uint64_t h = q_fnv64(m->binding->hp.v, sizeof m->binding->hp.v);
+    for (uint32_t i = 0; i < d->n_tensors; i++) {
+        const q_tensor *t = &d->tensors[i];
+        h = mix(h, t->name.p, (size_t)t->name.n);
+        h = mix(h, t->shape, sizeof t->shape);
+        h = mix(h, t->type_name, strlen(t->type_name));
+        for (uint64_t at = 0; at < 3; at++) { /* its beginning, middle and end */
+            const uint64_t n = Q_MIN((uint64_t)sizeof sample, t->bytes);
+            Q_TRY(q_tensor_read(d, t, (t->bytes - n) / 2 * at, sample, n));
+            h = mix(h, sample, (size_t)n);
+        }
+    }
+    for (uint32_t i = 0; i < m->binding->n_items; i++) { /* load_as may have changed them */
+        const char *as = m->weights[i].format->name;
+        h = mix(h, as, strlen(as));
+    }
+    *hash = m->adapter_data ? mix(h, m->adapter_data, (size_t)m->adapter_bytes) : h;
+    return LQ_OK;
+}

@@ -5,6 +5,7 @@
 MODEL is a Hugging Face folder, FOLDER takes files, SIZES has lines "struct size" and "function name" that a C compiler
 and the header say. Ends with "N passed, N failed".
 """
+import io
 import os
 import sys
 import threading
@@ -158,6 +159,13 @@ def sequences():
         s.truncate(3, sequence=1)
         assert s.length(1) == 3 and len(s) == len(ids) + 1
         raises(libquant.Error, lambda: s.fork(0, 3), libquant.E_ARG)
+        file = io.BytesIO()
+        s.save(file, sequence=2)
+        file.seek(0)
+        s.load(file, sequence=1)
+        s.decode_all({1: [5], 2: [5]})
+        assert s.length(1) == s.length(2) == len(ids) + 2 and s.logits(0) == s.logits(1)
+        raises(libquant.Error, lambda: s.load(io.BytesIO(file.getvalue()[:-1])), libquant.E_TRUNCATED)
 
 
 @test

@@ -121,15 +121,55 @@ static void sync_one(world *w, uint32_t seq) {
     check_row(w, 0, seq);
 }
 
+/* What is saved, and how much of it has been read. */
+typedef struct bytes {
+    uint8_t *p;
+    size_t n, at, most; /* most: writing fails behind so many */
+} bytes;
+static int put(void *user, const void *data, size_t n) {
+    bytes *b = user;
+    if (n > b->most - b->n) return 1;
+    memcpy(b->p + b->n, data, n);
+    b->n += n;
+    return 0;
+}
+static int get(void *user, void *data, size_t n) {
+    bytes *b = user;
+    if (n > b->n - b->at) return 1;
+    memcpy(data, b->p + b->at, n);
+    b->at += n;
+    return 0;
+}
+static bytes new_bytes(void) {
+    enum { MOST = 1 << 20 };
+    bytes b = {.p = malloc(MOST), .most = MOST};
+    ck_assert_ptr_nonnull(b.p);
+    return b;
+}
+
+static void save_and_load(world *w, uint32_t seq, uint32_t to) {
+    static bytes b;
+    if (!b.p) b = new_bytes();
+    b.n = b.at = 0;
+    ck_assert_msg(lq_seq_save(w->s, seq, put, &b) == LQ_OK, "%s", lq_error_detail());
+    const lq_status st = lq_seq_load(w->s, to, get, &b);
+    ck_assert_msg(st == LQ_OK || st == LQ_E_CONTEXT, "%s", lq_error_detail());
+    if (st == LQ_OK) ck_assert_uint_eq(b.at, b.n);
+    w->length[to] = st == LQ_OK ? w->length[seq] : 0;
+    if (to != seq) memcpy(w->ids[to], w->ids[seq], sizeof w->ids[to]);
+}
+
 static void live(world *w, uint32_t operations) {
     for (uint32_t i = 0; i < operations; i++) {
-        const uint32_t seq = roll(w, SEQS), to = roll(w, SEQS), what = roll(w, 10);
+        const uint32_t seq = roll(w, SEQS), to = roll(w, SEQS), what = roll(w, 11);
         const size_t before = live_bytes;
         if (what < 5) add(w);
         else if (what < 7) sync_one(w, seq);
         else if (what == 7) {
             w->length[seq] = roll(w, 3) ? roll(w, w->length[seq] + 1) : 0;
             ck_assert_int_eq(lq_seq_truncate(w->s, seq, w->length[seq]), LQ_OK);
+        } else if (what == 8) {
+            save_and_load(w, seq, to);
         } else {
             ck_assert_int_eq(lq_seq_fork(w->s, seq, to), LQ_OK);
             w->length[to] = w->length[seq];
@@ -216,6 +256,81 @@ START_TEST(forks_share_what_they_have) {
 }
 END_TEST
 
+/* A saved text goes on with the same bits, in another session too; other texts do not find what was loaded. */
+START_TEST(a_saved_text_goes_on) {
+    lq_session *s = open_session((lq_session_options){0}), *t = open_session((lq_session_options){.sequences = 3});
+    world w = {.seed = 8};
+    int32_t ids[CONTEXT];
+    const float *want, *got;
+    bytes b = new_bytes();
+    some_ids(&w, ids, CONTEXT);
+    ck_assert_int_eq(t_decode(s, ids, 140, 140), LQ_OK);
+    ck_assert_int_eq(lq_seq_save(s, 0, put, &b), LQ_OK);
+    ck_assert_int_eq(t_decode(s, ids + 140, 60, 59), LQ_OK);
+    ck_assert_int_eq(lq_logits(s, 0, &want), LQ_OK);
+    ck_assert_int_eq(lq_seq_load(t, 1, get, &b), LQ_OK);
+    ck_assert_uint_eq(lq_seq_length(t, 1), 140);
+    ck_assert_int_eq(lq_seq_fork(t, 1, 2), LQ_OK);
+    for (uint32_t seq = 1; seq < 3; seq++) {
+        ck_assert_int_eq(lq_decode(t, &(lq_item){seq, ids + 140, 60, 59}, 1), LQ_OK);
+        ck_assert_int_eq(lq_logits(t, 0, &got), LQ_OK);
+        ck_assert_int_eq(memcmp(got, want, VOCAB * sizeof *got), 0);
+    }
+    lq_seq_info info = {.size = sizeof info};
+    ck_assert_int_eq(lq_sync(t, 0, ids, 140, 139), LQ_OK);
+    ck_assert_int_eq(lq_seq_info_get(t, 0, &info), LQ_OK);
+    ck_assert_uint_eq(info.cached, 0);
+    lq_stats st = {.size = sizeof st};
+    ck_assert_int_eq(lq_session_stats(t, &st), LQ_OK);
+    ck_assert_uint_eq(st.prefill_tokens, 60 + 60 + 140);
+    lq_session_close(s);
+    lq_session_close(t);
+    free(b.p);
+}
+END_TEST
+
+/* Whatever happens to the bytes: an error that says what, and an empty sequence. */
+START_TEST(damaged_sequences_are_refused) {
+    lq_session *s = open_session((lq_session_options){0}), *shorter = open_session((lq_session_options){.context = 64}),
+               *f32 = open_session((lq_session_options){.activations = "f32"});
+    world w = {.seed = 9};
+    int32_t ids[CONTEXT];
+    bytes b = new_bytes();
+    some_ids(&w, ids, CONTEXT);
+    ck_assert_int_eq(t_decode(s, ids, 70, 70), LQ_OK);
+    ck_assert_int_eq(lq_seq_save(s, 0, put, &b), LQ_OK);
+    ck_assert_int_eq(lq_seq_load(shorter, 0, get, &b), LQ_E_CONTEXT);
+    b.at = 0;
+    ck_assert_int_eq(lq_seq_load(f32, 0, get, &b), LQ_E_INCONSISTENT);
+    for (size_t i = 0, at = 0; i < 400; i++, at += i < 80 ? 1 : 1 + roll(&w, (uint32_t)(b.n / 200))) {
+        const size_t place = at % b.n;
+        const uint8_t bit = (uint8_t)(1u << roll(&w, 8));
+        b.p[place] ^= bit;
+        b.at = 0;
+        const lq_status st = lq_seq_load(s, 0, get, &b);
+        ck_assert_msg(st == LQ_E_FORMAT || st == LQ_E_INCONSISTENT, "byte %zu: %s %s", place, lq_status_name(st),
+                      lq_error_detail());
+        ck_assert_uint_eq(lq_seq_length(s, 0), 0);
+        b.p[place] ^= bit;
+    }
+    const size_t all = b.n;
+    for (b.n = 0; b.n < all; b.n += b.n < 60 ? 1 : 997) {
+        b.at = 0;
+        ck_assert_int_eq(lq_seq_load(s, 0, get, &b), LQ_E_TRUNCATED);
+    }
+    b.n = all, b.at = 0;
+    ck_assert_int_eq(lq_seq_load(s, 0, get, &b), LQ_OK);
+    ck_assert_uint_eq(lq_seq_length(s, 0), 70);
+    b.n = 0, b.most = 5000;
+    ck_assert_int_eq(lq_seq_save(s, 0, put, &b), LQ_E_IO);
+    ck_assert_uint_eq(lq_seq_length(s, 0), 70);
+    lq_session_close(s);
+    lq_session_close(shorter);
+    lq_session_close(f32);
+    free(b.p);
+}
+END_TEST
+
 START_TEST(limits_are_told) {
     int32_t ids[CONTEXT] = {3, 4, 5};
     lq_session *s = open_session((lq_session_options){.sequences = 3, .kv_tokens = CONTEXT, .max_logits = 2});
@@ -272,6 +387,8 @@ static Suite *suite(void) {
     tcase_add_test(t, any_order_has_the_bits_of_a_text_alone);
     tcase_add_test(t, a_chat_goes_on_where_it_was);
     tcase_add_test(t, forks_share_what_they_have);
+    tcase_add_test(t, a_saved_text_goes_on);
+    tcase_add_test(t, damaged_sequences_are_refused);
     tcase_add_test(t, limits_are_told);
     tcase_add_test(t, rows_are_those_of_their_sequences);
     suite_add_tcase(s, t);

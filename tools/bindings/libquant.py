@@ -37,7 +37,7 @@ import os
 import weakref
 from ctypes import POINTER, byref, c_char, c_char_p, c_double, c_float, c_int, c_int32
 from ctypes import c_size_t, c_uint32, c_uint64, c_void_p
-from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple, Type, TypeVar, Union
+from typing import Any, BinaryIO, Callable, Dict, Iterator, List, Optional, Sequence, Tuple, Type, TypeVar, Union
 
 __all__ = ["Cancelled", "Context", "ContextFull", "Error", "Model", "OutOfMemory", "Record", "Sampler", "SeqInfo",
            "Session", "formats", "load", "sample_logits", "schemes", "version"]
@@ -111,6 +111,8 @@ class Record(ctypes.Structure):
 
 _LOG = ctypes.CFUNCTYPE(None, c_void_p, c_int, c_char_p)
 _PROGRESS = ctypes.CFUNCTYPE(c_int, c_void_p, c_uint64, c_uint64, c_char_p)
+_WRITE = ctypes.CFUNCTYPE(c_int, c_void_p, c_void_p, c_size_t)
+_READ = ctypes.CFUNCTYPE(c_int, c_void_p, c_void_p, c_size_t)
 
 
 class _Options(Record):
@@ -280,6 +282,8 @@ _FUNCTIONS: Dict[str, Tuple[Any, List[Any]]] = {
     "lq_seq_length": (c_uint32, [_P, c_uint32]),
     "lq_seq_truncate": (_S, [_P, c_uint32, c_uint32]),
     "lq_seq_fork": (_S, [_P, c_uint32, c_uint32]),
+    "lq_seq_save": (_S, [_P, c_uint32, _WRITE, _P]),
+    "lq_seq_load": (_S, [_P, c_uint32, _READ, _P]),
     "lq_seq_info_get": (_S, [_P, c_uint32, POINTER(SeqInfo)]),
     "lq_tokenize": (_S, [_P, c_char_p, c_size_t, c_uint32, POINTER(c_int32), _SZ]),
     "lq_detokenize": (_S, [_P, POINTER(c_int32), c_size_t, c_uint32, c_void_p, _SZ]),
@@ -671,6 +675,28 @@ class Session(_Handle):
     def cancel(self) -> None:
         """End the running call, or else the next one, with Cancelled. From any thread or a signal handler."""
         load().lq_session_cancel(self._handle)
+
+    def save(self, file: BinaryIO, sequence: int = 0) -> None:
+        """Write a sequence with its keys and values to a binary file."""
+        def write(_user: Any, data: int, n: int) -> int:
+            try:
+                return 0 if file.write(ctypes.string_at(data, n)) == n else 1
+            except OSError:
+                return 1
+        _check(load().lq_seq_save(self._handle, sequence, _WRITE(write), None))
+
+    def load(self, file: BinaryIO, sequence: int = 0) -> None:
+        """Read a sequence that `save` wrote, in the place of what this one was."""
+        def read(_user: Any, data: int, n: int) -> int:
+            try:
+                got = file.read(n)
+            except OSError:
+                return 1
+            if len(got) != n:
+                return 1
+            ctypes.memmove(data, got, n)
+            return 0
+        _check(load().lq_seq_load(self._handle, sequence, _READ(read), None))
 
     def decode(self, ids: Sequence[int], logits_from: Optional[int] = None, sequence: int = 0) -> None:
         """Append tokens and evaluate them; logits are kept from index `logits_from` on (default: for the last)."""
