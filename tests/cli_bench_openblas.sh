@@ -2,6 +2,7 @@
 # cli_bench_openblas.sh: OpenBLAS beside products in `lq bench kernels`: where it is, where it is not, and where it took
 # the machine for another one. No figure is judged by speed.
 . "$(dirname "$0")/cli_lib.sh"
+unset OPENBLAS_CORETYPE # a core that the surroundings chose would stand
 bk() { "$LQ" bench kernels -r 1 --op matmul --isa scalar --depth 64 "$@"; }
 
 # Not there: a file of that name which is no library is found first. All else is as ever.
