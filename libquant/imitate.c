@@ -38,11 +38,16 @@ static lq_status some_rows(const job *j, int64_t begin, int64_t n) {
         reshape(m, k, begin, n, x);
         status = m->quantizer->quantize(&q, rows);
     }
+    const int32_t *order = m->quantizer->order ? m->quantizer->order(m->shared) : NULL;
+    float *columns = order ? (float *)q_new_raw(a, k, sizeof *columns) : NULL;
+    if (order && !columns) status = LQ_E_NOMEM;
     for (int64_t r = 0; r < n && status == LQ_OK && j->out; r++) {
         float *row = x + (uint64_t)r * k;
-        q_wide_of(m->binding->wide)->decode(m->format, rows + (uint64_t)r * j->row_bytes, (int64_t)k, row);
+        q_wide_of(m->binding->wide)->decode(m->format, rows + (uint64_t)r * j->row_bytes, (int64_t)k, order ? columns : row);
+        for (uint64_t i = 0; order && i < k; i++) row[order[i]] = columns[i];
         for (uint64_t i = 0; m->factors && i < k; i++) row[i] /= m->factors[i];
     }
+    q_delete(a, columns);
     if (!j->out) q_delete(a, x);
     if (!j->coded) q_delete(a, rows);
     return status;
@@ -62,7 +67,8 @@ uint64_t q_imitate_bytes(const q_bind_item *item, const q_recipe_choice *c, uint
     uint64_t row_bytes = 0;
     (void)q_row_bytes(c->format, k, &row_bytes); /* checked when it was chosen */
     const uint64_t own = q_new_bytes(rows * (coded ? k * sizeof(float) : row_bytes)) + q_bind_read_bytes(item, rows) +
-                         (c->quantizer->quantize_bytes ? c->quantizer->quantize_bytes(c->format, k) : 0);
+                         (c->quantizer->quantize_bytes ? c->quantizer->quantize_bytes(c->format, k) : 0) +
+                         (c->quantizer->order ? q_new_bytes(k * sizeof(float)) : 0);
     return threads * own + q_new_bytes(threads * sizeof(lq_status)) + q_new_bytes(k * sizeof(float));
 }
 

@@ -18,6 +18,7 @@ typedef struct q_packed_matrix {
     const q_format *dtype;  /* f16 or bf16: what the model's other weights are stored in */
     uint64_t k, rows, row_bytes;
     uint8_t *data;          /* all rows; NULL in describe and scratch */
+    const int32_t *order;   /* [k] column i of the rows is input order[i]; NULL = i. Of methods with `ordered` alone */
     uint8_t *scratch;       /* what settle leaves for pack, as many bytes as `scratch` says */
     const q_alloc *alloc;
 } q_packed_matrix;
@@ -26,6 +27,7 @@ typedef struct q_method {
     const char *name;    /* "gptq" */
     const char *formats; /* those it stores, comma-separated */
     uint32_t parts;      /* tensors per matrix, at most Q_METHOD_PARTS */
+    bool ordered;        /* it stores which input a column is */
     /* Name, type and shape of a part; the name goes into the arena. LQ_E_UNSUPPORTED: the matrix's shape does not fit. */
     lq_status (*describe)(const q_packed_matrix *m, q_arena *arena, uint32_t part, q_out_tensor *out);
     /* After a row was quantized from x: choose its bits anew under parameters that the layout can hold. Thread-safe. NULL =

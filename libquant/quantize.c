@@ -77,7 +77,7 @@ typedef struct work {
     bool copy, measure;    /* measure: the rows are there, only their errors are wanted */
     bool passing;          /* the source, read once, would push everything else out of memory: its pages go as they were read */
     bool packed;           /* `out` holds the whole tensor, which is: */
-    q_packed_matrix matrix;
+    q_packed_matrix matrix; /* its order is that of all rows, packed or not */
     void *shared;           /* what a quantizer prepared of a Hessian; kept for the next tensor, which may have the same: */
     const q_quantizer *shared_by;
     const q_tensor *shared_of;
@@ -251,6 +251,9 @@ static lq_status settle_one(work *w, uint32_t i) {
     const q_tensor *t = item->src;
     const q_recipe_choice *c = &w->choices[i];
     uint64_t row_bytes;
+    if (c->quantizer->order && !copies(w, i) && !(is_packed(w, i) && w->method->ordered))
+        return q_fail(LQ_E_ARG, "tensor %.*s: quantizer %s puts inputs in another order, which only directories of the method "
+                      "gptq-act keep", Q_STR_ARG(item->name), c->quantizer->name);
     Q_TRY(choose_importance(w, i));
     if (!q_row_bytes(c->format, t->shape[0], &row_bytes))
         return q_fail(LQ_E_INTERNAL, "tensor %.*s: rows do not fit format %s", Q_STR_ARG(item->name), c->format->name);
@@ -415,7 +418,9 @@ static lq_status do_rows(work *w, uint64_t begin, uint64_t end, float *x, float 
     if (!w->measure) Q_TRY(quantize_rows(w, first, n, l->most ? y : x, out));
     for (uint64_t r = 0; r < n; r++) {
         *bad = first + r;
-        w->wide->decode(w->choice->format, out + r * w->row_bytes, (int64_t)k, y);
+        float *columns = w->matrix.order ? y + k : y;
+        w->wide->decode(w->choice->format, out + r * w->row_bytes, (int64_t)k, columns);
+        for (uint64_t j = 0; w->matrix.order && j < k; j++) y[w->matrix.order[j]] = columns[j];
         const float *im = q_importance_of(w->entry, k, (first + r) / t->shape[1]);
         if (!q_row_errors(w->choice->format, w->wide, x + r * k, y, im, k, &w->sums[begin + r]))
             Q_TRY(check_row(w, *bad, k, x + r * k, y));
@@ -520,7 +525,8 @@ static lq_status make_buffers(work *w) {
             const q_packed_matrix m = matrix_of(w, i);
             scratch = Q_MAX(scratch, w->method->scratch(&m));
         }
-        w->span_floats = Q_MAX(w->span_floats, Q_MIN(span_rows(w->choices[i].quantizer, t->shape[0]), n) * t->shape[0]);
+        const uint64_t room = Q_MIN(span_rows(w->choices[i].quantizer, t->shape[0]), n);
+        w->span_floats = Q_MAX(w->span_floats, Q_MAX(room, (uint64_t)2) * t->shape[0]); /* 2: a row in either order */
     }
     const uint64_t floats = (uint64_t)w->threads * 2 * w->span_floats * sizeof(float);
     const uint64_t writer = q_writer_bytes(w->result.bytes - w->tensor_bytes, w->threads);
@@ -621,6 +627,7 @@ static lq_status write_tensor(work *w, uint32_t i) {
     if (!q_row_bytes(w->choice->format, w->item->src->shape[0], &w->row_bytes)) return LQ_E_INTERNAL;
     q_row_sums sums;
     Q_TRY(prepare_hessian(w, i));
+    if (w->choice->quantizer->order && !w->copy) w->matrix.order = w->choice->quantizer->order(w->shared);
     const lq_status limited = q_limits_take(w->alloc, w->importance, w->clips[i], &w->binding->items[i], w->item, &w->limits);
     if (limited != LQ_OK) return q_fail_in(limited, "%s", w->options->importance);
     Q_TRY(do_tensor(w, &sums));

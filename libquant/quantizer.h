@@ -48,6 +48,9 @@ typedef struct q_quantizer {
      * NULL = nothing. */
     uint64_t (*quantize_bytes)(const q_format *f, uint64_t k);
     uint64_t (*prepare_bytes)(uint64_t k, uint32_t threads);
+    /* Column i of the rows it writes is input order[i] of the k, the same for all matrices that share; lives as long as
+     * `shared`. NULL: columns stay where they are. Only what keeps the order beside the rows can hold such rows. */
+    const int32_t *(*order)(const void *shared);
 } q_quantizer;
 
 extern const q_quantizer *const q_quantizers[]; /* from quantizers.def */

@@ -92,11 +92,20 @@ static void quantized(const char *scheme, const char *stats, const char *dst) {
 }
 
 /* Behind quantized matrices the inputs are those of the model that lq_quantize then makes. */
+static const char *const schemes[] = {"q4_0:gptq", "gptq-4bit-g32-act"}; /* the second into a directory, of one */
 START_TEST(with_a_scheme_the_inputs_are_those_of_the_result) {
     NEEDS_DENSE();
-    lq_calibrate_options o = options("q4_0:gptq");
+    if (_i) {
+        static tiny t;
+        close_model();
+        tiny_init(&t, "f16");
+        ck_assert_int_eq(mkdir(in_tmp(0, "source"), 0777), 0);
+        tiny_write_hf(&t, paths[0]);
+        open_model(paths[0]);
+    }
+    lq_calibrate_options o = options(schemes[_i]);
     calibrated(in_tmp(1, "stats.gguf"), 2, &o);
-    quantized("q4_0:gptq", paths[1], in_tmp(2, "q4_0.gguf"));
+    quantized(schemes[_i], paths[1], in_tmp(2, _i ? "quantized" : "q4_0.gguf"));
     close_model();
     open_model(paths[2]);
     o.hessians = 0;
@@ -112,9 +121,26 @@ START_TEST(with_a_scheme_the_inputs_are_those_of_the_result) {
         for (uint64_t j = 0; j < t->shape[0]; j++)
             ck_assert_msg(fabsf(have[j] - want[j]) <= 1e-4f * want[j], "%s %d: %g, %g", name, (int)j, (double)have[j], (double)want[j]);
     }
-    ck_assert(q_str_is(q_directory_meta(a, Q_HESSIAN_SCHEME)->s, "q4_0:gptq"));
+    ck_assert(q_str_is(q_directory_meta(a, Q_HESSIAN_SCHEME)->s, schemes[_i]));
     q_directory_close(a);
     q_directory_close(b);
+    if (_i) { /* some inputs have changed places, the same for all that read them */
+        q_directory *d = directory(paths[2]);
+        const char *const names[] = {"model.layers.1.self_attn.q_proj.weight", "model.layers.1.self_attn.v_proj.weight"};
+        const int32_t *order[2];
+        for (int i = 0; i < 2; i++) {
+            const q_tensor *t = q_directory_tensor(d, q_str_of(names[i]));
+            ck_assert(t && t->view && t->view->order);
+            order[i] = t->view->order;
+        }
+        ck_assert_int_eq(memcmp(order[0], order[1], WIDTH * sizeof(int32_t)), 0);
+        q_directory_close(d);
+        for (int i = 0; i < 3; i += 2) {
+            char inner[1024];
+            snprintf(inner, sizeof inner, "%.1023s", paths[i]);
+            t_files(inner, 1);
+        }
+    }
 }
 END_TEST
 
@@ -429,6 +455,15 @@ static void spoil(const char *path, const char *name, int row, int column, float
     fclose(f);
 }
 
+START_TEST(files_that_keep_no_order_are_refused) {
+    NEEDS_DENSE();
+    const lq_calibrate_options o = options(NULL);
+    const lq_quantize_options q = {.size = sizeof q, .scheme = "q4_0:gptq_act", .importance = in_tmp(1, "stats.gguf")};
+    calibrated(paths[1], 2, &o);
+    REFUSED(lq_quantize(ctx, paths[0], in_tmp(2, "out.gguf"), &q, NULL), LQ_E_ARG, "attn_q", "gptq_act", "gptq-act keep");
+}
+END_TEST
+
 START_TEST(values_that_no_hessian_has) {
     NEEDS_DENSE();
     static const struct { int row, column; float v; const char *says; } bad[] = {
@@ -452,7 +487,8 @@ static Suite *make(void) {
     tcase_add_checked_fixture(c, setup, teardown);
     tcase_add_test(c, a_hessian_agrees_with_float64);
     tcase_add_test(c, the_sums_are_those_of_a_whole_pass);
-    tcase_add_test(c, with_a_scheme_the_inputs_are_those_of_the_result);
+    tcase_add_loop_test(c, with_a_scheme_the_inputs_are_those_of_the_result, 0, 2);
+    tcase_add_test(c, files_that_keep_no_order_are_refused);
     tcase_add_test(c, neither_threads_nor_files_for_memory_change_a_byte);
     tcase_add_test(c, a_recipe_in_a_file_serves_as_well);
     tcase_add_test(c, hessians_for_another_scheme_are_used_with_a_warning);

@@ -242,11 +242,15 @@ static uint8_t *pack(const q_method *how, q_packed_matrix *m, uint32_t part, q_o
 /* w = s * (q - z), with words of eight codes along inputs (GPTQ) or outputs (AWQ). */
 static void check_i4(const char *name, const char *format, bool awq) {
     static const int order[8] = {0, 2, 4, 6, 1, 3, 5, 7};
+    int32_t inputs[K], column[K]; /* of a column; of an input */
     const q_method *how = method(name);
     q_packed_matrix m;
     q_out_tensor t;
     q_arena arena = {.alloc = A};
     make_matrix(&m, format, "a.b.weight");
+    for (int i = 0; i < K; i++) inputs[i] = how->ordered ? (i * 77 + 5) % K : i; /* 77 is odd: each once */
+    for (int i = 0; i < K; i++) column[inputs[i]] = i;
+    if (how->ordered) m.order = inputs;
     const int group = m.format->weights;
     float before[ROWS][K];
     for (int r = 0; r < ROWS; r++) q_decode_row(m.format, m.data + r * m.row_bytes, K, before[r]);
@@ -267,15 +271,16 @@ static void check_i4(const char *name, const char *format, bool awq) {
             int at = 0;
             while (awq && order[at] != r % 8) at++;
             const uint32_t word = awq ? qw[i * (ROWS / 8) + r / 8] : qw[i / 8 * ROWS + r];
-            const uint32_t zeros = qz[i / group * (ROWS / 8) + r / 8];
+            const int g = column[i] / group;
+            const uint32_t zeros = qz[g * (ROWS / 8) + r / 8];
             const int q = (int)(word >> 4 * (awq ? at : i % 8) & 15), z = (int)(zeros >> 4 * (awq ? at : r % 8) & 15) + !awq;
             ck_assert(awq || z < 16);
-            ck_assert_msg(q_half_to_f32(sc[i / group * ROWS + r]) * (float)(q - z) == decoded[r][i], "%s row %d, column %d", name, r, i);
+            ck_assert_msg(q_half_to_f32(sc[g * ROWS + r]) * (float)(q - z) == decoded[r][column[i]], "%s row %d, column %d", name, r, i);
         }
     if (!awq) {
         int32_t *g = (int32_t *)(void *)pack(how, &m, 3, &t, &arena);
         ck_assert(q_str_is(t.name, "a.b.g_idx") && t.rank == 1 && t.shape[0] == K);
-        for (int i = 0; i < K; i++) ck_assert_int_eq(g[i], i / group);
+        for (int i = 0; i < K; i++) ck_assert_int_eq(g[i], column[i] / group);
         free(g);
     }
     free(qw);
@@ -291,6 +296,7 @@ START_TEST(four_bit_methods) {
     static const char *const formats[] = {"i4_g32", "i4_g64", "i4_g128"};
     for (size_t i = 0; i < Q_COUNT(formats); i++) {
         check_i4("gptq", formats[i], false);
+        check_i4("gptq-act", formats[i], false);
         check_i4("awq", formats[i], true);
     }
     q_json_text t = {.alloc = A};
