@@ -44,6 +44,12 @@ exits 2 "--load-as with a transform" bq --load-as awq+q4_k_m
 says "--load-as with a transform" "lq quantize MODEL OUTPUT"
 exits 2 "unknown scheme" bq --schemes q8_0,q4_9; says "unknown scheme" "q4_9"
 exits 2 "no scheme" bq --schemes ""
+# A limit holds for each text; the tables come first.
+exits 1 "gate" bq --schemes q8_0,q2_k --max-kld 0.005; says "gate: tables" "^q2_k .*%" "$out"
+says "gate" "missed: q2_k on prose: mean KL"; says "gate" "missed: q2_k on c: mean KL"
+holds "gate: q8_0 keeps it" "$(grep -c 'missed: q8_0' "$err")" -eq 0; holds "gate: nothing left" -z "$(left)"
+exits 1 "gate JSON" bq --schemes q8_0,q2_k --max-kld 0.005 --json; json_is "gate JSON"; holds "gate JSON" "$(json missed)" = 2
+exits 0 "gate kept" bq --schemes q8_0 --max-kld 0.1 --min-same-top 60
 exits 4 "no text" "$LQ" bench quality --model "$POCKET" --text none.txt --schemes q8_0; holds "no text" -z "$(left)"
 exits 4 "no model" "$LQ" bench quality --model none --schemes q8_0; holds "no model" -z "$(left)"
 : >empty.txt

@@ -31,6 +31,17 @@ exits 0 "against itself" "$LQ" eval f16.gguf --against f16.gguf --text "$TEXT/pr
 compare "against itself" "$(json kld_max)" "==" 0; compare "against itself" "$(json same_top)" "==" 1
 
 # The same number for any number of threads; FP32 activations and scalar code are close to it.
+# C13: a limit that is missed ends with 1, behind the whole report.
+gate() { "$LQ" eval q4.gguf --against f16.gguf --text "$TEXT/prose.txt" --max-tokens 512 "$@"; }
+exits 0 "gate kept" gate --max-kld 0.5 --max-ppl-ratio 1.5 --min-same-top 50 --json
+holds "gate kept" "$(json missed)" = 0
+exits 1 "gate missed" gate --max-kld 0.000001; says "gate missed" "^KL divergence" "$out"
+says "gate missed" "missed: q4.gguf on .*prose.txt: mean KL divergence is 0[.0-9]*, must be at most 1e-06"
+exits 1 "gate missed JSON" gate --max-kld 0.000001 --max-ppl-ratio 1.5 --min-same-top 99.99 --json; json_is "gate missed JSON"
+holds "gate missed JSON" "$(json missed)" = 2; holds "gate missed JSON" "$(json missed.1.limit)" = 99.99
+compare "gate missed JSON" "$(json kld_mean)" "==" "$(json missed.0.value)"
+exits 2 "gate without a reference" "$LQ" eval q4.gguf --text "$TEXT/prose.txt" --max-kld 1; says "gate without" "--against"
+
 exits 0 "threads" "$LQ" eval q4.gguf --text "$TEXT/prose.txt" --max-tokens 512 --threads 1 --json; one=$(json nll)
 exits 0 "threads" "$LQ" eval q4.gguf --text "$TEXT/prose.txt" --max-tokens 512 --threads 2 --json
 holds "threads" "$(json nll)" = "$one"

@@ -5,6 +5,7 @@
  * every way out), scores all of them and the finished models it was given against the FP16 one in a single sweep per
  * text, and times each. The tables on standard output are the product. */
 #include "bench_speed.h"
+#include "cli_gate.h"
 
 #include <errno.h>
 #include <ftw.h>
@@ -24,6 +25,7 @@ typedef struct args {
     const char *model, *schemes, *load_as, *importance, *keep, *activations;
     cli_list texts, candidates;
     uint64_t max_tokens, ctx, threads;
+    cli_gate gate;
 } args;
 
 static const args defaults = {.place = CLI_PLACE};
@@ -91,6 +93,7 @@ static const cli_option options[] = {
      .help = "tokens per window (default 512, or the trained context where that is smaller)",
      .also = "|context|window|"},
     CLI_OPT_ACTIVATIONS(args),
+    CLI_OPT_GATE(args),
     {.type = CLI_GROUP, .name = "How"},
     CLI_OPT_DEVICE(args),
     CLI_OPT_GPU_LAYERS(args),
@@ -526,7 +529,7 @@ static json_t *entry_json(const bench *b, const entry *e) {
     return o;
 }
 
-static int print_json(cli *c, const bench *b) {
+static int print_json(cli *c, const bench *b, int code, json_t *missed) {
     json_t *o = json_object(), *ref = json_object(), *list = json_array();
     cli_set_text(o, "model", b->model_path);
     if (b->a->importance) cli_set_text(o, "importance", b->a->importance);
@@ -539,8 +542,24 @@ static int print_json(cli *c, const bench *b) {
     cli_set(o, "reference", ref);
     for (size_t i = 1; i < b->count; i++) (void)json_array_append_new(list, entry_json(b, &b->entries[i]));
     cli_set(o, "schemes", list);
+    if (cli_gate_set(&b->a->gate)) cli_set(o, "missed", json_incref(missed));
     cli_set_real(o, "seconds", cli_clock() - b->start);
-    return cli_json_print(c, o, CLI_OK);
+    return cli_json_print(c, o, code);
+}
+
+/* The tables, and what of them misses the limits, text by text. */
+static int report(cli *c, const bench *b) {
+    json_t *missed = json_array();
+    size_t n = 0;
+    if (!c->json) print_tables(b);
+    fflush(stdout);
+    for (size_t i = 1; i < b->count; i++)
+        for (size_t t = 0; t < b->texts; t++)
+            n += cli_gate_check(&b->a->gate, b->entries[i].name, b->text_names[t], &b->entries[i].domain[t], missed);
+    int code = n ? CLI_CHECK_FAILED : CLI_OK;
+    if (c->json) code = print_json(c, b, code, missed);
+    json_decref(missed);
+    return code;
 }
 
 static int remove_one(const char *path, const struct stat *st, int type, struct FTW *at) {
@@ -577,9 +596,9 @@ static int run(cli *c, const void *arguments) {
         if (code == 0) code = open_all(c, b);
         if (code == 0) code = score_all(c, b);
         if (code == 0) code = time_all(c, b);
-        if (code == 0 && c->json) code = print_json(c, b);
-        else if (code == 0) print_tables(b);
-        if (code == 0 && !c->json) {
+        const bool measured = code == 0;
+        if (measured) code = report(c, b);
+        if (measured && !c->json) {
             cli_plan_print(stderr, &b->entries[1].speed.plan);
             fprintf(stderr, "%.0f s\n", cli_clock() - b->start);
         }
@@ -597,6 +616,8 @@ const cli_command cli_command_bench_quality = {
              "the same texts against the FP16 original. Bits per weight and bytes say what a scheme saves;\n"
              "perplexity, and more sharply the mean KL divergence, say what it costs (0 = predictions as of the\n"
              "original). The second table has the divergence per text: the damage is not the same everywhere.\n\n"
+             "With limits (--max-kld and others) what a scheme misses on any of the texts is told after the tables,\n"
+             "and the exit code is 1.\n\n"
              "Schemes that want statistics (gptq-4bit-g128, awq+q4_k_m) take them from --importance. Each wants\n"
              "its own, as `lq calibrate --for` makes them: quantize with each, then score the results together.\n\n"
              "Needs room for all the files in $TMPDIR (or /tmp), and memory for all models at once; they are\n"

@@ -2,7 +2,7 @@
  *
  * The numbers come from lq_evaluate and lq_compare; this file chooses the window, checks that the text suffices before
  * anything is evaluated, and names the results. */
-#include "cli.h"
+#include "cli_gate.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -13,6 +13,7 @@ typedef struct args {
     const char *model, *text, *against, *activations, *isa;
     uint64_t ctx, max_tokens, threads, threads_prefill;
     uint32_t score_all;
+    cli_gate gate;
 } args;
 
 static const args defaults = {.place = CLI_PLACE};
@@ -45,6 +46,7 @@ static const cli_option options[] = {
      .help = "score every position; without it, the second half of each window, where the\n"
              "model has context to go by",
      .also = "|stride|all|"},
+    CLI_OPT_GATE(args),
     {.type = CLI_GROUP, .name = "How"},
     CLI_OPT_DEVICE(args),
     CLI_OPT_GPU_LAYERS(args),
@@ -90,7 +92,7 @@ typedef struct sweep {
     double seconds;
 } sweep;
 
-static int print_json(cli *c, const args *a, const sweep *w) {
+static int print_json(cli *c, const args *a, const sweep *w, int code, json_t *missed) {
     const lq_eval_result *r = &w->result[0], *ref = &w->result[1];
     json_t *o = result_json(r, a->against != NULL);
     cli_set_text(o, "model", a->model);
@@ -103,7 +105,8 @@ static int print_json(cli *c, const args *a, const sweep *w) {
     if (w->plan.device[0]) cli_set(o, "device", cli_plan_json(&w->plan));
     cli_border_json(o, &w->stats);
     cli_set_real(o, "seconds", w->seconds);
-    return cli_json_print(c, o, CLI_OK);
+    if (cli_gate_set(&a->gate)) cli_set(o, "missed", json_incref(missed));
+    return cli_json_print(c, o, code);
 }
 
 static void print_result(const args *a, const sweep *w) {
@@ -122,6 +125,16 @@ static void print_result(const args *a, const sweep *w) {
     }
     fprintf(stderr, "%.1f s, %.0f tokens/s\n", w->seconds, w->seconds > 0 ? (double)r->evaluated / w->seconds : 0.0);
     cli_border_print(&w->stats);
+}
+
+/* The result, and what of it misses the limits. */
+static int report(cli *c, const args *a, const sweep *w) {
+    json_t *missed = json_array();
+    if (!c->json) print_result(a, w);
+    int code = cli_gate_check(&a->gate, a->model, a->text, &w->result[0], missed) ? CLI_CHECK_FAILED : CLI_OK;
+    if (c->json) code = print_json(c, a, w, code, missed);
+    json_decref(missed);
+    return code;
 }
 
 /* The models are open: sessions, tokens, the sweep. models[1] is the reference or NULL. */
@@ -171,8 +184,7 @@ static int evaluate(cli *c, const args *a, lq_model *const models[2]) {
         w.seconds = cli_clock() - progress.start;
         if (s == LQ_OK) s = lq_session_stats(sessions[0], &w.stats);
         if (s != LQ_OK) code = cli_fail(c, s, NULL);
-        else if (c->json) code = print_json(c, a, &w);
-        else print_result(a, &w);
+        else code = report(c, a, &w);
     }
     lq_session_close(sessions[0]);
     lq_session_close(sessions[1]);
@@ -185,6 +197,8 @@ static int run(cli *c, const void *arguments) {
     lq_ctx *ctx;
     lq_model *models[2] = {NULL, NULL};
     const lq_model_options mo = cli_model_options(a->activations);
+    if (cli_gate_set(&a->gate) && !a->against)
+        return cli_usage(c, "limits are to a reference: name it with --against");
     int code = cli_check_activations(c, a->activations);
     if (code == 0) code = cli_open(c, a->threads, a->isa, &a->memory, &ctx);
     if (code != 0) return code;
@@ -208,11 +222,14 @@ const cli_command cli_command_eval = {
              "model's predictions are from those of the reference, token by token (0 = identical), and how\n"
              "often both have the same most likely token.\n\n"
              "The text is cut into windows that do not overlap; each begins with an empty context. With --device\n"
-             "both models run there.\n",
+             "both models run there.\n\n"
+             "With limits (--max-kld and others) the report comes first, then what was missed, and the exit code\n"
+             "is 1: a gate for scripts.\n",
     .operands = operands,
     .options = options,
     .examples = "  lq eval my-model.q4_k_m.gguf --text book.txt\n"
                 "  lq eval my-model.q4_k_m.gguf --text book.txt --against my-model.f16.gguf --json\n"
+                "  lq eval my-model.gguf --text book.txt --against my-model.f16.gguf --max-kld 0.02 || echo worse\n"
                 "  lq eval my-model.gguf --text book.txt --ctx 2048 --max-tokens 100000 --score-all\n",
     .args_size = sizeof(args),
     .defaults = &defaults,
