@@ -2,8 +2,8 @@
  *
  * Read it from top to bottom: status, context, formats, model, quantize, session, text, decode, sample, evaluate,
  * calibrate.
- * A program that generates text needs nine functions: lq_open, lq_model_open, lq_session_open, lq_tokenize, lq_decode,
- * lq_sample, lq_detokenize and the closes; tools/examples/generate.c is such a program.
+ * A program that generates text needs ten functions: lq_open, lq_model_open, lq_session_open, lq_tokenize, lq_decode,
+ * lq_sample, lq_detokenize and three closes; tools/examples/generate.c is such a program.
  *
  * Rules that hold for every function here
  *   Errors     A function that can fail returns lq_status: 0 (LQ_OK) or a negative code. On failure every out-parameter
@@ -311,7 +311,7 @@ typedef struct lq_session_options {
     uint32_t size;
     uint32_t context;        /* tokens per sequence; 0 = the trained context */
     uint32_t batch;          /* most tokens evaluated in one pass over the weights; 0 = 512; longer input is split */
-    uint32_t max_logits;     /* most rows of logits one lq_decode may ask for; 0 = 1 */
+    uint32_t max_logits;     /* most rows of logits one lq_decode may ask for, such as one for each sequence; 0 = 1 */
     uint32_t threads;        /* 0 = the context's */
     const char *activations; /* "f32" = FP32 activations everywhere; NULL = what the fastest kernels want: 8 bits, or
                                 BF16 with weights in BF16 */
@@ -332,7 +332,7 @@ LQ_API lq_status lq_session_open(lq_model *model, const lq_session_options *opti
 LQ_API void lq_session_close(lq_session *session);
 
 /* Make the running call of this session return LQ_E_CANCELLED within one layer. From any thread or a signal handler.
- * Without a running call the next one returns it at once. The sequence keeps the tokens of finished passes. */
+ * Without a running call the next one returns it at once. Sequences keep the tokens of finished passes. */
 LQ_API void lq_session_cancel(lq_session *session);
 
 typedef struct lq_plan_info {
@@ -412,7 +412,7 @@ LQ_API lq_status lq_seq_info_get(const lq_session *session, uint32_t sequence, l
 typedef struct lq_stats {
     uint32_t size;
     uint32_t last_logits_hash;       /* FNV-1a of the last row of logits: equal hashes = equal bits */
-    uint64_t prefill_tokens, decode_tokens; /* decode = passes over one token */
+    uint64_t prefill_tokens, decode_tokens; /* decode = passes over one token of each sequence */
     double prefill_seconds, decode_seconds; /* with what was packed before each pass (lq_model_options.pack_at_open) */
     uint64_t decode_bytes;           /* weight and KV bytes read by the decode passes */
     uint64_t border_bytes;           /* hidden values that passed from one device to the next: once out, once in */
@@ -470,7 +470,7 @@ LQ_API lq_status lq_decode(lq_session *session, const lq_item *items, size_t n_i
  * as in lq_decode. Logits as there; tokens from logits_from on are always evaluated. lq_seq_info says how many were not. */
 LQ_API lq_status lq_sync(lq_session *session, uint32_t sequence, const int32_t *ids, size_t count, size_t logits_from);
 
-/* Row `row` of the logits that the last lq_decode kept: `vocabulary` floats, borrowed until the next call on the
+/* Row `row` of the logits that the last lq_decode or lq_sync kept: `vocabulary` floats, borrowed until the next call on the
  * session. LQ_E_ARG when there is no such row. */
 LQ_API lq_status lq_logits(const lq_session *session, uint32_t row, const float **out);
 

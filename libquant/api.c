@@ -157,13 +157,14 @@ void lq_session_cancel(lq_session *session) {
 
 /* Of the pool with the fewest free. */
 static void q_session_pages(const lq_session *s, lq_session_info *i) {
-    i->kv_tokens = i->kv_free = s->plan->n_kv ? UINT64_MAX : 0;
+    i->kv_tokens = i->kv_free = UINT64_MAX;
     for (int32_t p = 0; p < s->plan->n_kv; p++) {
         const q_kv_book *b = &s->kv_book.books[p];
         if (b->window > 0) continue;
         i->kv_tokens = Q_MIN(i->kv_tokens, (uint64_t)b->n * Q_KV_TOKENS);
         i->kv_free = Q_MIN(i->kv_free, (uint64_t)(b->n - b->held) * Q_KV_TOKENS);
     }
+    if (i->kv_tokens == UINT64_MAX) i->kv_tokens = i->kv_free = 0; /* there is no such layer */
 }
 
 lq_status lq_session_info_get(const lq_session *s, lq_session_info *info) {

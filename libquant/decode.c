@@ -1,7 +1,7 @@
 /* decode.c: running a session: tokens of many sequences into passes, passes through the segments, logits, statistics.
  *
- * What a sequence holds and what it may take from the tree of prefixes is kv.c's to say; here the copies are made that
- * it asks for, and what a cut left to be evaluated anew goes before new tokens. Nothing is allocated. Layer L3. */
+ * kv.c decides what a sequence holds and may reuse. This file makes the copies it asks for, and evaluates again what a
+ * cut left incomplete before it evaluates new tokens. Nothing is allocated. Layer L3. */
 #include "engine.h"
 
 #include <math.h>
@@ -77,13 +77,15 @@ static lq_status run_segments(lq_session *s, q_batch *b, bool decode) {
  * ends. */
 static uint32_t fill(lq_session *s, uint32_t n_shares, q_batch *b) {
     uint32_t n = 0, n_out = 0;
+    bool closed = false; /* a share ended before its rows: those of others would come before them */
     for (uint32_t i = 0; i < n_shares; i++) {
         q_share *h = &s->shares[i];
         const q_kv_seq *q = &s->kv_book.seqs[h->seq];
-        h->taken = Q_MIN(h->end - q->stored, s->shape.batch - n);
+        h->taken = closed ? 0 : Q_MIN(h->end - q->stored, s->shape.batch - n);
         if (h->taken == 0) continue;
         const uint32_t stop = q_kv_stop(&s->kv_book, h->seq, h->taken);
         if (stop) h->taken = stop;
+        closed = q->stored + h->taken < h->end && h->from < h->end;
         for (uint32_t j = 0; j < h->taken; j++, n++) {
             const uint32_t pos = q->stored + j;
             s->ids[n] = q->ids[pos];
@@ -102,6 +104,7 @@ static uint32_t fill(lq_session *s, uint32_t n_shares, q_batch *b) {
 
 static lq_status prepare(lq_session *s, uint32_t n_shares) {
     q_kv *kv = &s->kv_book;
+    kv->n_copies = 0;
     for (uint32_t i = 0; i < n_shares; i++) {
         const q_share *h = &s->shares[i];
         q_kv_seq *q = &kv->seqs[h->seq];
@@ -180,6 +183,20 @@ lq_status q_session_has_seq(const lq_session *s, uint32_t seq) {
                   s->shape.seqs);
 }
 
+static lq_status check_ids(const lq_session *s, const int32_t *ids, size_t n) {
+    for (size_t i = 0; i < n; i++)
+        if (ids[i] < 0 || ids[i] >= s->plan->vocab)
+            return q_fail(LQ_E_ARG, "lq_decode: token %zu is %d, outside the vocabulary of %d", i, ids[i],
+                          s->plan->vocab);
+    return LQ_OK;
+}
+
+static lq_status check_rows(const lq_session *s, uint64_t rows) {
+    if (rows <= s->shape.max_logits) return LQ_OK;
+    return q_fail(LQ_E_ARG, "lq_decode: %llu rows of logits were asked for, the session keeps %u (max_logits)",
+                  (unsigned long long)rows, s->shape.max_logits);
+}
+
 static lq_status check_item(const lq_session *s, const lq_item *t) {
     Q_TRY(q_session_has_seq(s, t->sequence));
     const uint32_t length = s->kv_book.seqs[t->sequence].length;
@@ -188,11 +205,7 @@ static lq_status check_item(const lq_session *s, const lq_item *t) {
         return q_fail(LQ_E_ARG, "lq_decode: logits from token %zu of %zu", t->logits_from, t->count);
     if (t->count > s->shape.context - length)
         return q_fail(LQ_E_CONTEXT, "%zu tokens after %u exceed the context of %u", t->count, length, s->shape.context);
-    for (size_t i = 0; i < t->count; i++)
-        if (t->ids[i] < 0 || t->ids[i] >= s->plan->vocab)
-            return q_fail(LQ_E_ARG, "lq_decode: token %zu is %d, outside the vocabulary of %d", i, t->ids[i],
-                          s->plan->vocab);
-    return LQ_OK;
+    return check_ids(s, t->ids, t->count);
 }
 
 static lq_status check_items(lq_session *s, const lq_item *items, size_t n) {
@@ -207,10 +220,7 @@ static lq_status check_items(lq_session *s, const lq_item *items, size_t n) {
             return q_fail(LQ_E_ARG, "lq_decode: item %zu is of sequence %u, as another before it", i,
                           items[i].sequence);
     }
-    if (rows > s->shape.max_logits)
-        return q_fail(LQ_E_ARG, "lq_decode: %llu rows of logits were asked for, the session keeps %u (max_logits)",
-                      (unsigned long long)rows, s->shape.max_logits);
-    return LQ_OK;
+    return check_rows(s, rows);
 }
 
 /* All items' tokens may be added: take from the tree what is there, and see whether the rest has room. */
@@ -221,7 +231,7 @@ static lq_status admit(lq_session *s, const lq_item *items, size_t n, bool fresh
         q_kv_seq *q = &kv->seqs[t->sequence];
         q_share *h = &s->shares[i];
         *h = (q_share){.seq = t->sequence, .old = q->length, .keep = q->length, .end = q->length + (uint32_t)t->count,
-                       .from = q->length + (uint32_t)t->logits_from};
+                       .from = q->length + (uint32_t)t->logits_from, .restore = q->restore};
         q->again = q->kept = 0;
         s->of[i] = t->sequence;
         s->count[i] = (uint32_t)t->count - (fresh ? 0 : q_kv_find(kv, t->sequence, t->ids, (uint32_t)t->logits_from));
@@ -232,7 +242,7 @@ static lq_status admit(lq_session *s, const lq_item *items, size_t n, bool fresh
         q_kv_seq *q = &kv->seqs[items[i].sequence];
         const uint32_t done = q->length - s->shares[i].old;
         if (!room) {
-            q_kv_truncate(kv, items[i].sequence, s->shares[i].old);
+            q_kv_unfind(kv, items[i].sequence, s->shares[i].old, s->shares[i].restore);
             continue;
         }
         memcpy(q->ids + q->length, items[i].ids + done, (items[i].count - done) * sizeof *q->ids);
@@ -251,8 +261,15 @@ static bool done(const lq_session *s, uint32_t n_shares) {
     return true;
 }
 
+/* A request to cancel that no call has obeyed yet. */
+static lq_status check_cancel(lq_session *s) {
+    if (atomic_exchange(&s->cancel, 0)) return q_fail(LQ_E_CANCELLED, "cancelled before the first layer");
+    return LQ_OK;
+}
+
 lq_status q_session_decode(lq_session *s, const lq_item *items, size_t n, bool fresh) {
     Q_TRY(check_items(s, items, n));
+    Q_TRY(check_cancel(s));
     s->n_logits = 0;
     Q_TRY(admit(s, items, n, fresh));
     lq_status st = LQ_OK;
@@ -287,18 +304,24 @@ lq_status q_session_sync(lq_session *s, uint32_t seq, const int32_t *ids, size_t
     if (count > s->shape.context)
         return q_fail(LQ_E_CONTEXT, "%zu tokens exceed the context of %u", count, s->shape.context);
     if (logits_from > count) return q_fail(LQ_E_ARG, "lq_sync: logits from token %zu of %zu", logits_from, count);
+    Q_TRY(check_rows(s, count - logits_from));
+    Q_TRY(check_ids(s, ids, count));
+    Q_TRY(check_cancel(s));
     q_kv *kv = &s->kv_book;
     q_kv_seq *q = &kv->seqs[seq];
     const uint32_t most = Q_MIN((uint32_t)logits_from, q->length);
     uint32_t same = 0;
     while (same < most && q->ids[same] == ids[same]) same++;
-    if (q_kv_known(kv, ids, (uint32_t)logits_from) > same) same -= same % Q_KV_TOKENS; /* another text goes on so */
+    bool full = s->plan->states == 0 && q->root == -1; /* where nothing is lost but the page */
+    for (int32_t p = 0; p < s->plan->n_kv; p++) full = full && s->plan->kv[p].window <= 0;
+    if (full && q_kv_known(kv, ids, (uint32_t)logits_from) > same)
+        same -= same % Q_KV_TOKENS; /* another text goes on so */
     q_kv_truncate(kv, seq, same);
     s->n_logits = 0;
     if (same < count)
         Q_TRY(q_session_decode(s, &(lq_item){.sequence = seq, .ids = ids + same, .count = count - same,
                                              .logits_from = logits_from - same}, 1, false));
-    q->kept = same;
+    q->kept = same - Q_MIN(same, q->again);
     return LQ_OK;
 }
 
@@ -328,6 +351,7 @@ void q_session_seq_info(const lq_session *s, uint32_t seq, lq_seq_info *info) {
     static const char *const why[] = {
         [Q_KV_HIT] = "",
         [Q_KV_OFF] = "reuse is switched off (no_reuse)",
+        [Q_KV_INSIDE] = "the sequence did not end with a full page",
         [Q_KV_SHORT] = "there were fewer new tokens than a page has",
         [Q_KV_NEW] = "no text that is kept goes on with these tokens",
         [Q_KV_WINDOW] = "keys and values of a sliding window had made room for others",

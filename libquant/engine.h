@@ -79,6 +79,7 @@ struct lq_model {
     q_spot *spots;            /* [n_items] while the model opens, and `marks`: on which places a step reads each */
     uint8_t *marks;
     uint64_t device_weights;  /* bytes of these blocks, as the device counts them */
+    _Atomic uint64_t hash;    /* q_model_hash; 0 = nobody has asked yet */
     uint64_t bytes_per_token; /* weight bytes that one decoded token reads */
     q_adapter *adapters;      /* [n_items]; NULL = no item has any */
     float *adapter_data;      /* behind them */
@@ -94,9 +95,9 @@ static inline const q_wide *q_ctx_wide(const lq_ctx *ctx) { return q_wide_of(ctx
 lq_status q_ctx_open(const lq_options *options, lq_ctx **out);
 void q_ctx_close(lq_ctx *ctx);
 
-/* What tells a model from others: hyper-parameters; tensors by name, shape, format and samples of their bytes, and as they are
- * used; adapters. */
-lq_status q_model_hash(const lq_model *model, uint64_t *hash);
+/* What tells a model from others: hyper-parameters; tensors by name, shape, format and samples of their bytes, and as
+ * they are used; adapters. Read when it is first asked for, which may allocate for the length of the call. */
+lq_status q_model_hash(lq_model *model, uint64_t *hash);
 lq_status q_model_open(lq_ctx *ctx, const char *path, const lq_model_options *options, lq_model **out);
 void q_model_close(lq_model *model);
 
@@ -171,6 +172,7 @@ typedef struct q_share {
     uint32_t from;       /* logits are kept from this position on */
     uint32_t taken;      /* columns of the present pass */
     uint32_t keep;       /* length that it keeps if the call fails now */
+    int32_t restore;     /* its q_kv_seq.restore before */
 } q_share;
 /* Whose logits a row is: those that follow `length` tokens of a sequence. */
 typedef struct q_row {

@@ -6,7 +6,8 @@
 uint64_t q_kv_pool_pages(int32_t window, uint64_t seqs, uint64_t context, uint64_t tokens, uint64_t batch) {
     enum { BEHIND = 512 / Q_KV_TOKENS };
     const uint64_t each = (context + Q_KV_TOKENS - 1) / Q_KV_TOKENS;
-    const uint64_t all = tokens ? Q_MIN((tokens + Q_KV_TOKENS - 1) / Q_KV_TOKENS, seqs * each) : seqs * each;
+    const uint64_t some = tokens / Q_KV_TOKENS + (tokens % Q_KV_TOKENS != 0);
+    const uint64_t all = tokens ? Q_MIN(some, seqs * each) : seqs * each;
     if (window <= 0) return all;
     /* of window + n - 1 positions in a row, n of a pass, and n adds up to a batch over all sequences */
     const uint64_t seen = ((uint64_t)window + Q_KV_TOKENS - 2) / Q_KV_TOKENS + 2 + BEHIND;
@@ -124,6 +125,10 @@ static lq_status own(q_kv *kv, q_kv_seq *s, int32_t pool, uint32_t at) {
         if (fresh >= 0) q_kv_give(kv, pool, (uint32_t)fresh);
         return LQ_OK;
     }
+    if (fresh < 0 && p->holders == 1 && kv->books[pool].window > 0) { /* others are past it: only reuse loses it */
+        q_kv_part(kv, p->node, pool);
+        return LQ_OK;
+    }
     if (fresh < 0) return q_fail(LQ_E_INTERNAL, "no page is left to copy to, in pool %d", pool);
     kv->copies[kv->n_copies++] = (q_kv_copy){pool, page, (uint32_t)fresh};
     q_kv_hold(kv, pool, (uint32_t)fresh);
@@ -166,25 +171,46 @@ lq_status q_kv_receive(q_kv *kv, uint32_t seq, uint32_t stored) {
             q_kv_hold(kv, p, (uint32_t)page);
             s->tables[p][s->top] = (uint32_t)page;
         }
-    s->root = -2 - (int32_t)(kv->loaded++ % INT32_MAX);
+    if (stored > 0) s->root = -2 - (int32_t)(kv->loaded++ % INT32_MAX);
     return LQ_OK;
+}
+
+/* Of a page that is not full every holder that writes takes a copy, but the last. While they are counted `holders`
+ * stands for those who are left. */
+static uint64_t copies(const q_kv *kv, int32_t pool, const uint32_t *seqs, const uint32_t *counts, uint32_t n) {
+    uint64_t made = 0;
+    for (int pass = 0; pass < 2; pass++)
+        for (uint32_t i = 0; i < n; i++) {
+            const q_kv_seq *s = &kv->seqs[seqs[i]];
+            if (counts[i] == 0 || s->stored % Q_KV_TOKENS == 0) continue;
+            q_kv_page *p = &kv->books[pool].pages[s->tables[pool][s->stored / Q_KV_TOKENS]];
+            if (pass) p->holders++;
+            else made += p->holders-- > 1;
+        }
+    return made;
+}
+
+/* Pages that nobody else holds: a window that moves on gives them back. */
+static uint32_t own_pages(const q_kv_book *b, const q_kv_seq *s, int32_t pool) {
+    uint32_t n = 0;
+    for (uint32_t j = s->low[pool]; j < s->top; j++) n += b->pages[s->tables[pool][j]].holders == 1;
+    return n;
 }
 
 /* Pages of a pool that n sequences take, at most, when so many tokens are added to each: one for each new page of
  * tokens; with a window no more than that shows of each, and a pass. */
 static uint64_t wanted(const q_kv *kv, int32_t pool, const uint32_t *seqs, const uint32_t *counts, uint32_t n) {
     const q_kv_book *b = &kv->books[pool];
-    uint64_t fresh = 0, seen = (uint64_t)kv->plan->columns / Q_KV_TOKENS, copies = 0;
+    uint64_t fresh = 0, seen = (uint64_t)kv->plan->columns / Q_KV_TOKENS;
     for (uint32_t i = 0; i < n; i++) {
         const q_kv_seq *s = &kv->seqs[seqs[i]];
-        const uint32_t to = pages_of(s->length + counts[i]), held = s->top - Q_MIN(s->top, s->low[pool]);
-        const uint32_t shown = Q_MIN(to, (uint32_t)b->window / Q_KV_TOKENS + 3);
+        const uint32_t to = pages_of(s->length + counts[i]);
         fresh += to - Q_MIN(to, s->top);
+        if (b->window <= 0) continue;
+        const uint32_t shown = Q_MIN(to, (uint32_t)b->window / Q_KV_TOKENS + 3), held = own_pages(b, s, pool);
         seen += shown - Q_MIN(shown, held);
-        copies += counts[i] && s->stored % Q_KV_TOKENS &&
-                  b->pages[s->tables[pool][s->stored / Q_KV_TOKENS]].holders > 1;
     }
-    return copies + (b->window > 0 ? Q_MIN(fresh, seen) : fresh);
+    return copies(kv, pool, seqs, counts, n) + (b->window > 0 ? Q_MIN(fresh, seen) : fresh);
 }
 
 bool q_kv_room(const q_kv *kv, const uint32_t *seqs, const uint32_t *counts, uint32_t n, uint64_t *short_by) {
@@ -267,7 +293,8 @@ uint32_t q_kv_find(q_kv *kv, uint32_t seq, const int32_t *ids, uint32_t n) {
     const uint32_t base = s->stored / Q_KV_TOKENS;
     s->reused = 0;
     s->miss = kv->reuse ? n < Q_KV_TOKENS ? Q_KV_SHORT : Q_KV_NEW : Q_KV_OFF;
-    if (s->miss != Q_KV_NEW || s->stored != s->length || s->stored % Q_KV_TOKENS) return 0;
+    if (s->miss == Q_KV_NEW && (s->stored != s->length || s->stored % Q_KV_TOKENS)) s->miss = Q_KV_INSIDE;
+    if (s->miss != Q_KV_NEW) return 0;
     uint32_t full = base;
     for (int32_t at = base ? s->nodes[base - 1] : s->root; (full - base + 1) * Q_KV_TOKENS <= n; full++) {
         at = q_kv_child(kv, at, ids + (uint64_t)(full - base) * Q_KV_TOKENS);
@@ -306,23 +333,38 @@ static uint32_t keeps(q_kv *kv, const q_kv_seq *s, uint32_t length) {
     return all ? length : usable(kv, s->nodes, full, &why) * Q_KV_TOKENS;
 }
 
+/* Its first `stored` tokens stay, which are there. */
+static void cut(q_kv *kv, q_kv_seq *s, uint32_t stored) {
+    const uint32_t top = pages_of(stored), full = stored / Q_KV_TOKENS;
+    shrink(kv, s, top);
+    for (int32_t p = 0; p < kv->plan->n_kv; p++) {
+        const uint32_t from = first_seen(&kv->books[p], stored);
+        hold_nodes(kv, s, p, from, Q_MIN(s->low[p], top));
+        s->low[p] = Q_MIN(s->low[p], from);
+    }
+    for (uint32_t j = s->stored / Q_KV_TOKENS; j > full; j--) q_kv_unref(kv, s->nodes[j - 1]);
+    s->stored = stored;
+}
+
 void q_kv_truncate(q_kv *kv, uint32_t seq, uint32_t length) {
     q_kv_seq *s = &kv->seqs[seq];
     s->kept = s->reused = s->again = 0;
+    s->miss = Q_KV_HIT;
     if (length < s->stored) {
-        const uint32_t stored = keeps(kv, s, length), top = pages_of(stored), full = stored / Q_KV_TOKENS;
-        shrink(kv, s, top);
-        for (int32_t p = 0; p < kv->plan->n_kv; p++) {
-            const uint32_t from = first_seen(&kv->books[p], stored);
-            hold_nodes(kv, s, p, from, Q_MIN(s->low[p], top));
-            s->low[p] = Q_MIN(s->low[p], from);
-        }
-        for (uint32_t j = s->stored / Q_KV_TOKENS; j > full; j--) q_kv_unref(kv, s->nodes[j - 1]);
-        s->stored = stored;
-        restore_from(kv, s, full);
-        if (stored == 0) s->root = -1;
+        cut(kv, s, keeps(kv, s, length));
+        restore_from(kv, s, s->stored / Q_KV_TOKENS);
     }
+    if (s->stored == 0) s->root = -1;
     s->length = length;
+}
+
+void q_kv_unfind(q_kv *kv, uint32_t seq, uint32_t length, int32_t restore) {
+    q_kv_seq *s = &kv->seqs[seq];
+    if (s->length == length) return; /* nothing was found */
+    cut(kv, s, length);
+    s->length = length;
+    s->restore = restore;
+    s->reused = 0;
 }
 
 void q_kv_abandon(q_kv *kv, uint32_t seq) {
@@ -378,11 +420,13 @@ int32_t q_kv_keep_state(q_kv *kv, uint32_t seq) {
     if (!kv->reuse || (uint32_t)kv->plan->states <= kv->n_seqs || s->stored == 0 || s->stored % Q_KV_TOKENS) return -1;
     q_kv_node *node = &kv->nodes[s->nodes[s->stored / Q_KV_TOKENS - 1]];
     if (node->state >= 0) return -1; /* the same is kept already */
-    uint32_t oldest = 0;
-    for (uint32_t i = 1; i < (uint32_t)kv->plan->states - kv->n_seqs; i++)
-        if (kv->state_used[i] < kv->state_used[oldest]) oldest = i;
-    for (uint32_t i = 0; i < kv->n_seqs; i++) /* who waits for it would get another */
-        if (kv->seqs[i].restore == (int32_t)(kv->n_seqs + oldest)) return -1;
+    uint32_t oldest = UINT32_MAX;
+    for (uint32_t i = 0; i < (uint32_t)kv->plan->states - kv->n_seqs; i++) {
+        bool waited = false; /* for it: who does would get another */
+        for (uint32_t j = 0; j < kv->n_seqs; j++) waited = waited || kv->seqs[j].restore == (int32_t)(kv->n_seqs + i);
+        if (!waited && (oldest == UINT32_MAX || kv->state_used[i] < kv->state_used[oldest])) oldest = i;
+    }
+    if (oldest == UINT32_MAX) return -1;
     if (kv->state_nodes[oldest] >= 0) kv->nodes[kv->state_nodes[oldest]].state = -1;
     kv->state_nodes[oldest] = s->nodes[s->stored / Q_KV_TOKENS - 1];
     kv->state_used[oldest] = ++kv->clock;

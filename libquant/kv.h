@@ -38,7 +38,7 @@ typedef struct q_kv_node {
 } q_kv_node;
 
 /* Why no more tokens were found in the tree than were. */
-typedef enum { Q_KV_HIT, Q_KV_OFF, Q_KV_SHORT, Q_KV_NEW, Q_KV_WINDOW, Q_KV_STATE } q_kv_miss;
+typedef enum { Q_KV_HIT, Q_KV_OFF, Q_KV_SHORT, Q_KV_INSIDE, Q_KV_NEW, Q_KV_WINDOW, Q_KV_STATE } q_kv_miss;
 
 typedef struct q_kv_seq {
     uint32_t length;      /* tokens */
@@ -96,6 +96,8 @@ void q_kv_init(q_kv *kv, const q_plan *plan, uint32_t seqs, bool reuse, void *bl
 /* The sequence holds all its tokens' keys and values, and ends with a full page: take from the tree what continues it
  * as ids do, at most n tokens. Returns how many. */
 uint32_t q_kv_find(q_kv *kv, uint32_t seq, const int32_t *ids, uint32_t n);
+/* Take back what was found, right behind it: `length` and `restore` are what they were. */
+void q_kv_unfind(q_kv *kv, uint32_t seq, uint32_t length, int32_t restore);
 /* How many of n tokens a new sequence would find. */
 uint32_t q_kv_known(q_kv *kv, const int32_t *ids, uint32_t n);
 

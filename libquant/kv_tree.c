@@ -68,8 +68,7 @@ void q_kv_unhold(q_kv *kv, int32_t pool, uint32_t page) {
     else if (b->window > 0) page_enter(b, page);
 }
 
-/* Its page of this pool is nobody's any more, or its holders' alone. */
-static void part(q_kv *kv, int32_t node, int32_t pool) {
+void q_kv_part(q_kv *kv, int32_t node, int32_t pool) {
     q_kv_book *b = &kv->books[pool];
     int32_t *page = q_kv_page_of(kv, node, pool);
     if (*page < 0) return;
@@ -96,7 +95,7 @@ static void drop(q_kv *kv, int32_t i) {
     *at = n->next;
     node_leave(kv, i);
     if (n->parent >= 0) kv->nodes[n->parent].children--;
-    for (int32_t p = 0; p < kv->plan->n_kv; p++) part(kv, i, p);
+    for (int32_t p = 0; p < kv->plan->n_kv; p++) q_kv_part(kv, i, p);
     if (n->state >= 0) {
         kv->state_nodes[(uint32_t)n->state - kv->n_seqs] = -1;
         kv->state_used[(uint32_t)n->state - kv->n_seqs] = 0;
@@ -119,9 +118,9 @@ void q_kv_tree_init(q_kv *kv) {
 int32_t q_kv_take(q_kv *kv, int32_t pool) {
     q_kv_book *b = &kv->books[pool];
     while (b->n_free == 0) {
-        if (b->window > 0 && b->oldest >= 0) part(kv, b->pages[b->oldest].node, pool);
-        else if (kv->oldest >= 0) drop(kv, kv->oldest);
-        else return -1;
+        if (b->window > 0 && b->oldest >= 0) q_kv_part(kv, b->pages[b->oldest].node, pool);
+        else if (b->window <= 0 && kv->oldest >= 0) drop(kv, kv->oldest);
+        else return -1; /* of a windowed pool all pages are held then, in nodes or not */
     }
     return (int32_t)b->free[--b->n_free];
 }

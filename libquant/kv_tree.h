@@ -10,6 +10,8 @@ void q_kv_tree_init(q_kv *kv);
  * nor will it get one. */
 int32_t q_kv_take(q_kv *kv, int32_t pool);
 void q_kv_give(q_kv *kv, int32_t pool, uint32_t page);
+/* A node's page of this pool is its holders' alone from now on, or free. */
+void q_kv_part(q_kv *kv, int32_t node, int32_t pool);
 /* One sequence more needs it; one less. */
 void q_kv_hold(q_kv *kv, int32_t pool, uint32_t page);
 void q_kv_unhold(q_kv *kv, int32_t pool, uint32_t page);

@@ -1,7 +1,7 @@
 /* match.c: longest-prefix search in a small set of byte strings (special tokens, user-defined pieces).
  *
  * A sorted array narrowed byte by byte: no pointers to chase, and a text without a match costs one table look-up per
- * byte. Strings are at most Q_LIMIT_SPECIAL bytes, which bounds the work per position. Layer L1. */
+ * byte. Strings are at most Q_LIMIT_SPECIAL bytes, which bounds the work per position. Layer L3. */
 #include "tokenizer.h"
 
 typedef struct q_match_item {

@@ -408,7 +408,9 @@ lq_status q_model_tensor_row(const lq_model *m, uint32_t index, uint64_t row, fl
 
 static uint64_t mix(uint64_t h, const void *data, size_t n) { return h * 1099511628211u ^ q_fnv64(data, n); }
 
-lq_status q_model_hash(const lq_model *m, uint64_t *hash) {
+lq_status q_model_hash(lq_model *m, uint64_t *hash) {
+    *hash = atomic_load(&m->hash); /* several sessions that ask at once find the same */
+    if (*hash) return LQ_OK;
     const q_directory *d = m->dir;
     uint8_t sample[4096];
     uint64_t h = q_fnv64(m->binding->hp.v, sizeof m->binding->hp.v);
@@ -427,6 +429,8 @@ lq_status q_model_hash(const lq_model *m, uint64_t *hash) {
         const char *as = m->weights[i].format->name;
         h = mix(h, as, strlen(as));
     }
-    *hash = m->adapter_data ? mix(h, m->adapter_data, (size_t)m->adapter_bytes) : h;
+    if (m->adapter_data) h = mix(h, m->adapter_data, (size_t)m->adapter_bytes);
+    *hash = h ? h : 1;
+    atomic_store(&m->hash, *hash);
     return LQ_OK;
 }

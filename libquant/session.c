@@ -19,7 +19,7 @@ static lq_status sequences_of(const lq_session_options *o, q_session_shape *s) {
     if (o->kv_tokens && o->kv_tokens < s->context)
         return q_fail(LQ_E_ARG, "kv_tokens %llu is less than the context of %u tokens: no sequence could be as long",
                       (unsigned long long)o->kv_tokens, s->context);
-    if (q_kv_pool_pages(0, s->seqs, s->context, s->kv_tokens, s->batch) > INT32_MAX / 2)
+    if (q_kv_pool_pages(0, s->seqs, s->context, 0, s->batch) > INT32_MAX / 2)
         return q_fail(LQ_E_ARG, "%u sequences of %u tokens have more than %d pages of keys and values", s->seqs,
                       s->context, INT32_MAX / 2);
     return LQ_OK;
@@ -66,9 +66,12 @@ static uint64_t border_bytes(const q_plan *p, const q_session_shape *s) {
     return p->n_segments > 1 ? (uint64_t)s->batch * (uint64_t)p->slot_width[1] * sizeof(float) : 0;
 }
 static uint64_t array_bytes(const q_plan *p, const q_session_shape *s) {
-    return (uint64_t)s->max_logits * ((uint64_t)p->vocab * sizeof(float) + sizeof(q_row)) +
-           (uint64_t)s->batch * 4 * sizeof(int32_t) +
-           (uint64_t)s->seqs * (sizeof(q_seq_ref) + sizeof(q_share) + 2 * sizeof(uint32_t)) + q_kv_bytes(p, s->seqs) +
+    const uint64_t arena[] = {(uint64_t)p->n_kv * sizeof(q_buffer), (uint64_t)p->n_segments * sizeof(q_buffer),
+                              (uint64_t)p->n_segments * sizeof(q_program *), s->seqs * sizeof(q_seq_ref),
+                              s->seqs * sizeof(q_share), s->max_logits * sizeof(q_row)};
+    uint64_t n = 4 * q_round_up(s->batch * sizeof(int32_t), 16) + 2 * q_round_up(s->seqs * sizeof(uint32_t), 16);
+    for (size_t i = 0; i < Q_COUNT(arena); i++) n += q_round_up(arena[i], 16);
+    return n + (uint64_t)s->max_logits * (uint64_t)p->vocab * sizeof(float) + q_kv_bytes(p, s->seqs) +
            border_bytes(p, s) + q_ref_sample_bytes((int64_t)p->vocab);
 }
 

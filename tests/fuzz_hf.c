@@ -5,96 +5,15 @@
  *
  * The weights are a fixed small Llama, whole in one folder and in two shards in another. A directory that opens as a
  * model is asked for everything it knows, and decodes. An error is told and names the folder. */
-#include "help_fuzz.h"
+#include "help_fuzz_model.h"
 
 #include "../libquant/loader.h"
 
-#include <fcntl.h>
 #include <sys/stat.h>
-#include <unistd.h>
 
 enum { WITH_TOKENIZER_CONFIG = 1, SHARDED = 2, OWN_TOKENIZER = 4, UNMAPPED = 8, QUANTIZED = 16, ADAPTER = 32 };
-enum { EMBD = 8, FF = 12, VOCAB = 260, PATH = 512 };
 static char folders[5][PATH - 64]; /* whole, sharded, quantized, an adapter, its model */
 static lq_ctx *ctx;
-
-/* ---- the fixed files */
-
-static void write_file(const char *folder, const char *name, const void *data, size_t n) {
-    char path[PATH];
-    snprintf(path, sizeof path, "%s/%s", folder, name);
-    const int fd = open(path, O_WRONLY | O_CREAT | O_TRUNC, 0600);
-    demand(fd >= 0 && write(fd, data, n) == (ssize_t)n);
-    close(fd);
-}
-
-static const struct {
-    const char *name;
-    uint32_t k, rows; /* rows 0: a vector */
-    uint32_t shard;
-} weights[] = {
-    {"model.embed_tokens.weight", EMBD, VOCAB, 0},
-    {"model.layers.0.input_layernorm.weight", EMBD, 0, 0},
-    {"model.layers.0.self_attn.q_proj.weight", EMBD, EMBD, 0},
-    {"model.layers.0.self_attn.k_proj.weight", EMBD, EMBD / 2, 0},
-    {"model.layers.0.self_attn.v_proj.weight", EMBD, EMBD / 2, 1},
-    {"model.layers.0.self_attn.o_proj.weight", EMBD, EMBD, 1},
-    {"model.layers.0.post_attention_layernorm.weight", EMBD, 0, 1},
-    {"model.layers.0.mlp.gate_proj.weight", EMBD, FF, 1},
-    {"model.layers.0.mlp.up_proj.weight", EMBD, FF, 1},
-    {"model.layers.0.mlp.down_proj.weight", FF, EMBD, 1},
-    {"model.norm.weight", EMBD, 0, 1},
-    {"lm_head.weight", EMBD, VOCAB, 1},
-};
-
-/* The weights of the shards in `which` (bits), in float32. */
-static void write_weights(const char *folder, const char *name, uint32_t which) {
-    char head[4096] = "{";
-    size_t n = 1, end = 0;
-    for (size_t i = 0; i < Q_COUNT(weights); i++) {
-        if (!(which >> weights[i].shard & 1)) continue;
-        const size_t from = end, rows = weights[i].rows ? weights[i].rows : 1;
-        char shape[32];
-        end += rows * weights[i].k * 4;
-        if (weights[i].rows) snprintf(shape, sizeof shape, "%u,%u", weights[i].rows, weights[i].k);
-        else snprintf(shape, sizeof shape, "%u", weights[i].k);
-        n += (size_t)snprintf(head + n, sizeof head - n,
-                              "%s\"%s\":{\"dtype\":\"F32\",\"shape\":[%s],\"data_offsets\":[%zu,%zu]}",
-                              n > 1 ? "," : "", weights[i].name, shape, from, end);
-    }
-    head[n++] = '}';
-    uint8_t *file = (uint8_t *)calloc(1, 8 + n + end);
-    demand(file);
-    for (size_t i = 0; i < 8; i++) file[i] = (uint8_t)((uint64_t)n >> (8 * i));
-    memcpy(file + 8, head, n);
-    for (size_t i = 0; i < end; i += 4) { /* small numbers of both signs */
-        const float v = (float)((i * 2654435761u >> 8) % 201) / 400.0f - 0.25f;
-        memcpy(file + 8 + n + i, &v, 4);
-    }
-    write_file(folder, name, file, 8 + n + end);
-    free(file);
-}
-
-/* A tokenizer.model: three special tokens, all bytes, one letter. */
-static size_t make_tokenizer(uint8_t *out) {
-    size_t n = 0;
-    for (int i = 0; i < VOCAB; i++) {
-        char piece[8];
-        snprintf(piece, sizeof piece, i == 0 ? "<unk>" : i == 1 ? "<s>" : i == 2 ? "</s>" : "a");
-        if (i > 2 && i < 259) snprintf(piece, sizeof piece, "<0x%02X>", i - 3);
-        const size_t m = strlen(piece);
-        const uint8_t head[] = {0x0A, (uint8_t)(m + 4), 0x0A, (uint8_t)m};
-        memcpy(out + n, head, sizeof head);
-        memcpy(out + n + sizeof head, piece, m);
-        n += sizeof head + m;
-        out[n++] = 0x18; /* type */
-        out[n++] = i == 0 ? Q_TOKEN_UNKNOWN : i < 3 ? Q_TOKEN_CONTROL : i < 259 ? Q_TOKEN_BYTE : Q_TOKEN_NORMAL;
-    }
-    /* BPE with byte fallback; spaces are kept. */
-    static const uint8_t specs[] = {0x12, 5, 0x18, 2, 0x98, 2, 1, 0x1A, 2, 0x20, 0};
-    memcpy(out + n, specs, sizeof specs);
-    return n + sizeof specs;
-}
 
 static void prepare(void) {
     const char *tmp = getenv("T_TMP");
@@ -105,14 +24,7 @@ static void prepare(void) {
     write_weights(folders[0], "model.safetensors", 3);
     write_weights(folders[1], "a.safetensors", 1);
     write_weights(folders[1], "b.safetensors", 2);
-    static const char config[] =
-        "{\"architectures\":[\"LlamaForCausalLM\"],\"hidden_size\":8,\"intermediate_size\":12,"
-        "\"num_hidden_layers\":1,\"num_attention_heads\":2,\"num_key_value_heads\":1,\"rms_norm_eps\":1e-5,"
-        "\"max_position_embeddings\":64,\"vocab_size\":260}";
-    uint8_t tokens[VOCAB * 16];
-    write_weights(folders[4], "model.safetensors", 3);
-    write_file(folders[4], "config.json", config, sizeof config - 1);
-    write_file(folders[4], "tokenizer.model", tokens, make_tokenizer(tokens));
+    write_model(folders[4]);
     const lq_options o = {.size = sizeof o, .threads = 1};
     demand(lq_open(&o, &ctx) == LQ_OK);
 }

@@ -110,7 +110,11 @@ static void sync_one(world *w, uint32_t seq) {
     memcpy(ids, w->ids[seq], same * sizeof *ids);
     const lq_status st = lq_sync(w->s, seq, ids, count, count - 1);
     if (st == LQ_E_CONTEXT || (st == LQ_E_CANCELLED && w->cancel)) { /* kv_tokens; a request that had come too late */
-        if (st == LQ_E_CANCELLED) w->cancel = false;
+        if (st == LQ_E_CANCELLED) {
+            w->cancel = false;
+            ck_assert_uint_eq(lq_seq_length(w->s, seq), w->length[seq]); /* nothing was touched */
+            return;
+        }
         w->length[seq] = lq_seq_length(w->s, seq);
         memcpy(w->ids[seq], ids, w->length[seq] * sizeof *ids);
         return;
@@ -331,6 +335,27 @@ START_TEST(damaged_sequences_are_refused) {
 }
 END_TEST
 
+/* Room for what all sequences can have: the last holder of a page that is not full needs no copy of it. */
+START_TEST(forks_fill_their_context) {
+    lq_session *s = open_session((lq_session_options){.sequences = 2, .context = 64});
+    const int32_t ids[64] = {3, 40, 5, 60, 7};
+    ck_assert_int_eq(lq_decode(s, &(lq_item){0, ids, 10, 9}, 1), LQ_OK);
+    ck_assert_int_eq(lq_seq_fork(s, 0, 1), LQ_OK);
+    const lq_item both[] = {{0, ids, 54, 54}, {1, ids + 1, 54, 54}};
+    ck_assert_msg(lq_decode(s, both, 2) == LQ_OK, "%s", lq_error_detail());
+    lq_session_close(s);
+    s = open_session((lq_session_options){.kv_tokens = UINT64_MAX});
+    ck_assert_int_eq(t_decode(s, ids, 64, 63), LQ_OK);
+    const int32_t wrong[] = {3, 40, VOCAB};
+    ck_assert_int_eq(lq_sync(s, 0, wrong, 3, 2), LQ_E_ARG); /* and nothing is cut */
+    ck_assert_uint_eq(lq_seq_length(s, 0), 64);
+    lq_session_cancel(s);
+    ck_assert_int_eq(lq_sync(s, 0, ids, 20, 20), LQ_E_CANCELLED); /* though nothing would be evaluated */
+    ck_assert_uint_eq(lq_seq_length(s, 0), 64);
+    lq_session_close(s);
+}
+END_TEST
+
 START_TEST(limits_are_told) {
     int32_t ids[CONTEXT] = {3, 4, 5};
     lq_session *s = open_session((lq_session_options){.sequences = 3, .kv_tokens = CONTEXT, .max_logits = 2});
@@ -389,6 +414,7 @@ static Suite *suite(void) {
     tcase_add_test(t, forks_share_what_they_have);
     tcase_add_test(t, a_saved_text_goes_on);
     tcase_add_test(t, damaged_sequences_are_refused);
+    tcase_add_test(t, forks_fill_their_context);
     tcase_add_test(t, limits_are_told);
     tcase_add_test(t, rows_are_those_of_their_sequences);
     suite_add_tcase(s, t);

@@ -678,25 +678,42 @@ class Session(_Handle):
 
     def save(self, file: BinaryIO, sequence: int = 0) -> None:
         """Write a sequence with its keys and values to a binary file."""
+        raised: List[BaseException] = []
+
         def write(_user: Any, data: int, n: int) -> int:
             try:
-                return 0 if file.write(ctypes.string_at(data, n)) == n else 1
-            except OSError:
+                rest = memoryview(ctypes.string_at(data, n))
+                while rest:
+                    rest = rest[file.write(rest) or 0:]
+                return 0
+            except BaseException as e: # no exception passes through C
+                raised.append(e)
                 return 1
-        _check(load().lq_seq_save(self._handle, sequence, _WRITE(write), None))
+        status = load().lq_seq_save(self._handle, sequence, _WRITE(write), None)
+        if raised:
+            raise raised[0]
+        _check(status)
 
     def load(self, file: BinaryIO, sequence: int = 0) -> None:
         """Read a sequence that `save` wrote, in the place of what this one was."""
+        raised: List[BaseException] = []
+
         def read(_user: Any, data: int, n: int) -> int:
             try:
-                got = file.read(n)
-            except OSError:
+                while n:
+                    got = file.read(n)
+                    if not got:
+                        return 1
+                    ctypes.memmove(data, got, len(got))
+                    data, n = data + len(got), n - len(got)
+                return 0
+            except BaseException as e: # no exception passes through C
+                raised.append(e)
                 return 1
-            if len(got) != n:
-                return 1
-            ctypes.memmove(data, got, n)
-            return 0
-        _check(load().lq_seq_load(self._handle, sequence, _READ(read), None))
+        status = load().lq_seq_load(self._handle, sequence, _READ(read), None)
+        if raised:
+            raise raised[0]
+        _check(status)
 
     def decode(self, ids: Sequence[int], logits_from: Optional[int] = None, sequence: int = 0) -> None:
         """Append tokens and evaluate them; logits are kept from index `logits_from` on (default: for the last)."""
