@@ -215,7 +215,7 @@ ifneq ($(SETUP),0)
 	@tools/setup.sh --aarch64
 endif
 	@$(MAKE) --no-print-directory tests-build B=$(B) CC="$(CROSS)"
-	@B=$(B) RUNNER="$(QEMU)" WITHOUT='check_* cli_* test_corrupt test_fold_search test_kill* test_lora test_nomem test_pack test_quality test_quantize test_wide' tests/run.sh
+	@B=$(B) RUNNER="$(QEMU)" WITHOUT='check_* cli_* test_calibrate_memory test_corrupt test_fold_search test_kill* test_lora test_nomem test_pack test_quality test_quantize test_wide' tests/run.sh
 	@B=$(B) RUNNER="$(QEMU) -cpu cortex-a53" ONLY=test_kernels tests/run.sh
 
 demo: setup

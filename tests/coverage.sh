@@ -8,7 +8,7 @@
 set -u
 cd "$(dirname "$0")/.." || exit 1
 B=${B:-build-coverage} FUZZ=${FUZZ:-0} LEAST=${LEAST:-95}
-parsers='libquant/importance.c libquant/json.c libquant/lora_read.c libquant/recipe.c libquant/text.c libquant/match.c libquant/loader.c libquant/importance.c
+parsers='libquant/importance.c libquant/json.c libquant/lora_read.c libquant/recipe.c libquant/text.c libquant/match.c libquant/loader.c libquant/seq_file.c
     libquant/loaders/gguf.c libquant/loaders/gguf_types.c libquant/loaders/hf_config.c libquant/loaders/hf_dir.c libquant/loaders/hf_awq.c
     libquant/loaders/hf_bnb.c libquant/loaders/hf_ct.c libquant/loaders/hf_fp8.c libquant/loaders/hf_gptq.c libquant/loaders/hf_rows.c
     libquant/loaders/hf_view.c
