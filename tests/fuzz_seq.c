@@ -11,6 +11,7 @@
 
 enum { CONTEXT = 64, SEQS = 2, MOST = 1 << 16, HEADER = 56, SUM_AT = 48, MODEL_AT = 24, BYTES_AT = 40 };
 
+static lq_ctx *ctx;
 static lq_model *model;
 static lq_session *session;
 static uint8_t sample[MOST]; /* a sequence of ours */
@@ -41,17 +42,23 @@ static lq_status add(uint32_t seq, uint32_t n) {
     return lq_decode(session, &(lq_item){.sequence = seq, .ids = ids, .count = n, .logits_from = n - 1}, 1);
 }
 
+static void finish(void) {
+    lq_session_close(session);
+    lq_model_close(model);
+    lq_close(ctx);
+}
+
 static void prepare(void) {
     char folder[PATH];
     const char *tmp = getenv("T_TMP");
     snprintf(folder, sizeof folder, "%.300s/fuzz-seq-%d", tmp ? tmp : "/tmp", (int)getpid());
     demand(mkdir(folder, 0700) == 0);
     write_model(folder);
-    static lq_ctx *ctx;
     const lq_options o = {.size = sizeof o, .threads = 1};
     const lq_session_options so = {.size = sizeof so, .context = CONTEXT, .sequences = SEQS, .kv_tokens = CONTEXT + 32};
     demand(lq_open(&o, &ctx) == LQ_OK && lq_model_open(ctx, folder, NULL, &model) == LQ_OK);
     demand(lq_session_open(model, &so, &session) == LQ_OK && add(0, 37) == LQ_OK);
+    atexit(finish);
     bytes b = {.p = sample};
     demand(lq_seq_save(session, 0, put, &b) == LQ_OK);
     sample_bytes = b.n;
