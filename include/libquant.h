@@ -547,7 +547,8 @@ typedef struct lq_calibrate_options {
     uint64_t max_ram;      /* with either: never ask the allocator for more bytes than these at a time, those of the session
                               counted and those of the model not; where more would be needed, what the text's tokens carry
                               from layer to layer lies in a file beside dst. LQ_E_NOMEM names the smallest number that
-                              suffices. Stacks of threads and OpenBLAS's buffers are their own. 0 = no limit */
+                              suffices. Stacks of threads, OpenBLAS's buffers and what reading a quantized directory keeps
+                              (GPTQ, AWQ, bitsandbytes: some 40 MiB) come on top. 0 = no limit */
     const char *recipe;    /* instead of `scheme`: path of a recipe (lq_quantize_options.recipe) */
 } lq_calibrate_options;
 
@@ -573,7 +574,8 @@ typedef struct lq_calibrate_result {
  * inputs, 2/n times the sum of x x' over all n; needs OpenBLAS at run time (LQ_E_UNSUPPORTED names the package). So it goes
  * with a scheme that has a transform, for the transform's factors and clips. Such runs may take long: each finished layer is
  * kept beside `dst`, in files whose names begin with its own and tell model, text and options apart. After an interruption,
- * of whatever kind, the same call goes on behind it, and ends with the same bytes; then these files go, and others' of dst. */
+ * of whatever kind, the same call goes on behind it, and ends with the same bytes; then these files go, and others' of dst.
+ * One that was killed after dst had its name and before they were gone leaves them there: the same call with `force` ends it. */
 LQ_API lq_status lq_calibrate(lq_session *session, const int32_t *ids, size_t count, const char *dst,
                               const lq_calibrate_options *options, lq_calibrate_result *result);
 

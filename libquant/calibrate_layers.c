@@ -469,7 +469,8 @@ static lq_status write_stage(work *w, q_kept_reader *r, uint32_t t) {
 }
 
 static lq_status write_output(work *w) {
-    uint32_t t = 0;
+    uint32_t t = 0, strays;
+    uint64_t bytes;
     while (t < q_stream_stages(w->stream)) {
         const int32_t layer = q_stream_stage(w->stream, t)->layer;
         q_kept_reader r;
@@ -483,6 +484,8 @@ static lq_status write_output(work *w) {
         }
         Q_TRY(q_kept_close(&r));
     }
+    /* Others' work goes when all of this is read and written, but while the output's lock is ours. */
+    q_kept_strays(&w->kept, &w->model->ctx->log, true, &strays, &bytes);
     q_writer *writer = w->writer;
     w->writer = NULL; /* commit frees it in every case */
     return q_writer_gguf.commit(writer, NULL);
@@ -578,7 +581,7 @@ static lq_status need_bytes(const work *w, bool spool, uint64_t *bytes) {
             if (w->groups[t].parts[i].clips) most = Q_MAX(most, q_new_bytes(clip_floats(w, &w->groups[t].parts[i]) * sizeof(float)));
     }
     for (uint32_t i = 0; i < w->n_outs; i++) tensors += w->outs[i].shape[0] * w->outs[i].shape[1] * sizeof(float);
-    most = Q_MAX(most, q_writer_bytes(w->out_bytes - tensors, 1));
+    most = Q_MAX(most, q_writer_bytes(w->out_bytes - tensors, w->out_bytes, 1));
     *bytes = session_bytes(w->session) + q_stream_bytes(w->stream, spool) + q_arena_bytes(&w->arena) +
              q_new_bytes(w->n_outs * sizeof(uint64_t)) + q_new_bytes(q_pool_bytes(threads_of(w))) +
              (w->options->hessians ? q_new_bytes(k * k * sizeof *w->h) + q_dense_open_bytes() : 0) +
@@ -651,24 +654,27 @@ static lq_status prepare(work *w, const int32_t *ids, size_t count) {
 }
 
 /* What lies there for other options is told before hours are spent, since it may be these that are wrong. */
-static lq_status tell_strays(const work *w) {
+static void tell_strays(const work *w) {
     uint32_t n;
     uint64_t bytes;
-    Q_TRY(q_kept_strays(&w->kept, false, &n, &bytes));
+    q_kept_strays(&w->kept, &w->model->ctx->log, false, &n, &bytes);
     if (n)
         q_log_write(&w->model->ctx->log, LQ_LOG_WARN, "%s: an interrupted calibration of another model, text or other options left %u "
                     "files beside it (%.1f MiB): they are not used, and go when this one is complete", w->dst, n,
                     (double)bytes / 1048576.0);
-    return LQ_OK;
+}
+
+/* What reading a quantized directory keeps: memory that is not wanted any more. */
+static void let_idle(const work *w) {
+    if (w->model->dir->idle) w->model->dir->idle(w->model->dir);
 }
 
 static lq_status run(work *w, const int32_t *ids, size_t count) {
     bool found;
-    uint32_t n;
-    uint64_t bytes;
     Q_TRY(prepare(w, ids, count));
-    Q_TRY(tell_strays(w));
+    tell_strays(w);
     Q_TRY(q_calibrate_check_weights(w->session, w->pool));
+    let_idle(w);
     Q_TRY(q_kept_restore(&w->kept, w->stream, w->text.chunks, w->bytes, &found));
     if (found) {
         const uint32_t at = q_stream_at(w->stream);
@@ -683,7 +689,6 @@ static lq_status run(work *w, const int32_t *ids, size_t count) {
     }
     Q_TRY(tell(w));
     Q_TRY(run_stages(w));
-    Q_TRY(q_kept_strays(&w->kept, true, &n, &bytes)); /* while the output's lock is ours */
     Q_TRY(write_output(w));
     return q_kept_remove(&w->kept, w->model->binding->layers);
 }
@@ -694,6 +699,7 @@ static void release(work *w) {
     q_writer_gguf.discard(w->writer);
     q_kept_discard(w->results);
     q_stream_close(w->stream);
+    let_idle(w);
     if (w->pool) q_pool_close(w->pool);
     q_dense_close(w->dense);
     q_recipe_close(w->recipe);

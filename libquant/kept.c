@@ -204,6 +204,7 @@ lq_status q_kept_remove(q_kept *k, int32_t layers) {
 
 typedef struct strays {
     const q_kept *k;
+    const q_log *log;
     const char *base; /* dst without folders */
     char dir[4096];
     bool remove;
@@ -244,9 +245,8 @@ static lq_status is_ours(const strays *s, const char *path, bool complete, uint6
     return LQ_OK;
 }
 
-static lq_status visit(void *user, const char *entry) {
+static lq_status judge_entry(strays *s, const char *entry) {
     static const char behind[] = ".lq-tmp";
-    strays *s = (strays *)user;
     char path[sizeof s->dir];
     q_str name = q_str_of(entry);
     uint64_t hash, bytes = 0;
@@ -262,12 +262,21 @@ static lq_status visit(void *user, const char *entry) {
     return s->remove ? q_path_remove(path) : LQ_OK;
 }
 
-lq_status q_kept_strays(const q_kept *k, bool remove, uint32_t *n, uint64_t *bytes) {
+static lq_status visit(void *user, const char *entry) {
+    strays *s = (strays *)user;
+    if (judge_entry(s, entry) != LQ_OK)
+        q_log_write(s->log, LQ_LOG_WARN, "%s, which another calibration left beside %s, stays: %s", entry, s->k->dst,
+                    lq_error_detail());
+    return LQ_OK;
+}
+
+void q_kept_strays(const q_kept *k, const q_log *log, bool remove, uint32_t *n, uint64_t *bytes) {
     const char *slash = strrchr(k->dst, '/');
-    strays s = {.k = k, .base = slash ? slash + 1 : k->dst, .remove = remove};
-    Q_TRY(q_path_parent(s.dir, sizeof s.dir, k->dst));
-    Q_TRY(q_path_each(s.dir, visit, &s));
+    strays s = {.k = k, .log = log, .base = slash ? slash + 1 : k->dst, .remove = remove};
+    lq_status status = q_path_parent(s.dir, sizeof s.dir, k->dst);
+    if (status == LQ_OK) status = q_path_each(s.dir, visit, &s);
+    if (status != LQ_OK)
+        q_log_write(log, LQ_LOG_WARN, "what other calibrations may have left beside %s stays: %s", k->dst, lq_error_detail());
     *n = s.n;
     *bytes = s.bytes;
-    return LQ_OK;
 }

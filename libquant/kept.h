@@ -37,7 +37,8 @@ lq_status q_kept_restore(q_kept *k, q_stream *s, uint32_t samples, const uint64_
 /* All is done. */
 lq_status q_kept_remove(q_kept *k, int32_t layers);
 /* Files that interrupted calibrations to the same `dst` left for another hash, those they were writing counted: how many, and
- * of how many bytes; with `remove` they go. Only one who holds the lock of `dst` may ask: then none of them is in use. */
-lq_status q_kept_strays(const q_kept *k, bool remove, uint32_t *n, uint64_t *bytes);
+ * of how many bytes; with `remove` they go. What cannot be looked at or removed (it may be another user's) stays, with a
+ * warning: no calibration fails for it. Only one who holds the lock of `dst` may ask: then none of them is in use. */
+void q_kept_strays(const q_kept *k, const q_log *log, bool remove, uint32_t *n, uint64_t *bytes);
 
 #endif

@@ -285,14 +285,16 @@ typedef struct piece_reader {
 } piece_reader;
 typedef struct reading_back {
     const q_file *file;
-    uint8_t *buffers; /* one per thread */
+    bool by_task;     /* there are fewer tasks than threads: a place each, else one per thread */
+    uint8_t *buffers; /* [places] */
     piece_reader *readers;
 } reading_back;
 
 static void read_pieces(void *arg, int64_t begin, int64_t end, uint32_t thread) {
     const reading_back *r = (const reading_back *)arg;
-    piece_reader *t = &r->readers[thread];
-    uint8_t *buf = r->buffers + (uint64_t)thread * Q_CHECKSUM_PIECE;
+    const uint64_t place = r->by_task ? (uint64_t)begin / Q_READ_BACK_PIECES : thread;
+    piece_reader *t = &r->readers[place];
+    uint8_t *buf = r->buffers + place * Q_CHECKSUM_PIECE;
     for (int64_t i = begin; i < end && t->status == LQ_OK; i++) {
         const uint64_t at = (uint64_t)i * Q_CHECKSUM_PIECE, n = Q_MIN(q_file_size(r->file) - at, (uint64_t)Q_CHECKSUM_PIECE);
         q_checksum h = {0};
@@ -309,12 +311,14 @@ static void read_pieces(void *arg, int64_t begin, int64_t end, uint32_t thread) 
 static lq_status read_all(const q_alloc *a, q_pool *pool, const q_file *f, uint64_t *sum) {
     const uint32_t threads = pool ? q_pool_threads(pool) : 1;
     const int64_t pieces = (int64_t)(q_file_size(f) / Q_CHECKSUM_PIECE + (q_file_size(f) % Q_CHECKSUM_PIECE != 0));
-    reading_back r = {f, (uint8_t *)q_new_raw(a, threads, Q_CHECKSUM_PIECE), Q_NEW(a, piece_reader, threads)};
+    const uint32_t places = q_read_back_threads(q_file_size(f), threads);
+    reading_back r = {f, places < threads, (uint8_t *)q_new_raw(a, places, Q_CHECKSUM_PIECE),
+                      Q_NEW(a, piece_reader, places)};
     lq_status status = r.buffers && r.readers ? LQ_OK : LQ_E_NOMEM;
-    if (status == LQ_OK && pool) q_pool_for(pool, pieces, 4, read_pieces, &r);
+    if (status == LQ_OK && pool) q_pool_for(pool, pieces, Q_READ_BACK_PIECES, read_pieces, &r);
     else if (status == LQ_OK) read_pieces(&r, 0, pieces, 0);
     *sum = 0;
-    for (uint32_t i = 0; i < threads && status == LQ_OK; i++) {
+    for (uint32_t i = 0; i < places && status == LQ_OK; i++) {
         *sum += r.readers[i].sum;
         if (r.readers[i].status != LQ_OK) status = q_fail(r.readers[i].status, "%s", r.readers[i].text);
     }

@@ -102,7 +102,7 @@ typedef struct q_directory {
     const uint8_t *tokenizer; /* its bytes */
     uint64_t tokenizer_bytes;
     void *owner;             /* the loader's */
-    void (*idle)(struct q_directory *dir); /* gives back memory that reading views took; nobody reads meanwhile. NULL = none */
+    void (*idle)(struct q_directory *dir); /* gives back memory that reading views took, from any thread. NULL = none */
     /* Lookup by name. A loader that builds them to find duplicates leaves them here; q_directory_open builds the rest
      * and q_directory_close frees them (with alloc). Without cells, as in a directory made by hand, lookups scan. */
     const q_alloc *alloc;
@@ -175,10 +175,16 @@ typedef struct q_writer_kind {
     void (*discard)(q_writer *w); /* NULL is fine */
 } q_writer_kind;
 extern const q_writer_kind q_writer_gguf;
-/* What one asks of the allocator at any time, at most, when all but the tensors' bytes are so many: them, and then reading them
- * back with their strings, and a buffer and a sentence for each of the threads that commit is given. */
-static inline uint64_t q_writer_bytes(uint64_t header, uint32_t threads) {
-    return 4 * header + (1 << 16) + (uint64_t)threads * (Q_CHECKSUM_PIECE + 1024);
+/* Reading back: how many of the threads that commit is given have a buffer, when the file has so many bytes. */
+enum { Q_READ_BACK_PIECES = 4 /* that a thread takes at a time */ };
+static inline uint32_t q_read_back_threads(uint64_t bytes, uint32_t threads) {
+    const uint64_t tasks = bytes / ((uint64_t)Q_READ_BACK_PIECES * Q_CHECKSUM_PIECE) + 1;
+    return (uint32_t)Q_MIN(tasks, (uint64_t)threads);
+}
+/* What one asks of the allocator at any time, at most, for an output of `total` bytes, when all but the tensors' bytes are so
+ * many: them, and then reading them back with their strings, and a buffer and a sentence for each thread that reads. */
+static inline uint64_t q_writer_bytes(uint64_t header, uint64_t total, uint32_t threads) {
+    return 4 * header + (1 << 16) + (uint64_t)q_read_back_threads(total, threads) * (Q_CHECKSUM_PIECE + 1024);
 }
 /* A Hugging Face directory: shards of safetensors, each text key a file beside them ("config.json" is one of them) and its
  * contents; the number "max_shard_size" says how many bytes of tensors a shard has at most, 5 GB when absent. Tensors are
@@ -186,7 +192,7 @@ static inline uint64_t q_writer_bytes(uint64_t header, uint32_t threads) {
 extern const q_writer_kind q_writer_huggingface;
 
 /* For commit: LQ_E_IO when the file at a path has other bytes than those that were added to `written`. The pool may be NULL;
- * each of its threads has a buffer of Q_CHECKSUM_PIECE bytes. */
+ * each of its threads that has something to read has a buffer of Q_CHECKSUM_PIECE bytes. */
 lq_status q_read_back(const q_alloc *a, q_pool *pool, const char *path, const q_piece_sums *written);
 
 #endif

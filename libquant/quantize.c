@@ -529,7 +529,7 @@ static lq_status make_buffers(work *w) {
         w->span_floats = Q_MAX(w->span_floats, Q_MAX(room, (uint64_t)2) * t->shape[0]); /* 2: a row in either order */
     }
     const uint64_t floats = (uint64_t)w->threads * 2 * w->span_floats * sizeof(float);
-    const uint64_t writer = q_writer_bytes(w->result.bytes - w->tensor_bytes, w->threads);
+    const uint64_t writer = q_writer_bytes(w->result.bytes - w->tensor_bytes, w->result.bytes, w->threads);
     Q_TRY(q_memory_check("quantizing", floats + (w->method ? out : 2 * out) + part + scratch + hessian + limits + rows * sizeof(q_row_sums) +
                          w->threads * sizeof(trouble) + writer,
                          q_pool_stacks(w->threads)));

@@ -22,7 +22,7 @@ exits 2 "bench x" "$LQ" bench speed; says "bench x" "bench model"
 exits 2 "unknown command" "$LQ" quantise; says "unknown command" "nearest is 'quantize'"
 exits 2 "unknown help" "$LQ" help quantise
 
-# C01: wrong usage is refused before anything is loaded.
+# Wrong usage is refused before anything is loaded.
 exits 2 "unknown option" "$LQ" quantize none none --bits 17; says "unknown option" "nearest is --scheme NAME"
 says "unknown option" "lq quantize --help"
 exits 2 "misspelt option" "$LQ" eval none --txet f; says "misspelt option" "nearest is --text FILE"
@@ -95,7 +95,7 @@ for what in devices formats schemes; do
 done
 exits 0 "check" "$LQ" info "$POCKET" --check-tensors
 
-# C09: output that nobody can read.
+# Output that nobody can read.
 "$LQ" info --schemes >&- 2>"$err"; rc=$?
 holds "stdout closed" "$rc" -eq 4; says "stdout closed" "standard output"
 { "$LQ" info "$POCKET" --tensors 2>"$err"; echo $? >rc; } | : ; sleep 0.1

@@ -38,6 +38,7 @@ exits 0 "candidates alone" bq --candidate kept/q4_0.gguf; says "candidates alone
 holds "candidates alone" "$(grep -c '+-' "$out")" -eq 1
 exits 4 "no candidate" bq --candidate none; says "no candidate" "none"; holds "no candidate" -z "$(left)"
 exits 2 "candidate without name" bq --candidate ""
+exits 2 "candidate /" bq --candidate none --candidate //; says "candidate /" "'//' is no path"
 exits 2 "GPTQ without statistics" bq --schemes gptq-4bit-g128; says "GPTQ without statistics" "calibrate"
 holds "GPTQ without statistics" -z "$(left)"
 exits 2 "--load-as with a transform" bq --load-as awq+q4_k_m

@@ -51,7 +51,7 @@ exits 0 "scalar" "$LQ" eval q4.gguf --text "$TEXT/prose.txt" --ctx 32 --max-toke
 compare "scalar" "($(json nll) - $f32) ^ 2" "<" 0.01
 exits 2 "isa" "$LQ" eval q4.gguf --text "$TEXT/prose.txt" --isa avx9000
 
-# C12: texts that do not do; the message says how many tokens are needed.
+# Texts that do not do; the message says how many tokens are needed.
 : >empty.txt; printf 'too short' >short.txt; head -c 100000 /dev/urandom >noise.txt
 printf 'text\000with a NUL' >nul.txt
 for f in empty short noise nul; do

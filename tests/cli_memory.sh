@@ -1,5 +1,5 @@
 #!/bin/sh
-# cli_memory.sh: too little memory (C10): exit code 5 with what is needed and what is available, never a crash.
+# cli_memory.sh: too little memory: exit code 5 with what is needed and what is available, never a crash.
 #
 # The address space of each command grows in steps from too small for the program itself to enough. How much a start
 # takes depends on the machine, which is why no limit is fixed here.

@@ -87,7 +87,7 @@ exits 0 "dry run" q "$POCKET" dry.gguf -s q4_k_m --dry-run --json; absent "dry r
 holds "dry run" "$(json bytes)" -eq "$(wc -c <q4_k_m.gguf)"
 exits 0 "dry run" q "$POCKET" dry.gguf -s q4_k_m --dry-run; says "dry run" "would write"
 
-# C03, C11, C02: refusals, and that they leave things as they are.
+# Refusals, and that they leave things as they are.
 cp q8_0.gguf keep.gguf
 exits 2 "exists" q "$POCKET" keep.gguf -s q4_0; says "exists" "--force"; same "exists" keep.gguf q8_0.gguf
 exits 0 "--force" q "$POCKET" keep.gguf -s q4_0 --force; same "--force" keep.gguf q4_0.gguf
@@ -99,7 +99,7 @@ for dst in src.gguf link.gguf hard.gguf sub/../src.gguf; do
     same "same file as $dst" src.gguf f16.gguf
 done
 
-# C04: the destination cannot be written.
+# The destination cannot be written.
 touch mark
 exits 4 "no such folder" q "$POCKET" none/x.gguf -s q8_0; says "no such folder" "none"
 exits 4 "no such source" q none x.gguf -s q8_0; nothing_left "no such source"
@@ -110,18 +110,18 @@ fi
 touch mark
 exits 2 "a folder as DST" q "$POCKET" sub -s q8_0 --force; nothing_left "a folder as DST"
 
-# C05: no room; a file size limit stands for a full disk.
+# No room; a file size limit stands for a full disk.
 touch mark
 (ulimit -f 1000; q "$POCKET" big.gguf -s q8_0 >"$out" 2>"$err"); holds "no room" $? -eq 4
 absent "no room" big.gguf; nothing_left "no room"
 
-# C08: two at once; one of them is refused or both took turns.
+# Two at once; one of them is refused or both took turns.
 q "$POCKET" two.gguf -s q4_1 >two.out 2>&1 & pid=$!
 call q "$POCKET" two.gguf -s q4_1; wait $pid; first=$?
 case "$first $rc" in "0 7"|"7 0"|"0 2"|"2 0") pass ;; *) fail "two at once: exits $first and $rc" ;; esac
 same "two at once" two.gguf q4_1.gguf
 
-# C15, C16: names.
+# Names.
 odd="a b
 c.gguf"; mkdir "d e"
 exits 0 "spaces and newline" q "$POCKET" "d e/$odd" -s f16; same "spaces and newline" "d e/$odd" f16.gguf
@@ -139,7 +139,7 @@ if locale -a 2>/dev/null | grep -qi '^de_DE.utf-\?8$'; then
     LC_ALL=de_DE.UTF-8 exits 0 "de_DE" q "$POCKET" de.gguf -s f16 --json; json_is "de_DE"
 else skip "no locale de_DE.UTF-8"; fi
 
-# C07: an interruption leaves nothing. Without a terminal nothing but lines is printed.
+# An interruption leaves nothing. Without a terminal nothing but lines is printed.
 touch mark
 for sig in INT TERM; do
     interrupts $sig 0.15 "$LQ" quantize "$POCKET" int.gguf -s q2_k -t 1

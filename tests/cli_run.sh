@@ -38,7 +38,7 @@ exits 0 "dashes" r --prompt=--json -n 4; holds "dashes" -s "$out"
 exits 0 "plain special" r -p "</s>" -n 2 --json; plain=$(json prompt_tokens)
 exits 0 "--special" r -p "</s>" -n 2 --json --special; compare "--special" "$(json prompt_tokens)" "<" "$plain"
 
-# C09, C07.
+# Outputs that nobody reads; signals.
 r -p "The ship" -n 24 >&- 2>"$err"; holds "stdout closed" $? -eq 4; says "stdout closed" "standard output"
 { r -p "The ship" -n 200 --ignore-eos 2>"$err"; echo $? >rc; } | head -c 4 >/dev/null; sleep 0.2
 holds "reader gone" "$(cat rc)" -eq 4

@@ -1,5 +1,5 @@
-/* test_bind.c: what a model file must say to be opened: hyper-parameters, shapes, names, vocabulary (cases G17 to G21),
- * and the same for Hugging Face directories (S11). Each case breaks one thing and expects the code and the culprit's
+/* test_bind.c: what a model file must say to be opened: hyper-parameters, shapes, names, vocabulary,
+ * and the same for Hugging Face directories. Each case breaks one thing and expects the code and the culprit's
  * name in the sentence. */
 #include "harness.h"
 #include "help_model.h"

@@ -59,8 +59,9 @@ static void keeps_to_it(const char *scheme, uint32_t hessians, uint32_t threads)
         ck_assert_uint_eq(hash_of(paths[1]), want);
         ck_assert_int_eq(files_in_tmp(), 2);
         if (i == 0) { /* the smallest limit is no guess, and without one the text lay in memory */
-            ck_assert_msg(peak >= least * 3 / 4, "%s, %u threads: %llu bytes taken, %llu asked for", name, threads,
-                          (unsigned long long)peak, (unsigned long long)least);
+            /* how many of more threads have work at the same time is the system's affair */
+            ck_assert_msg(threads > 1 || peak >= least * 3 / 4, "%s, %u threads: %llu bytes taken, %llu asked for",
+                          name, threads, (unsigned long long)peak, (unsigned long long)least);
             ck_assert_uint_lt(peak, all);
         }
     }

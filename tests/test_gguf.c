@@ -189,9 +189,9 @@ START_TEST(test_no_tensors_and_alignment_key) {
 }
 END_TEST
 
-/* ---------------------------------------------------------------------------------------- G01 to G06: counts */
+/* ---------------------------------------------------------------------------------------- counts */
 
-START_TEST(test_truncated_anywhere) { /* G01, G15: every proper prefix */
+START_TEST(test_truncated_anywhere) { /* every proper prefix */
     bytes b = small(3);
     for (size_t n = 0; n < b.n; n++) {
         bytes c = copy(&b);
@@ -205,7 +205,7 @@ START_TEST(test_truncated_anywhere) { /* G01, G15: every proper prefix */
 }
 END_TEST
 
-START_TEST(test_magic_and_version) { /* G02, G03 */
+START_TEST(test_magic_and_version) {
     static const struct {
         const char *magic, *words;
     } magics[] = {{"tjgg", "GGJT"}, {"lmgg", "GGML"}, {"algg", "GGLA"}, {"GGJT", "GGJT"}, {"ggla", "GGLA"},
@@ -229,7 +229,7 @@ START_TEST(test_magic_and_version) { /* G02, G03 */
 }
 END_TEST
 
-START_TEST(test_counts) { /* G04 */
+START_TEST(test_counts) {
     static const uint64_t counts[] = {(uint64_t)1 << 63, UINT64_MAX, (uint64_t)1 << 32, Q_LIMIT_TENSORS + 1};
     for (size_t i = 0; i < Q_COUNT(counts); i++) {
         bytes b = head(3, counts[i], 0);
@@ -254,7 +254,7 @@ START_TEST(test_counts) { /* G04 */
 }
 END_TEST
 
-START_TEST(test_strings) { /* G05 */
+START_TEST(test_strings) {
     static const uint64_t lengths[] = {UINT64_MAX, (uint64_t)1 << 30, (uint64_t)1 << 63, UINT64_MAX - 7};
     for (size_t i = 0; i < Q_COUNT(lengths); i++) {
         bytes b = head(3, 0, 1);
@@ -289,7 +289,7 @@ START_TEST(test_strings) { /* G05 */
 }
 END_TEST
 
-START_TEST(test_values_and_arrays) { /* G06 */
+START_TEST(test_values_and_arrays) {
     bytes b = head(3, 0, 1);
     key(&b, "odd.type", 13), put64(&b, 0);
     refused(&b, LQ_E_FORMAT, "key 0 \"odd.type\" at offset 24: value type 13");
@@ -320,9 +320,9 @@ START_TEST(test_values_and_arrays) { /* G06 */
 }
 END_TEST
 
-/* ---------------------------------------------------------------------------------------- G07 to G10: keys */
+/* ---------------------------------------------------------------------------------------- keys */
 
-START_TEST(test_duplicate_key) { /* G07 */
+START_TEST(test_duplicate_key) {
     bytes b = head(3, 0, 3);
     key_u32(&b, "one", 1);
     key_u32(&b, "two", 2);
@@ -342,7 +342,7 @@ START_TEST(test_duplicate_key) { /* G07 */
 }
 END_TEST
 
-START_TEST(test_million_tensors) { /* G08 */
+START_TEST(test_million_tensors) {
     bytes b = head(3, Q_LIMIT_TENSORS, 1);
     char name[32];
     key_u32(&b, "general.alignment", 4);
@@ -372,7 +372,7 @@ START_TEST(test_million_tensors) { /* G08 */
 }
 END_TEST
 
-START_TEST(test_names) { /* G09 */
+START_TEST(test_names) {
     static const struct {
         const char *name;
         size_t n;
@@ -415,7 +415,7 @@ START_TEST(test_names) { /* G09 */
 }
 END_TEST
 
-START_TEST(test_alignment) { /* G10 */
+START_TEST(test_alignment) {
     static const uint32_t bad[] = {0, 3, 1u << 30, 131072, UINT32_MAX};
     for (size_t i = 0; i < Q_COUNT(bad); i++) {
         bytes b = head(3, 0, 1);
@@ -434,7 +434,7 @@ START_TEST(test_alignment) { /* G10 */
 }
 END_TEST
 
-/* ---------------------------------------------------------------------------------------- G11 to G16: tensors */
+/* ---------------------------------------------------------------------------------------- tensors */
 
 /* A file with one tensor of this shape and type, and 4 KiB of data. */
 static bytes one_tensor(uint32_t rank, const uint64_t *dims, uint32_t type, uint64_t offset) {
@@ -445,7 +445,7 @@ static bytes one_tensor(uint32_t rank, const uint64_t *dims, uint32_t type, uint
     return b;
 }
 
-START_TEST(test_shapes) { /* G11, G12 */
+START_TEST(test_shapes) {
     const uint64_t ones[8] = {1, 1, 1, 1, 1, 1, 1, 1}, big = (uint64_t)1 << 32;
     static const uint32_t ranks[] = {0, 5, UINT32_MAX};
     for (size_t i = 0; i < Q_COUNT(ranks); i++) {
@@ -478,7 +478,7 @@ START_TEST(test_shapes) { /* G11, G12 */
 }
 END_TEST
 
-START_TEST(test_types) { /* G13 */
+START_TEST(test_types) {
     static const struct {
         uint32_t id;
         const char *words;
@@ -509,7 +509,7 @@ static void on_log(void *user, lq_log_level level, const char *message) {
     warnings += level == LQ_LOG_WARN;
 }
 
-START_TEST(test_offsets) { /* G14 */
+START_TEST(test_offsets) {
     bytes b = two_tensors(0, 64, 128);
     accepted(&b);
     free(b.p);
@@ -549,7 +549,7 @@ START_TEST(test_offsets) { /* G14 */
 }
 END_TEST
 
-START_TEST(test_short_data) { /* G15 */
+START_TEST(test_short_data) {
     static const size_t cut[] = {1, 34, 4096};
     for (size_t i = 0; i < Q_COUNT(cut); i++) {
         bytes b = head(3, 2, 0);
@@ -562,7 +562,7 @@ START_TEST(test_short_data) { /* G15 */
 }
 END_TEST
 
-START_TEST(test_changed_under_us) { /* G16 */
+START_TEST(test_changed_under_us) {
     bytes b = small(3);
     const char *path = save(&b);
     q_directory *d;
@@ -586,7 +586,7 @@ START_TEST(test_changed_under_us) { /* G16 */
 }
 END_TEST
 
-/* ---------------------------------------------------------------------------------------- G24: split sets */
+/* ---------------------------------------------------------------------------------------- split sets */
 
 /* Shard `no` of `count`: two keys of the model, three of the set, one tensor called `name`. */
 static void save_shard(uint32_t file, uint32_t no, uint32_t count, uint32_t total, const char *arch, const char *name) {
@@ -703,7 +703,7 @@ START_TEST(test_split_set_refused) {
 }
 END_TEST
 
-/* ---------------------------------------------------------------------------------------- G26: what is no file */
+/* ---------------------------------------------------------------------------------------- what is no file */
 
 START_TEST(test_no_model_there) {
     char path[4096];

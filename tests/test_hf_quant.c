@@ -1,8 +1,8 @@
-/* test_hf_quant.c: quantized Hugging Face directories (BAD-INPUTS S12 to S15): what their weights decode to, against
+/* test_hf_quant.c: quantized Hugging Face directories (GPTQ, AWQ, bitsandbytes, compressed-tensors): what their weights decode to, against
  * independent code (golden/make_hf_quant.py), and what every bad one gets.
  *
  * The directories are seeds of a fuzz target, golden/fuzz-hf/quant-NAME: a byte, config.json, NUL, model.safetensors. Bad ones
- * are good ones with one thing changed. */
+ * are good ones with one thing changed. All methods share the same few helpers: hence more than 800 lines. */
 #include "harness.h"
 #include "help_model.h"
 
@@ -286,8 +286,10 @@ static const struct {
     {"gptq4", "quantize_config.json", .config = "{}", .tensor = "m.qweight", .code = LQ_E_INCONSISTENT, .word = "no quantization_config"},
     {"ct-fp8", "quantize_config.json", .config = "{}", .code = LQ_E_INCONSISTENT, .word = "no quantization_config"},
     {"gptq4", "quantize_config.json", "\"bits\": 4", "\"bits\": 5", "{}", .code = LQ_E_UNSUPPORTED, .word = "/quantize_config.json, in the place", .word2 = "bits"},
-    {"gptq4", "quantize_config.json", "{", "[", .code = LQ_E_FORMAT, .word = "/quantize_config.json"},
-    {"gptq4", "quantize_config.json", "{", "{\"\": 1, ", .code = LQ_E_FORMAT, .word = "/quantize_config.json"},
+    {"gptq4", "quantize_config.json", "{", "[", "{}", .code = LQ_E_FORMAT, .word = "/quantize_config.json"},
+    {"gptq4", "quantize_config.json", "{", "{\"\": 1, ", "{}", .code = LQ_E_FORMAT, .word = "/quantize_config.json"},
+    {"gptq4", "quantize_config.json", "{", "[", .word = "quantize_config.json is not used", .word2 = "/quantize_config.json"},
+    {"gptq4", "quantize_config.json", "{", "{\"\": 1, ", .word = "quantize_config.json is not used", .word2 = "/quantize_config.json"},
 };
 START_TEST(test_beside) {
     char plain[8192];
@@ -328,7 +330,32 @@ START_TEST(test_beside) {
 }
 END_TEST
 
+START_TEST(test_beside_each_other) { /* the first is used; what is told of the second does not name config.json */
+    char path[1024];
+    q_directory *dir;
+    load_seed("gptq4");
+    make_dir();
+    edit_config("{\"quantization_config\": ", "");
+    config[strlen(config) - 1] = 0;
+    put("quantize_config.json", config, strlen(config));
+    edit_config("\"bits\": 4", "\"bits\": 8");
+    put("quant_config.json", config, strlen(config));
+    snprintf(config, sizeof config, "{}");
+    ck_assert_msg(open_it(true, &q_alloc_libc, &dir) == LQ_OK, "%s", lq_error_detail());
+    q_directory_close(dir);
+    ck_assert_msg(strstr(said, "/quant_config.json is not used: quantize_config.json says otherwise in 1 fields ('bits')") != NULL, "%s",
+                  said);
+    put("quant_config.json", "[", 1);
+    ck_assert_msg(open_it(true, &q_alloc_libc, &dir) == LQ_OK, "%s", lq_error_detail());
+    q_directory_close(dir);
+    ck_assert_msg(strstr(said, "quant_config.json is not used: ") != NULL, "%s", said);
+    ck_assert_int_eq(unlink(t_path(path, sizeof path, dir_path, "quant_config.json")), 0);
+    ck_assert_int_eq(unlink(t_path(path, sizeof path, dir_path, "quantize_config.json")), 0);
+}
+END_TEST
+
 START_TEST(test_beside_floats) { /* nothing is quantized: the file says nothing of the model */
+    static const char *const texts[] = {"{\"bits\": 4}", "{\"bits\": "};
     static box b;
     q_directory *dir;
     make_dir();
@@ -336,13 +363,15 @@ START_TEST(test_beside_floats) { /* nothing is quantized: the file says nothing 
     memset(box_add(&b, q_str_of("m.weight"), "F16", 2, 4, 16), 0, 16);
     box_write(&b);
     put("config.json", "{}", 2);
-    put("quantize_config.json", "{\"bits\": 4}", 11);
-    said[0] = 0;
-    const q_load_options o = {.alloc = &q_alloc_libc, .log = &ears};
-    ck_assert_msg(q_directory_open(dir_path, &o, &dir) == LQ_OK, "%s", lq_error_detail());
-    ck_assert_ptr_nonnull(strstr(said, "quantize_config.json is not used: no tensor is quantized"));
-    ck_assert_str_eq(dir->container, "huggingface");
-    q_directory_close(dir);
+    for (size_t i = 0; i < Q_COUNT(texts); i++) {
+        put("quantize_config.json", texts[i], strlen(texts[i]));
+        said[0] = 0;
+        const q_load_options o = {.alloc = &q_alloc_libc, .log = &ears};
+        ck_assert_msg(q_directory_open(dir_path, &o, &dir) == LQ_OK, "%s", lq_error_detail());
+        ck_assert_ptr_nonnull(strstr(said, i ? "quantize_config.json is not used: /" : "quantize_config.json is not used: no tensor is quantized"));
+        ck_assert_str_eq(dir->container, "huggingface");
+        q_directory_close(dir);
+    }
     free(b.data);
 }
 END_TEST
@@ -391,7 +420,7 @@ typedef struct bad {
     const char *word, *word2;
 } bad;
 static const bad bads[] = {
-    /* S12 */
+    /* GPTQ */
     {"gptq4", .from = "\"bits\": 4", .to = "\"bits\": 5", .code = LQ_E_UNSUPPORTED, .word = "quantization_config.bits", .word2 = "5"},
     {"gptq4", .from = "\"bits\": 4", .to = "\"bits\": 9", .code = LQ_E_UNSUPPORTED, .word = "quantization_config.bits"},
     {"gptq4", .from = "\"bits\": 4", .to = "\"bits\": \"4\"", .code = LQ_E_INCONSISTENT, .word = "quantization_config.bits"},
@@ -418,7 +447,7 @@ static const bad bads[] = {
     {"gptq4", .hfrom = "\"m.qweight\":{\"dtype\":\"I32\"", .hto = "\"m.qweight\":{\"dtype\":\"F32\"", .code = LQ_E_INCONSISTENT, .word = "m.qweight"},
     {"gptq4-row", .tensor = "m.scales", .at = 3, .value = 0x47800000 /* 65536 */, .code = LQ_E_NUMERIC, .word = "m.scales"},
     {"gptq8", .tensor = "m.qzeros", .value = 0xFFFFFFFF, .code = LQ_E_UNSUPPORTED, .word = "m.qzeros", .word2 = "256"},
-    /* S13 */
+    /* AWQ */
     {"awq-g64", .from = "\"bits\": 4", .to = "\"bits\": 3", .code = LQ_E_UNSUPPORTED, .word = "quantization_config.bits"},
     {"awq-row", .from = "\"w_bit\": 4", .to = "\"w_bit\": 8", .code = LQ_E_UNSUPPORTED, .word = "quantization_config.w_bit"},
     {"awq-g64", .from = "\"bits\": 4, ", .to = "", .code = LQ_E_INCONSISTENT, .word = "quantization_config.bits", .word2 = "missing"},
@@ -461,7 +490,7 @@ static const bad bads[] = {
     {"awq-gemv", .hfrom = "\"m.qzeros\":{\"dtype\":\"I32\",\"shape\":[16,4]", .hto = "\"m.qzeros\":{\"dtype\":\"I32\",\"shape\":[4,16]",
      .code = LQ_E_INCONSISTENT, .word = "m.qzeros", .word2 = "shape"},
     {"awq-gemv", .tensor = "m.scales", .at = 2, .value = 0x3C003C00, .code = LQ_E_INCONSISTENT, .word = "m.scales", .word2 = "of 6 groups"},
-    /* S14 */
+    /* bitsandbytes */
     {"bnb-nf4", .hfrom = "m.weight.absmax", .hto = "m.weight.absmay", .code = LQ_E_INCONSISTENT, .word = "m.weight.absmax"},
     {"bnb-nf4", .hfrom = "\"m.weight.absmax\":{\"dtype\":\"F32\",\"shape\":[16]", .hto = "\"m.weight.absmax\":{\"dtype\":\"F64\",\"shape\":[8]",
      .code = LQ_E_INCONSISTENT, .word = "m.weight.absmax"},
@@ -523,7 +552,7 @@ static const bad bads[] = {
     {"awq-g64", .hfrom = "\"m.qweight\":{\"dtype\":\"I32\"", .hto = "\"m.qweight\":{\"dtype\":\"F32\"", .code = LQ_E_INCONSISTENT, .word = "m.qweight", .word2 = "unknown"},
     {"bnb-int8", .hfrom = "\"m.weight\":{\"dtype\":\"I8\"", .hto = "\"m.weight\":{\"dtype\":\"U8\"", .code = LQ_E_INCONSISTENT, .word = "m.weight"},
     {"bnb-nf4-dq", .text = "\"nested_dtype\": \"float32\"", .text2 = "\"nested_dtype\": \"float16\"", .code = LQ_E_UNSUPPORTED, .word = "nested_dtype"},
-    /* S15 */
+    /* other methods */
     {"fp8", .hfrom = "\"F8_E4M3\"", .hto = "\"U8\"", .code = LQ_E_INCONSISTENT, .word = "m.weight_scale_inv"},
     {"awq-g64", .from = "\"awq\", \"bits\": 4, \"group_size\": 64, \"zero_point\": true, \"version\": \"gemm\", \"modules_to_not_convert\": null",
      .to = "\"gptq\", \"bits\": 4, \"group_size\": 64", .code = LQ_E_INCONSISTENT, .word = "m."},
@@ -778,6 +807,7 @@ static Suite *suite(void) {
     tcase_add_test(c, test_auto_fp8);
     tcase_add_loop_test(c, test_beside, 0, (int)Q_COUNT(besides));
     tcase_add_test(c, test_beside_floats);
+    tcase_add_test(c, test_beside_each_other);
     tcase_add_test(c, test_awq_names);
     tcase_add_test(c, test_rounded_scales);
     tcase_add_loop_test(c, test_bad, 0, (int)Q_COUNT(bads));

@@ -3,7 +3,7 @@
  * Whatever the moment: under the final name is nothing or the complete file, and the same command run again gives the
  * bytes of an undisturbed run and leaves nothing else. The moments are drawn from a fixed seed and spread over the time
  * that the run before took; apart from that the shim kills in the place of each call, which meets every state of the
- * last phase. Cases C06, C07, C08. */
+ * last phase. */
 #include "harness.h"
 
 #include <signal.h>

@@ -6,9 +6,11 @@
  * take a few seconds. */
 #include "harness.h"
 
+#include <errno.h>
 #include <signal.h>
 #include <sys/stat.h>
 #include <time.h>
+#include <unistd.h>
 
 #include "help_model.h"
 #include "help_spawn.h"
@@ -92,12 +94,17 @@ static int kills(void) {
     return all ? (atoi(all) + KINDS - 1) / KINDS : T_SLOW ? 4 : 6;
 }
 
-static void killed_at_any_moment(const char *kind, char *const argv[], bool keeps) {
+/* `keeps`: calibrations of this kind leave finished layers. Where the machine is slow or busy the few moments may miss
+ * what they are for: then there are more of them, and after ten times as many the test says so. */
+static bool killed_at_any_moment(const char *kind, char *const argv[], bool keeps) {
     const int most = kills();
+    const bool few = getenv("T_KILLS") == NULL;
     uint64_t seed = 6;
     int killed = 0, done = 0, found = 0, torn = 0;
     double seconds = again(argv, "at first");
-    for (int i = 0; killed < most && i < 2 * most; i++) { /* a run that was faster than its moment is none */
+    for (int i = 0;; i++) { /* a run that was faster than its moment is none */
+        const bool met = killed >= most / 2 && torn > 0 && (found > 0 || !keeps);
+        if ((killed >= most || i >= 2 * most) && (met || !few || i >= 10 * most)) break;
         char what[96];
         outcome o;
         const pid_t pid = spawn_begin(argv, NULL);
@@ -124,9 +131,14 @@ static void killed_at_any_moment(const char *kind, char *const argv[], bool keep
     again(argv, "at last");
     printf("%s: %d kills of a running process (%.2f s undisturbed): behind %d lay kept parts, behind %d files being "
            "written, behind %d the complete file; no other bytes\n", kind, killed, seconds, found, torn, done);
-    ck_assert_msg(killed >= most / 2 && torn > 0 && (found > 0) == keeps,
-                  "the moments missed the run: %d kills, %d with kept parts", killed, found);
+    ck_assert_msg(keeps || found == 0, "%s: behind %d kills lay kept parts", kind, found);
+    const bool met = killed >= most / 2 && torn > 0 && (found > 0) == keeps;
+    ck_assert_msg(met || few, "the moments missed the run: %d kills, %d with kept parts", killed, found);
+    return met;
 }
+#define KILLED_AT_ANY_MOMENT(kind, argv, keeps) \
+    if (!killed_at_any_moment(kind, argv, keeps)) \
+        T_SKIP("no kill met a file being written, or kept parts: the machine is too busy")
 
 /* Undisturbed; false: OpenBLAS is not there. */
 static bool first_run(char *const argv[]) {
@@ -142,7 +154,7 @@ static bool first_run(char *const argv[]) {
 START_TEST(importance) {
     char *const argv[] = {lq, "calibrate", src, "--text", text, "-o", dst, "--ctx", "16", "-t", "1", NULL};
     ck_assert(first_run(argv));
-    killed_at_any_moment("importance", argv, false);
+    KILLED_AT_ANY_MOMENT("importance", argv, false);
 }
 END_TEST
 
@@ -150,7 +162,7 @@ START_TEST(hessians) {
     char *const argv[] = {lq, "calibrate", src, "--text", text, "-o", dst, "--ctx", "16", "-t", "1", "--hessians",
                           "--for", "q4_k_m:gptq", NULL};
     if (!first_run(argv)) T_SKIP("OpenBLAS is not installed (libopenblas0-pthread)");
-    killed_at_any_moment("hessians for q4_k_m:gptq", argv, true);
+    KILLED_AT_ANY_MOMENT("hessians for q4_k_m:gptq", argv, true);
 }
 END_TEST
 
@@ -158,7 +170,49 @@ START_TEST(factors) {
     char *const argv[] = {lq, "calibrate", src, "--text", text, "-o", dst, "--ctx", "16", "-t", "1", "--for",
                           "awq+q4_k_m", NULL};
     ck_assert(first_run(argv));
-    killed_at_any_moment("factors for awq+q4_k_m", argv, true);
+    KILLED_AT_ANY_MOMENT("factors for awq+q4_k_m", argv, true);
+}
+END_TEST
+
+/* What other calibrations left: it goes only when this one has read and written all of its own, and where it cannot be
+ * looked at or removed (it may be another user's) it stays, with a warning. */
+START_TEST(strays) {
+    static const char name[] = ".stats.gguf.0123456789abcdef.rows.lq-tmp";
+    static const char *const calls[] = {"unlink", "open"};
+    char *const argv[] = {lq, "calibrate", src, "--text", text, "-o", dst, "--ctx", "16", "-t", "1", "--for",
+                          "awq+q4_k_m", NULL};
+    char stray[1200], kept[1300];
+    outcome o;
+    if (!spawn_shim_works(base)) T_SKIP("file calls cannot be disturbed in this build");
+    ck_assert(first_run(argv));
+    t_path(stray, sizeof stray, out_dir, name);
+    FILE *f = fopen(stray, "w");
+    ck_assert(f && fputs("of another", f) >= 0 && fclose(f) == 0);
+    for (size_t i = 0; i < Q_COUNT(calls); i++) {
+        disturb d = disturb_none(stray);
+        d.calls = calls[i];
+        d.fail = 1;
+        d.stay = true;
+        d.error = EPERM;
+        spawn_run(argv, &d, &o);
+        ck_assert_msg(o.code == 0 && o.failures > 0, "%s: exit %d, %d failures: %s", calls[i], o.code,
+                      (int)o.failures, o.said);
+        ck_assert_msg(strstr(o.said, name) && strstr(o.said, "stays: "), "%s: %s", calls[i], o.said);
+        ck_assert_int_eq(access(stray, F_OK), 0);
+        ck_assert(spawn_hash(dst) == dst_hash);
+        unlink(dst);
+    }
+    snprintf(kept, sizeof kept, "%s.", dst); /* the first layer, when the output is put together */
+    disturb d = disturb_none(kept);
+    d.calls = "open";
+    d.fail = 1;
+    d.error = EIO;
+    spawn_run(argv, &d, &o);
+    ck_assert_msg(o.code != 0 && o.failures == 1, "exit %d: %s", o.code, o.said);
+    ck_assert_int_ne(access(dst, F_OK), 0);
+    ck_assert_int_eq(access(stray, F_OK), 0);
+    again(argv, "after a failure");
+    ck_assert_int_ne(access(stray, F_OK), 0);
 }
 END_TEST
 
@@ -170,6 +224,7 @@ static Suite *suite(void) {
     tcase_add_test(c, importance);
     tcase_add_test(c, hessians);
     tcase_add_test(c, factors);
+    tcase_add_test(c, strays);
     suite_add_tcase(s, c);
     return s;
 }

@@ -1,5 +1,5 @@
 /* test_lora.c: adapters of low rank: merged as PEFT merges them, the same bits from either form of file onto either form of
- * base, and what every bad one gets (S16). */
+ * base, and what every bad one gets. */
 #include "harness.h"
 
 #include <math.h>

@@ -295,7 +295,7 @@ END_TEST
 
 /* ------------------------------------------------------------------------------------------------ bad containers */
 
-START_TEST(test_header_length) { /* S01 */
+START_TEST(test_header_length) {
     const struct {
         uint64_t length, size; /* size of the whole file */
         lq_status code;
@@ -321,7 +321,7 @@ START_TEST(test_header_length) { /* S01 */
 }
 END_TEST
 
-START_TEST(test_header_json) { /* S02, S03, S07 */
+START_TEST(test_header_json) {
     const struct {
         const char *header, *word;
     } cases[] = {
@@ -355,7 +355,7 @@ START_TEST(test_header_json) { /* S02, S03, S07 */
         {"{" T("a", "F32", "1", 0, 4) "," T("\\u0061", "F32", "0", 4, 4) "}", "\"a\" appears twice"},
         {"{\"__metadata__\":{},\"__metadata__\":{}," T("a", "F32", "1", 0, 4) "}", "__metadata__"},
         {"{\"__metadata__\":{\"k\":\"1\",\"\\u006b\":\"2\"}," T("a", "F32", "1", 0, 4) "}", "\"k\" appears twice"},
-        {"{\"__metadata__\":{\"k\":1}," T("a", "F32", "1", 0, 4) "}", "__metadata__"}, /* S08 */
+        {"{\"__metadata__\":{\"k\":1}," T("a", "F32", "1", 0, 4) "}", "__metadata__"},
         {"{\"__metadata__\":{\"k\":{}}," T("a", "F32", "1", 0, 4) "}", "__metadata__"},
         {"{\"__metadata__\":[]," T("a", "F32", "1", 0, 4) "}", "__metadata__"},
         {"{" T("a", "F32", "1e0", 0, 4) "}", "tensor 'a'"},
@@ -379,7 +379,7 @@ START_TEST(test_header_json) { /* S02, S03, S07 */
 }
 END_TEST
 
-START_TEST(test_entries) { /* S05, S06 */
+START_TEST(test_entries) {
     const struct {
         const char *header;
         lq_status code;
@@ -412,7 +412,7 @@ START_TEST(test_entries) { /* S05, S06 */
 }
 END_TEST
 
-START_TEST(test_layout) { /* S04 */
+START_TEST(test_layout) {
     const struct {
         const char *header;
         size_t data;
@@ -564,7 +564,7 @@ START_TEST(test_shards) {
 }
 END_TEST
 
-START_TEST(test_bad_index) { /* S09 */
+START_TEST(test_bad_index) {
     q_directory *dir;
     make_shards(INDEX("24", MAP));
     ck_assert_int_eq(open_path(dir_path, true, &dir), LQ_OK);
@@ -620,7 +620,7 @@ END_TEST
 
 /* ---------------------------------------------------------------------------------------- directories, configs */
 
-START_TEST(test_pickles) { /* S10 */
+START_TEST(test_pickles) {
     static const char *const names[] = {"pytorch_model.bin", "pytorch_model.bin.index.json", "model.pt"};
     for (size_t i = 0; i < Q_COUNT(names); i++) {
         make_dir();
@@ -645,7 +645,7 @@ START_TEST(test_pickles) { /* S10 */
 }
 END_TEST
 
-START_TEST(test_bad_config) { /* S02, S03, S07, S11's container part */
+START_TEST(test_bad_config) {
     const struct {
         const char *config, *word;
     } cases[] = {

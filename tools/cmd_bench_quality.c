@@ -230,7 +230,8 @@ static int add_given(cli *c, bench *b, const char *path) {
     char part[LONGEST + 1], name[sizeof b->entries->name - 8];
     size_t end = strlen(path), begin;
     if (end == 0 || end >= sizeof b->entries->path) return cli_usage(c, "--candidate: '%.40s' is no path", path);
-    while (end > 1 && path[end - 1] == '/') end--;
+    while (end > 0 && path[end - 1] == '/') end--;
+    if (end == 0) return cli_usage(c, "--candidate: '%.40s' is no path of a model", path);
     for (begin = end; begin > 0 && path[begin - 1] != '/';) begin--;
     if (end - begin > LONGEST) begin = end - LONGEST; /* its end tells more */
     while (begin + 1 < end && ((unsigned char)path[begin] & 0xC0) == 0x80) begin++;

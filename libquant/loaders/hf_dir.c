@@ -383,7 +383,7 @@ static bool same_value(const q_meta *a, const q_meta *b) {
     return (a->type == Q_META_BOOL) == (b->type == Q_META_BOOL) && a->f == b->f && a->i == b->i;
 }
 
-/* config.json has the word; where the other file says something else, that is told. */
+/* config.json has the word, or the file that stands for it; where the other file says something else, that is told. */
 static void tell_differences(const hf_dir *h, const q_log *log, const char *dir, const char *name,
                              const q_hf_meta *other) {
     uint32_t n = 0;
@@ -395,17 +395,22 @@ static void tell_differences(const hf_dir *h, const q_log *log, const char *dir,
         if (n++ == 0) first = (q_str){key.p + sizeof quantization - 1, key.n - (sizeof quantization - 1)};
     }
     if (n)
-        q_log_write(log, LQ_LOG_WARN,
-                    "%s/%s is not used: quantization_config in %s says otherwise in %u fields ('%.*s'), and holds", dir,
-                    name, config_name, n, Q_STR_ARG(first));
+        q_log_write(log, LQ_LOG_WARN, "%s/%s is not used: %s%s says otherwise in %u fields ('%.*s'), and holds", dir,
+                    name, h->beside ? "" : "quantization_config in ", h->beside ? h->beside : config_name, n,
+                    Q_STR_ARG(first));
+}
+
+/* Is there what such a file describes? */
+static bool is_quantized(const hf_dir *h) {
+    for (uint64_t i = 0; i < h->tensors.n; i++)
+        if (q_str_ends(h->tensors.items[i].name, ".qweight")) return true;
+    return false;
 }
 
 static lq_status take_beside(hf_dir *h, const q_log *log, const char *dir, size_t which, const q_hf_meta *other) {
     const char *name = beside[which].file;
-    bool quantized = false, has_method = false;
-    for (uint64_t i = 0; i < h->tensors.n && !quantized; i++)
-        quantized = q_str_ends(h->tensors.items[i].name, ".qweight");
-    if (!quantized) {
+    bool has_method = false;
+    if (!is_quantized(h)) {
         q_log_write(log, LQ_LOG_WARN, "%s/%s is not used: no tensor is quantized", dir, name);
         return LQ_OK;
     }
@@ -432,7 +437,10 @@ static lq_status read_beside(hf_dir *h, const q_log *log, const char *dir) {
         if (!has) continue;
         q_hf_meta other = {.alloc = h->alloc, .arena = &h->arena};
         s = read_config(h, dir, beside[i].file, quantization, false, &other);
-        if (s == LQ_OK && has_quantization(h)) tell_differences(h, log, dir, beside[i].file, &other);
+        if (s != LQ_OK && s != LQ_E_NOMEM && (has_quantization(h) || !is_quantized(h))) {
+            q_log_write(log, LQ_LOG_WARN, "%s is not used: %s", beside[i].file, lq_error_detail());
+            s = LQ_OK;
+        } else if (s == LQ_OK && has_quantization(h)) tell_differences(h, log, dir, beside[i].file, &other);
         else if (s == LQ_OK) s = take_beside(h, log, dir, i, &other);
         q_delete(h->alloc, other.items);
     }

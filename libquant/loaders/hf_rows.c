@@ -42,10 +42,12 @@ lq_status q_hf_cache_open(const q_alloc *a, q_hf_cache **out) {
 void q_hf_cache_empty(q_hf_cache *c) {
     for (uint32_t i = 0; i < c->n; i++) {
         place *p = &c->places[i];
+        q_mutex_lock(&p->lock); /* another session of the model may be reading */
         q_delete(c->alloc, p->rows);
         p->rows = NULL;
         p->cap = 0;
         p->tensor = NULL;
+        q_mutex_unlock(&p->lock);
     }
 }
 
