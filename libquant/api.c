@@ -155,18 +155,6 @@ void lq_session_cancel(lq_session *session) {
     if (session) atomic_store(&session->cancel, 1);
 }
 
-/* Of the pool with the fewest free. */
-static void q_session_pages(const lq_session *s, lq_session_info *i) {
-    i->kv_tokens = i->kv_free = UINT64_MAX;
-    for (int32_t p = 0; p < s->plan->n_kv; p++) {
-        const q_kv_book *b = &s->kv_book.books[p];
-        if (b->window > 0) continue;
-        i->kv_tokens = Q_MIN(i->kv_tokens, (uint64_t)b->n * Q_KV_TOKENS);
-        i->kv_free = Q_MIN(i->kv_free, (uint64_t)(b->n - b->held) * Q_KV_TOKENS);
-    }
-    if (i->kv_tokens == UINT64_MAX) i->kv_tokens = i->kv_free = 0; /* there is no such layer */
-}
-
 lq_status lq_session_info_get(const lq_session *s, lq_session_info *info) {
     NEED(s && info);
     Q_TRY(size_check(info->size, "lq_session_info"));
@@ -176,7 +164,7 @@ lq_status lq_session_info_get(const lq_session *s, lq_session_info *info) {
                          .kv_bytes = s->need.kv[0], .activation_bytes = s->need.rest[0],
                          .device_kv_bytes = s->need.kv[1], .device_activation_bytes = s->need.rest[1],
                          .threads_prefill = s->shape.threads_prefill, .sequences = s->shape.seqs};
-    q_session_pages(s, &i);
+    q_kv_tokens(&s->kv_book, &i.kv_tokens, &i.kv_free);
     q_struct_out(info, &i, sizeof i);
     return LQ_OK;
 }

@@ -56,8 +56,10 @@ static uint64_t lay_out(q_kv *kv, const q_plan *plan, uint32_t seqs, uint8_t *ba
         q_kv_book none, *b = base ? &kv->books[p] : &none;
         b->pages = take(base, &used, plan->kv[p].pages, sizeof *b->pages);
         b->free = take(base, &used, plan->kv[p].pages, sizeof *b->free);
+        b->idle.links = take(base, &used, plan->kv[p].window > 0 ? plan->kv[p].pages : 0, sizeof *b->idle.links);
     }
     kv->nodes = take(base, &used, kv->n_nodes, sizeof *kv->nodes);
+    kv->idle.links = take(base, &used, kv->n_nodes, sizeof *kv->idle.links);
     kv->buckets = take(base, &used, kv->n_buckets, sizeof *kv->buckets);
     kv->node_ids = take(base, &used, (uint64_t)kv->n_nodes * Q_KV_TOKENS, sizeof *kv->node_ids);
     kv->node_pages = take(base, &used, kv->n_nodes * n_kv, sizeof *kv->node_pages);
@@ -81,10 +83,10 @@ void q_kv_init(q_kv *kv, const q_plan *plan, uint32_t seqs, bool reuse, void *bl
         q_kv_book *b = &kv->books[p];
         b->n = b->n_free = plan->kv[p].pages;
         b->window = plan->kv[p].window;
-        b->oldest = b->newest = -1;
+        b->idle.oldest = b->idle.newest = -1;
         for (uint32_t i = 0; i < b->n; i++) {
             b->free[i] = b->n - 1 - i; /* page 0 goes first */
-            b->pages[i] = (q_kv_page){.node = -1, .older = -1, .newer = -1};
+            b->pages[i] = (q_kv_page){.node = -1};
         }
     }
     q_kv_tree_init(kv);
@@ -220,6 +222,17 @@ bool q_kv_room(const q_kv *kv, const uint32_t *seqs, const uint32_t *counts, uin
         if (want > have) *short_by = Q_MAX(*short_by, want - have);
     }
     return *short_by == 0;
+}
+
+void q_kv_tokens(const q_kv *kv, uint64_t *all, uint64_t *free) {
+    *all = *free = UINT64_MAX;
+    for (int32_t p = 0; p < kv->plan->n_kv; p++) {
+        const q_kv_book *b = &kv->books[p];
+        if (b->window > 0) continue;
+        *all = Q_MIN(*all, (uint64_t)b->n * Q_KV_TOKENS);
+        *free = Q_MIN(*free, (uint64_t)(b->n - b->held) * Q_KV_TOKENS);
+    }
+    if (*all == UINT64_MAX) *all = *free = 0; /* there is no such pool */
 }
 
 /* ------------------------------------------------------------------------------------------------ sequences */

@@ -13,18 +13,26 @@
 #include "memory.h"
 #include "plan.h"
 
+/* Some of many things, by number, in the order of their last use. */
+typedef struct q_kv_link {
+    int32_t older, newer; /* -1 = there is none */
+} q_kv_link;
+typedef struct q_kv_order {
+    q_kv_link *links; /* of all of them; of those that are in it alone they mean anything */
+    int32_t oldest, newest;
+} q_kv_order;
+
 typedef struct q_kv_page {
-    uint32_t holders;     /* sequences that need it */
-    int32_t node;         /* whose tokens it holds; -1 = those of its holders */
-    int32_t older, newer; /* of a windowed pool, in a node and without holders: in the order of their last use */
+    uint32_t holders; /* sequences that need it */
+    int32_t node;     /* whose tokens it holds; -1 = those of its holders */
 } q_kv_page;
 
 typedef struct q_kv_book {
     q_kv_page *pages;
     uint32_t *free;
     uint32_t n, n_free, held; /* held: with a holder */
-    int32_t oldest, newest;
     int32_t window;
+    q_kv_order idle; /* of a windowed pool: pages that are in a node and have no holder */
 } q_kv_book;
 
 typedef struct q_kv_node {
@@ -33,7 +41,6 @@ typedef struct q_kv_node {
     uint32_t refs;        /* sequences that it is part of: those are its parent's too */
     uint32_t children;
     uint32_t hash;
-    int32_t older, newer; /* without refs: in the order of last use, children always older than their parents */
     int32_t state;        /* number of the recurrent state behind its last token, -1 = not kept */
 } q_kv_node;
 
@@ -70,7 +77,8 @@ typedef struct q_kv {
     q_kv_book *books;     /* [n_kv] */
     q_kv_node *nodes;
     uint32_t n_nodes, n_buckets;
-    int32_t free_node, oldest, newest;
+    int32_t free_node;
+    q_kv_order idle;      /* nodes without refs, children always older than their parents */
     int32_t *buckets;
     int32_t *node_ids;    /* [n_nodes][Q_KV_TOKENS] */
     int32_t *node_pages;  /* [n_nodes][n_kv], -1 = gone */
@@ -101,6 +109,8 @@ void q_kv_unfind(q_kv *kv, uint32_t seq, uint32_t length, int32_t restore);
 /* How many of n tokens a new sequence would find. */
 uint32_t q_kv_known(q_kv *kv, const int32_t *ids, uint32_t n);
 
+/* Tokens that pools without a window keep, and those of them that no sequence holds: by the pool with the fewest. */
+void q_kv_tokens(const q_kv *kv, uint64_t *all, uint64_t *free);
 /* May so many tokens be added to each of n sequences at once? `short_by`: pages that are missing. */
 bool q_kv_room(const q_kv *kv, const uint32_t *seqs, const uint32_t *counts, uint32_t n, uint64_t *short_by);
 /* Pages of its own for the next n tokens; copies are noted in kv->copies. */

@@ -5,54 +5,33 @@
  * page can go. Windowed pools have a list of their own, of pages that are in a node and in no window. Layer L3. */
 #include "kv_tree.h"
 
-/* ------------------------------------------------------------------------------------------------ nodes in order of use */
+/* ------------------------------------------------------------------------------------------------ orders of use */
 
-static void node_leave(q_kv *kv, int32_t i) {
-    const q_kv_node *n = &kv->nodes[i];
-    if (n->older >= 0) kv->nodes[n->older].newer = n->newer;
-    else kv->oldest = n->newer;
-    if (n->newer >= 0) kv->nodes[n->newer].older = n->older;
-    else kv->newest = n->older;
+static void leave(q_kv_order *o, int32_t i) {
+    const q_kv_link l = o->links[i];
+    *(l.older >= 0 ? &o->links[l.older].newer : &o->oldest) = l.newer;
+    *(l.newer >= 0 ? &o->links[l.newer].older : &o->newest) = l.older;
 }
-static void node_enter(q_kv *kv, int32_t i) {
-    q_kv_node *n = &kv->nodes[i];
-    n->older = kv->newest;
-    n->newer = -1;
-    if (kv->newest >= 0) kv->nodes[kv->newest].newer = i;
-    else kv->oldest = i;
-    kv->newest = i;
+static void enter(q_kv_order *o, int32_t i) {
+    o->links[i] = (q_kv_link){.older = o->newest, .newer = -1};
+    *(o->newest >= 0 ? &o->links[o->newest].newer : &o->oldest) = i;
+    o->newest = i;
 }
 
 void q_kv_ref(q_kv *kv, int32_t node) {
-    if (kv->nodes[node].refs++ == 0) node_leave(kv, node);
+    if (kv->nodes[node].refs++ == 0) leave(&kv->idle, node);
 }
 void q_kv_unref(q_kv *kv, int32_t node) {
-    if (--kv->nodes[node].refs == 0) node_enter(kv, node);
+    if (--kv->nodes[node].refs == 0) enter(&kv->idle, node);
 }
 
 /* ------------------------------------------------------------------------------------------------ pages */
-
-static void page_leave(q_kv_book *b, uint32_t page) {
-    const q_kv_page *p = &b->pages[page];
-    if (p->older >= 0) b->pages[p->older].newer = p->newer;
-    else b->oldest = p->newer;
-    if (p->newer >= 0) b->pages[p->newer].older = p->older;
-    else b->newest = p->older;
-}
-static void page_enter(q_kv_book *b, uint32_t page) {
-    q_kv_page *p = &b->pages[page];
-    p->older = b->newest;
-    p->newer = -1;
-    if (b->newest >= 0) b->pages[b->newest].newer = (int32_t)page;
-    else b->oldest = (int32_t)page;
-    b->newest = (int32_t)page;
-}
 
 void q_kv_hold(q_kv *kv, int32_t pool, uint32_t page) {
     q_kv_book *b = &kv->books[pool];
     if (b->pages[page].holders++ > 0) return;
     b->held++;
-    if (b->window > 0 && b->pages[page].node >= 0) page_leave(b, page);
+    if (b->window > 0 && b->pages[page].node >= 0) leave(&b->idle, (int32_t)page);
 }
 
 void q_kv_give(q_kv *kv, int32_t pool, uint32_t page) {
@@ -65,7 +44,7 @@ void q_kv_unhold(q_kv *kv, int32_t pool, uint32_t page) {
     if (--b->pages[page].holders > 0) return;
     b->held--;
     if (b->pages[page].node < 0) q_kv_give(kv, pool, page);
-    else if (b->window > 0) page_enter(b, page);
+    else if (b->window > 0) enter(&b->idle, (int32_t)page);
 }
 
 void q_kv_part(q_kv *kv, int32_t node, int32_t pool) {
@@ -75,7 +54,7 @@ void q_kv_part(q_kv *kv, int32_t node, int32_t pool) {
     q_kv_page *p = &b->pages[*page];
     p->node = -1;
     if (p->holders == 0) {
-        if (b->window > 0) page_leave(b, (uint32_t)*page);
+        if (b->window > 0) leave(&b->idle, *page);
         q_kv_give(kv, pool, (uint32_t)*page);
     }
     *page = -1;
@@ -93,7 +72,7 @@ static void drop(q_kv *kv, int32_t i) {
     int32_t *at = bucket_of(kv, n->hash);
     while (*at != i) at = &kv->nodes[*at].next;
     *at = n->next;
-    node_leave(kv, i);
+    leave(&kv->idle, i);
     if (n->parent >= 0) kv->nodes[n->parent].children--;
     for (int32_t p = 0; p < kv->plan->n_kv; p++) q_kv_part(kv, i, p);
     if (n->state >= 0) {
@@ -106,7 +85,7 @@ static void drop(q_kv *kv, int32_t i) {
 }
 
 void q_kv_tree_init(q_kv *kv) {
-    kv->oldest = kv->newest = kv->free_node = -1;
+    kv->idle.oldest = kv->idle.newest = kv->free_node = -1;
     for (uint32_t i = 0; i < kv->n_buckets; i++) kv->buckets[i] = -1;
     for (uint32_t i = kv->n_nodes; i-- > 0;) {
         kv->nodes[i].next = kv->free_node;
@@ -118,8 +97,8 @@ void q_kv_tree_init(q_kv *kv) {
 int32_t q_kv_take(q_kv *kv, int32_t pool) {
     q_kv_book *b = &kv->books[pool];
     while (b->n_free == 0) {
-        if (b->window > 0 && b->oldest >= 0) q_kv_part(kv, b->pages[b->oldest].node, pool);
-        else if (b->window <= 0 && kv->oldest >= 0) drop(kv, kv->oldest);
+        if (b->window > 0 && b->idle.oldest >= 0) q_kv_part(kv, b->pages[b->idle.oldest].node, pool);
+        else if (b->window <= 0 && kv->idle.oldest >= 0) drop(kv, kv->idle.oldest);
         else return -1; /* of a windowed pool all pages are held then, in nodes or not */
     }
     return (int32_t)b->free[--b->n_free];
@@ -135,7 +114,7 @@ int32_t q_kv_child(const q_kv *kv, int32_t parent, const int32_t *ids) {
 }
 
 int32_t q_kv_node_new(q_kv *kv, int32_t parent, const int32_t *ids) {
-    if (kv->free_node < 0) drop(kv, kv->oldest);
+    if (kv->free_node < 0) drop(kv, kv->idle.oldest);
     const int32_t i = kv->free_node;
     q_kv_node *n = &kv->nodes[i];
     kv->free_node = n->next;
@@ -145,7 +124,7 @@ int32_t q_kv_node_new(q_kv *kv, int32_t parent, const int32_t *ids) {
     memcpy(kv->node_ids + (uint64_t)i * Q_KV_TOKENS, ids, Q_KV_TOKENS * sizeof *ids);
     for (int32_t p = 0; p < kv->plan->n_kv; p++) *q_kv_page_of(kv, i, p) = -1;
     if (parent >= 0) kv->nodes[parent].children++;
-    node_enter(kv, i);
+    enter(&kv->idle, i);
     return i;
 }
 

@@ -93,7 +93,8 @@ static void check_books(const world *w) {
         for (uint32_t i = 0; i < b->n_free; i++) ck_assert_uint_eq(holders[b->free[i]], 0);
     }
     uint32_t idle_nodes = 0, free_nodes = 0, refs = 0;
-    for (int32_t i = kv->oldest; i >= 0; i = kv->nodes[i].newer, idle_nodes++) ck_assert_uint_eq(kv->nodes[i].refs, 0);
+    for (int32_t i = kv->idle.oldest; i >= 0; i = kv->idle.links[i].newer, idle_nodes++)
+        ck_assert_uint_eq(kv->nodes[i].refs, 0);
     for (int32_t i = kv->free_node; i >= 0; i = kv->nodes[i].next) free_nodes++;
     for (uint32_t i = 0; i < kv->n_nodes; i++) refs += kv->nodes[i].refs > 0;
     ck_assert_uint_eq(idle_nodes + free_nodes + refs, kv->n_nodes);
