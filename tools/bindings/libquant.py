@@ -382,27 +382,32 @@ def _bytes(guess: int, call: Callable[[Any, Any], int]) -> bytes:
 class _Calls:
     """The callbacks of one call: keeps them alive, carries an exception past the library."""
 
-    def __init__(self, progress: Optional[Progress], report: Optional[Callable[[TensorReport], None]] = None) -> None:
+    def __init__(self, progress: Optional[Progress] = None,
+                 report: Optional[Callable[[TensorReport], None]] = None) -> None:
         self.thrown: Optional[BaseException] = None
 
         def on_progress(_user: Any, done: int, total: int, what: Optional[bytes]) -> int:
+            text = (what or b"").decode("utf-8", "replace")
+            return 1 if progress is not None and progress(done, total, text) else 0
+
+        def on_report(_user: Any, tensor: Any) -> int:
+            if report is not None:
+                report(tensor.contents)
+            return 0
+
+        self.progress, self.report = _PROGRESS(self.guard(on_progress)), _REPORT(self.guard(on_report))
+
+    def guard(self, call: Callable[..., int]) -> Callable[..., int]:
+        """`call` for C: 1 where it raises, and from then on."""
+        def guarded(*arguments: Any) -> int:
             if self.thrown is not None:
                 return 1
             try:
-                text = (what or b"").decode("utf-8", "replace")
-                return 1 if progress is not None and progress(done, total, text) else 0
+                return call(*arguments)
             except BaseException as e:  # KeyboardInterrupt too
                 self.thrown = e
                 return 1
-
-        def on_report(_user: Any, tensor: Any) -> None:
-            try:
-                if report is not None and self.thrown is None:
-                    report(tensor.contents)
-            except BaseException as e:
-                self.thrown = e
-
-        self.progress, self.report = _PROGRESS(on_progress), _REPORT(on_report)
+        return guarded
 
     def finish(self, status: int) -> None:
         if self.thrown is not None:
@@ -678,42 +683,31 @@ class Session(_Handle):
 
     def save(self, file: BinaryIO, sequence: int = 0) -> None:
         """Write a sequence with its keys and values to a binary file."""
-        raised: List[BaseException] = []
+        calls = _Calls()
 
         def write(_user: Any, data: int, n: int) -> int:
-            try:
-                rest = memoryview(ctypes.string_at(data, n))
-                while rest:
-                    rest = rest[file.write(rest) or 0:]
-                return 0
-            except BaseException as e: # no exception passes through C
-                raised.append(e)
-                return 1
-        status = load().lq_seq_save(self._handle, sequence, _WRITE(write), None)
-        if raised:
-            raise raised[0]
-        _check(status)
+            rest = memoryview(ctypes.string_at(data, n))
+            while rest:
+                written = file.write(rest)
+                if not written:
+                    return 1
+                rest = rest[written:]
+            return 0
+        calls.finish(load().lq_seq_save(self._handle, sequence, _WRITE(calls.guard(write)), None))
 
     def load(self, file: BinaryIO, sequence: int = 0) -> None:
         """Read a sequence that `save` wrote, in the place of what this one was."""
-        raised: List[BaseException] = []
+        calls = _Calls()
 
         def read(_user: Any, data: int, n: int) -> int:
-            try:
-                while n:
-                    got = file.read(n)
-                    if not got:
-                        return 1
-                    ctypes.memmove(data, got, len(got))
-                    data, n = data + len(got), n - len(got)
-                return 0
-            except BaseException as e: # no exception passes through C
-                raised.append(e)
-                return 1
-        status = load().lq_seq_load(self._handle, sequence, _READ(read), None)
-        if raised:
-            raise raised[0]
-        _check(status)
+            while n:
+                got = file.read(n)
+                if not got:
+                    return 1
+                ctypes.memmove(data, got, len(got))
+                data, n = data + len(got), n - len(got)
+            return 0
+        calls.finish(load().lq_seq_load(self._handle, sequence, _READ(calls.guard(read)), None))
 
     def decode(self, ids: Sequence[int], logits_from: Optional[int] = None, sequence: int = 0) -> None:
         """Append tokens and evaluate them; logits are kept from index `logits_from` on (default: for the last)."""
