@@ -103,6 +103,10 @@ static inline uint64_t q_fnv64(const void *data, size_t n) {
     for (size_t i = 0; i < n; i++) h = (h ^ p[i]) * 1099511628211u;
     return h;
 }
+/* More data behind what gave h. */
+static inline uint64_t q_fnv64_mix(uint64_t h, const void *data, size_t n) {
+    return h * 1099511628211u ^ q_fnv64(data, n);
+}
 
 /* Unaligned little-endian loads and stores. */
 static inline uint16_t q_load16(const void *p) { uint16_t v; memcpy(&v, p, 2); return v; }

@@ -505,19 +505,17 @@ static lq_status hash_recipe(const work *w, uint64_t *h) {
     return LQ_OK;
 }
 
-static uint64_t mix(uint64_t h, const void *data, size_t n) { return h * 1099511628211u ^ q_fnv64(data, n); }
-
 /* What the results depend on: the model, the tokens, the options. */
 static lq_status hash_inputs(work *w) {
     uint64_t h;
     Q_TRY(q_model_hash(w->model, &h));
-    h = mix(h, w->ids, (size_t)tokens(w) * sizeof *w->ids);
+    h = q_fnv64_mix(h, w->ids, (size_t)tokens(w) * sizeof *w->ids);
     Q_TRY(hash_recipe(w, &h));
     const char *scheme = scheme_name(w), *version = lq_version_string();
-    h = mix(h, &w->options->hessians, sizeof w->options->hessians);
-    h = mix(h, scheme, strlen(scheme));
-    h = mix(h, version, strlen(version));
-    w->kept = (q_kept){.alloc = w->alloc, .dst = w->dst, .hash = mix(h, &w->text, sizeof w->text)};
+    h = q_fnv64_mix(h, &w->options->hessians, sizeof w->options->hessians);
+    h = q_fnv64_mix(h, scheme, strlen(scheme));
+    h = q_fnv64_mix(h, version, strlen(version));
+    w->kept = (q_kept){.alloc = w->alloc, .dst = w->dst, .hash = q_fnv64_mix(h, &w->text, sizeof w->text)};
     return LQ_OK;
 }
 

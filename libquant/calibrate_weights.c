@@ -6,23 +6,15 @@
 #include "calibrate.h"
 
 #include <math.h>
-#include <stdio.h>
 
 enum { SPAN = 1 << 14 }; /* weights that a thread takes at a time */
-
-/* The first place that a thread met, in the order of rows. */
-typedef struct place {
-    lq_status status; /* LQ_OK = none */
-    uint64_t row;
-    char text[512];
-} place;
 
 typedef struct check {
     const lq_model *model;
     const q_bind_item *item;
     uint64_t floats; /* room per thread */
     float *rows;     /* [threads][floats] */
-    place *places;   /* [threads] */
+    q_trouble *troubles; /* [threads] by rows */
 } check;
 
 static uint64_t span_rows(const q_tensor *t) {
@@ -47,23 +39,19 @@ static lq_status check_rows(const check *c, uint64_t begin, uint64_t end, float 
 
 static void span(void *arg, int64_t begin, int64_t end, uint32_t thread) {
     const check *c = (const check *)arg;
-    place *p = &c->places[thread];
-    if (p->status != LQ_OK) return; /* a thread's spans ascend: its first place is its lowest */
-    p->row = (uint64_t)begin;
-    p->status = check_rows(c, (uint64_t)begin, (uint64_t)end, c->rows + thread * c->floats, &p->row);
-    /* the sentence is the thread's own */
-    if (p->status != LQ_OK) snprintf(p->text, sizeof p->text, "%s", lq_error_detail());
+    q_trouble *t = &c->troubles[thread];
+    if (t->status != LQ_OK) return; /* a thread's spans ascend: its first place is its lowest */
+    uint64_t row = (uint64_t)begin;
+    const lq_status st = check_rows(c, (uint64_t)begin, (uint64_t)end, c->rows + thread * c->floats, &row);
+    if (st != LQ_OK) q_trouble_note(t, st, row);
 }
 
 static lq_status check_item(check *c, q_pool *pool) {
     const uint32_t threads = q_pool_threads(pool);
     const q_tensor *t = c->item->src;
-    const place *first = NULL;
-    memset(c->places, 0, threads * sizeof *c->places);
+    memset(c->troubles, 0, threads * sizeof *c->troubles);
     q_pool_for(pool, (int64_t)t->rows, (int64_t)span_rows(t), span, c);
-    for (uint32_t i = 0; i < threads; i++)
-        if (c->places[i].status != LQ_OK && (!first || c->places[i].row < first->row)) first = &c->places[i];
-    return first ? q_fail(first->status, "%s", first->text) : LQ_OK;
+    return q_trouble_first(c->troubles, threads);
 }
 
 static uint64_t floats_of(const lq_model *m) {
@@ -79,7 +67,7 @@ uint64_t q_calibrate_check_bytes(const lq_model *m, uint32_t threads) {
     uint64_t reading = 0;
     for (uint32_t i = 0; i < m->binding->n_items; i++)
         reading = Q_MAX(reading, q_bind_read_bytes(&m->binding->items[i], span_rows(m->binding->items[i].src)));
-    return q_new_bytes(threads * floats_of(m) * sizeof(float)) + q_new_bytes(threads * sizeof(place)) +
+    return q_new_bytes(threads * floats_of(m) * sizeof(float)) + q_new_bytes(threads * sizeof(q_trouble)) +
            threads * reading;
 }
 
@@ -88,8 +76,8 @@ lq_status q_calibrate_check_weights(lq_session *s, q_pool *pool) {
     const uint32_t threads = q_pool_threads(pool);
     check c = {.model = m, .floats = floats_of(m)};
     c.rows = (float *)q_new_raw(m->alloc, threads * c.floats, sizeof *c.rows);
-    c.places = Q_NEW(m->alloc, place, threads);
-    lq_status status = c.rows && c.places ? LQ_OK : LQ_E_NOMEM;
+    c.troubles = Q_NEW(m->alloc, q_trouble, threads);
+    lq_status status = c.rows && c.troubles ? LQ_OK : LQ_E_NOMEM;
     for (uint32_t i = 0; i < m->binding->n_items && status == LQ_OK; i++) {
         c.item = &m->binding->items[i];
         status = check_item(&c, pool);
@@ -98,6 +86,6 @@ lq_status q_calibrate_check_weights(lq_session *s, q_pool *pool) {
         status = q_fail(LQ_E_CANCELLED, "cancelled while the model's weights were checked");
     }
     q_delete(m->alloc, c.rows);
-    q_delete(m->alloc, c.places);
+    q_delete(m->alloc, c.troubles);
     return status;
 }

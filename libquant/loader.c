@@ -4,8 +4,6 @@
  * files and empty folders is what a person who picked the wrong file needs to hear. Layer L1. */
 #include "loader.h"
 
-#include <stdio.h>
-
 /* ------------------------------------------------------------------------------------------------ index */
 
 static uint64_t fold(uint64_t a, uint64_t b) {
@@ -278,33 +276,29 @@ void q_tensor_let_go(const q_directory *dir, const q_tensor *t) {
 }
 
 /* Reading back what was written: piece by piece, by whichever thread comes first. */
-typedef struct piece_reader {
-    uint64_t sum;
-    lq_status status; /* LQ_OK, or what `text` says */
-    char text[512];
-} piece_reader;
 typedef struct reading_back {
     const q_file *file;
     bool by_task;     /* there are fewer tasks than threads: a place each, else one per thread */
     uint8_t *buffers; /* [places] */
-    piece_reader *readers;
+    uint64_t *sums;   /* [places] */
+    q_trouble *troubles; /* [places] by pieces */
 } reading_back;
 
 static void read_pieces(void *arg, int64_t begin, int64_t end, uint32_t thread) {
     const reading_back *r = (const reading_back *)arg;
     const uint64_t place = r->by_task ? (uint64_t)begin / Q_READ_BACK_PIECES : thread;
-    piece_reader *t = &r->readers[place];
+    q_trouble *t = &r->troubles[place];
     uint8_t *buf = r->buffers + place * Q_CHECKSUM_PIECE;
     for (int64_t i = begin; i < end && t->status == LQ_OK; i++) {
         const uint64_t at = (uint64_t)i * Q_CHECKSUM_PIECE, n = Q_MIN(q_file_size(r->file) - at, (uint64_t)Q_CHECKSUM_PIECE);
         q_checksum h = {0};
-        t->status = q_file_read(r->file, at, buf, n);
-        if (t->status != LQ_OK) {
-            snprintf(t->text, sizeof t->text, "%s", lq_error_detail()); /* the sentence is the thread's own */
+        const lq_status st = q_file_read(r->file, at, buf, n);
+        if (st != LQ_OK) {
+            q_trouble_note(t, st, (uint64_t)i);
             return;
         }
         q_checksum_add(&h, buf, n);
-        t->sum += q_checksum_piece(&h, (uint64_t)i);
+        r->sums[place] += q_checksum_piece(&h, (uint64_t)i);
     }
 }
 
@@ -313,17 +307,16 @@ static lq_status read_all(const q_alloc *a, q_pool *pool, const q_file *f, uint6
     const int64_t pieces = (int64_t)(q_file_size(f) / Q_CHECKSUM_PIECE + (q_file_size(f) % Q_CHECKSUM_PIECE != 0));
     const uint32_t places = q_read_back_threads(q_file_size(f), threads);
     reading_back r = {f, places < threads, (uint8_t *)q_new_raw(a, places, Q_CHECKSUM_PIECE),
-                      Q_NEW(a, piece_reader, places)};
-    lq_status status = r.buffers && r.readers ? LQ_OK : LQ_E_NOMEM;
+                      Q_NEW(a, uint64_t, places), Q_NEW(a, q_trouble, places)};
+    lq_status status = r.buffers && r.sums && r.troubles ? LQ_OK : LQ_E_NOMEM;
     if (status == LQ_OK && pool) q_pool_for(pool, pieces, Q_READ_BACK_PIECES, read_pieces, &r);
     else if (status == LQ_OK) read_pieces(&r, 0, pieces, 0);
+    if (status == LQ_OK) status = q_trouble_first(r.troubles, places);
     *sum = 0;
-    for (uint32_t i = 0; i < places && status == LQ_OK; i++) {
-        *sum += r.readers[i].sum;
-        if (r.readers[i].status != LQ_OK) status = q_fail(r.readers[i].status, "%s", r.readers[i].text);
-    }
+    for (uint32_t i = 0; i < places && status == LQ_OK; i++) *sum += r.sums[i];
     q_delete(a, r.buffers);
-    q_delete(a, r.readers);
+    q_delete(a, r.sums);
+    q_delete(a, r.troubles);
     return status;
 }
 

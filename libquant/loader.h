@@ -184,7 +184,7 @@ static inline uint32_t q_read_back_threads(uint64_t bytes, uint32_t threads) {
 /* What one asks of the allocator at any time, at most, for an output of `total` bytes, when all but the tensors' bytes are so
  * many: them, and then reading them back with their strings, and a buffer and a sentence for each thread that reads. */
 static inline uint64_t q_writer_bytes(uint64_t header, uint64_t total, uint32_t threads) {
-    return 4 * header + (1 << 16) + (uint64_t)q_read_back_threads(total, threads) * (Q_CHECKSUM_PIECE + 1024);
+    return 4 * header + (1 << 16) + (uint64_t)q_read_back_threads(total, threads) * (Q_CHECKSUM_PIECE + sizeof(q_trouble) + sizeof(uint64_t));
 }
 /* A Hugging Face directory: shards of safetensors, each text key a file beside them ("config.json" is one of them) and its
  * contents; the number "max_shard_size" says how many bytes of tensors a shard has at most, 5 GB when absent. Tensors are

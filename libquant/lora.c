@@ -157,8 +157,7 @@ static lq_status check_shape(const q_lora_part *p, const q_tensor *base) {
                   (unsigned long long)base->rows);
 }
 
-/* ------------------------------------------------------------------------------------------------ the base it says it
- * is for */
+/* --------------------------------------------------------------------------------------- the base it says it is for */
 
 static lq_status check_arch(const q_directory *d, const q_arch *a) {
     const q_meta *m = q_directory_meta(d, "general.architecture");
@@ -279,8 +278,7 @@ lq_status q_loras_bind(q_loras *l, q_binding *b, uint32_t *adapted) {
     return LQ_OK;
 }
 
-/* ------------------------------------------------------------------------------------------------ what a file says of
- * them */
+/* ----------------------------------------------------------------------------------------- what a file says of them */
 
 static const char key_format[] = "libquant.lora.%u.%s";
 

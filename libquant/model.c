@@ -406,8 +406,6 @@ lq_status q_model_tensor_row(const lq_model *m, uint32_t index, uint64_t row, fl
 
 /* ------------------------------------------------------------------------------------------- which model it is */
 
-static uint64_t mix(uint64_t h, const void *data, size_t n) { return h * 1099511628211u ^ q_fnv64(data, n); }
-
 lq_status q_model_hash(lq_model *m, uint64_t *hash) {
     *hash = atomic_load(&m->hash); /* several sessions that ask at once find the same */
     if (*hash) return LQ_OK;
@@ -416,20 +414,20 @@ lq_status q_model_hash(lq_model *m, uint64_t *hash) {
     uint64_t h = q_fnv64(m->binding->hp.v, sizeof m->binding->hp.v);
     for (uint32_t i = 0; i < d->n_tensors; i++) {
         const q_tensor *t = &d->tensors[i];
-        h = mix(h, t->name.p, (size_t)t->name.n);
-        h = mix(h, t->shape, sizeof t->shape);
-        h = mix(h, t->type_name, strlen(t->type_name));
+        h = q_fnv64_mix(h, t->name.p, (size_t)t->name.n);
+        h = q_fnv64_mix(h, t->shape, sizeof t->shape);
+        h = q_fnv64_mix(h, t->type_name, strlen(t->type_name));
         for (uint64_t at = 0; at < 3; at++) { /* its beginning, middle and end */
             const uint64_t n = Q_MIN((uint64_t)sizeof sample, t->bytes);
             Q_TRY(q_tensor_read(d, t, (t->bytes - n) / 2 * at, sample, n));
-            h = mix(h, sample, (size_t)n);
+            h = q_fnv64_mix(h, sample, (size_t)n);
         }
     }
     for (uint32_t i = 0; i < m->binding->n_items; i++) { /* load_as may have changed them */
         const char *as = m->weights[i].format->name;
-        h = mix(h, as, strlen(as));
+        h = q_fnv64_mix(h, as, strlen(as));
     }
-    if (m->adapter_data) h = mix(h, m->adapter_data, (size_t)m->adapter_bytes);
+    if (m->adapter_data) h = q_fnv64_mix(h, m->adapter_data, (size_t)m->adapter_bytes);
     *hash = h ? h : 1;
     atomic_store(&m->hash, *hash);
     return LQ_OK;

@@ -30,13 +30,6 @@ enum {
     MAX_THREADS = 1024
 };
 
-/* The first failure that a thread met, in the order of rows. */
-typedef struct trouble {
-    lq_status status; /* LQ_OK = none */
-    uint64_t row;
-    char text[1024];
-} trouble;
-
 typedef struct work {
     const q_alloc *alloc;
     const q_log *log;
@@ -92,7 +85,7 @@ typedef struct work {
     uint64_t late_bytes;
     uint8_t *part, *scratch; /* of a packed matrix: what is stored, what the method keeps */
     q_row_sums *sums;         /* [rows of the piece] */
-    trouble *troubles;      /* [threads] */
+    q_trouble *troubles;    /* [threads] by rows */
 } work;
 
 /* ---- what is refused before any work */
@@ -438,25 +431,14 @@ static lq_status write_late(work *w) {
 /* Rows, and ahead of them, as span 0, the piece before. */
 static void span(void *arg, int64_t begin, int64_t end, uint32_t thread) {
     work *w = (work *)arg;
-    trouble *t = &w->troubles[thread];
+    q_trouble *t = &w->troubles[thread];
     if (t->status != LQ_OK) return; /* a thread's spans ascend: its first failure is its lowest */
     float *x = w->floats + (uint64_t)thread * 2 * w->span_floats;
     uint64_t row = 0;
     begin -= w->span_rows;
     end -= w->span_rows;
     const lq_status st = begin < 0 ? write_late(w) : do_rows(w, (uint64_t)begin, (uint64_t)end, x, x + w->span_floats, &row);
-    if (st == LQ_OK) return;
-    t->status = st;
-    t->row = row;
-    snprintf(t->text, sizeof t->text, "%s", lq_error_detail()); /* the sentence is the thread's own */
-}
-
-/* The failure of the lowest row, whichever thread met it. */
-static lq_status first_trouble(const work *w) {
-    const trouble *first = NULL;
-    for (uint32_t i = 0; i < w->threads; i++)
-        if (w->troubles[i].status != LQ_OK && (!first || w->troubles[i].row < first->row)) first = &w->troubles[i];
-    return first ? q_fail(first->status, "%s", first->text) : LQ_OK;
+    if (st != LQ_OK) q_trouble_note(t, st, row);
 }
 
 /* ---- all tensors */
@@ -531,7 +513,7 @@ static lq_status make_buffers(work *w) {
     const uint64_t floats = (uint64_t)w->threads * 2 * w->span_floats * sizeof(float);
     const uint64_t writer = q_writer_bytes(w->result.bytes - w->tensor_bytes, w->result.bytes, w->threads);
     Q_TRY(q_memory_check("quantizing", floats + (w->method ? out : 2 * out) + part + scratch + hessian + limits + rows * sizeof(q_row_sums) +
-                         w->threads * sizeof(trouble) + writer,
+                         w->threads * sizeof(q_trouble) + writer,
                          q_pool_stacks(w->threads)));
     w->floats = (float *)q_new_raw(w->alloc, (uint64_t)w->threads * 2, w->span_floats * sizeof(float));
     w->out = (uint8_t *)q_new_raw(w->alloc, out, 1);
@@ -539,7 +521,7 @@ static lq_status make_buffers(work *w) {
     w->part = (uint8_t *)q_new_raw(w->alloc, part, 1);
     w->scratch = (uint8_t *)q_new_raw(w->alloc, scratch, 1);
     w->sums = Q_NEW(w->alloc, q_row_sums, rows);
-    w->troubles = Q_NEW(w->alloc, trouble, w->threads);
+    w->troubles = Q_NEW(w->alloc, q_trouble, w->threads);
     return w->floats && w->out && (w->method || w->other) && w->part && w->scratch && w->sums && w->troubles ? LQ_OK : LQ_E_NOMEM;
 }
 
@@ -590,7 +572,7 @@ static lq_status do_tensor(work *w, q_row_sums *sums) {
         w->first_row = row;
         w->span_rows = (int64_t)Q_MIN(span_rows(w->choice->quantizer, k), n);
         q_pool_for(w->pool, w->span_rows + (int64_t)rows, w->span_rows, span, w);
-        Q_TRY(first_trouble(w));
+        Q_TRY(q_trouble_first(w->troubles, w->threads));
         for (uint64_t r = 0; r < rows && !w->copy; r++) {
             sums->error += w->sums[r].error;
             sums->norm += w->sums[r].norm;

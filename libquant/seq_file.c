@@ -38,11 +38,11 @@ static uint64_t shape_of(const lq_session *s) {
     for (int32_t i = 0; i < s->plan->n_kv; i++) {
         const q_kv_pool *p = &s->plan->kv[i];
         const int32_t of[] = {p->layers, p->heads, p->k_width, p->v_width, p->window, p->value_bytes};
-        h = h * 1099511628211u ^ q_fnv64(of, sizeof of);
+        h = q_fnv64_mix(h, of, sizeof of);
     }
     for (int32_t i = 0; i < s->plan->n_segments; i++) {
         const uint64_t floats = s->plan->segments[i].state_floats;
-        if (floats) h = h * 1099511628211u ^ q_fnv64(&floats, sizeof floats);
+        if (floats) h = q_fnv64_mix(h, &floats, sizeof floats);
     }
     return h;
 }

@@ -40,6 +40,19 @@ lq_status q_fail_in(lq_status code, const char *fmt, ...) {
     return code;
 }
 
+void q_trouble_note(q_trouble *t, lq_status status, uint64_t at) {
+    t->status = status;
+    t->at = at;
+    snprintf(t->text, sizeof t->text, "%s", detail);
+}
+
+lq_status q_trouble_first(const q_trouble *t, uint32_t n) {
+    const q_trouble *first = NULL;
+    for (uint32_t i = 0; i < n; i++)
+        if (t[i].status != LQ_OK && (!first || t[i].at < first->at)) first = &t[i];
+    return first ? q_fail(first->status, "%s", first->text) : LQ_OK;
+}
+
 const char *lq_status_name(lq_status status) {
     static const struct {
         lq_status code;

@@ -25,6 +25,17 @@ lq_status q_fail_in(lq_status code, const char *fmt, ...) Q_PRINTF(2, 3);
         if (q_try_ != LQ_OK) return q_try_;  \
     } while (0)
 
+/* The first failure of a thread that shares work with others: each keeps one, zeroed, and stops at it. */
+typedef struct q_trouble {
+    lq_status status; /* LQ_OK = none */
+    uint64_t at;      /* place in the work, such as a row */
+    char text[1024];
+} q_trouble;
+/* `status`, which is not LQ_OK, with the sentence, which is the calling thread's own. */
+void q_trouble_note(q_trouble *t, lq_status status, uint64_t at);
+/* Of n of them that at the lowest place, with its sentence on this thread; LQ_OK where there is none. */
+lq_status q_trouble_first(const q_trouble *t, uint32_t n);
+
 /* Edit distance of the first 96 bytes of each: for naming what is nearest to a word that is none. */
 uint32_t q_str_distance(q_str a, const char *s);
 

@@ -109,8 +109,7 @@ static lq_status find_stages(q_stream *s) {
     return LQ_OK;
 }
 
-/* ------------------------------------------------------------------------------------------------ the layout of one
- * slot */
+/* ------------------------------------------------------------------------------------------- the layout of one slot */
 
 static void move(const q_stream *s, q_view *v) {
     if (!v->slot) return;

@@ -350,8 +350,7 @@ int cli_interrupted(void);
 void cli_watch(lq_session *const *sessions, size_t count);
 void cli_unwatch(void);
 
-/* ------------------------------------------------------------------------------------------------ files, text,
- * models */
+/* ---------------------------------------------------------------------------------------------- files, text, models */
 
 double cli_clock(void);
 /* Read a whole file ("-" = standard input) with a NUL after it; the caller frees. Returns an exit code. */

@@ -35,8 +35,7 @@ static nested nested_of(const q_packed_matrix *m) {
 
 static uint64_t dq_scratch(const q_packed_matrix *m) { return 4 + 4 * MAP + 4 * groups_of(m) + blocks_of(m); }
 
-/* ------------------------------------------------------------------------------------------------ double
- * quantization */
+/* ---------------------------------------------------------------------------------------------- double quantization */
 
 /* The map is nf4_dq's: a row whose nested scale and level are 1 decodes to it. */
 static lq_status read_map(float *map) {

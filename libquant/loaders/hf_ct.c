@@ -105,8 +105,7 @@ static lq_status int8_groups_fill(const q_directory *dir, const q_tensor *t, uin
     return s;
 }
 
-/* ------------------------------------------------------------------------------------------------ what the
- * configuration says */
+/* -------------------------------------------------------------------------------------- what the configuration says */
 
 enum { GROUPS = 16, NAME = 64 };
 typedef struct scheme {

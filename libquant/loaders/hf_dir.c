@@ -361,8 +361,7 @@ static lq_status read_configs(hf_dir *h, const char *dir, const char *name, cons
     return index_meta(h, dir, name);
 }
 
-/* ------------------------------------------------------------------------------------------------ quantization beside
- * config.json */
+/* ---------------------------------------------------------------------------------- quantization beside config.json */
 
 /* Before config.json had quantization_config, the same object was a file of its own. */
 static const char quantization[] = "quantization_config.";

@@ -170,8 +170,7 @@ lq_status q_hf_halves(const q_directory *dir, const q_tensor *t, uint64_t first,
     return LQ_OK;
 }
 
-/* ------------------------------------------------------------------------------------------------ codes in groups,
- * order */
+/* ------------------------------------------------------------------------------------------- codes in groups, order */
 
 const q_format *q_hf_grouped(uint32_t bits, uint64_t in, uint64_t group) {
     static const char *const names[2][3] = {{"i4_g32", "i4_g64", "i4_g128"}, {"i8_g32", "i8_g64", "i8_g128"}};

@@ -189,8 +189,7 @@ lq_status q_hf_all(const q_hf_reader *r, const q_tensor *part, void **out) {
     return s;
 }
 
-/* ------------------------------------------------------------------------------------------------ the whole
- * directory */
+/* ---------------------------------------------------------------------------------------------- the whole directory */
 
 /* Endings of the tensors that quantized weights are kept as. */
 static const char *const endings[] = {

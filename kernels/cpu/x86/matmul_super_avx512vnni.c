@@ -4,8 +4,7 @@
  * bytes, and use 32). Layer L2. */
 #include "panel_avx512.h"
 
-/* ---------------------------------------------------------------------------------------------------- what is shared
- */
+/* --------------------------------------------------------------------------------------------------- what is shared */
 
 Q_VNNI_INLINE __m512i load512(const void *p) { return _mm512_loadu_si512(p); }
 Q_VNNI_INLINE __m512i twice256(const void *p) { return _mm512_broadcast_i64x4(_mm256_loadu_si256((const __m256i *)p)); }
