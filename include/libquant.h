@@ -325,6 +325,18 @@ typedef struct lq_session_options {
     uint64_t kv_tokens;      /* tokens for which keys and values are kept, over all sequences: at least `context`; sequences
                                 that share a beginning need it once. 0 = as many as all sequences can have */
     uint32_t checkpoints;    /* recurrent models: states kept for reuse, besides each sequence's own; 0 = 4 */
+    /* What happens when a sequence is to become longer than the context:
+     *   "error"  NULL too: lq_decode and lq_sync end with LQ_E_CONTEXT, and nothing is evaluated.
+     *   "stop"   they evaluate the tokens that fit, keep the logits of these that were asked for, and then end with
+     *            LQ_E_CONTEXT; lq_seq_info.refused says how many were not taken. Other sequences of the call get all of theirs.
+     *   "slide"  a token that finds the context full drops half of the tokens behind the first overflow_keep ones (half of
+     *            context - overflow_keep, rounded up; the oldest), and what is behind the gap moves there. Many tokens at once
+     *            come to the same text as one by one. What moved is evaluated again, since keys depend on positions: the logits
+     *            are those of the text that is left, to the last bit. lq_seq_info says how many were dropped, and evaluated
+     *            again. Logits cannot be asked for of tokens before the last drop of a call (LQ_E_CONTEXT).
+     * None concerns kv_tokens: what all together have no room for is LQ_E_CONTEXT, and nothing is changed. */
+    const char *overflow;
+    uint32_t overflow_keep;  /* of "slide": less than the context; 0 = 1 where the model wants a BOS token first, else none */
 } lq_session_options;
 
 /* A session keeps sequences over a model: their tokens, keys and values, and logits. All its memory is allocated here. */
@@ -372,6 +384,8 @@ typedef struct lq_session_info {
     uint32_t sequences;
     uint64_t kv_tokens, kv_free; /* tokens that layers without a window can keep, and for how many of these there is room now:
                                     what is only kept for reuse counts as free */
+    const char *overflow;        /* "error", "stop" or "slide"; static storage */
+    uint32_t overflow_keep;
 } lq_session_info;
 LQ_API lq_status lq_session_info_get(const lq_session *session, lq_session_info *info);
 
@@ -404,8 +418,12 @@ typedef struct lq_seq_info {
     uint32_t length;  /* tokens */
     uint32_t pending; /* of them, at the end, those that the next lq_decode evaluates again */
     uint32_t cached;  /* tokens of the last lq_decode or lq_sync that were not evaluated, because they were known */
-    uint32_t again;   /* tokens that it evaluated again, as lq_seq_truncate says */
+    uint32_t again;   /* tokens that it evaluated again: behind a cut (lq_seq_truncate), or because they moved (`dropped`) */
     const char *miss; /* why no more tokens were known than were, "" = all were; static storage */
+    /* lq_session_options.overflow: */
+    uint64_t dropped; /* tokens that the last lq_decode or lq_sync dropped to make room; of those left `again` were evaluated anew */
+    uint64_t dropped_in_all; /* of this text so far; draws count them as tokens before */
+    uint64_t refused; /* tokens of the last call that had no room and were not taken */
 } lq_seq_info;
 LQ_API lq_status lq_seq_info_get(const lq_session *session, uint32_t sequence, lq_seq_info *info);
 
@@ -462,8 +480,8 @@ typedef struct lq_item {
  * most max_logits. Tokens before logits_from that continue a sequence as another one went on, or an earlier text, are not
  * evaluated again (no_reuse). While weights of the model are not packed yet a call may pack some, and last longer for it;
  * sessions of one model may do so on several threads.
- * LQ_E_CONTEXT: a sequence would exceed the context, or all together kv_tokens; nothing is evaluated. LQ_E_NUMERIC: logits
- * are not finite. After LQ_E_CANCELLED or another failure sequences keep the tokens of the passes that were finished. */
+ * LQ_E_CONTEXT: a sequence would exceed the context, or all together kv_tokens; nothing is evaluated (but see
+ * lq_session_options.overflow). LQ_E_NUMERIC: logits are not finite. After LQ_E_CANCELLED or another failure sequences keep the tokens of the passes that were finished. */
 LQ_API lq_status lq_decode(lq_session *session, const lq_item *items, size_t n_items);
 
 /* Make a sequence these `count` tokens, and evaluate no more than it takes: what it has in common with them stays, the rest is

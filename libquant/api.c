@@ -165,6 +165,8 @@ lq_status lq_session_info_get(const lq_session *s, lq_session_info *info) {
                          .device_kv_bytes = s->need.kv[1], .device_activation_bytes = s->need.rest[1],
                          .threads_prefill = s->shape.threads_prefill, .sequences = s->shape.seqs};
     q_kv_tokens(&s->kv_book, &i.kv_tokens, &i.kv_free);
+    i.overflow = q_overflow_name(s->shape.overflow);
+    i.overflow_keep = s->shape.overflow_keep;
     q_struct_out(info, &i, sizeof i);
     return LQ_OK;
 }

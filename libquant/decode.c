@@ -92,7 +92,7 @@ static uint32_t fill(lq_session *s, uint32_t n_shares, q_batch *b) {
             s->pos[n] = (int32_t)pos;
             s->seq[n] = b->n_seqs;
             if (pos < h->from) continue;
-            s->rows[s->n_logits + n_out] = (q_row){h->seq, pos + 1};
+            s->rows[s->n_logits + n_out] = (q_row){h->seq, q->dropped + pos + 1};
             s->out[n_out++] = (int32_t)n;
         }
         s->refs[b->n_seqs++] = (q_seq_ref){.pages = (const uint32_t *const *)q->tables, .state = h->seq};
@@ -197,14 +197,14 @@ static lq_status check_rows(const lq_session *s, uint64_t rows) {
                   (unsigned long long)rows, s->shape.max_logits);
 }
 
-static lq_status check_item(const lq_session *s, const lq_item *t) {
+static lq_status check_item(const lq_session *s, const lq_item *t, q_share *h) {
     Q_TRY(q_session_has_seq(s, t->sequence));
-    const uint32_t length = s->kv_book.seqs[t->sequence].length;
+    const q_kv_seq *q = &s->kv_book.seqs[t->sequence];
     if (t->count == 0 || !t->ids) return q_fail(LQ_E_ARG, "lq_decode: no tokens");
     if (t->logits_from > t->count)
         return q_fail(LQ_E_ARG, "lq_decode: logits from token %zu of %zu", t->logits_from, t->count);
-    if (t->count > s->shape.context - length)
-        return q_fail(LQ_E_CONTEXT, "%zu tokens after %u exceed the context of %u", t->count, length, s->shape.context);
+    *h = (q_share){.seq = t->sequence, .old = q->length, .keep = q->length, .restore = q->restore};
+    Q_TRY(q_overflow_fit(&s->shape, q->length, t, h));
     return check_ids(s, t->ids, t->count);
 }
 
@@ -214,8 +214,8 @@ static lq_status check_items(lq_session *s, const lq_item *items, size_t n) {
     if (n > s->shape.seqs) return q_fail(LQ_E_ARG, "lq_decode: %zu items for %u sequences", n, s->shape.seqs);
     memset(s->count, 0, s->shape.seqs * sizeof *s->count);
     for (size_t i = 0; i < n; i++) {
-        Q_TRY(check_item(s, &items[i]));
-        rows += items[i].count - items[i].logits_from;
+        Q_TRY(check_item(s, &items[i], &s->shares[i]));
+        rows += s->shares[i].end - s->shares[i].from;
         if (s->count[items[i].sequence]++)
             return q_fail(LQ_E_ARG, "lq_decode: item %zu is of sequence %u, as another before it", i,
                           items[i].sequence);
@@ -223,36 +223,81 @@ static lq_status check_items(lq_session *s, const lq_item *items, size_t n) {
     return check_rows(s, rows);
 }
 
-/* All items' tokens may be added: take from the tree what is there, and see whether the rest has room. */
-static lq_status admit(lq_session *s, const lq_item *items, size_t n, bool fresh) {
+/* A sequence whose pages can be cut anywhere, and which others may find, goes back to the end of a page where the tree
+ * knows more of what it is to become than the `same` tokens that it has. What it is to become is in q->ids. */
+static uint32_t cut_for_tree(lq_session *s, uint32_t seq, uint32_t same, uint32_t from) {
     q_kv *kv = &s->kv_book;
-    for (size_t i = 0; i < n; i++) {
-        const lq_item *t = &items[i];
-        q_kv_seq *q = &kv->seqs[t->sequence];
-        q_share *h = &s->shares[i];
-        *h = (q_share){.seq = t->sequence, .old = q->length, .keep = q->length, .end = q->length + (uint32_t)t->count,
-                       .from = q->length + (uint32_t)t->logits_from, .restore = q->restore};
-        q->again = q->kept = 0;
-        s->of[i] = t->sequence;
-        s->count[i] = (uint32_t)t->count - (fresh ? 0 : q_kv_find(kv, t->sequence, t->ids, (uint32_t)t->logits_from));
+    bool full = s->plan->states == 0 && kv->seqs[seq].root == -1; /* nothing is lost but the page */
+    for (int32_t p = 0; p < s->plan->n_kv; p++) full = full && s->plan->kv[p].window <= 0;
+    if (!full || same % Q_KV_TOKENS == 0 || q_kv_known(kv, kv->seqs[seq].ids, from) <= same) return same;
+    same -= same % Q_KV_TOKENS;
+    q_kv_truncate(kv, seq, same);
+    return same;
+}
+
+/* There is room: what slides out goes, and what follows the first tokens of the sequence is as new as the item's. */
+static void slide(lq_session *s, q_share *h, bool fresh) {
+    q_kv *kv = &s->kv_book;
+    q_kv_seq *q = &kv->seqs[h->seq];
+    const uint64_t dropped = q->dropped + h->dropped;
+    uint32_t same = q_overflow_same(&s->shape, h->old);
+    q_kv_truncate(kv, h->seq, same);
+    q_overflow_join(&s->shape, q->ids, h->old, h);
+    if (!fresh) same = cut_for_tree(s, h->seq, same, h->from);
+    h->ids = q->ids + same;
+    h->count = h->end - same;
+    h->old = q_overflow_left(&s->shape, h->old, h->dropped);
+    if (!fresh) q_kv_find(kv, h->seq, h->ids, h->from - Q_MIN(same, h->from));
+    q->dropped = dropped;
+    q->slid = h->dropped;
+}
+
+/* All items' tokens may be added: take from the tree what is there, and see whether the rest has room. */
+static lq_status admit(lq_session *s, uint32_t n, bool fresh) {
+    q_kv *kv = &s->kv_book;
+    for (uint32_t i = 0; i < n; i++) {
+        const q_share *h = &s->shares[i];
+        q_kv_seq *q = &kv->seqs[h->seq];
+        q->again = q->kept = q->reused = 0;
+        q->slid = q->refused = 0;
+        s->of[i] = h->seq;
+        s->cut[i] = h->dropped ? q_overflow_same(&s->shape, h->old) : UINT32_MAX;
+        if (h->dropped) s->count[i] = h->end - s->cut[i];
+        else s->count[i] = (uint32_t)h->count - (fresh ? 0 : q_kv_find(kv, h->seq, h->ids, h->from - h->old));
     }
     uint64_t missing;
-    const bool room = q_kv_room(kv, s->of, s->count, (uint32_t)n, &missing);
-    for (size_t i = 0; i < n; i++) {
-        q_kv_seq *q = &kv->seqs[items[i].sequence];
-        const uint32_t done = q->length - s->shares[i].old;
+    const bool room = q_kv_room(kv, s->of, s->cut, s->count, n, &missing);
+    for (uint32_t i = 0; i < n; i++) {
+        q_share *h = &s->shares[i];
+        q_kv_seq *q = &kv->seqs[h->seq];
         if (!room) {
-            q_kv_unfind(kv, items[i].sequence, s->shares[i].old, s->shares[i].restore);
+            if (!h->dropped) q_kv_unfind(kv, h->seq, h->old, h->restore);
             continue;
         }
-        memcpy(q->ids + q->length, items[i].ids + done, (items[i].count - done) * sizeof *q->ids);
-        s->shares[i].keep = q->length;
-        q->length = s->shares[i].end;
+        if (h->dropped) slide(s, h, fresh);
+        const uint64_t begin = h->end - h->count, had = q->length - begin;
+        memmove(q->ids + q->length, h->ids + had, (h->count - had) * sizeof *q->ids);
+        h->keep = Q_MAX(h->old, q->length);
+        q->length = h->end;
+        q->refused = h->refused;
     }
     if (room) return LQ_OK;
     return q_fail(LQ_E_CONTEXT,
                   "the sequences would need %llu pages of %d tokens more than all have together (kv_tokens %llu)",
                   (unsigned long long)missing, Q_KV_TOKENS, (unsigned long long)s->shape.kv_tokens);
+}
+
+/* A pass failed: sequences are what is finished of them. */
+static void give_up(lq_session *s, uint32_t n) {
+    for (uint32_t i = 0; i < n; i++) {
+        const q_share *h = &s->shares[i];
+        q_kv_seq *q = &s->kv_book.seqs[h->seq];
+        if (h->taken) q_kv_abandon(&s->kv_book, h->seq);
+        q->length = h->keep;
+        if (h->keep >= s->shape.overflow_keep) continue;
+        q->dropped -= h->dropped; /* nothing is there yet of what follows the gap */
+        q->slid = 0;
+    }
 }
 
 static bool done(const lq_session *s, uint32_t n_shares) {
@@ -271,14 +316,10 @@ lq_status q_session_decode(lq_session *s, const lq_item *items, size_t n, bool f
     Q_TRY(check_items(s, items, n));
     Q_TRY(check_cancel(s));
     s->n_logits = 0;
-    Q_TRY(admit(s, items, n, fresh));
+    Q_TRY(admit(s, (uint32_t)n, fresh));
     lq_status st = LQ_OK;
     while (st == LQ_OK && !done(s, (uint32_t)n)) st = pass(s, (uint32_t)n);
-    if (st != LQ_OK)
-        for (size_t i = 0; i < n; i++) {
-            if (s->shares[i].taken) q_kv_abandon(&s->kv_book, s->shares[i].seq);
-            s->kv_book.seqs[s->shares[i].seq].length = s->shares[i].keep;
-        }
+    if (st != LQ_OK) give_up(s, (uint32_t)n);
     /* A request that came too late for this call waits for the next one: only the call that obeyed takes it away. */
     if (st == LQ_E_CANCELLED) atomic_store(&s->cancel, 0);
     if (st == LQ_OK) st = check_logits(s);
@@ -290,7 +331,7 @@ lq_status q_session_decode(lq_session *s, const lq_item *items, size_t n, bool f
         const uint64_t row = (uint64_t)s->plan->vocab;
         s->stats.last_logits_hash = q_fnv32(s->logits + (s->n_logits - 1) * row, (size_t)row * sizeof(float));
     }
-    return LQ_OK;
+    return q_overflow_told(&s->shape, s->shares, (uint32_t)n);
 }
 
 lq_status q_session_run(lq_session *s, const int32_t *ids, size_t count, size_t logits_from) {
@@ -298,31 +339,40 @@ lq_status q_session_run(lq_session *s, const int32_t *ids, size_t count, size_t 
     return q_session_decode(s, &(lq_item){.ids = ids, .count = count, .logits_from = logits_from}, 1, true);
 }
 
+/* Of the text that a share makes of nothing: how many of the first tokens, at most `most`, a sequence has already. */
+static uint32_t same_tokens(const lq_session *s, const q_kv_seq *q, const q_share *h, uint32_t most) {
+    const uint32_t keep = h->dropped ? s->shape.overflow_keep : most;
+    uint32_t same = 0;
+    while (same < most && q->ids[same] == h->ids[same + (same < keep ? 0 : h->dropped)]) same++;
+    return same;
+}
+
 lq_status q_session_sync(lq_session *s, uint32_t seq, const int32_t *ids, size_t count, size_t logits_from) {
+    q_share h = {.seq = seq};
     Q_TRY(q_session_has_seq(s, seq));
     if (count == 0 || !ids) return q_fail(LQ_E_ARG, "lq_sync: no tokens");
-    if (count > s->shape.context)
-        return q_fail(LQ_E_CONTEXT, "%zu tokens exceed the context of %u", count, s->shape.context);
     if (logits_from > count) return q_fail(LQ_E_ARG, "lq_sync: logits from token %zu of %zu", logits_from, count);
-    Q_TRY(check_rows(s, count - logits_from));
+    Q_TRY(q_overflow_fit(&s->shape, 0, &(lq_item){seq, ids, count, logits_from}, &h));
+    Q_TRY(check_rows(s, h.end - h.from));
     Q_TRY(check_ids(s, ids, count));
     Q_TRY(check_cancel(s));
-    q_kv *kv = &s->kv_book;
-    q_kv_seq *q = &kv->seqs[seq];
-    const uint32_t most = Q_MIN((uint32_t)logits_from, q->length);
-    uint32_t same = 0;
-    while (same < most && q->ids[same] == ids[same]) same++;
-    bool full = s->plan->states == 0 && q->root == -1; /* where nothing is lost but the page */
-    for (int32_t p = 0; p < s->plan->n_kv; p++) full = full && s->plan->kv[p].window <= 0;
-    if (full && q_kv_known(kv, ids, (uint32_t)logits_from) > same)
-        same -= same % Q_KV_TOKENS; /* another text goes on so */
-    q_kv_truncate(kv, seq, same);
+    q_kv_seq *q = &s->kv_book.seqs[seq];
+    uint32_t same = same_tokens(s, q, &h, Q_MIN(h.from, q->length));
+    q_kv_truncate(&s->kv_book, seq, same);
+    if (h.dropped) q_overflow_join(&s->shape, q->ids, 0, &h);
+    else memmove(q->ids, ids, h.count * sizeof *ids);
+    same = cut_for_tree(s, seq, same, h.from);
     s->n_logits = 0;
-    if (same < count)
-        Q_TRY(q_session_decode(s, &(lq_item){.sequence = seq, .ids = ids + same, .count = count - same,
-                                             .logits_from = logits_from - same}, 1, false));
+    lq_status st = LQ_OK;
+    q->dropped = h.dropped;
+    if (same < h.end)
+        st = q_session_decode(s, &(lq_item){.sequence = seq, .ids = q->ids + same, .count = h.end - same,
+                                            .logits_from = h.from - same}, 1, false);
+    if (st != LQ_OK && q->length < s->shape.overflow_keep) q->dropped = 0;
     q->kept = same - Q_MIN(same, q->again);
-    return LQ_OK;
+    q->slid = q->dropped;
+    q->refused = h.refused;
+    return st == LQ_OK ? q_overflow_told(&s->shape, &h, 1) : st;
 }
 
 lq_status q_session_truncate(lq_session *s, uint32_t seq, uint32_t length) {
@@ -363,4 +413,7 @@ void q_session_seq_info(const lq_session *s, uint32_t seq, lq_seq_info *info) {
     info->cached = q->kept + q->reused;
     info->again = q->again;
     info->miss = why[q->miss];
+    info->dropped = q->slid;
+    info->dropped_in_all = q->dropped;
+    info->refused = q->refused;
 }

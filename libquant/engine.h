@@ -151,9 +151,13 @@ lq_status q_model_meta(const lq_model *model, const char *key, uint32_t index, c
 lq_status q_model_tensor_info(const lq_model *model, uint32_t index, lq_tensor_info *info);
 lq_status q_model_tensor_row(const lq_model *model, uint32_t index, uint64_t row, float *out);
 
+typedef enum { Q_OVERFLOW_ERROR, Q_OVERFLOW_STOP, Q_OVERFLOW_SLIDE } q_overflow;
+
 /* Session options with every default filled in and every range checked. */
 typedef struct q_session_shape {
     uint32_t context, batch, max_logits;
+    q_overflow overflow;
+    uint32_t overflow_keep; /* of slide: less than the context */
     uint32_t threads, threads_prefill; /* of short passes and of long ones */
     uint32_t seqs, checkpoints;
     uint64_t kv_tokens;
@@ -167,16 +171,20 @@ lq_status q_plan_build(const lq_model *model, const q_session_shape *shape, q_ar
 
 /* What a call adds to one sequence, and how far it is. */
 typedef struct q_share {
-    uint32_t seq, old;   /* old: its length before */
+    uint32_t seq, old;   /* old: its length before, without what slid out of it */
     uint32_t end;        /* its length when all is done */
     uint32_t from;       /* logits are kept from this position on */
     uint32_t taken;      /* columns of the present pass */
     uint32_t keep;       /* length that it keeps if the call fails now */
     int32_t restore;     /* its q_kv_seq.restore before */
+    const int32_t *ids;  /* what comes behind its tokens */
+    uint64_t count;
+    uint64_t dropped, refused; /* as overflow.c decided */
 } q_share;
-/* Whose logits a row is: those that follow `length` tokens of a sequence. */
+/* Whose logits a row is: those that follow so many tokens of a sequence, those that it dropped among them. */
 typedef struct q_row {
-    uint32_t seq, length;
+    uint32_t seq;
+    uint64_t tokens;
 } q_row;
 
 struct lq_session {
@@ -196,7 +204,7 @@ struct lq_session {
     int32_t *ids, *pos, *seq, *out; /* [batch] of a pass */
     q_seq_ref *refs;      /* [seqs] of a pass */
     q_share *shares;      /* [seqs] of a call: what it adds to each */
-    uint32_t *of, *count; /* [seqs] the same, for q_kv_room */
+    uint32_t *of, *count, *cut; /* [seqs] the same, for q_kv_room */
     q_row *rows;          /* [max_logits] whose logits are kept */
     void *sample_scratch;
     uint32_t n_logits;    /* rows kept by the last decode */
@@ -227,6 +235,19 @@ lq_status q_session_fork(lq_session *s, uint32_t from, uint32_t to);
 lq_status q_session_save(lq_session *s, uint32_t seq, lq_write_bytes write, void *user);
 lq_status q_session_load(lq_session *s, uint32_t seq, lq_read_bytes read, void *user);
 lq_status q_session_has_seq(const lq_session *s, uint32_t seq);
+/* overflow.c: the policy that options name, of a shape that has its context. */
+lq_status q_overflow_choose(const lq_model *m, const lq_session_options *o, q_session_shape *s);
+const char *q_overflow_name(q_overflow policy);
+/* What of an item comes to a sequence of `length` tokens, into a zeroed share: all of it; the first `count`; or all, and
+ * `dropped` tokens make room behind the first ones that are kept. `end` and `from` count what is left. */
+lq_status q_overflow_fit(const q_session_shape *s, uint32_t length, const lq_item *t, q_share *h);
+/* How many tokens at the beginning of such a sequence stay where they are; how many of its own are left. */
+uint32_t q_overflow_same(const q_session_shape *s, uint32_t length);
+uint32_t q_overflow_left(const q_session_shape *s, uint32_t length, uint64_t dropped);
+/* ids[0, length) and those of the share become what is left of them; h->ids may lie behind. */
+void q_overflow_join(const q_session_shape *s, int32_t *ids, uint32_t length, const q_share *h);
+/* LQ_E_CONTEXT where a share was stopped. */
+lq_status q_overflow_told(const q_session_shape *s, const q_share *shares, uint32_t n);
 void q_session_seq_info(const lq_session *s, uint32_t seq, lq_seq_info *info);
 lq_status q_session_sample(lq_session *s, uint32_t row, const lq_sampler *sampler, int32_t *id);
 lq_status q_sample_logits(const q_alloc *a, const float *logits, size_t n, const lq_sampler *sampler, uint64_t position,

@@ -177,15 +177,53 @@ lq_status q_kv_receive(q_kv *kv, uint32_t seq, uint32_t stored) {
     return LQ_OK;
 }
 
+/* ------------------------------------------------------------------------------------------------ room */
+
+static uint32_t keeps(q_kv *kv, const q_kv_seq *s, uint32_t length);
+
+/* A sequence as it would be after a cut to `length` tokens, as far as room depends on it. */
+typedef struct shortened {
+    uint32_t length, stored, top;
+} shortened;
+static shortened as_cut(q_kv *kv, const q_kv_seq *s, const uint32_t *cut) {
+    shortened c = {s->length, s->stored, s->top};
+    if (!cut || *cut >= s->length) return c;
+    c.length = *cut;
+    if (c.length < c.stored) c.top = pages_of(c.stored = keeps(kv, s, c.length));
+    return c;
+}
+static const uint32_t *cut_of(const uint32_t *cuts, uint32_t i) { return cuts ? &cuts[i] : NULL; }
+
+/* A page that a window had left behind is its node's, as long as nothing took it. */
+static uint32_t page_at(q_kv *kv, const q_kv_seq *s, int32_t pool, uint32_t at) {
+    return at < s->low[pool] ? (uint32_t)*q_kv_page_of(kv, s->nodes[at], pool) : s->tables[pool][at];
+}
+
+static void count_holder(q_kv_book *b, uint32_t page, bool more) {
+    if (more) b->held += b->pages[page].holders++ == 0;
+    else b->held -= --b->pages[page].holders == 0;
+}
+
+/* What cut() would give back and hold again, in the counts of holders alone; or the other way round. */
+static void pretend(q_kv *kv, int32_t pool, const q_kv_seq *s, const shortened *c, bool undo) {
+    q_kv_book *b = &kv->books[pool];
+    if (c->stored == s->stored) return;
+    for (uint32_t j = Q_MAX(c->top, s->low[pool]); j < s->top; j++) count_holder(b, s->tables[pool][j], undo);
+    for (uint32_t j = first_seen(b, c->stored); j < Q_MIN(s->low[pool], c->top); j++)
+        count_holder(b, page_at(kv, s, pool, j), !undo);
+}
+
 /* Of a page that is not full every holder that writes takes a copy, but the last. While they are counted `holders`
  * stands for those who are left. */
-static uint64_t copies(const q_kv *kv, int32_t pool, const uint32_t *seqs, const uint32_t *counts, uint32_t n) {
+static uint64_t copies(q_kv *kv, int32_t pool, const uint32_t *seqs, const uint32_t *cuts, const uint32_t *counts,
+                       uint32_t n) {
     uint64_t made = 0;
     for (int pass = 0; pass < 2; pass++)
         for (uint32_t i = 0; i < n; i++) {
             const q_kv_seq *s = &kv->seqs[seqs[i]];
-            if (counts[i] == 0 || s->stored % Q_KV_TOKENS == 0) continue;
-            q_kv_page *p = &kv->books[pool].pages[s->tables[pool][s->stored / Q_KV_TOKENS]];
+            const uint32_t stored = as_cut(kv, s, cut_of(cuts, i)).stored;
+            if (counts[i] == 0 || stored % Q_KV_TOKENS == 0) continue;
+            q_kv_page *p = &kv->books[pool].pages[page_at(kv, s, pool, stored / Q_KV_TOKENS)];
             if (pass) p->holders++;
             else made += p->holders-- > 1;
         }
@@ -193,33 +231,46 @@ static uint64_t copies(const q_kv *kv, int32_t pool, const uint32_t *seqs, const
 }
 
 /* Pages that nobody else holds: a window that moves on gives them back. */
-static uint32_t own_pages(const q_kv_book *b, const q_kv_seq *s, int32_t pool) {
-    uint32_t n = 0;
-    for (uint32_t j = s->low[pool]; j < s->top; j++) n += b->pages[s->tables[pool][j]].holders == 1;
+static uint32_t own_pages(q_kv *kv, const q_kv_seq *s, int32_t pool, const shortened *c) {
+    const q_kv_book *b = &kv->books[pool];
+    uint32_t n = 0, low = s->low[pool];
+    if (c->stored != s->stored) low = Q_MIN(low, first_seen(b, c->stored));
+    for (uint32_t j = low; j < c->top; j++) n += b->pages[page_at(kv, s, pool, j)].holders == 1;
     return n;
 }
 
 /* Pages of a pool that n sequences take, at most, when so many tokens are added to each: one for each new page of
  * tokens; with a window no more than that shows of each, and a pass. */
-static uint64_t wanted(const q_kv *kv, int32_t pool, const uint32_t *seqs, const uint32_t *counts, uint32_t n) {
+static uint64_t wanted(q_kv *kv, int32_t pool, const uint32_t *seqs, const uint32_t *cuts, const uint32_t *counts,
+                       uint32_t n) {
     const q_kv_book *b = &kv->books[pool];
     uint64_t fresh = 0, seen = (uint64_t)kv->plan->columns / Q_KV_TOKENS;
     for (uint32_t i = 0; i < n; i++) {
         const q_kv_seq *s = &kv->seqs[seqs[i]];
-        const uint32_t to = pages_of(s->length + counts[i]);
-        fresh += to - Q_MIN(to, s->top);
+        const shortened c = as_cut(kv, s, cut_of(cuts, i));
+        const uint32_t to = pages_of(c.length + counts[i]);
+        fresh += to - Q_MIN(to, c.top);
         if (b->window <= 0) continue;
-        const uint32_t shown = Q_MIN(to, (uint32_t)b->window / Q_KV_TOKENS + 3), held = own_pages(b, s, pool);
+        const uint32_t shown = Q_MIN(to, (uint32_t)b->window / Q_KV_TOKENS + 3), held = own_pages(kv, s, pool, &c);
         seen += shown - Q_MIN(shown, held);
     }
-    return copies(kv, pool, seqs, counts, n) + (b->window > 0 ? Q_MIN(fresh, seen) : fresh);
+    return copies(kv, pool, seqs, cuts, counts, n) + (b->window > 0 ? Q_MIN(fresh, seen) : fresh);
 }
 
-bool q_kv_room(const q_kv *kv, const uint32_t *seqs, const uint32_t *counts, uint32_t n, uint64_t *short_by) {
+bool q_kv_room(q_kv *kv, const uint32_t *seqs, const uint32_t *cuts, const uint32_t *counts, uint32_t n,
+               uint64_t *short_by) {
     *short_by = 0;
     for (int32_t p = 0; p < kv->plan->n_kv; p++) {
-        const uint64_t want = wanted(kv, p, seqs, counts, n), have = kv->books[p].n - kv->books[p].held;
-        if (want > have) *short_by = Q_MAX(*short_by, want - have);
+        for (int undo = 0; undo < 2; undo++) {
+            if (undo) {
+                const uint64_t want = wanted(kv, p, seqs, cuts, counts, n), have = kv->books[p].n - kv->books[p].held;
+                if (want > have) *short_by = Q_MAX(*short_by, want - have);
+            }
+            for (uint32_t i = 0; cuts && i < n; i++) {
+                const shortened c = as_cut(kv, &kv->seqs[seqs[i]], &cuts[i]);
+                pretend(kv, p, &kv->seqs[seqs[i]], &c, undo);
+            }
+        }
     }
     return *short_by == 0;
 }
@@ -327,7 +378,7 @@ uint32_t q_kv_find(q_kv *kv, uint32_t seq, const int32_t *ids, uint32_t n) {
     }
     s->top = m;
     s->reused = (m - base) * Q_KV_TOKENS;
-    memcpy(s->ids + s->length, ids, s->reused * sizeof *ids);
+    memmove(s->ids + s->length, ids, s->reused * sizeof *ids); /* they may be where they belong */
     s->stored = s->length = m * Q_KV_TOKENS;
     restore_from(kv, s, m);
     return s->reused;
@@ -368,6 +419,7 @@ void q_kv_truncate(q_kv *kv, uint32_t seq, uint32_t length) {
         restore_from(kv, s, s->stored / Q_KV_TOKENS);
     }
     if (s->stored == 0) s->root = -1;
+    if (length == 0) s->dropped = 0;
     s->length = length;
 }
 
@@ -404,6 +456,7 @@ void q_kv_fork(q_kv *kv, uint32_t from, uint32_t to) {
     b->stored = a->stored;
     b->top = pages_of(a->stored);
     b->root = a->root;
+    b->dropped = a->dropped;
     memcpy(b->ids, a->ids, a->length * sizeof *a->ids);
     const uint32_t full = a->stored / Q_KV_TOKENS;
     for (uint32_t j = 0; j < full; j++) {

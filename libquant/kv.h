@@ -58,6 +58,8 @@ typedef struct q_kv_seq {
     uint32_t *low;        /* [n_kv] the first page that it holds: windows leave earlier ones behind */
     uint32_t kept, reused; /* in the last call: tokens that it had already; that were found in the tree */
     uint32_t again;        /* and that were evaluated anew after a cut */
+    uint64_t slid, refused; /* in the last call: tokens that overflow.c dropped; that it did not take */
+    uint64_t dropped;      /* of this text so far */
     q_kv_miss miss;
     int32_t root;         /* what its first node has for a parent: -1, or a number of its own for a text that was
                              loaded, whose pages no other text is to find */
@@ -102,7 +104,7 @@ uint64_t q_kv_bytes(const q_plan *plan, uint32_t seqs);
 void q_kv_init(q_kv *kv, const q_plan *plan, uint32_t seqs, bool reuse, void *block);
 
 /* The sequence holds all its tokens' keys and values, and ends with a full page: take from the tree what continues it
- * as ids do, at most n tokens. Returns how many. */
+ * as ids do, at most n tokens. Returns how many. `ids` may lie where they will be. */
 uint32_t q_kv_find(q_kv *kv, uint32_t seq, const int32_t *ids, uint32_t n);
 /* Take back what was found, right behind it: `length` and `restore` are what they were. */
 void q_kv_unfind(q_kv *kv, uint32_t seq, uint32_t length, int32_t restore);
@@ -111,8 +113,10 @@ uint32_t q_kv_known(q_kv *kv, const int32_t *ids, uint32_t n);
 
 /* Tokens that pools without a window keep, and those of them that no sequence holds: by the pool with the fewest. */
 void q_kv_tokens(const q_kv *kv, uint64_t *all, uint64_t *free);
-/* May so many tokens be added to each of n sequences at once? `short_by`: pages that are missing. */
-bool q_kv_room(const q_kv *kv, const uint32_t *seqs, const uint32_t *counts, uint32_t n, uint64_t *short_by);
+/* May so many tokens be added to each of n sequences at once, each being cut to `cuts` tokens before (NULL: none is; no
+ * less than its length: it is not)? `short_by`: pages that are missing. Nothing is changed. */
+bool q_kv_room(q_kv *kv, const uint32_t *seqs, const uint32_t *cuts, const uint32_t *counts, uint32_t n,
+               uint64_t *short_by);
 /* Pages of its own for the next n tokens; copies are noted in kv->copies. */
 lq_status q_kv_reserve(q_kv *kv, uint32_t seq, uint32_t n);
 /* They are written: ids are there, at their positions. */

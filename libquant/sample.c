@@ -9,7 +9,7 @@ lq_status q_session_sample(lq_session *s, uint32_t row, const lq_sampler *sample
     lq_sampler o;
     Q_TRY(q_struct_in(sampler, &o, sizeof o, "lq_sampler"));
     const uint64_t vocab = (uint64_t)s->plan->vocab;
-    return q_ref_sample_row(s->logits + row * vocab, (int64_t)vocab, &o, s->rows[row].length, id, s->sample_scratch);
+    return q_ref_sample_row(s->logits + row * vocab, (int64_t)vocab, &o, s->rows[row].tokens, id, s->sample_scratch);
 }
 
 lq_status q_sample_logits(const q_alloc *a, const float *logits, size_t n, const lq_sampler *sampler, uint64_t position,

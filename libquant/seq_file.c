@@ -10,7 +10,8 @@ enum { PIECE = 16384, VERSION = 1 };
 
 typedef struct header {
     char magic[8];       /* "LQSEQ", zeros */
-    uint32_t version, length, stored, zero;
+    uint32_t version, length, stored;
+    uint32_t dropped;    /* tokens that had made room before; at most UINT32_MAX are told */
     uint64_t model, shape; /* hashes: q_model_hash; what pages and states look like */
     uint64_t bytes;      /* between the header and the last sum */
     uint64_t sum;        /* of this header up to here */
@@ -121,7 +122,8 @@ lq_status q_session_save(lq_session *s, uint32_t seq, lq_write_bytes write, void
     Q_TRY(q_session_has_seq(s, seq));
     const q_kv_seq *q = &s->kv_book.seqs[seq];
     stream t = {.s = s, .seq = seq, .write = write, .user = user};
-    header h = {.magic = "LQSEQ", .version = VERSION, .length = q->length, .stored = q->stored, .shape = shape_of(s),
+    header h = {.magic = "LQSEQ", .version = VERSION, .length = q->length, .stored = q->stored,
+                .dropped = (uint32_t)Q_MIN(q->dropped, (uint64_t)UINT32_MAX), .shape = shape_of(s),
                 .bytes = bytes_of(s, q->length, q->stored)};
     Q_TRY(q_model_hash(s->model, &h.model));
     h.sum = sum_of(&h, offsetof(header, sum));
@@ -141,7 +143,7 @@ static lq_status check(const lq_session *s, const header *h) {
     if (h->version != VERSION)
         return q_fail(LQ_E_FORMAT, "lq_seq_load: a sequence saved in version %u; this library reads %d", h->version,
                       VERSION);
-    if (h->sum != sum_of(h, offsetof(header, sum)) || h->zero)
+    if (h->sum != sum_of(h, offsetof(header, sum)))
         return q_fail(LQ_E_FORMAT, "lq_seq_load: the header is damaged");
     Q_TRY(q_model_hash(s->model, &model));
     if (h->model != model) return q_fail(LQ_E_INCONSISTENT, "lq_seq_load: the sequence is another model's");
@@ -165,7 +167,7 @@ static lq_status load(stream *t) {
     Q_TRY(get(t, &h, sizeof h));
     Q_TRY(check(s, &h));
     t->sum = (q_checksum){{0}, 0, {0}};
-    if (!q_kv_room(kv, &t->seq, &h.length, 1, &missing))
+    if (!q_kv_room(kv, &t->seq, NULL, &h.length, 1, &missing))
         return q_fail(LQ_E_CONTEXT,
                       "the saved sequence needs %llu pages of %d tokens more than are free (kv_tokens %llu)",
                       (unsigned long long)missing, Q_KV_TOKENS, (unsigned long long)s->shape.kv_tokens);
@@ -180,6 +182,7 @@ static lq_status load(stream *t) {
             return q_fail(LQ_E_FORMAT, "lq_seq_load: token %u is %d, outside the vocabulary", i, q->ids[i]);
     q_kv_commit(kv, t->seq, h.stored);
     q->length = h.length;
+    q->dropped = h.dropped;
     return LQ_OK;
 }
 

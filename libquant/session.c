@@ -40,6 +40,7 @@ lq_status q_session_shape_of(const lq_model *model, const lq_session_options *op
         return q_fail(LQ_E_ARG, "context %u, batch %u or threads %u is out of range (at most %d, %d, %d)", s.context,
                       s.batch, threads, MAX_CONTEXT, MAX_BATCH, MAX_THREADS);
     Q_TRY(sequences_of(&o, &s));
+    Q_TRY(q_overflow_choose(model, &o, &s));
     s.batch = (uint32_t)Q_MIN((uint64_t)s.batch, (uint64_t)s.context * s.seqs);
     if (s.max_logits > (uint64_t)s.context * s.seqs)
         return q_fail(LQ_E_ARG, "max_logits %u exceeds the context %u", s.max_logits, s.context);
@@ -69,7 +70,7 @@ static uint64_t array_bytes(const q_plan *p, const q_session_shape *s) {
     const uint64_t arena[] = {(uint64_t)p->n_kv * sizeof(q_buffer), (uint64_t)p->n_segments * sizeof(q_buffer),
                               (uint64_t)p->n_segments * sizeof(q_program *), s->seqs * sizeof(q_seq_ref),
                               s->seqs * sizeof(q_share), s->max_logits * sizeof(q_row)};
-    uint64_t n = 4 * q_round_up(s->batch * sizeof(int32_t), 16) + 2 * q_round_up(s->seqs * sizeof(uint32_t), 16);
+    uint64_t n = 4 * q_round_up(s->batch * sizeof(int32_t), 16) + 3 * q_round_up(s->seqs * sizeof(uint32_t), 16);
     for (size_t i = 0; i < Q_COUNT(arena); i++) n += q_round_up(arena[i], 16);
     return n + (uint64_t)s->max_logits * (uint64_t)p->vocab * sizeof(float) + q_kv_bytes(p, s->seqs) +
            border_bytes(p, s) + q_ref_sample_bytes((int64_t)p->vocab);
@@ -161,8 +162,10 @@ static lq_status open_parts(lq_session *s) {
     s->shares = (q_share *)q_arena_new(&s->arena, s->shape.seqs, sizeof *s->shares);
     s->of = (uint32_t *)q_arena_new(&s->arena, s->shape.seqs, sizeof *s->of);
     s->count = (uint32_t *)q_arena_new(&s->arena, s->shape.seqs, sizeof *s->count);
+    s->cut = (uint32_t *)q_arena_new(&s->arena, s->shape.seqs, sizeof *s->cut);
     s->rows = (q_row *)q_arena_new(&s->arena, s->shape.max_logits, sizeof *s->rows);
-    if (!s->kv || !s->states || !s->programs || !s->ids || !s->refs || !s->shares || !s->of || !s->count || !s->rows)
+    if (!s->kv || !s->states || !s->programs || !s->ids || !s->refs || !s->shares || !s->of || !s->count || !s->cut ||
+        !s->rows)
         return LQ_E_NOMEM;
     s->kv_block = q_new(s->alloc, q_kv_bytes(p, s->shape.seqs), 1);
     if (!s->kv_block) return LQ_E_NOMEM;

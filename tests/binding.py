@@ -141,6 +141,12 @@ def generation():
             ids = model.tokenize("Once upon a time")
             s.decode(ids)
             assert len(list(s.tokens(stop_at_eos=False))) == 16 - len(ids) + 1
+        with model.session(context=16, overflow="slide", overflow_keep=4) as s:
+            s.decode(ids)
+            assert s.info.overflow == "slide" and s.info.overflow_keep == 4
+            assert len(list(s.tokens(40, stop_at_eos=False))) == 40
+            now = s.sequence()
+            assert now.dropped_in_all == len(ids) + 39 - len(s) and now.dropped_in_all % 6 == 0
 
 
 @test

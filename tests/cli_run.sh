@@ -30,6 +30,12 @@ if cmp -s "$out" seed7; then fail "another seed gave the same text"; else pass; 
 exits 0 "-n 0" r -p "The ship" -n 0; silent "-n 0"; holds "-n 0" "$(hash_of | wc -c)" -eq 9
 exits 0 "context" r -p "The ship" -n 100 --ctx 32 --ignore-eos; says "context" "context of 32 tokens is full"
 exits 2 "long prompt" r -p "$(head -c 3000 "$TEXT/prose.txt")" --ctx 64; says "long prompt" "64"; silent "long prompt"
+exits 0 "slide" r -p "The ship" -n 100 --ctx 32 --ignore-eos --overflow slide --keep 3 --json; json_is "slide"
+holds "slide" "$(json tokens)" = 100
+compare "slide" "$(json dropped)" ">" 60; compare "slide" "$(json evaluated_again)" ">" 40
+exits 0 "slide" r -p "$(head -c 3000 "$TEXT/prose.txt")" --ctx 64 -n 2 --overflow slide; says "slide" "to make room in the context of 64"
+exits 2 "--overflow" r -p "x" --overflow error; says "--overflow" "'stop' or 'slide', not 'error'"
+exits 2 "--keep" r -p "x" --keep 3; says "--keep" "goes with --overflow slide"
 exits 0 "empty prompt" r -p "" -n 8; holds "empty prompt" -s "$out"
 exits 0 "empty standard input" r -p - -n 8
 r -p - -n 8 <&- >"$out" 2>"$err"; holds "closed standard input" $? -eq 4

@@ -12,8 +12,8 @@
 typedef struct args {
     cli_place place;
     cli_memory memory;
-    const char *model, *prompt, *isa, *activations;
-    uint64_t n, top_k, seed, ctx, threads, threads_prefill;
+    const char *model, *prompt, *isa, *activations, *overflow;
+    uint64_t keep, n, top_k, seed, ctx, threads, threads_prefill;
     double temp, top_p, min_p;
     uint32_t special, ignore_eos;
 } args;
@@ -51,6 +51,23 @@ static const cli_option options[] = {
      .max = 16777216,
      .help = "context in tokens, prompt and answer together (default: as trained)",
      .also = "|context|ctx-size|n-ctx|"},
+    {.type = CLI_TEXT,
+     .name = "overflow",
+     .value = "HOW",
+     .at = offsetof(args, overflow),
+     .help = "when the context is full: stop (default: the answer ends; a prompt that is longer is\n"
+             "refused), or slide: half of the tokens behind the first --keep are dropped, the\n"
+             "oldest, what follows is evaluated again, and the end tells how many that were",
+     .values = "stop slide"},
+    {.type = CLI_UINT,
+     .name = "keep",
+     .value = "N",
+     .at = offsetof(args, keep),
+     .min = 1,
+     .max = 16777216,
+     .help = "with --overflow slide: the first N tokens stay (default: the one that begins\n"
+             "every text, where the model wants one)",
+     .also = "|n-keep|"},
     {.type = CLI_FLAG,
      .name = "special",
      .at = offsetof(args, special),
@@ -120,6 +137,9 @@ typedef struct state {
     size_t count, base, printed;
     char *text; /* scratch of the detokenizer */
     size_t text_cap;
+    uint64_t dropped; /* by --overflow slide, and then evaluated again */
+    uint64_t again;
+    bool slide;
     char *all; /* with --json: the whole text */
     size_t all_bytes, all_cap;
     bool after_text; /* the prompt has more than BOS */
@@ -168,6 +188,14 @@ static int stream(cli *c, state *s, bool last) {
     return code;
 }
 
+/* What the last call dropped and evaluated again. */
+static void note_dropped(state *s) {
+    lq_seq_info now = {.size = sizeof now};
+    if (lq_seq_info_get(s->session, 0, &now) != LQ_OK) return;
+    s->dropped = now.dropped_in_all;
+    s->again += now.again;
+}
+
 static int generate(cli *c, state *s, uint32_t context) {
     const args *a = s->a;
     const lq_sampler sampler = {.size = sizeof sampler,
@@ -189,12 +217,13 @@ static int generate(cli *c, state *s, uint32_t context) {
         s->ids[s->count++] = id;
         code = stream(c, s, false);
         if (code != 0 || s->count == a->n) break;
-        if (lq_seq_length(s->session, 0) >= context) {
+        if (!s->slide && lq_seq_length(s->session, 0) >= context) {
             s->stop = "context";
             break;
         }
         status = cli_interrupted() ? LQ_E_CANCELLED : lq_decode(s->session, &(lq_item){.ids = &id, .count = 1}, 1);
         if (status != LQ_OK) code = cli_fail(c, status, NULL);
+        else note_dropped(s);
     }
     if (code == 0 || cli_interrupted()) {
         const int more = stream(c, s, true);
@@ -207,6 +236,9 @@ static void print_stats(const state *s, const lq_stats *t, size_t prompt_tokens,
     if (isatty(STDERR_FILENO)) fputc('\n', stderr);
     if (strcmp(s->stop, "eos") == 0) fputs("stopped: end of text\n", stderr);
     else if (strcmp(s->stop, "context") == 0) fprintf(stderr, "stopped: the context of %u tokens is full\n", context);
+    if (s->dropped)
+        fprintf(stderr, "dropped %llu tokens to make room in the context of %u, and evaluated %llu again\n",
+                (unsigned long long)s->dropped, context, (unsigned long long)s->again);
     fprintf(stderr, "prompt %zu tokens", prompt_tokens);
     if (t->prefill_tokens && t->prefill_seconds > 0) fprintf(stderr, ", %.1f tokens/s", (double)t->prefill_tokens / t->prefill_seconds);
     fprintf(stderr, "; generated %zu tokens", s->count);
@@ -231,6 +263,8 @@ static int print_json(cli *c, const state *s, const lq_stats *t, size_t prompt_t
     cli_set_int(o, "prompt_tokens", prompt_tokens);
     cli_set_int(o, "tokens", s->count);
     cli_set_text(o, "stop", s->stop);
+    cli_set_int(o, "dropped", s->dropped);
+    cli_set_int(o, "evaluated_again", s->again);
     cli_set_int(prefill, "tokens", t->prefill_tokens);
     cli_set_real(prefill, "seconds", t->prefill_seconds);
     cli_set_real(prefill, "tokens_per_s", rate((double)t->prefill_tokens, t->prefill_seconds));
@@ -251,15 +285,15 @@ static int converse(cli *c, state *s, const int32_t *prompt, size_t n, uint32_t 
     lq_stats t = {.size = sizeof t};
     int code = 0;
     if (n == 0) return cli_error(c, LQ_E_ARG, "the prompt is empty and the model wants no token before a text");
-    if (n > context) {
-        return cli_error(c, LQ_E_CONTEXT, "the prompt has %zu tokens, the context %u; see --ctx", n, context);
-    }
+    if (n > context && !s->slide)
+        return cli_error(c, LQ_E_CONTEXT, "the prompt has %zu tokens, the context %u; see --ctx and --overflow", n, context);
     s->after_text = n > 1 || prompt[0] != s->info.bos;
     const lq_status status = lq_decode(s->session, &(lq_item){.ids = prompt, .count = n, .logits_from = n - 1}, 1);
     if (status == LQ_E_NUMERIC) {
         return cli_fail(c, status, "`lq info MODEL --check-tensors` finds weights that are not finite.");
     }
     if (status != LQ_OK) return cli_fail(c, status, NULL);
+    note_dropped(s);
     code = generate(c, s, context);
     if (code != 0 && !cli_interrupted()) return code;
     if (lq_session_stats(s->session, &t) == LQ_OK) {
@@ -276,7 +310,8 @@ static int with_model(cli *c, state *s, const char *text, size_t bytes) {
     lq_status status = lq_model_info_get(s->model, &s->info);
     if (status != LQ_OK) return cli_fail(c, status, NULL);
     const lq_session_options so = {.size = sizeof so, .context = (uint32_t)a->ctx, .threads = (uint32_t)a->threads,
-                                   .activations = a->activations, .threads_prefill = (uint32_t)a->threads_prefill};
+                                   .activations = a->activations, .threads_prefill = (uint32_t)a->threads_prefill,
+                                   .overflow = s->slide ? "slide" : NULL, .overflow_keep = (uint32_t)a->keep};
     int code = cli_tokenize(c, s->model, text, bytes, LQ_TOKENIZE_BOS | (a->special ? LQ_TOKENIZE_PARSE_SPECIAL : 0u),
                             &prompt, &n);
     if (code == 0) code = cli_plan_tell(c, s->model, &so, &s->plan);
@@ -284,8 +319,8 @@ static int with_model(cli *c, state *s, const char *text, size_t bytes) {
     if (code == 0) {
         lq_session_info si = {.size = sizeof si};
         status = lq_session_info_get(s->session, &si);
-        /* No more ids can be made than the context has room for. */
-        const uint64_t room = a->n < si.context ? a->n : si.context;
+        /* No more ids can be made than the context has room for, unless it slides. */
+        const uint64_t room = s->slide || a->n < si.context ? a->n : si.context;
         cli_watch(&s->session, 1);
         if (status != LQ_OK) code = cli_fail(c, status, NULL);
         else if (!(s->ids = malloc((size_t)(room + 1) * sizeof *s->ids))) code = cli_nomem(c);
@@ -300,6 +335,15 @@ static int with_model(cli *c, state *s, const char *text, size_t bytes) {
     return code;
 }
 
+static int check_overflow(cli *c, state *s) {
+    const args *a = s->a;
+    s->slide = a->overflow && strcmp(a->overflow, "slide") == 0;
+    if (a->overflow && !s->slide && strcmp(a->overflow, "stop") != 0)
+        return cli_usage(c, "--overflow is 'stop' or 'slide', not '%s'", a->overflow);
+    if (a->keep && !s->slide) return cli_usage(c, "--keep goes with --overflow slide");
+    return 0;
+}
+
 static int run(cli *c, const void *arguments) {
     const args *a = arguments;
     state s = {.a = a, .info = {.size = sizeof s.info}};
@@ -308,6 +352,7 @@ static int run(cli *c, const void *arguments) {
     size_t bytes = 0;
     const lq_model_options mo = cli_model_options(a->activations);
     int code = cli_check_activations(c, a->activations);
+    if (code == 0) code = check_overflow(c, &s);
     if (code == 0 && strcmp(a->prompt, "-") == 0) code = cli_read(c, "-", &text, &bytes);
     if (code == 0) code = cli_open(c, a->threads, a->isa, &a->memory, &ctx);
     if (code == 0) {
@@ -324,7 +369,7 @@ const cli_command cli_command_run = {
     .name = "run",
     .summary = "let a model continue a text",
     .about = "Prints the continuation on standard output as it is made, and nothing else there. Ends at the\n"
-             "end-of-text token, after -n tokens, or when the context is full; Ctrl-C ends it at once.\n"
+             "end-of-text token, after -n tokens, or when the context is full (see --overflow); Ctrl-C ends it at once.\n"
              "Afterwards standard error tells the speed, the memory bandwidth reached, and a hash of the last\n"
              "logits: equal hashes mean equal results to the last bit, for any number of threads. With --device\n"
              "it says first what runs where, and what memory that takes.\n",

@@ -177,7 +177,8 @@ class QuantizeResult(Record):
 class _SessionOptions(Record):
     _fields_ = [("size", c_uint32), ("context", c_uint32), ("batch", c_uint32), ("max_logits", c_uint32),
                 ("threads", c_uint32), ("activations", c_char_p), ("threads_prefill", c_uint32),
-                ("sequences", c_uint32), ("no_reuse", c_uint32), ("kv_tokens", c_uint64), ("checkpoints", c_uint32)]
+                ("sequences", c_uint32), ("no_reuse", c_uint32), ("kv_tokens", c_uint64), ("checkpoints", c_uint32),
+                ("overflow", c_char_p), ("overflow_keep", c_uint32)]
 
 
 class PlanInfo(Record):
@@ -195,15 +196,17 @@ class SessionInfo(Record):
                 ("threads", c_uint32), ("trained_context", c_uint32), ("kv_bytes", c_uint64),
                 ("activation_bytes", c_uint64), ("device_kv_bytes", c_uint64),
                 ("device_activation_bytes", c_uint64), ("threads_prefill", c_uint32), ("sequences", c_uint32),
-                ("kv_tokens", c_uint64), ("kv_free", c_uint64)]
+                ("kv_tokens", c_uint64), ("kv_free", c_uint64), ("overflow", c_char_p), ("overflow_keep", c_uint32)]
 
 
 class SeqInfo(Record):
     """A sequence: its length, how many of its tokens wait to be evaluated again (pending), and of the last decode or sync
-    how many tokens were known (cached), how many were evaluated again, and why no more were known (miss)."""
+    how many tokens were known (cached), how many were evaluated again, why no more were known (miss), how many were
+    dropped to make room (overflow="slide"), in all of this text (dropped_in_all), and how many had none (refused)."""
 
     _fields_ = [("size", c_uint32), ("length", c_uint32), ("pending", c_uint32), ("cached", c_uint32),
-                ("again", c_uint32), ("miss", c_char_p)]
+                ("again", c_uint32), ("miss", c_char_p), ("dropped", c_uint64), ("dropped_in_all", c_uint64),
+                ("refused", c_uint64)]
 
 
 class _Item(ctypes.Structure):
@@ -622,7 +625,8 @@ class Model(_Handle):
         return plan
 
     def session(self, **options: Any) -> "Session":
-        """Open a session. Options: context, batch, max_logits, threads, activations."""
+        """Open a session. Options: context, batch, max_logits, threads, activations, sequences, kv_tokens, overflow
+        ("error", "stop", "slide"), overflow_keep and the others of lq_session_options."""
         out = c_void_p()
         _check(load().lq_session_open(self._handle, byref(_session_options(options)), byref(out)))
         return Session(out.value or 0, self)
@@ -739,15 +743,15 @@ class Session(_Handle):
     def tokens(self, max_tokens: Optional[int] = None, sampler: Optional[Sampler] = None,
                stop_at_eos: bool = True) -> Iterator[int]:
         """Continue the sequence: choose a token, give it out, evaluate it. Ends at the end-of-text token, after
-        `max_tokens`, or when the context is full."""
-        context, made = self.info.context, 0
+        `max_tokens`, or when the context is full (but with overflow="slide")."""
+        info, made = self.info, 0
         while max_tokens is None or made < max_tokens:
             token = self.sample(sampler)
             if stop_at_eos and token == self.model.info.eos:
                 return
             made += 1
             yield token
-            if len(self) >= context:
+            if len(self) >= info.context and info.overflow != "slide":
                 return
             if max_tokens is None or made < max_tokens:
                 self.decode([token])
