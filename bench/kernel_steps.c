@@ -133,10 +133,10 @@ static const struct { q_op op; void (*lay)(bed *b, int32_t n); } cases[] = {
 
 /* Slots and pages for n columns at the end of the context. */
 static lq_status lay_memory(bed *b, int32_t n) {
-    b->kv = (q_kv_pool){.layers = 1, .heads = KV_HEADS, .k_width = HEAD, .v_width = HEAD, .value_bytes = 2,
-                        .layer_bytes = 2ull * KV_HEADS * Q_KV_TOKENS * HEAD * 2,
-                        .pages = (uint32_t)((b->context - 1) / Q_KV_TOKENS + 1)};
-    b->kv.page_bytes = b->kv.layer_bytes;
+    const q_kv_kind *kind = q_kv_kind_find("f16");
+    b->kv = (q_kv_pool){.layers = 1, .heads = KV_HEADS, .pages = (uint32_t)((b->context - 1) / Q_KV_TOKENS + 1)};
+    if (!q_kv_form_make(kind, HEAD, &b->kv.k) || !q_kv_form_make(kind, HEAD, &b->kv.v)) return LQ_E_INTERNAL;
+    q_kv_pool_lay(&b->kv);
     const q_placing placing = {.huge = q_memory_has_huge("")}; /* as a session's pages lie */
     b->pool[0] = (uint8_t *)q_new_placed(&q_alloc_libc, &placing, b->kv.pages * b->kv.page_bytes, false);
     b->pos = Q_NEW(&q_alloc_libc, int32_t, n);

@@ -337,6 +337,9 @@ typedef struct lq_session_options {
      * None concerns kv_tokens: what all together have no room for is LQ_E_CONTEXT, and nothing is changed. */
     const char *overflow;
     uint32_t overflow_keep;  /* of "slide": less than the context; 0 = 1 where the model wants a BOS token first, else none */
+    const char *kv_k;        /* format that keys are kept in: "f16", "bf16", "f32", "q8_0" (8.5 bits a number), "q5_1" (6) or
+                                "q4_0" (4.5, turned by a Hadamard transform first). NULL = f16, or f32 with activations f32 */
+    const char *kv_v;        /* that of values; NULL = as kv_k. libquant/README.md says what each costs in quality */
 } lq_session_options;
 
 /* A session keeps sequences over a model: their tokens, keys and values, and logits. All its memory is allocated here. */
@@ -369,6 +372,7 @@ typedef struct lq_plan_info {
     uint32_t threads_prefill;   /* of passes over more than 8 tokens */
     uint64_t locked;            /* bytes that lq_options.lock keeps in memory, whole pages; part of total */
     uint32_t sequences;
+    const char *kv_k, *kv_v;    /* formats of keys and values; static storage */
 } lq_plan_info;
 
 /* The bytes that a session with these options needs, without opening it. */
@@ -386,6 +390,7 @@ typedef struct lq_session_info {
                                     what is only kept for reuse counts as free */
     const char *overflow;        /* "error", "stop" or "slide"; static storage */
     uint32_t overflow_keep;
+    const char *kv_k, *kv_v;     /* formats of keys and values; static storage */
 } lq_session_info;
 LQ_API lq_status lq_session_info_get(const lq_session *session, lq_session_info *info);
 

@@ -113,7 +113,7 @@ lq_status lq_model_plan(const lq_model *model, const lq_session_options *options
     q_session_shape shape;
     Q_TRY(q_session_shape_of(model, options, &shape));
     lq_plan_info i = {.context = shape.context, .batch = shape.batch, .threads = shape.threads,
-                      .threads_prefill = shape.threads_prefill, .sequences = shape.seqs};
+                      .threads_prefill = shape.threads_prefill, .sequences = shape.seqs, .kv_k = shape.kv_k->format->name, .kv_v = shape.kv_v->format->name};
     q_session_need need;
     Q_TRY(q_session_measure(model, &shape, &need));
     for (uint32_t t = 0; t < model->dir->n_tensors; t++) i.weights += model->dir->tensors[t].bytes;
@@ -163,7 +163,8 @@ lq_status lq_session_info_get(const lq_session *s, lq_session_info *info) {
                          .trained_context = (uint32_t)s->model->binding->hp.v[Q_HP_CONTEXT],
                          .kv_bytes = s->need.kv[0], .activation_bytes = s->need.rest[0],
                          .device_kv_bytes = s->need.kv[1], .device_activation_bytes = s->need.rest[1],
-                         .threads_prefill = s->shape.threads_prefill, .sequences = s->shape.seqs};
+                         .threads_prefill = s->shape.threads_prefill, .sequences = s->shape.seqs,
+                         .kv_k = s->shape.kv_k->format->name, .kv_v = s->shape.kv_v->format->name};
     q_kv_tokens(&s->kv_book, &i.kv_tokens, &i.kv_free);
     i.overflow = q_overflow_name(s->shape.overflow);
     i.overflow_keep = s->shape.overflow_keep;

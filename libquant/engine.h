@@ -163,6 +163,7 @@ typedef struct q_session_shape {
     uint64_t kv_tokens;
     bool reuse;
     bool f32_activations;
+    const q_kv_kind *kv_k, *kv_v;
 } q_session_shape;
 lq_status q_session_shape_of(const lq_model *model, const lq_session_options *options, q_session_shape *out);
 

@@ -52,11 +52,14 @@
  *             them by mscale; the others are copied. PAIRS: (2i, 2i+1) together; HALVES: (i, i + rot/2). y may be x.
  *                                                                                                   unit: column
  *   KV_PUT    stores K = x and V = z (heads of the view = KV heads) at the column's position in the pages of its
- *             sequence. Without z the values are a prefix of the keys (latent attention).    unit: column * head
+ *             sequence, in the forms of their pool (kv_form.h). Without z the values are a prefix of the keys (latent
+ *             attention).                                                                    unit: column * head
  *   ATTN      y[h] = softmax(scale * q[h] . K + mask) V, over the pages of the column's sequence, positions <= its own
  *             and > own - window; query head h reads KV head h / (heads / kv_heads). softcap s: s * tanh(score / s).
  *             ALIBI then adds -slope(h) * |key - query|; slope(h) = 2^(-a (h+1) / n) for the largest power of two
  *             n <= heads, heads from n on take 2^(-a (2 (h - n) + 1) / 2n); a = alpha, 0 = 8.
+ *             K and V are what their pages decode to; where keys are turned so is q before, where values are so is y
+ *             after.
  *             w = learned sinks: one more score per head without a value. Value width = y's width.
  *             With z and v (K and V views; no v: prefix of K): no pages, no causal mask, no window, all columns of the
  *             sequence, their positions in the place of those in pages.
@@ -127,10 +130,7 @@ typedef enum {
     Q_ROUTE_SOFTMAX = 0, Q_ROUTE_SOFTMAX_TOP, Q_ROUTE_SIGMOID
 } q_kind;
 
-enum {
-    Q_KV_TOKENS = 32, /* tokens per page */
-    Q_ATTN_KEYS = 256 /* keys per block of attention; whole pages */
-};
+enum { Q_ATTN_KEYS = 256 /* keys per block of attention; whole pages */ };
 
 /* A format for activations inside a product: a kernel row names the one it wants, and compiling a plan inserts one
  * quantization per (slot, format), shared by all products that read the slot. */

@@ -9,6 +9,7 @@ typedef struct builder {
     const lq_model *model;
     const q_arch *arch;
     const q_hparams *hp;
+    const q_session_shape *shape;
     q_arena *arena;
     q_plan *plan;
     q_inst *insts;
@@ -89,27 +90,37 @@ static lq_status weight_of(const builder *b, uint8_t role, int32_t layer, int32_
 
 static q_segment *segment_of(const builder *b) { return &b->segments[b->plan->n_segments - 1]; }
 
+static lq_status form_of(const q_kv_kind *kind, const char *what, int32_t width, q_kv_form *form) {
+    if (q_kv_form_make(kind, width, form)) return LQ_OK;
+    return q_fail(LQ_E_UNSUPPORTED, "%s in %s come in blocks of %d, which do not divide the model's %d per head: f16 fits any",
+                  what, kind->format->name, kind->format->weights, width);
+}
+
 /* Page pool for a layer's keys and values: shared by layers of the same shape and window on one device. */
-static int32_t pool_of(builder *b, int32_t layer, int32_t window, int32_t *ordinal) {
+static lq_status pool_of(builder *b, int32_t layer, int32_t window, int32_t *ordinal, int32_t *number) {
     const int32_t heads = dim(b, b->arch->dim_kv_heads, layer), k = dim(b, b->arch->dim_k, layer),
                   v = dim(b, b->arch->dim_v, layer);
     int32_t i = 0;
     for (; i < b->plan->n_kv; i++) {
         const q_kv_pool *p = &b->pools[i];
-        if (p->heads == heads && p->k_width == k && p->v_width == v && p->window == window &&
+        if (p->heads == heads && p->k.width == k && p->v.width == v && p->window == window &&
             p->segment == b->plan->n_segments - 1)
             break;
     }
     q_kv_pool *p = &b->pools[i];
     if (i == b->plan->n_kv) {
         b->plan->n_kv++;
-        *p = (q_kv_pool){.heads = heads, .k_width = k, .v_width = v, .window = window,
-                         .segment = b->plan->n_segments - 1,
-                         .value_bytes = b->plan->f32_activations ? 4 : 2};
-        p->layer_bytes = (uint64_t)heads * Q_KV_TOKENS * (uint64_t)(k + v) * (uint64_t)p->value_bytes;
+        *p = (q_kv_pool){.heads = heads, .window = window, .segment = b->plan->n_segments - 1};
+        Q_TRY(form_of(b->shape->kv_k, "keys", k, &p->k));
+        if (v == 0 && b->shape->kv_v != b->shape->kv_k)
+            return q_fail(LQ_E_UNSUPPORTED,
+                          "this model's values are a part of its keys: both are kept as %s, or both as %s, not each by itself",
+                          b->shape->kv_k->format->name, b->shape->kv_v->format->name);
+        Q_TRY(form_of(b->shape->kv_v, "values", v, &p->v));
     }
     *ordinal = p->layers++;
-    return i;
+    *number = i;
+    return LQ_OK;
 }
 
 static lq_status rope_freqs(const builder *b, q_inst *t, const q_step *s, int32_t layer) {
@@ -232,7 +243,7 @@ static lq_status add_step(builder *b, const q_step *s, int32_t layer) {
     t.n_groups_used = (int32_t)number(b, Q_HP_EXPERT_GROUPS_USED, L, 0);
     if (s->op == Q_OP_CONV || s->op == Q_OP_SCAN) recurrent_state(b, &t);
     if (s->op == Q_OP_ROPE) Q_TRY(rope_freqs(b, &t, s, L));
-    if (s->op == Q_OP_KV_PUT) t.kv_group = pool_of(b, L, t.window, &t.kv_layer);
+    if (s->op == Q_OP_KV_PUT) Q_TRY(pool_of(b, L, t.window, &t.kv_layer, &t.kv_group));
     if (s->op == Q_OP_ATTN && !s->z) { /* reads what this layer's KV_PUT stored */
         const q_inst *put = NULL;
         for (int32_t i = b->plan->n_insts - 1; i >= 0 && !put && b->insts[i].layer == layer; i--)
@@ -241,6 +252,10 @@ static lq_status add_step(builder *b, const q_step *s, int32_t layer) {
         t.kv_group = put->kv_group;
         t.kv_layer = put->kv_layer;
         t.window = put->window;
+        const int32_t turn = q_kv_v_form(&b->pools[t.kv_group])->turn;
+        if (turn && t.y.width % turn)
+            return q_fail(LQ_E_UNSUPPORTED, "values of %d are stored turned by %d, which does not divide them: keep them as f16",
+                          t.y.width, turn);
     }
     const q_adapter *ad = s->op == Q_OP_MATMUL ? q_adapter_of(b->model, q_bind_find(b->model->binding, s->w - 1, L)) : NULL;
     if (ad) Q_TRY(add_adapter(b, &t, ad, first));
@@ -266,7 +281,8 @@ static const q_layer_table *layer_table(const builder *b, int32_t layer) {
     return &b->arch->layers[b->arch->layer_kind ? b->arch->layer_kind(b->hp, layer) : 0];
 }
 
-static lq_status build(builder *b, const q_session_shape *shape) {
+static lq_status build(builder *b) {
+    const q_session_shape *shape = b->shape;
     q_plan *p = b->plan;
     const q_arch *a = b->arch;
     uint64_t steps = (uint64_t)a->first.n + a->last.n;
@@ -285,7 +301,7 @@ static lq_status build(builder *b, const q_session_shape *shape) {
     for (int32_t l = 0; l < p->n_layers; l++) Q_TRY(add_table(b, layer_table(b, l), l));
     Q_TRY(add_table(b, &a->last, p->n_layers));
     for (int32_t i = 0; i < p->n_kv; i++) {
-        b->pools[i].page_bytes = (uint64_t)b->pools[i].layers * b->pools[i].layer_bytes;
+        q_kv_pool_lay(&b->pools[i]);
         b->pools[i].pages = (uint32_t)q_kv_pool_pages(b->pools[i].window, shape->seqs, shape->context, shape->kv_tokens,
                                                       shape->batch);
     }
@@ -310,8 +326,8 @@ lq_status q_plan_build(const lq_model *model, const q_session_shape *shape, q_ar
     p->vocab = (int32_t)bind->hp.v[Q_HP_VOCAB];
     p->context = (int32_t)shape->context;
     p->f32_activations = shape->f32_activations;
-    builder b = {.model = model, .arch = bind->arch, .hp = &bind->hp, .arena = arena, .plan = p};
-    Q_TRY(build(&b, shape));
+    builder b = {.model = model, .arch = bind->arch, .hp = &bind->hp, .shape = shape, .arena = arena, .plan = p};
+    Q_TRY(build(&b));
     *out = p;
     return LQ_OK;
 }

@@ -5,34 +5,8 @@
 #ifndef Q_PLAN_H
 #define Q_PLAN_H
 
+#include "kv_form.h"
 #include "op.h"
-
-/* A pool of KV pages for layers that share window, heads, widths and format. In a page, layer after layer: K of every
- * KV head [heads][k_width][Q_KV_TOKENS], then V [heads][Q_KV_TOKENS][v_width], as binary16 or, where activations stay
- * float32 throughout, as float32. Keys lie side by side, because a vector of scores is that of several keys; so do the
- * values of a key, because a vector of results is that of several values. */
-typedef struct q_kv_pool {
-    int32_t layers, heads, k_width, v_width;
-    int32_t window;        /* 0 = none */
-    int32_t value_bytes;   /* 2 = binary16, 4 = float32 */
-    uint64_t layer_bytes;  /* K and V of one layer in a page */
-    uint64_t page_bytes;   /* layers * layer_bytes */
-    uint32_t pages;        /* pages in the pool */
-    int32_t segment;       /* whose layers they are */
-} q_kv_pool;
-
-/* Address of the K of (page, layer, head): value i of the key in row r of the page is number i * Q_KV_TOKENS + r.
- * V follows at q_kv_v: value i of row r is number r * v_width + i; where values are a prefix of the keys, as in K. */
-static inline uint8_t *q_kv_k(const q_kv_pool *p, uint8_t *base, uint32_t page, int32_t layer, int32_t head) {
-    return base + (uint64_t)page * p->page_bytes + (uint64_t)layer * p->layer_bytes +
-           (uint64_t)head * Q_KV_TOKENS * (uint64_t)p->k_width * (uint64_t)p->value_bytes;
-}
-static inline uint8_t *q_kv_v(const q_kv_pool *p, uint8_t *base, uint32_t page, int32_t layer, int32_t head) {
-    if (p->v_width == 0) return q_kv_k(p, base, page, layer, head);
-    return base + (uint64_t)page * p->page_bytes + (uint64_t)layer * p->layer_bytes +
-           (uint64_t)p->heads * Q_KV_TOKENS * (uint64_t)p->k_width * (uint64_t)p->value_bytes +
-           (uint64_t)head * Q_KV_TOKENS * (uint64_t)p->v_width * (uint64_t)p->value_bytes;
-}
 
 /* Consecutive steps on one device. Between two segments nothing lives on but slot 1: borders lie where layers end. */
 typedef struct q_segment {

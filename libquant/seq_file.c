@@ -38,8 +38,11 @@ static uint64_t shape_of(const lq_session *s) {
     uint64_t h = Q_KV_TOKENS;
     for (int32_t i = 0; i < s->plan->n_kv; i++) {
         const q_kv_pool *p = &s->plan->kv[i];
-        const int32_t of[] = {p->layers, p->heads, p->k_width, p->v_width, p->window, p->value_bytes};
+        const int32_t of[] = {p->layers, p->heads, p->k.width, p->v.width, p->window, p->k.turn, p->v.turn};
+        const q_kv_form *const forms[] = {&p->k, &p->v};
         h = q_fnv64_mix(h, of, sizeof of);
+        for (size_t j = 0; j < Q_COUNT(forms); j++)
+            h = q_fnv64_mix(h, forms[j]->format->name, strlen(forms[j]->format->name));
     }
     for (int32_t i = 0; i < s->plan->n_segments; i++) {
         const uint64_t floats = s->plan->segments[i].state_floats;

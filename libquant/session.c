@@ -25,6 +25,12 @@ static lq_status sequences_of(const lq_session_options *o, q_session_shape *s) {
     return LQ_OK;
 }
 
+static lq_status kind_of(const char *option, const char *name, const q_kv_kind **kind) {
+    char names[80];
+    *kind = q_kv_kind_find(name);
+    return *kind ? LQ_OK : q_fail(LQ_E_ARG, "%s '%s' is not one of: %s", option, name, q_kv_kind_names(names, sizeof names));
+}
+
 lq_status q_session_shape_of(const lq_model *model, const lq_session_options *options, q_session_shape *out) {
     lq_session_options o;
     Q_TRY(q_struct_in(options, &o, sizeof o, "lq_session_options"));
@@ -47,6 +53,9 @@ lq_status q_session_shape_of(const lq_model *model, const lq_session_options *op
     if (o.activations && strcmp(o.activations, "f32") != 0 && strcmp(o.activations, "auto") != 0)
         return q_fail(LQ_E_ARG, "activations '%s' is not one of: auto, f32", o.activations);
     s.f32_activations = o.activations && strcmp(o.activations, "f32") == 0;
+    const char *usual = s.f32_activations ? "f32" : "f16";
+    Q_TRY(kind_of("kv_k", o.kv_k ? o.kv_k : usual, &s.kv_k));
+    Q_TRY(kind_of("kv_v", o.kv_v ? o.kv_v : o.kv_k ? o.kv_k : usual, &s.kv_v));
     *out = s;
     return LQ_OK;
 }

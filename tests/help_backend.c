@@ -2,6 +2,7 @@
 #include <math.h>
 
 #include "help_backend.h"
+#include "help_kv.h"
 
 /* Check writes down where each assertion stands: too slow for one per value. */
 #define VALUE_MSG(ok, ...)                    \
@@ -142,14 +143,12 @@ int64_t st_state(st *t, int32_t floats) {
     return at;
 }
 
-q_kv_pool *st_pool(st *t, int32_t layers, int32_t heads, int32_t k_width, int32_t v_width, int32_t value_bytes,
+q_kv_pool *st_pool(st *t, int32_t layers, int32_t heads, int32_t k_width, int32_t v_width, const char *form,
                    int32_t window) {
     ck_assert_int_lt(t->plan.n_kv, ST_POOLS);
     q_kv_pool *p = &t->pools[t->plan.n_kv++];
-    *p = (q_kv_pool){.layers = layers, .heads = heads, .k_width = k_width, .v_width = v_width, .window = window,
-                     .value_bytes = value_bytes};
-    p->layer_bytes = (uint64_t)heads * Q_KV_TOKENS * (uint64_t)(k_width + v_width) * (uint64_t)value_bytes;
-    p->page_bytes = p->layer_bytes * (uint64_t)layers;
+    *p = (q_kv_pool){.layers = layers, .heads = heads, .window = window};
+    t_kv_forms(p, form, k_width, v_width);
     return p;
 }
 
@@ -364,7 +363,7 @@ static void fill_pages(const st *t, st_batch *b, uint64_t *seed) {
     const uint32_t pages = (uint32_t)(t->plan.context / Q_KV_TOKENS);
     for (int32_t p = 0; p < t->plan.n_kv; p++) {
         const q_kv_pool *pool = &t->pools[p];
-        const uint64_t bytes = pool->page_bytes * pool->pages, each = (uint64_t)pool->value_bytes;
+        const uint64_t bytes = pool->page_bytes * pool->pages;
         uint32_t *order = must(malloc(pool->pages * sizeof *order));
         for (uint32_t i = 0; i < pool->pages; i++) order[i] = i;
         for (uint32_t i = pool->pages; i > 1; i--) {
@@ -379,10 +378,7 @@ static void fill_pages(const st *t, st_batch *b, uint64_t *seed) {
         free(order);
         b->kv[p] = must(malloc(bytes));
         b->kv_before[p] = must(malloc(bytes));
-        for (uint64_t i = 0; i < bytes; i += each) {
-            if (each == 2) q_store16(b->kv_before[p] + i, q_f32_to_half(t_normal(seed)));
-            else q_store32(b->kv_before[p] + i, q_f32_bits(t_normal(seed)));
-        }
+        t_kv_fill(pool, b->kv_before[p], t_normal, seed);
     }
 }
 
@@ -576,17 +572,31 @@ static void check_rest(const st *t, const st_batch *got, const char *who) {
     free(owner);
 }
 
+static void check_row(const float *got, const float *want, int32_t n, const char *who, const char *what,
+                      int32_t pool, uint32_t page, int32_t at) {
+    for (int32_t i = 0; i < n; i++)
+        VALUE_MSG(alike(got[i], want[i]), "%s: pool %d, page %u, number %d of %s %d: %.9g, not %.9g", who, pool, page,
+                  i, what, at, (double)got[i], (double)want[i]);
+}
+
 static void check_pages(const st *t, const st_batch *want, const st_batch *got, const char *who) {
+    enum { WIDEST = 1024 };
+    float a[WIDEST], b[WIDEST];
     for (int32_t p = 0; p < t->plan.n_kv; p++) {
-        const uint64_t bytes = pool_bytes(t, p), each = (uint64_t)t->pools[p].value_bytes;
-        for (uint64_t i = 0; i < bytes; i += each) {
-            const uint8_t *a = got->kv[p] + i, *b = want->kv[p] + i;
-            const float fa = each == 2 ? q_half_to_f32(q_load16(a)) : q_bits_f32(q_load32(a));
-            const float fb = each == 2 ? q_half_to_f32(q_load16(b)) : q_bits_f32(q_load32(b));
-            VALUE_MSG(alike(fa, fb), "%s: pool %d, byte %lu of a page's %lu, page %lu: %.9g, not %.9g", who, p,
-                          (unsigned long)(i % t->pools[p].page_bytes), (unsigned long)t->pools[p].page_bytes,
-                          (unsigned long)(i / t->pools[p].page_bytes), (double)fa, (double)fb);
-        }
+        const q_kv_pool *pool = &t->pools[p];
+        ck_assert_int_le(Q_MAX(pool->k.width, pool->v.width), WIDEST);
+        for (uint32_t page = 0; page < pool->pages; page++)
+            for (int32_t at = 0; at < pool->layers * pool->heads * Q_KV_TOKENS; at++) {
+                const int32_t layer = at / (pool->heads * Q_KV_TOKENS), head = at / Q_KV_TOKENS % pool->heads;
+                const int32_t row = at % Q_KV_TOKENS;
+                q_ref_kv_key(&pool->k, q_kv_k(pool, got->kv[p], page, layer, head), row, pool->k.width, a);
+                q_ref_kv_key(&pool->k, q_kv_k(pool, want->kv[p], page, layer, head), row, pool->k.width, b);
+                check_row(a, b, pool->k.width, who, "key", p, page, at);
+                if (pool->v.width == 0) continue;
+                q_ref_kv_value(&pool->v, q_kv_v(pool, got->kv[p], page, layer, head), row, pool->v.width, a);
+                q_ref_kv_value(&pool->v, q_kv_v(pool, want->kv[p], page, layer, head), row, pool->v.width, b);
+                check_row(a, b, pool->v.width, who, "value", p, page, at);
+            }
     }
 }
 

@@ -283,13 +283,13 @@ static void scale_cases(st *t, int variant) {
 /* Stored, and attended to, in pools of every shape; a variant for the length of the past. */
 static void paged_cases(st *t, int variant) {
     static const int32_t pasts[] = {0, 31, 140};
-    static const struct { int32_t layers, heads, k, v, bytes, window; } pools[ST_POOLS] = {
-        {2, 2, 40, 24, 2, 0}, {1, 3, 64, 64, 4, 0}, {2, 1, 70, 0, 2, 20},
+    static const struct { int32_t layers, heads, k, v, window; const char *form; } pools[ST_POOLS] = {
+        {2, 2, 40, 24, 0, "f16"}, {1, 3, 64, 64, 0, "f32"}, {2, 1, 70, 0, 20, "f16"},
     };
     t->past = pasts[variant];
     for (int32_t p = 0; p < ST_POOLS; p++) {
         const int32_t heads = pools[p].heads, k = pools[p].k, v = pools[p].v, window = pools[p].window;
-        st_pool(t, pools[p].layers, heads, k, v, pools[p].bytes, window);
+        st_pool(t, pools[p].layers, heads, k, v, pools[p].form, window);
         for (int32_t layer = pools[p].layers - 1; layer >= 0; layer--) {
             const st_fill fill = layer == 1 ? ST_BITS : ST_PLAIN;
             q_inst s = {.op = Q_OP_KV_PUT, .kv_group = p, .kv_layer = layer, .x = st_in(t, heads, k, k + 1, fill)};

@@ -2,6 +2,7 @@
  * number of threads and any chunking, agreement with a straight loop over kernels/ref, bytes as measured, cancelling,
  * tapping, and nothing allocated in a run. */
 #include "harness.h"
+#include "help_kv.h"
 
 #include "../kernels/cpu/cpu.h"
 
@@ -126,14 +127,8 @@ static void model_open(model *m, bool f32_activations) {
     norm(m, LAYERS, S_O, S_X, 1);
     s = step(m, Q_OP_HEAD, LAYERS);
     s->x = whole(m, S_O), s->w = matrix(m, "q8_0", VOCAB, DIM, 0.1f), s->out = 1, s->scale = 0.5f, s->softcap = 20.0f;
-    m->pool = (q_kv_pool){.layers = LAYERS,
-                          .heads = KV,
-                          .k_width = HEAD,
-                          .v_width = HEAD,
-                          .value_bytes = 2,
-                          .pages = PAGES,
-                          .layer_bytes = 2ull * KV * Q_KV_TOKENS * HEAD * 2};
-    m->pool.page_bytes = LAYERS * m->pool.layer_bytes;
+    m->pool = (q_kv_pool){.layers = LAYERS, .heads = KV, .pages = PAGES};
+    t_kv_forms(&m->pool, "f16", HEAD, HEAD);
     m->segments[0].last = m->n_insts;
     m->plan = (q_plan){.insts = m->insts,
                        .n_insts = m->n_insts,

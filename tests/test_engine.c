@@ -247,7 +247,8 @@ END_TEST
 
 START_TEST(plan_equals_straight_loop) {
     enum { N = 37 };
-    const q_session_shape shape = {.context = 64, .batch = 64, .max_logits = 64, .threads = 1, .seqs = 1, .f32_activations = true};
+    const q_session_shape shape = {.context = 64, .batch = 64, .max_logits = 64, .threads = 1, .seqs = 1,
+                                   .f32_activations = true, .kv_k = q_kv_kind_find("f32"), .kv_v = q_kv_kind_find("f32")};
     q_arena arena = {.alloc = &q_alloc_libc};
     q_plan *p;
     ck_assert_int_eq(q_plan_build(model, &shape, &arena, &p), LQ_OK);

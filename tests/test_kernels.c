@@ -4,6 +4,7 @@
  *
  * Products and activation formats keep the order of summation that op.h states, so their bits must be equal; other
  * steps have op.h's bound. */
+#include "help_kv.h"
 #include "help_product.h"
 
 /* ------------------------------------------------------------------------------------------------------- products */
@@ -348,21 +349,14 @@ typedef struct bed {
     uint64_t seed;
 } bed;
 
-static void store_value(uint8_t *to, float v, int32_t value_bytes) {
-    if (value_bytes == 2) q_store16(to, q_f32_to_half(v));
-    else q_store32(to, q_f32_bits(v));
-}
-
-static void bed_open(bed *b, int32_t width, int32_t past, int32_t value_bytes) {
+/* k, v: the formats of keys and values, of which there are as many as kinds. */
+static void bed_open(bed *b, int32_t width, int32_t past, uint32_t k, uint32_t v) {
     memset(b, 0, sizeof *b);
     b->seed = (uint64_t)(width * 1000 + past);
-    b->pool = (q_kv_pool){.layers = 2, .heads = KV_HEADS, .k_width = 64, .v_width = 64, .value_bytes = value_bytes,
-                            .pages = 2 * PAGES + 1};
-    b->pool.layer_bytes = 2ull * KV_HEADS * Q_KV_TOKENS * 64 * (uint64_t)value_bytes;
-    b->pool.page_bytes = 2 * b->pool.layer_bytes;
+    b->pool = (q_kv_pool){.layers = 2, .heads = KV_HEADS, .pages = 2 * PAGES + 1};
+    t_kv_forms_of(&b->pool, q_kv_kinds[k].format->name, q_kv_kinds[v].format->name, 64, 64);
     b->kv[0] = (uint8_t *)malloc(b->pool.page_bytes * b->pool.pages);
-    for (uint64_t i = 0; i < b->pool.page_bytes * b->pool.pages; i += (uint64_t)value_bytes)
-        store_value(b->kv[0] + i, t_normal(&b->seed), value_bytes);
+    t_kv_fill(&b->pool, b->kv[0], t_normal, &b->seed);
     for (uint32_t i = 0; i < PAGES; i++) { /* pages in no order */
         b->pages[0][i] = 2 * PAGES - 2 * i;
         b->pages[1][i] = 2 * i + 1;
@@ -438,22 +432,25 @@ static q_weight vector_of(float *v, int32_t n, uint64_t *seed) {
                       .name = "v"};
 }
 
-static void check_kv_put_in(const q_cpu_kernel *k, int32_t value_bytes) {
+static void check_kv_put_in(const q_cpu_kernel *k, uint32_t keys, uint32_t values) {
     bed b;
-    bed_open(&b, HEADS * 64, 60, value_bytes);
+    bed_open(&b, HEADS * 64, 60, keys, values);
     b.s.op = Q_OP_KV_PUT;
     b.s.x = (q_view){2, 0, KV_HEADS, 64, 64};
     b.s.z = (q_view){3, 64, KV_HEADS, 64, 64};
     b.slots[2][3] = 1e9f, b.slots[2][4] = -1e9f, b.slots[2][5] = 3e-7f, b.slots[2][6] = 65519.0f;
+    b.slots[2][70] = NAN, b.slots[2][130] = -INFINITY, b.slots[2][201] = 65504.0f;
     check_step(&b, k, 2, 0);
-    b.pool.v_width = 0; /* values are a prefix of the keys */
+    b.pool.v.width = 0; /* values are a prefix of the keys */
     check_step(&b, k, 11, 0);
     bed_close(&b);
 }
 
 static void check_kv_put(const q_cpu_kernel *k) {
-    check_kv_put_in(k, 2);
-    check_kv_put_in(k, 4);
+    for (uint32_t i = 0; i < q_kv_kind_count(); i++) {
+        check_kv_put_in(k, i, i);
+        check_kv_put_in(k, i, (i + 1) % q_kv_kind_count());
+    }
 }
 
 /* A step over what bed_open() made, `heads` query heads wide. */
@@ -472,17 +469,19 @@ static void check_chunks(bed *b, const q_cpu_kernel *k) {
 static void check_attn_pages(const q_cpu_kernel *k) {
     static const int32_t pasts[] = {0, 1, 31, 60, 140, 249, 256, 620};
     static const int32_t windows[] = {0, 1, 5, 70, 300, 0};
+    uint32_t turn = 0; /* every format of keys with every one of values */
     for (size_t i = 0; i < Q_COUNT(pasts); i++)
         for (size_t j = 0; j < Q_COUNT(windows); j++) {
             bed b;
             float sinks[HEADS];
-            bed_open(&b, HEADS * 64, pasts[i], i & 1 ? 2 : 4);
+            const uint32_t keys = turn++ % q_kv_kind_count(), other = turn / q_kv_kind_count() % q_kv_kind_count();
+            bed_open(&b, HEADS * 64, pasts[i], keys, j == 5 ? keys : other);
             const q_weight w = vector_of(sinks, HEADS, &b.seed);
-            attn_step(&b, j == 1 ? KV_HEADS : HEADS, 64, j == 3 ? 48 : 64);
+            attn_step(&b, j == 1 ? KV_HEADS : HEADS, 64, j == 3 && !b.pool.v.turn ? 48 : 64);
             b.s.window = windows[j];
             b.s.softcap = j == 2 ? 3.0f : 0;
             b.s.w = j == 3 ? &w : NULL;
-            if (j == 5) b.s.kind = Q_ATTN_ALIBI, b.pool.v_width = i & 2 ? 0 : 64; /* values: a prefix of the keys */
+            if (j == 5) b.s.kind = Q_ATTN_ALIBI, b.pool.v.width = i & 2 ? 0 : 64; /* values: a prefix of the keys */
             check_chunks(&b, k);
             bed_close(&b);
         }
@@ -492,7 +491,7 @@ static void check_attn_pages(const q_cpu_kernel *k) {
 static void check_attn_columns(const q_cpu_kernel *k) {
     for (int variant = 0; variant < 8; variant++) {
         bed b;
-        bed_open(&b, HEADS * 64, variant & 1 ? 250 : 3, 2);
+        bed_open(&b, HEADS * 64, variant & 1 ? 250 : 3, 0, 0);
         attn_step(&b, HEADS, 64, 64);
         b.s.z = (q_view){3, 0, KV_HEADS, 64, 64};
         if (variant & 2) b.s.v = (q_view){3, KV_HEADS * 64, KV_HEADS, 64, 64};
@@ -506,10 +505,10 @@ static void check_attn_columns(const q_cpu_kernel *k) {
 /* Queries give the same bits together and one by one, and nothing of a key that they may not see: the last key of the
  * first sequence is no number. */
 static void check_attn_company(const q_cpu_kernel *k) {
-    for (int variant = 0; variant < 8; variant++) {
+    for (int variant = 0; variant < 24; variant++) {
         enum { LAST = 6, PAST = 252 };
         bed b;
-        bed_open(&b, HEADS * 64, PAST, variant & 1 ? 2 : 4);
+        bed_open(&b, HEADS * 64, PAST, (uint32_t)variant / 4, variant & 1 ? (uint32_t)variant / 4 : 1);
         attn_step(&b, variant & 2 ? KV_HEADS : HEADS, 64, 64);
         b.s.window = variant & 4 ? 3 : 0;
         for (int i = 0; i < 64 * HEADS; i++) b.slots[3][LAST * b.widths[3] + i] = NAN;
@@ -539,9 +538,10 @@ static void check_attn_company(const q_cpu_kernel *k) {
  * so low that its exponential is zero. So blocks of keys begin at multiples of their length, whatever a query sees. */
 static void check_attn_window(const q_cpu_kernel *k) {
     enum { PAST = 620, WINDOW = 300 };
-    for (int32_t bytes = 2; bytes <= 4; bytes += 2) {
+    for (uint32_t kind = 0; kind < q_kv_kind_count(); kind++) {
         bed b;
-        bed_open(&b, HEADS * 64, PAST, bytes);
+        const float far[64] = {-6e4f};
+        bed_open(&b, HEADS * 64, PAST, kind, kind);
         attn_step(&b, HEADS, 64, 64);
         for (int c = 0; c < COLUMNS; c++)
             for (int h = 0; h < HEADS; h++) b.slots[2][c * b.widths[2] + 64 * h] = 8;
@@ -552,8 +552,10 @@ static void check_attn_window(const q_cpu_kernel *k) {
         for (int c = 0; c < 7; c++) {
             for (int32_t j = 0; j <= b.pos[c] - WINDOW; j++)
                 for (int h = 0; h < KV_HEADS; h++) {
-                    uint8_t *page = q_kv_k(&b.pool, b.kv[0], b.pages[0][j / Q_KV_TOKENS], b.s.kv_layer, h);
-                    store_value(page + (int64_t)bytes * (j % Q_KV_TOKENS), -6e4f, bytes);
+                    const uint32_t page = b.pages[0][j / Q_KV_TOKENS];
+                    q_ref_kv_put_row(&b.pool.k, &b.pool.v, j % Q_KV_TOKENS, far, far,
+                                     q_kv_k(&b.pool, b.kv[0], page, b.s.kv_layer, h),
+                                     q_kv_v(&b.pool, b.kv[0], page, b.s.kv_layer, h));
                 }
             b.s.window = WINDOW;
             k->fn(&b.s, &e, 0, COLUMNS * HEADS);
@@ -562,7 +564,7 @@ static void check_attn_window(const q_cpu_kernel *k) {
             k->fn(&b.s, &e, 0, COLUMNS * HEADS);
             const int64_t at = (int64_t)c * b.widths[1];
             NEED_THAT(memcmp(want + at, b.slots[1] + at, HEADS * 64 * sizeof(float)) == 0,
-                          "%s, column %d: a window of %d changes bits", k->name, c, WINDOW);
+                          "%s, %s, column %d: a window of %d changes bits", k->name, b.pool.k.format->name, c, WINDOW);
         }
         q_delete(&q_alloc_libc, e.scratch);
         free_guarded(want);

@@ -2,6 +2,7 @@
  * the same bits whether threads share a step or each does it for itself, and how many barriers a layer then has. Then
  * attention over several blocks of keys, which threads share out by blocks: the same bits as one thread has. */
 #include "harness.h"
+#include "help_kv.h"
 
 #include "../kernels/cpu/cpu.h"
 
@@ -147,10 +148,8 @@ static void model_open(model *m, int shape, int32_t context, int32_t tokens) {
     m->insts[m->n_insts - 1].out = 1;
     q_inst *s = step(m, Q_OP_HEAD, LAYERS, (q_view){0}, part(S_O, 0, 1, DIM));
     s->w = matrix(m, "q8_0", VOCAB, DIM, 1), s->out = 1;
-    const uint64_t layer_bytes = 2ull * (uint64_t)m->kv * Q_KV_TOKENS * HEAD * 2;
-    m->pool = (q_kv_pool){.layers = LAYERS, .heads = m->kv, .k_width = HEAD, .v_width = HEAD, .value_bytes = 2,
-                          .pages = (uint32_t)PAGES(context), .layer_bytes = layer_bytes,
-                          .page_bytes = LAYERS * layer_bytes};
+    m->pool = (q_kv_pool){.layers = LAYERS, .heads = m->kv, .pages = (uint32_t)PAGES(context)};
+    t_kv_forms(&m->pool, "f16", HEAD, HEAD);
     m->segment.last = m->n_insts;
     m->plan = (q_plan){.insts = m->insts, .n_insts = m->n_insts, .n_layers = LAYERS, .slot_width = m->widths,
                        .n_slots = SLOTS, .columns = tokens, .outs = tokens, .vocab = VOCAB, .kv = &m->pool, .n_kv = 1,

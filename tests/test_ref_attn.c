@@ -2,6 +2,7 @@
  * written here from op.h. See test_ref.c for how each is run. */
 #include <math.h>
 
+#include "help_kv.h"
 #include "help_ref.h"
 
 /* ------------------------------------------------------------------------------------------------------ attention */
@@ -24,7 +25,7 @@ static void put(attn_fx *a, int32_t first, int32_t n) {
     fx *t = &a->t;
     q_inst s = {.op = Q_OP_KV_PUT, .x = {3, 0, KV_HEADS, a->kw, a->kw}, .z = {4, 0, KV_HEADS, a->vw, a->vw},
                 .kv_layer = 1};
-    if (a->pool.v_width == 0) s.z = (q_view){0};
+    if (a->pool.v.width == 0) s.z = (q_view){0};
     t->batch.pos = a->pos + first, t->batch.n = n;
     t->slots[3] += first * t->width[3], t->slots[4] += first * t->width[4];
     fx_run(t, &s);
@@ -38,11 +39,8 @@ static void attn_init(attn_fx *a, int heads, bool latent) {
     fx_init(&a->t, n, (const int32_t[]){heads * a->kw, heads * a->vw, KV_HEADS * a->kw, KV_HEADS * a->vw}, 4);
     fx *t = &a->t;
     for (int c = 0; c < n; c++) a->pos[c] = c;
-    a->pool = (q_kv_pool){.value_bytes = 2, .layers = LAYERS, .heads = KV_HEADS, .k_width = a->kw,
-                          .v_width = latent ? 0 : a->vw,
-                          .pages = PAGES};
-    a->pool.layer_bytes = (uint64_t)KV_HEADS * Q_KV_TOKENS * (uint64_t)(a->kw + a->pool.v_width) * 2;
-    a->pool.page_bytes = LAYERS * a->pool.layer_bytes;
+    a->pool = (q_kv_pool){.layers = LAYERS, .heads = KV_HEADS, .pages = PAGES};
+    t_kv_forms(&a->pool, "f16", a->kw, latent ? 0 : a->vw);
     t->pool_bytes = PAGES * a->pool.page_bytes;
     t->pools[0] = malloc(t->pool_bytes);
     memset(t->pools[0], 0x7E, t->pool_bytes); /* NaN wherever nothing was put */

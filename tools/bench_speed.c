@@ -112,8 +112,9 @@ static int open_sessions(cli *c, bench *b, lq_model *const *models, size_t n, be
     if (!b->ids) return cli_nomem(c);
     for (uint32_t i = 0; i < most; i++) b->ids[i] = (int32_t)((uint64_t)i * 7919 % info.vocabulary);
     for (size_t i = 0; i < n; i++) {
-        const lq_session_options so = {.size = sizeof so, .context = most, .no_reuse = 1, .threads = o->threads,
+        lq_session_options so = {.size = sizeof so, .context = most, .no_reuse = 1, .threads = o->threads,
                                        .threads_prefill = o->threads_prefill};
+        cli_kv_set(&o->kv[i], &so);
         out[i] = (bench_speed){.prefill_tokens = prefill, .decode_tokens = decode};
         const lq_status planned = cli_plan(models[i], &so, true, &out[i].plan);
         if (planned != LQ_OK) return cli_fail(c, planned, NULL);

@@ -9,6 +9,7 @@ typedef struct bench_speed_options {
     uint32_t prefill, decode; /* tokens; capped to the trained context */
     uint32_t context;         /* tokens in the sequence before a decode begins */
     uint32_t threads, threads_prefill, repeat; /* repeat: at most BENCH_SAMPLES */
+    cli_kv kv[2]; /* of each model */
 } bench_speed_options;
 
 typedef struct bench_speed {

@@ -245,6 +245,28 @@ typedef struct cli_place {
      .help = "how many layers --device runs: the last N, and the output; the processor runs\n"                         \
              "the others (default: all of them, and the embedding)",                                                   \
      .also = "|ngl|n-gpu-layers|ngpu-layers|layers|offload|device-layers|"}
+/* In which formats keys and values are kept; NULL = nothing was said. */
+typedef struct cli_kv {
+    const char *both, *v;
+} cli_kv;
+#define CLI_KV_FORMS "f16 bf16 f32 q8_0 q5_1 q4_0"
+#define CLI_OPT_KV(T)                                                                                                  \
+    {.type = CLI_TEXT,                                                                                                 \
+     .name = "kv",                                                                                                     \
+     .value = "FORMAT",                                                                                                \
+     .at = offsetof(T, kv.both),                                                                                       \
+     .help = "how keys and values are kept: f16, bf16, f32, q8_0 (half of f16's memory, hardly any\n"                  \
+             "loss), q5_1 or q4_0 (about a quarter) (default: f16)",                                                   \
+     .also = "|cache-type-k|ctk|kv-type|cache-type|type-k|kv-cache|kv-k|",                                             \
+     .values = CLI_KV_FORMS},                                                                                          \
+    {.type = CLI_TEXT,                                                                                                 \
+     .name = "kv-v",                                                                                                   \
+     .value = "FORMAT",                                                                                                \
+     .at = offsetof(T, kv.v),                                                                                          \
+     .help = "values by themselves: they bear fewer bits than keys (default: as --kv)",                                \
+     .also = "|cache-type-v|ctv|type-v|",                                                                              \
+     .values = CLI_KV_FORMS}
+void cli_kv_set(const cli_kv *kv, lq_session_options *options);
 #define CLI_OPT_ACTIVATIONS(T)                                                                                         \
     {.type = CLI_TEXT,                                                                                                 \
      .name = "activations",                                                                                            \
@@ -393,6 +415,8 @@ void cli_border_json(json_t *object, const lq_stats *stats);
 typedef struct cli_str {
     char s[256];
 } cli_str;
+/* "f16"; "q8_0 and q4_0" of keys and values. */
+cli_str cli_kv_text(const lq_plan_info *plan);
 /* A string safe for a terminal and a table: control bytes become '?', what is too long is cut. */
 cli_str cli_safe(const char *text);
 /* "3.41 MiB" */

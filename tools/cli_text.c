@@ -134,6 +134,18 @@ int cli_check_activations(cli *c, const char *name) {
     return cli_usage(c, "--activations %s: only f32 can be asked for", name);
 }
 
+void cli_kv_set(const cli_kv *kv, lq_session_options *options) {
+    options->kv_k = kv->both;
+    options->kv_v = kv->v;
+}
+
+cli_str cli_kv_text(const lq_plan_info *plan) {
+    cli_str r;
+    if (strcmp(plan->kv_k, plan->kv_v) == 0) snprintf(r.s, sizeof r.s, "%s", plan->kv_k);
+    else snprintf(r.s, sizeof r.s, "%s and %s", plan->kv_k, plan->kv_v);
+    return r;
+}
+
 int cli_session(cli *c, lq_model *model, const lq_session_options *options, lq_session **session) {
     const lq_status s = lq_session_open(model, options, session);
     lq_plan_info plan;

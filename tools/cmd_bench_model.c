@@ -1,5 +1,5 @@
 /* cmd_bench_model.c: `lq bench model`: the speed of one model, beside what the memory of this machine allows, or of two
- * instruction sets that take turns on it. */
+ * instruction sets, or formats of keys and values, that take turns on it. */
 #include "bench_speed.h"
 
 #include <stdlib.h>
@@ -8,7 +8,8 @@
 typedef struct args {
     cli_place place;
     cli_memory memory;
-    const char *model, *isa, *versus, *csv;
+    cli_kv kv;
+    const char *model, *isa, *versus, *versus_kv, *csv;
     uint64_t prefill, decode, context, threads, threads_prefill, repeat;
 } args;
 
@@ -60,12 +61,20 @@ static const cli_option options[] = {
      .at = offsetof(args, versus),
      .help = "measure this instruction set too, run by run in turn with --isa, and print the ratio",
      .also = "|versus|against|compare|"},
+    {.type = CLI_TEXT,
+     .name = "versus-kv",
+     .value = "FORMAT",
+     .at = offsetof(args, versus_kv),
+     .help = "measure with keys and values in this format too, run by run in turn with --kv",
+     .also = "|compare-kv|",
+     .values = CLI_KV_FORMS},
     {.type = CLI_GROUP, .name = "How"},
     CLI_OPT_DEVICE(args),
     CLI_OPT_GPU_LAYERS(args),
     CLI_OPT_NO_PACK(args),
     CLI_OPT_LOAD_AS(args),
     CLI_OPT_RUN_LORA(args),
+    CLI_OPT_KV(args),
     CLI_OPT_THREADS(args),
     CLI_OPT_THREADS_PREFILL(args),
     CLI_OPT_MEMORY(args),
@@ -79,7 +88,7 @@ typedef struct roof {
     uint32_t threads;
 } roof;
 
-/* One instruction set: [0] --isa, [1] --versus-isa. */
+/* What is measured: [0] as --isa and --kv say, [1] what it is compared with. */
 typedef struct side {
     lq_ctx *ctx;
     lq_model *model;
@@ -132,6 +141,8 @@ static int print_json(cli *c, const state *s) {
     cli_set_int(o, "threads", s->roof.threads);
     cli_set_int(o, "threads_prefill", s->sides[0].speed.plan.threads_prefill);
     cli_set_text(o, "isa", s->sides[0].device.isa);
+    cli_set_text(o, "kv_k", s->sides[0].speed.plan.kv_k);
+    cli_set_text(o, "kv_v", s->sides[0].speed.plan.kv_v);
     cli_set_int(o, "repeat", s->a->repeat);
     set_speed(o, &s->sides[0].speed, s);
     if (on_device(&s->sides[0])) cli_set(o, "device", cli_plan_json(&s->sides[0].speed.plan));
@@ -145,6 +156,8 @@ static int print_json(cli *c, const state *s) {
         const bench_rate decode = bench_rate_ratio(&a->decode, &b->decode);
         json_t *versus = json_object();
         cli_set_text(versus, "isa", s->sides[1].device.isa);
+        cli_set_text(versus, "kv_k", b->plan.kv_k);
+        cli_set_text(versus, "kv_v", b->plan.kv_v);
         set_speed(versus, b, s);
         cli_set(versus, "prefill_ratio", bench_rate_json(&prefill));
         cli_set(versus, "decode_ratio", bench_rate_json(&decode));
@@ -171,6 +184,7 @@ static void print_speed(const state *s, const side *x) {
     if (!b->plan.device_embedding && b->plan.threads_prefill != s->roof.threads)
         printf(" (prefill %u)", b->plan.threads_prefill);
     if (!on_device(x)) printf(", %s", x->device.isa);
+    printf(", keys and values in %s", cli_kv_text(&b->plan).s);
     printf("\nprefill   %10.1f tokens/s  (%u tokens", b->prefill_per_s, b->prefill_tokens);
     print_range(&b->prefill);
     putchar(')');
@@ -198,7 +212,8 @@ static void print_table(const state *s) {
     for (size_t i = 0; i < s->n; i++) print_speed(s, &s->sides[i]);
     if (s->n > 1) {
         const side *a = &s->sides[0], *b = &s->sides[1];
-        printf("%s, beside %s\n", b->device.isa, a->device.isa);
+        if (s->a->versus) printf("%s, beside %s\n", b->device.isa, a->device.isa);
+        else printf("keys and values in %s, beside %s\n", cli_kv_text(&b->speed.plan).s, cli_kv_text(&a->speed.plan).s);
         print_ratio("prefill", &a->speed.prefill, &b->speed.prefill);
         print_ratio("decode", &a->speed.decode, &b->speed.decode);
     }
@@ -216,17 +231,19 @@ static void add_row(const state *s, const side *x, uint32_t threads, const char 
 /* A row is named by what the file says of itself, so that copies of it compare; by the instruction set or the device
  * only where one was asked for, so that builds with other kernels compare. */
 static void add_csv(const state *s, const side *x, const char *isa) {
-    char name[512], depth[48] = "", where[128] = "";
+    char name[512], depth[48] = "", where[128] = "", kv[96] = "";
     const lq_plan_info *p = &x->speed.plan;
     const char *base = strrchr(s->a->model, '/');
     base = s->model.name[0] ? s->model.name : base && base[1] ? base + 1 : s->a->model;
     if (s->a->context) snprintf(depth, sizeof depth, " after %llu", (unsigned long long)s->a->context);
     if (p->device[0]) snprintf(where, sizeof where, "; %s %u of %u layers", p->device, p->device_layers, p->layers);
     else if (isa) snprintf(where, sizeof where, "; %.100s", isa);
-    snprintf(name, sizeof name, "%.100s %s; prefill %u%s", base, s->model.file_scheme, x->speed.prefill_tokens, where);
+    if (s->a->kv.both || s->a->kv.v || s->a->versus_kv) snprintf(kv, sizeof kv, "; kv %.80s", cli_kv_text(p).s);
+    snprintf(name, sizeof name, "%.100s %s; prefill %u%s%s", base, s->model.file_scheme, x->speed.prefill_tokens, where,
+             kv);
     add_row(s, x, p->threads_prefill, name, &x->speed.prefill, &x->speed.prefill_cpu);
-    snprintf(name, sizeof name, "%.100s %s; decode %u%s%s", base, s->model.file_scheme, x->speed.decode_tokens, depth,
-             where);
+    snprintf(name, sizeof name, "%.100s %s; decode %u%s%s%s", base, s->model.file_scheme, x->speed.decode_tokens, depth,
+             where, kv);
     add_row(s, x, s->roof.threads, name, &x->speed.decode, &x->speed.decode_cpu);
 }
 
@@ -260,7 +277,8 @@ static int open_side(cli *c, state *s, const char *isa) {
 static int measure(cli *c, state *s) {
     const args *a = s->a;
     const bench_speed_options o = {(uint32_t)a->prefill, (uint32_t)a->decode,          (uint32_t)a->context,
-                                   (uint32_t)a->threads, (uint32_t)a->threads_prefill, (uint32_t)a->repeat};
+                                   (uint32_t)a->threads, (uint32_t)a->threads_prefill, (uint32_t)a->repeat,
+                                   {a->kv, {a->versus_kv ? a->versus_kv : a->kv.both, a->versus_kv ? NULL : a->kv.v}}};
     lq_model *models[BENCH_MODELS] = {0};
     bench_speed speeds[BENCH_MODELS] = {0};
     if (a->prefill > s->model.context || a->context + a->decode > s->model.context) {
@@ -287,8 +305,10 @@ static int run(cli *c, const void *arguments) {
     if (s.a->versus && s.a->place.device) {
         return cli_usage(c, "--versus-isa compares instruction sets of the processor; --device has no place there");
     }
+    if (s.a->versus && s.a->versus_kv) return cli_usage(c, "--versus-isa and --versus-kv: one comparison at a time");
     code = open_side(c, &s, s.a->isa);
     if (code == 0 && s.a->versus) code = open_side(c, &s, s.a->versus);
+    if (code == 0 && s.a->versus_kv) code = open_side(c, &s, s.a->isa);
     lq_device_info machine = {.size = sizeof machine};
     if (code == 0 && lq_device_info_get(s.sides[0].ctx, 0, &machine) == LQ_OK)
         code = bench_csv_open(c, s.a->csv, &machine, &s.csv);
@@ -317,8 +337,9 @@ const cli_command cli_command_bench_model = {
              "programs are in the way; then the files of --csv have a second row, tokens/cpu-s, by processor time\n"
              "alone, which with --threads 1 is about what a quiet machine does.\n\n"
              "With --device there is no roof: it is of the processor's memory, and so is the second row.\n"
-             "To compare two instruction sets: --versus-isa. To compare two programs or two machines, let each\n"
-             "append to a file of its own (--csv), best in turn, and use `lq bench compare`.\n",
+             "To compare two instruction sets: --versus-isa; two formats of keys and values: --versus-kv.\n"
+             "To compare two programs or two machines, let each append to a file of its own\n"
+             "(--csv), best in turn, and use `lq bench compare`.\n",
     .operands = operands,
     .options = options,
     .examples = "  lq bench model my-model.q4_k_m.gguf\n"

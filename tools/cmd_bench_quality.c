@@ -23,6 +23,7 @@ enum { SPEED_PREFILL = 256, SPEED_DECODE = 64, SPEED_REPEAT = 3 };
 typedef struct args {
     cli_place place;
     const char *model, *schemes, *load_as, *importance, *keep, *activations;
+    cli_kv kv;
     cli_list texts, candidates;
     uint64_t max_tokens, ctx, threads;
     cli_gate gate;
@@ -92,6 +93,7 @@ static const cli_option options[] = {
      .max = 16777216,
      .help = "tokens per window (default 512, or the trained context where that is smaller)",
      .also = "|context|window|"},
+    CLI_OPT_KV(args),
     CLI_OPT_ACTIVATIONS(args),
     CLI_OPT_GATE(args),
     {.type = CLI_GROUP, .name = "How"},
@@ -368,11 +370,12 @@ static int open_all(cli *c, bench *b) {
         if (b->window > m.context) {
             return cli_usage(c, "--ctx %u: the model was trained with a context of %u tokens", b->window, m.context);
         }
-        const lq_session_options so = {.size = sizeof so,
+        lq_session_options so = {.size = sizeof so,
                                        .context = b->window,
                                        .max_logits = (b->window + 1) / 2,
                                        .threads = (uint32_t)b->a->threads,
                                        .activations = b->a->activations};
+        if (i > 0) cli_kv_set(&b->a->kv, &so); /* the reference keeps what it would */
         code = cli_session(c, e->model, &so, &e->session);
         if (code != 0) return code;
     }

@@ -11,6 +11,7 @@ typedef struct args {
     cli_place place;
     cli_memory memory;
     const char *model, *text, *against, *activations, *isa;
+    cli_kv kv;
     uint64_t ctx, max_tokens, threads, threads_prefill;
     uint32_t score_all;
     cli_gate gate;
@@ -53,6 +54,7 @@ static const cli_option options[] = {
     CLI_OPT_NO_PACK(args),
     CLI_OPT_LOAD_AS(args),
     CLI_OPT_RUN_LORA(args),
+    CLI_OPT_KV(args),
     CLI_OPT_ACTIVATIONS(args),
     CLI_OPT_THREADS(args),
     CLI_OPT_THREADS_PREFILL(args),
@@ -158,16 +160,16 @@ static int evaluate(cli *c, const args *a, lq_model *const models[2]) {
     }
     int code = cli_corpus(c, models[0], a->text, window, &ids, &count);
     if (code != 0) return code;
-    const lq_session_options so = {.size = sizeof so,
+    lq_session_options so = {.size = sizeof so,
                                    .context = window,
                                    .max_logits = a->score_all ? window : (window + 1) / 2,
                                    .threads = (uint32_t)a->threads,
                                    .activations = a->activations,
                                    .threads_prefill = (uint32_t)a->threads_prefill};
-    code = cli_plan_tell(c, models[0], &so, &w.plan);
-    for (int i = 0; i < 2 && code == 0; i++) {
-        if (models[i]) code = cli_session(c, models[i], &so, &sessions[i]);
-    }
+    if (models[1]) code = cli_session(c, models[1], &so, &sessions[1]); /* the reference keeps what it would */
+    cli_kv_set(&a->kv, &so);
+    if (code == 0) code = cli_plan_tell(c, models[0], &so, &w.plan);
+    if (code == 0) code = cli_session(c, models[0], &so, &sessions[0]);
     if (code == 0) {
         const lq_eval_options eo = {.size = sizeof eo,
                                     .window = window,

@@ -9,6 +9,7 @@
 typedef struct args {
     cli_place place;
     cli_memory memory;
+    cli_kv kv;
     const char *model;
     uint64_t ctx, sequences;
     uint32_t tensors, meta, check, devices, formats, schemes;
@@ -38,6 +39,7 @@ static const cli_option options[] = {
      .max = 4096,
      .help = "and for N sequences of that length, side by side (default 1)",
      .also = "|parallel|np|seqs|slots|"},
+    CLI_OPT_KV(args),
     CLI_OPT_DEVICE(args),
     CLI_OPT_GPU_LAYERS(args),
     CLI_OPT_NO_PACK(args),
@@ -209,7 +211,8 @@ static void print_model(const char *path, const lq_model_info *m, const lq_plan_
     else printf("a context of %u tokens: ", p->context);
     printf("weights %s, ", cli_bytes(p->weights).s);
     if (p->packed) printf("packed copies in their place %s, ", cli_bytes(p->packed).s);
-    printf("KV cache %s, activations %s", cli_bytes(p->kv).s, cli_bytes(p->activations).s);
+    printf("KV cache %s in %s, activations %s", cli_bytes(p->kv).s, cli_kv_text(p).s,
+           cli_bytes(p->activations).s);
     if (p->locked) printf("; %s of it locked", cli_bytes(p->locked).s);
     putchar('\n');
     if (p->device[0]) printf("  device            ");
@@ -250,6 +253,8 @@ static json_t *model_json(const char *path, const lq_model_info *m, const lq_pla
     cli_set_int(memory, "weights", p->weights);
     cli_set_int(memory, "packed", p->packed);
     cli_set_int(memory, "kv", p->kv);
+    cli_set_text(memory, "kv_k", p->kv_k);
+    cli_set_text(memory, "kv_v", p->kv_v);
     cli_set_int(memory, "activations", p->activations);
     cli_set_int(memory, "total", p->total);
     cli_set_int(memory, "locked", p->locked);
@@ -315,8 +320,8 @@ static void list_meta(const lq_model *model, json_t *object) {
 static int show_model(cli *c, const args *a, lq_model *model) {
     lq_model_info m = {.size = sizeof m};
     lq_plan_info p;
-    const lq_session_options so = {.size = sizeof so, .context = (uint32_t)a->ctx,
-                                   .sequences = (uint32_t)a->sequences};
+    lq_session_options so = {.size = sizeof so, .context = (uint32_t)a->ctx, .sequences = (uint32_t)a->sequences};
+    cli_kv_set(&a->kv, &so);
     lq_status s = lq_model_info_get(model, &m);
     if (s == LQ_OK) s = cli_plan(model, &so, false, &p);
     if (s != LQ_OK) return cli_fail(c, s, NULL);

@@ -13,6 +13,7 @@ typedef struct args {
     cli_place place;
     cli_memory memory;
     const char *model, *prompt, *isa, *activations, *overflow;
+    cli_kv kv;
     uint64_t keep, n, top_k, seed, ctx, threads, threads_prefill;
     double temp, top_p, min_p;
     uint32_t special, ignore_eos;
@@ -119,6 +120,7 @@ static const cli_option options[] = {
     CLI_OPT_PACK_AT_OPEN(args),
     CLI_OPT_LOAD_AS(args),
     CLI_OPT_RUN_LORA(args),
+    CLI_OPT_KV(args),
     CLI_OPT_ACTIVATIONS(args),
     CLI_OPT_THREADS(args),
     CLI_OPT_THREADS_PREFILL(args),
@@ -309,9 +311,10 @@ static int with_model(cli *c, state *s, const char *text, size_t bytes) {
     size_t n = 0;
     lq_status status = lq_model_info_get(s->model, &s->info);
     if (status != LQ_OK) return cli_fail(c, status, NULL);
-    const lq_session_options so = {.size = sizeof so, .context = (uint32_t)a->ctx, .threads = (uint32_t)a->threads,
+    lq_session_options so = {.size = sizeof so, .context = (uint32_t)a->ctx, .threads = (uint32_t)a->threads,
                                    .activations = a->activations, .threads_prefill = (uint32_t)a->threads_prefill,
                                    .overflow = s->slide ? "slide" : NULL, .overflow_keep = (uint32_t)a->keep};
+    cli_kv_set(&a->kv, &so);
     int code = cli_tokenize(c, s->model, text, bytes, LQ_TOKENIZE_BOS | (a->special ? LQ_TOKENIZE_PARSE_SPECIAL : 0u),
                             &prompt, &n);
     if (code == 0) code = cli_plan_tell(c, s->model, &so, &s->plan);

@@ -29,6 +29,7 @@ typedef struct tile {
     float *part;  /* [MOST_QUERIES][v width]: weighted values of a block */
     float *acc;   /* [MOST_QUERIES][v width]: of the blocks so far */
     float *k, *v; /* a block of keys [page][k width][Q_KV_TOKENS] and values [Q_ATTN_KEYS][v width], widened */
+    float *rows;  /* [Q_KV_TOKENS][k width]: the keys of a page on their way */
     float *pm, *pl, *fa, *fb; /* [MOST_QUERIES]: m and l of a block, factors of a merge */
     query *queries;
 } tile;
@@ -41,6 +42,7 @@ static void lay_out(tile *t, const q_inst *s, q_ref_carve *carve) {
     t->acc = q_ref_take(carve, MOST_QUERIES * vw, sizeof(float));
     t->k = q_ref_take(carve, Q_ATTN_KEYS * kw, sizeof(float));
     t->v = q_ref_take(carve, Q_ATTN_KEYS * vw, sizeof(float));
+    t->rows = q_ref_take(carve, Q_KV_TOKENS * kw, sizeof(float));
     t->pm = q_ref_take(carve, MOST_QUERIES, sizeof(float));
     t->pl = q_ref_take(carve, MOST_QUERIES, sizeof(float));
     t->fa = q_ref_take(carve, MOST_QUERIES, sizeof(float));
@@ -64,6 +66,7 @@ typedef struct source {
     const q_inst *s;
     const q_exec *e;
     const uint32_t *pages; /* NULL: columns */
+    const q_attn_form *k, *v; /* how pages are read; NULL: kernels/ref decodes them */
     int32_t kv, last;      /* last: no position that any query sees lies behind it */
     int64_t column, base;
     bool widened;          /* a block is brought into the tile first */
@@ -72,8 +75,10 @@ typedef struct source {
 /* A block as products read it, and what they ask for meanwhile: its next page, or what the next block is made of. */
 typedef struct block {
     const uint8_t *k[PAGES], *v[PAGES], *k_ahead[PAGES], *v_ahead[PAGES];
-    int64_t v_stride, value_bytes;
-    int64_t k_ahead_stride, v_ahead_stride, ahead_bytes;
+    void (*keys)(const q_attn_product *p);
+    void (*values)(const q_attn_product *p);
+    int64_t k_stride, v_stride;
+    int64_t k_ahead_stride, v_ahead_stride;
     const uint8_t *weigh_ahead; /* the page that is asked for while scores become weights; NULL: none */
 } block;
 
@@ -93,26 +98,41 @@ static void turn(const float *from, int64_t n, float *to) {
             for (int64_t l = i; l < i + 16; l++) to[j * n + l] = from[l * Q_KV_TOKENS + j];
 }
 
-static void widen(const source *o, const uint8_t *from, int64_t n, float *to) {
-    if (pool_of(o)->value_bytes == 4) memcpy(to, from, sizeof(float) * (size_t)n);
-    else o->isa->widen(from, n, to);
+/* A page's keys [width][Q_KV_TOKENS]; `rows`: room for as many numbers, by key. */
+static void widen_keys(const source *o, const uint8_t *page, int64_t width, float *rows, float *to) {
+    if (o->k) {
+        o->k->widen_keys(page, width, to);
+        return;
+    }
+    for (int64_t j = 0; j < Q_KV_TOKENS; j++) q_ref_kv_key(&pool_of(o)->k, page, j, width, rows + j * width);
+    for (int64_t i = 0; i < width; i++)
+        for (int64_t j = 0; j < Q_KV_TOKENS; j++) to[i * Q_KV_TOKENS + j] = rows[j * width + i];
+}
+
+/* The first `width` numbers of a page's values. */
+static void widen_values(const source *o, const uint8_t *page, int64_t width, float *to) {
+    const q_kv_form *form = &pool_of(o)->v;
+    if (o->v && form->width == width) {
+        o->v->widen_values(page, Q_KV_TOKENS * width, to);
+        return;
+    }
+    for (int64_t j = 0; j < Q_KV_TOKENS; j++) {
+        if (o->v) o->v->widen_values(page + j * form->bytes, width, to + j * width);
+        else q_ref_kv_value(form, page, j, width, to + j * width);
+    }
 }
 
 /* Page i of the block at `at` into the tile. */
 static void bring_page(const source *o, const tile *t, int64_t at, int64_t i) {
-    const q_kv_pool *pool = pool_of(o);
     const int64_t kw = o->s->x.width, vw = o->s->y.width, page = at / Q_KV_TOKENS + i;
     float *k = t->k + i * Q_KV_TOKENS * kw, *v = t->v + i * Q_KV_TOKENS * vw;
-    widen(o, k_of(o, page), Q_KV_TOKENS * kw, k);
-    if (pool->v_width == 0) { /* a prefix of the keys */
-        turn(k, kw, t->score);
-        for (int64_t j = 0; j < Q_KV_TOKENS; j++) memcpy(v + j * vw, t->score + j * kw, sizeof(float) * (size_t)vw);
-    } else if (pool->v_width == vw) {
-        widen(o, v_of(o, page), Q_KV_TOKENS * vw, v);
-    } else {
-        for (int64_t j = 0; j < Q_KV_TOKENS; j++)
-            widen(o, v_of(o, page) + j * pool->v_width * pool->value_bytes, vw, v + j * vw);
+    widen_keys(o, k_of(o, page), kw, t->rows, k);
+    if (pool_of(o)->v.width) {
+        widen_values(o, v_of(o, page), vw, v);
+        return;
     }
+    turn(k, kw, t->rows); /* a prefix of the keys */
+    for (int64_t j = 0; j < Q_KV_TOKENS; j++) memcpy(v + j * vw, t->rows + j * kw, sizeof(float) * (size_t)vw);
 }
 
 /* Keys and values of the columns at positions [lo, hi) of the block at `at` into the tile. */
@@ -132,7 +152,9 @@ static void bring_columns(const source *o, const tile *t, int64_t at, int64_t lo
 static void bring_block(const source *o, const tile *t, int64_t at, int64_t lo, int64_t hi, block *b) {
     const int64_t kw = o->s->x.width, vw = o->s->y.width, from = lo / Q_KV_TOKENS, to = (hi - 1) / Q_KV_TOKENS + 1;
     const int64_t next = at / Q_KV_TOKENS + PAGES;
-    b->value_bytes = 4;
+    b->keys = o->isa->forms[0].keys;
+    b->values = o->isa->forms[0].values;
+    b->k_stride = Q_KV_TOKENS * (int64_t)sizeof(float);
     b->v_stride = vw * (int64_t)sizeof(float);
     if (!o->pages) bring_columns(o, t, at, lo, hi);
     for (int64_t i = from; i < to; i++) {
@@ -150,15 +172,16 @@ static void open_block(const source *o, const tile *t, int64_t at, int64_t lo, i
     const q_kv_pool *pool = pool_of(o);
     const int64_t page = at / Q_KV_TOKENS, from = lo / Q_KV_TOKENS, to = (hi - 1) / Q_KV_TOKENS + 1;
     b->weigh_ahead = NULL;
-    b->ahead_bytes = o->pages ? pool->value_bytes : 4;
-    b->k_ahead_stride = Q_KV_TOKENS * b->ahead_bytes;
-    b->v_ahead_stride = o->pages ? pool->v_width * b->ahead_bytes : 0;
+    b->k_ahead_stride = o->pages ? Q_KV_TOKENS * pool->k.bytes / pool->k.width : 0;
+    b->v_ahead_stride = o->pages ? pool->v.bytes : 0;
     if (o->widened) {
         bring_block(o, t, at, lo, hi, b);
         return;
     }
-    b->value_bytes = pool->value_bytes;
-    b->v_stride = b->v_ahead_stride;
+    b->keys = o->k->keys;
+    b->values = o->v->values;
+    b->k_stride = b->k_ahead_stride;
+    b->v_stride = pool->v.bytes;
     for (int64_t i = from; i < to; i++) b->k[i] = k_of(o, page + i), b->v[i] = v_of(o, page + i);
     for (int64_t i = from; i + 1 < to; i++) b->k_ahead[i] = b->k[i + 1], b->v_ahead[i] = b->v[i + 1];
     b->k_ahead[to - 1] = b->v[from]; /* keys, then values, then the next block's keys */
@@ -169,30 +192,26 @@ static void open_block(const source *o, const tile *t, int64_t at, int64_t lo, i
 /* -------------------------------------------------------------------------------------------------------- blocks */
 
 /* The scores of queries [g, g + n) with page i. */
-static void score_page(const q_attn_isa *isa, const q_inst *s, const tile *t, const block *b, int32_t g, int32_t n,
-                       int64_t i) {
+static void score_page(const q_inst *s, const tile *t, const block *b, int32_t g, int32_t n, int64_t i) {
     const q_attn_product p = {.a = t->q + (int64_t)g * s->x.width, .rows = n, .a_stride = s->x.width, .b = b->k + i,
-                              .per = s->x.width, .b_stride = Q_KV_TOKENS * b->value_bytes,
-                              .value_bytes = (int32_t)b->value_bytes, .ahead = (g == 0 ? b->k_ahead : b->k) + i,
-                              .ahead_stride = b->k_ahead_stride, .ahead_bytes = b->ahead_bytes, .from = 0,
-                              .to = s->x.width, .width = Q_KV_TOKENS,
+                              .per = s->x.width, .b_stride = b->k_stride, .ahead = (g == 0 ? b->k_ahead : b->k) + i,
+                              .ahead_stride = b->k_ahead_stride, .from = 0, .to = s->x.width, .width = Q_KV_TOKENS,
                               .c = t->score + (int64_t)g * Q_ATTN_KEYS + i * Q_KV_TOKENS, .c_stride = Q_ATTN_KEYS};
-    isa->product(&p);
+    b->keys(&p);
 }
 
 /* Weighted values of keys [from, to), added to those of queries [g, g + n). */
-static void add_values(const q_attn_isa *isa, const q_inst *s, const tile *t, const block *b, int32_t g, int32_t n,
-                       int32_t from, int32_t to, bool more) {
+static void add_values(const q_inst *s, const tile *t, const block *b, int32_t g, int32_t n, int32_t from, int32_t to,
+                       bool more) {
     const q_attn_product p = {.a = t->score + (int64_t)g * Q_ATTN_KEYS, .rows = n, .a_stride = Q_ATTN_KEYS, .b = b->v,
-                              .per = Q_KV_TOKENS, .b_stride = b->v_stride, .value_bytes = (int32_t)b->value_bytes,
-                              .ahead = g == 0 ? b->v_ahead : b->v, .ahead_stride = b->v_ahead_stride,
-                              .ahead_bytes = b->ahead_bytes, .more = more, .from = from, .to = to,
+                              .per = Q_KV_TOKENS, .b_stride = b->v_stride, .ahead = g == 0 ? b->v_ahead : b->v,
+                              .ahead_stride = b->v_ahead_stride, .more = more, .from = from, .to = to,
                               .width = s->y.width, .c = t->part + (int64_t)g * s->y.width, .c_stride = s->y.width};
-    isa->product(&p);
+    b->values(&p);
 }
 
 /* Of queries [g, g + n): the keys that all see go together, and those before and behind by themselves. */
-static void values_of(const q_attn_isa *isa, const q_inst *s, const tile *t, const block *b, int32_t g, int32_t n) {
+static void values_of(const q_inst *s, const tile *t, const block *b, int32_t g, int32_t n) {
     int32_t from = 0, to = Q_ATTN_KEYS;
     for (int32_t i = g; i < g + n; i++) {
         from = Q_MAX(from, t->queries[i].from);
@@ -201,15 +220,15 @@ static void values_of(const q_attn_isa *isa, const q_inst *s, const tile *t, con
     if (from >= to) {
         for (int32_t i = g; i < g + n; i++)
             if (t->queries[i].from < t->queries[i].to)
-                add_values(isa, s, t, b, i, 1, t->queries[i].from, t->queries[i].to, false);
+                add_values(s, t, b, i, 1, t->queries[i].from, t->queries[i].to, false);
         return;
     }
     bool before = false;
     for (int32_t i = g; i < g + n; i++) before = before || t->queries[i].from < from;
-    for (int32_t i = g; before && i < g + n; i++) add_values(isa, s, t, b, i, 1, t->queries[i].from, from, false);
-    add_values(isa, s, t, b, g, n, from, to, before);
+    for (int32_t i = g; before && i < g + n; i++) add_values(s, t, b, i, 1, t->queries[i].from, from, false);
+    add_values(s, t, b, g, n, from, to, before);
     for (int32_t i = g; i < g + n; i++)
-        if (t->queries[i].to > to) add_values(isa, s, t, b, i, 1, to, t->queries[i].to, true);
+        if (t->queries[i].to > to) add_values(s, t, b, i, 1, to, t->queries[i].to, true);
 }
 
 /* Which keys of the block at `at` each of n queries sees, and [*lo, *hi) those that any sees; false: none. */
@@ -260,10 +279,10 @@ static void take_block(const q_attn_isa *isa, const q_inst *s, const tile *t, co
             bool seen = false;
             for (int32_t i = g; i < g + rows; i++)
                 seen = seen || (t->queries[i].from < (page + 1) * Q_KV_TOKENS && t->queries[i].to > page * Q_KV_TOKENS);
-            if (seen) score_page(isa, s, t, &b, g, rows, page);
+            if (seen) score_page(s, t, &b, g, rows, page);
         }
     for (int32_t g = 0; g < n; g += GROUP) softmax(isa, s, t, &b, g, Q_MIN((int32_t)GROUP, n - g), at);
-    for (int32_t g = 0; g < n; g += GROUP) values_of(isa, s, t, &b, g, Q_MIN((int32_t)GROUP, n - g));
+    for (int32_t g = 0; g < n; g += GROUP) values_of(s, t, &b, g, Q_MIN((int32_t)GROUP, n - g));
 }
 
 /* Bring the block of n queries into what they have of the blocks before. */
@@ -288,7 +307,10 @@ static void merge(const q_attn_isa *isa, const q_inst *s, const tile *t, int32_t
     }
 }
 
-static void finish(const q_attn_isa *isa, const q_inst *s, const tile *t, int32_t n) {
+static void finish(const source *o, const tile *t, int32_t n) {
+    const q_attn_isa *isa = o->isa;
+    const q_inst *s = o->s;
+    const int32_t v_turn = o->pages ? q_kv_v_form(pool_of(o))->turn : 0;
     for (int32_t i = 0; i < n; i++) {
         query *q = &t->queries[i];
         const float *acc = t->acc + (int64_t)i * s->y.width;
@@ -301,6 +323,7 @@ static void finish(const q_attn_isa *isa, const q_inst *s, const tile *t, int32_
             q->l = fmaf(1.0f, x[1], q->l * a);
         }
         isa->finish(q->y, acc, s->y.width, a, 1.0f / q->l);
+        q_ref_turn(q->y, s->y.width, v_turn);
     }
 }
 
@@ -315,7 +338,8 @@ static void aim(const q_attn_isa *isa, const tile *t, source *o, int32_t n, int6
     }
     *first = from;
     o->last = (int32_t)last;
-    o->widened = !o->pages || pool_of(o)->v_width == 0 || (pool_of(o)->value_bytes == 2 && n > isa->direct);
+    o->widened = !o->pages || pool_of(o)->v.width == 0 || !o->k || !o->v;
+    if (n > isa->direct && (o->k != isa->forms || o->v != isa->forms)) o->widened = true;
 }
 
 /* Nothing seen yet. */
@@ -333,7 +357,7 @@ static void attend(const q_attn_isa *isa, const q_inst *s, const tile *t, source
         take_block(isa, s, t, o, n, at);
         merge(isa, s, t, n);
     }
-    finish(isa, s, t, n);
+    finish(o, t, n);
 }
 
 /* The first position that a query at `pos` sees. */
@@ -351,6 +375,7 @@ static void add_query(const source *o, const tile *t, int32_t i, int64_t c, int3
     *q = (query){.y = q_ref_at(o->e, &s->y, c, h), .m = -INFINITY, .head = h, .pos = pos, .first = (int32_t)o->base,
                  .last = o->last, .slope = s->kind == Q_ATTN_ALIBI ? q_ref_alibi_slope(s, h) : 0};
     if (!o->pages) return;
+    q_ref_turn(t->q + (int64_t)i * s->x.width, s->x.width, pool_of(o)->k.turn);
     q->first = first_seen(s, pos);
     q->last = pos;
 }
@@ -367,13 +392,26 @@ static bool find_columns(source *o, int64_t c) {
     return o->last - o->base == to - 1 - from;
 }
 
+static const q_attn_form *form_of(const q_attn_isa *isa, const q_kv_form *f) {
+    for (int32_t i = 0; i < isa->n_forms; i++)
+        if (isa->forms[i].format == f->format) return &isa->forms[i];
+    return NULL;
+}
+
+/* The pages of the sequence of column c. */
+static void find_pages(source *o, int64_t c) {
+    const q_batch *b = o->e->batch;
+    o->pages = b->seqs[b->seq[c]].pages[o->s->kv_group];
+    o->k = form_of(o->isa, &pool_of(o)->k);
+    o->v = form_of(o->isa, q_kv_v_form(pool_of(o)));
+}
+
 /* Heads [h0, h1), which share KV head kv, of columns [c0, c1), which share a sequence. */
 static void heads(const q_attn_isa *isa, const q_inst *s, const q_exec *e, const tile *t, int64_t c0, int64_t c1,
                   int32_t h0, int32_t h1, int32_t kv) {
-    const q_batch *b = e->batch;
     source o = {.isa = isa, .s = s, .e = e, .kv = kv};
     if (!s->z.slot) {
-        o.pages = b->seqs[b->seq[c0]].pages[s->kv_group];
+        find_pages(&o, c0);
     } else if (!find_columns(&o, c0)) {
         for (int64_t c = c0; c < c1; c++) q_ref_attn(s, e, c * s->x.heads + h0, c * s->x.heads + h1);
         return;
@@ -525,7 +563,7 @@ static void merge_records(const q_attn_isa *isa, const q_inst *s, tile *t, const
             to_record(s, t, w, r, o->kv, i, row);
             merge(isa, s, t, n);
         }
-        finish(isa, s, t, n);
+        finish(o, t, n);
     }
 }
 
@@ -545,7 +583,8 @@ static void run_blocks(const q_attn_isa *isa, const q_inst *s, const q_exec *e, 
         heads(isa, s, e, &t, r->c0, r->c1, (int32_t)(kv * share), (int32_t)((kv + 1) * share), kv);
         return;
     }
-    source o = {.isa = isa, .s = s, .e = e, .kv = kv, .pages = e->batch->seqs[e->batch->seq[r->c0]].pages[s->kv_group]};
+    source o = {.isa = isa, .s = s, .e = e, .kv = kv};
+    find_pages(&o, r->c0);
     take_blocks(isa, s, &t, &o, w, r, begin, end);
     uint32_t *done = w->done + r->done + (int64_t)kv * DONE_STEP;
     if (__atomic_add_fetch(done, (uint32_t)(end - begin), __ATOMIC_ACQ_REL) < (uint32_t)r->blocks) return;

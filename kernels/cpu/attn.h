@@ -1,8 +1,10 @@
-/* attn.h: attention over pages of binary16 or float32, or over the columns of a batch, as far as it is the same for
- * every instruction set. Query heads that read the same KV head, of several columns, go through its keys together, a
+/* attn.h: attention over pages of keys and values, or over the columns of a batch, as far as it is the same for every
+ * instruction set. Query heads that read the same KV head, of several columns, go through its keys together, a
  * block of Q_ATTN_KEYS at a time. An instruction set brings the arithmetic: products of a few rows with a page, which
  * make scores (rows = queries, the page = keys side by side) and weighted values (rows = weights, the page = values),
- * and the softmax of a row.
+ * and the softmax of a row. Products
+ * come once per form of keys and values that an instruction set reads in place; pages of others are decoded by
+ * kernels/ref into floats first.
  *
  * A query's own arithmetic never depends on its company: blocks lie at absolute positions, a key that the query may not
  * see has no term, and scores, weights and values are summed as op.h says. Only the exponential and the hyperbolic
@@ -13,17 +15,16 @@
 #include "cpu.h"
 
 /* c[i][d] = the sum over k in [from, to) of a[i][k] * b[k][d], fma in ascending k, from 0 or (more) from what c holds.
- * Rows of b lie in pages of `per` rows. */
+ * Rows of b lie in pages of `per` rows, as their form (kv_form.h) has them. Of keys: k counts numbers of a key, d keys;
+ * from = 0, to = per, width = Q_KV_TOKENS, more = false. Of values: k counts keys, d numbers of a value. */
 typedef struct q_attn_product {
     const float *a;              /* [rows][a_stride] */
     int64_t rows, a_stride;
     const uint8_t *const *b;     /* the pages that hold rows [from, to) are read */
-    int64_t per, b_stride;       /* bytes from a row to the next */
-    /* What to ask the memory for while a page is read: another page, whose values have ahead_bytes and whose rows are
-     * ahead_stride bytes apart. */
+    int64_t per, b_stride;       /* bytes from a row to the next; unused of keys in blocks */
+    /* What to ask the memory for while a page is read: another page, whose rows are ahead_stride bytes apart. */
     const uint8_t *const *ahead;
-    int64_t ahead_stride, ahead_bytes;
-    int32_t value_bytes;         /* 2 = binary16, 4 = float32 */
+    int64_t ahead_stride;
     bool more;
     int64_t from, to, width;     /* width: values of a row of b, a multiple of 16 */
     float *c;
@@ -40,11 +41,22 @@ typedef struct q_attn_row {
     float m, l;        /* out: the largest score, the sum of the weights */
 } q_attn_row;
 
+/* A form of keys and values that an instruction set reads in place. */
+typedef struct q_attn_form {
+    const q_format *format;
+    void (*keys)(const q_attn_product *p);
+    void (*values)(const q_attn_product *p);
+    /* A page's keys as floats [width][Q_KV_TOKENS]; n numbers of values, which lie one behind the other. Multiples of
+     * 16. */
+    void (*widen_keys)(const uint8_t *page, int64_t width, float *to);
+    void (*widen_values)(const uint8_t *from, int64_t n, float *to);
+} q_attn_form;
+
 struct q_attn_isa {
     int32_t lanes;  /* floats in a register: 4, 8 or 16 */
-    int32_t direct; /* up to so many queries take halves as they are; more have them widened first */
-    void (*widen)(const uint8_t *from, int64_t n, float *to); /* n halves, a multiple of 16 */
-    void (*product)(const q_attn_product *p);
+    int32_t direct; /* up to so many queries take numbers as they are stored; more have them widened first */
+    const q_attn_form *forms; /* [n_forms] the first is of float32 */
+    int32_t n_forms;
     /* The softmax of a row in two steps, so that of several rows none waits for its own largest score: scores as op.h
      * says and m; then weights and l. */
     void (*largest)(q_attn_row *r);
@@ -83,6 +95,16 @@ uint64_t q_attn_split_counts(const q_inst *s, const q_plan *plan, int32_t column
 int64_t q_attn_split_units(const q_inst *s, const q_exec *e);
 void q_attn_split_run(const q_attn_isa *isa, const q_inst *s, const q_exec *e, const q_attn_split *w, int64_t begin,
                       int64_t end);
+
+#define KV_FORM(name, turned, most) extern const q_format q_format_##name;
+#include "../../libquant/kv_forms.def"
+#undef KV_FORM
+
+/* Forms of an instruction set that has these functions. */
+#define Q_ATTN_CELLS(isa, name)                                                                                        \
+    {&q_format_##name, isa##_product_##name, isa##_product_##name, isa##_widen_keys_##name, isa##_widen_##name}
+#define Q_ATTN_BLOCKS(isa, name)                                                                                       \
+    {&q_format_##name, isa##_keys_##name, isa##_values_##name, isa##_widen_keys_##name, isa##_widen_values_##name}
 
 /* What a line ATTENTION of kernels.def promises; the rest are the members of q_attn_isa. */
 #define Q_ATTENTION(name, ...)                                                                       \

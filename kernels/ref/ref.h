@@ -188,6 +188,14 @@ typedef struct q_ref_route_scratch {
 void q_ref_route_open(q_ref_route_scratch *t, const q_inst *s, int64_t n, q_ref_carve *carve);
 void q_ref_route_choose(const q_inst *s, q_ref_route_scratch *t, const float *logits, float *y);
 
+/* Rows of pages (kv_form.h). Turn n numbers, `turn` at a time; 0 = leave them. Store key and value of token `row` of a
+ * page; the first n numbers that they decode to. `keys`, `values`: those of a head (q_kv_k, q_kv_v). */
+void q_ref_turn(float *x, int64_t n, int32_t turn);
+void q_ref_kv_put_row(const q_kv_form *k, const q_kv_form *v, int64_t row, const float *key, const float *value,
+                      uint8_t *keys, uint8_t *values);
+void q_ref_kv_key(const q_kv_form *f, const uint8_t *keys, int64_t row, int64_t n, float *to);
+void q_ref_kv_value(const q_kv_form *f, const uint8_t *values, int64_t row, int64_t n, float *to);
+
 /* What each file of operations needs as scratch; q_ref_scratch asks the right one. */
 size_t q_ref_norm_scratch(const q_inst *s);
 size_t q_ref_matmul_scratch(const q_inst *s, int32_t n);

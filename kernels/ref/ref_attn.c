@@ -1,29 +1,99 @@
-/* ref_attn.c: KV_PUT and ATTN, paged and over the columns of the batch. A page table covers every position that a
- * column may see: nothing is checked here. Layer L2. */
+/* ref_attn.c: rows of pages, KV_PUT and ATTN, paged and over the columns of the batch. A page table covers every
+ * position that a column may see: nothing is checked here. Layer L2. */
 #include "ref.h"
 
-/* Value i of x goes to value i * step of `to`. */
-static void store(const float *x, int64_t n, int64_t step, int32_t value_bytes, uint8_t *to) {
-    for (int64_t i = 0; i < n; i++) {
-        if (value_bytes == 4) q_store32(to + 4 * i * step, q_f32_bits(x[i]));
-        else q_store16(to + 2 * i * step, q_f32_to_half(x[i]));
+/* ------------------------------------------------------------------------------------------- rows of pages */
+
+void q_ref_turn(float *x, int64_t n, int32_t turn) {
+    float y[Q_KV_MOST_TURN];
+    const int32_t half = turn / 2;
+    const float scale = (float)(1.0 / sqrt((double)turn));
+    for (int64_t at = 0; turn && at < n; at += turn, x += turn) {
+        for (int32_t stage = 1; stage < turn; stage *= 2) {
+            for (int32_t i = 0; i < half; i++) {
+                y[2 * i] = x[i] + x[i + half];
+                y[2 * i + 1] = x[i] - x[i + half];
+            }
+            memcpy(x, y, sizeof(float) * (size_t)turn);
+        }
+        for (int32_t i = 0; i < turn; i++) x[i] *= scale;
     }
+}
+
+/* Numbers that are encoded, and decoded, at once: whole blocks, whole turns; the last ones of a row may be fewer. */
+enum { PIECE = Q_KV_MOST_TURN };
+_Static_assert(PIECE % Q_KV_MOST_BLOCK == 0, "a piece is made of blocks");
+
+/* What the form cannot hold becomes 0, and its cell or block of the encoded row is filled with 0xFF later. */
+static bool leave_out(const q_kv_form *f, float *x, int32_t n, bool *out) {
+    bool any = false;
+    for (int32_t i = 0; i < n; i++) {
+        out[i] = !(fabsf(x[i]) <= f->most);
+        if (out[i]) x[i] = 0, any = true;
+    }
+    return any;
+}
+
+/* A row of the form from x; its cells go `cell_step` bytes apart. */
+static void put_row(const q_kv_form *f, const float *x, int64_t cell_step, uint8_t *to) {
+    const int32_t cell = q_kv_cell(f), block = f->format->weights, size = f->format->bytes;
+    for (int32_t at = 0; at < f->width; at += PIECE, to += PIECE / block * size / cell * cell_step) {
+        float part[PIECE];
+        bool out[PIECE];
+        uint8_t row[PIECE * sizeof(float)];
+        const int32_t n = Q_MIN((int32_t)PIECE, f->width - at), bytes = n / block * size;
+        memcpy(part, x + at, sizeof(float) * (size_t)n);
+        q_ref_turn(part, n, f->turn);
+        const bool some = leave_out(f, part, n, out);
+        q_encode_row(f->format, part, NULL, false, n, row);
+        for (int32_t i = 0; some && i < n; i++)
+            if (out[i]) memset(row + i / block * size, 0xFF, (size_t)size);
+        for (int32_t i = 0; i < bytes / cell; i++) memcpy(to + i * cell_step, row + i * cell, (size_t)cell);
+    }
+}
+
+void q_ref_kv_put_row(const q_kv_form *k, const q_kv_form *v, int64_t row, const float *key, const float *value,
+                      uint8_t *keys, uint8_t *values) {
+    const int32_t cell = q_kv_cell(k);
+    put_row(k, key, (int64_t)cell * Q_KV_TOKENS, keys + row * cell);
+    if (v->width) put_row(v, value, q_kv_cell(v), values + row * v->bytes);
+}
+
+/* The first n numbers of a row. */
+static void get_row(const q_kv_form *f, const uint8_t *from, int64_t cell_step, int64_t n, float *to) {
+    const int32_t cell = q_kv_cell(f), piece_bytes = PIECE / f->format->weights * f->format->bytes;
+    for (int64_t at = 0; at < n; at += PIECE, from += piece_bytes / cell * cell_step) {
+        float part[PIECE];
+        uint8_t row[PIECE * sizeof(float)];
+        const int64_t some = Q_MIN((int64_t)PIECE, f->width - at), bytes = some / f->format->weights * f->format->bytes;
+        for (int64_t i = 0; i < bytes / cell; i++) memcpy(row + i * cell, from + i * cell_step, (size_t)cell);
+        q_decode_row(f->format, row, some, part);
+        memcpy(to + at, part, sizeof(float) * (size_t)Q_MIN(some, n - at));
+    }
+}
+
+void q_ref_kv_key(const q_kv_form *f, const uint8_t *keys, int64_t row, int64_t n, float *to) {
+    const int32_t cell = q_kv_cell(f);
+    get_row(f, keys + row * cell, (int64_t)cell * Q_KV_TOKENS, n, to);
+}
+void q_ref_kv_value(const q_kv_form *f, const uint8_t *values, int64_t row, int64_t n, float *to) {
+    get_row(f, values + row * f->bytes, q_kv_cell(f), n, to);
 }
 
 void q_ref_kv_put(const q_inst *s, const q_exec *e, int64_t begin, int64_t end) {
     const q_kv_pool *pool = &e->plan->kv[s->kv_group];
-    const int64_t bytes = pool->value_bytes;
+    uint8_t *base = e->kv[s->kv_group];
     for (int64_t u = begin; u < end; u++) {
         const int64_t c = u / pool->heads, row = e->batch->pos[c] % Q_KV_TOKENS;
         const int32_t h = (int32_t)(u % pool->heads);
         const uint32_t page = e->batch->seqs[e->batch->seq[c]].pages[s->kv_group][e->batch->pos[c] / Q_KV_TOKENS];
-        uint8_t *to = q_kv_k(pool, e->kv[s->kv_group], page, s->kv_layer, h);
-        store(q_ref_at(e, &s->x, c, h), pool->k_width, Q_KV_TOKENS, pool->value_bytes, to + row * bytes);
-        if (pool->v_width == 0) continue;
-        to = q_kv_v(pool, e->kv[s->kv_group], page, s->kv_layer, h);
-        store(q_ref_at(e, &s->z, c, h), pool->v_width, 1, pool->value_bytes, to + row * pool->v_width * bytes);
+        q_ref_kv_put_row(&pool->k, &pool->v, row, q_ref_at(e, &s->x, c, h),
+                         pool->v.width ? q_ref_at(e, &s->z, c, h) : NULL, q_kv_k(pool, base, page, s->kv_layer, h),
+                         q_kv_v(pool, base, page, s->kv_layer, h));
     }
 }
+
+/* --------------------------------------------------------------------------------------------------- attention */
 
 /* The running softmax of one query head, and the part of a block of keys. */
 typedef struct attn_state {
@@ -31,6 +101,7 @@ typedef struct attn_state {
     float *acc;  /* [width] weighted values */
     float *part; /* [width] those of the block */
     float *k, *v; /* [Q_ATTN_KEYS][k width], [Q_ATTN_KEYS][width]: its keys and values, by position in the block */
+    float *q;     /* [k width] the query, where keys are turned */
 } attn_state;
 
 static void lay_out(attn_state *t, const q_inst *s, q_ref_carve *carve) {
@@ -38,6 +109,7 @@ static void lay_out(attn_state *t, const q_inst *s, q_ref_carve *carve) {
     t->part = q_ref_take(carve, s->y.width, sizeof(float));
     t->k = q_ref_take(carve, (int64_t)Q_ATTN_KEYS * s->x.width, sizeof(float));
     t->v = q_ref_take(carve, (int64_t)Q_ATTN_KEYS * s->y.width, sizeof(float));
+    t->q = q_ref_take(carve, s->x.width, sizeof(float));
 }
 
 size_t q_ref_attn_scratch(const q_inst *s) {
@@ -85,26 +157,21 @@ static void block(attn_state *t, const q_inst *s, const bool *in, const float *q
     merge(t, m, q_ref_fold(lane), t->part, s->y.width);
 }
 
-/* n values, every `step`-th of those at `from`. */
-static void load(const uint8_t *from, int64_t n, int64_t step, int32_t value_bytes, float *to) {
-    for (int64_t i = 0; i < n; i++)
-        to[i] =
-            value_bytes == 4 ? q_bits_f32(q_load32(from + 4 * i * step)) : q_half_to_f32(q_load16(from + 2 * i * step));
-}
-
 /* Keys and values of position p, as number j of the block. */
 static void load_key(attn_state *t, const q_inst *s, const q_exec *e, const uint32_t *pages, int64_t p, int32_t kv) {
     const q_kv_pool *pool = &e->plan->kv[s->kv_group];
     const uint32_t page = pages[p / Q_KV_TOKENS];
-    const int64_t row = p % Q_KV_TOKENS, j = p % Q_ATTN_KEYS, bytes = pool->value_bytes;
-    const uint8_t *k = q_kv_k(pool, e->kv[s->kv_group], page, s->kv_layer, kv) + row * bytes;
+    const int64_t row = p % Q_KV_TOKENS, j = p % Q_ATTN_KEYS;
+    const uint8_t *k = q_kv_k(pool, e->kv[s->kv_group], page, s->kv_layer, kv);
     const uint8_t *v = q_kv_v(pool, e->kv[s->kv_group], page, s->kv_layer, kv);
-    load(k, s->x.width, Q_KV_TOKENS, pool->value_bytes, t->k + j * s->x.width);
-    if (pool->v_width == 0) load(k, s->y.width, Q_KV_TOKENS, pool->value_bytes, t->v + j * s->y.width);
-    else load(v + row * pool->v_width * bytes, s->y.width, 1, pool->value_bytes, t->v + j * s->y.width);
+    q_ref_kv_key(&pool->k, k, row, s->x.width, t->k + j * s->x.width);
+    if (pool->v.width == 0) q_ref_kv_key(&pool->k, k, row, s->y.width, t->v + j * s->y.width);
+    else q_ref_kv_value(&pool->v, v, row, s->y.width, t->v + j * s->y.width);
 }
 
 static void over_pages(attn_state *t, const q_inst *s, const q_exec *e, const float *q, int64_t c, int64_t h) {
+    memcpy(t->q, q, sizeof(float) * (size_t)s->x.width);
+    q_ref_turn(t->q, s->x.width, e->plan->kv[s->kv_group].k.turn);
     const int64_t pos = e->batch->pos[c], first = s->window > 0 && pos >= s->window ? pos - s->window + 1 : 0;
     const int32_t kv = (int32_t)(h / (s->x.heads / e->plan->kv[s->kv_group].heads));
     const uint32_t *pages = e->batch->seqs[e->batch->seq[c]].pages[s->kv_group];
@@ -114,7 +181,7 @@ static void over_pages(attn_state *t, const q_inst *s, const q_exec *e, const fl
             load_key(t, s, e, pages, p, kv);
             in[p - at] = true;
         }
-        block(t, s, in, q, h, at, pos);
+        block(t, s, in, t->q, h, at, pos);
     }
 }
 
@@ -153,5 +220,6 @@ void q_ref_attn(const q_inst *s, const q_exec *e, int64_t begin, int64_t end) {
         float *y = q_ref_at(e, &s->y, c, h);
         const float r = 1.0f / t.l;
         for (int64_t i = 0; i < s->y.width; i++) y[i] = t.acc[i] * r;
+        if (!s->z.slot) q_ref_turn(y, s->y.width, q_kv_v_form(&e->plan->kv[s->kv_group])->turn);
     }
 }

@@ -9,8 +9,9 @@ layout(local_size_x = 64) in;
 #include "kv.glsl"
 
 void kv_store(uvec2 rows, int at, float x) {
-    if (st.kv_value == 4) Floats(rows).f[at] = x;
-    else Halves(rows).h[at] = uint16_t(half_of(x));
+    const float size = abs(x); /* what cannot be kept is a number no more (libquant/kv_form.h) */
+    if (st.kv_value == 4) Floats(rows).f[at] = size <= 3.402823466e38 ? x : uintBitsToFloat(0xFFFFFFFFu);
+    else Halves(rows).h[at] = size <= 65504.0 ? uint16_t(half_of(x)) : uint16_t(0xFFFFu);
 }
 
 void main() {

@@ -100,7 +100,7 @@ static void rope(passes *p, const q_inst *s) {
 }
 static void kv_put(passes *p, const q_inst *s) {
     const q_kv_pool *pool = &p->plan->kv[s->kv_group];
-    each_value(p, Q_VK_SHADER_kv_put, (int64_t)pool->heads * (pool->k_width + pool->v_width));
+    each_value(p, Q_VK_SHADER_kv_put, (int64_t)pool->heads * (pool->k.width + pool->v.width));
 }
 
 static void norm(passes *p, const q_inst *s) {

@@ -178,7 +178,8 @@ class _SessionOptions(Record):
     _fields_ = [("size", c_uint32), ("context", c_uint32), ("batch", c_uint32), ("max_logits", c_uint32),
                 ("threads", c_uint32), ("activations", c_char_p), ("threads_prefill", c_uint32),
                 ("sequences", c_uint32), ("no_reuse", c_uint32), ("kv_tokens", c_uint64), ("checkpoints", c_uint32),
-                ("overflow", c_char_p), ("overflow_keep", c_uint32)]
+                ("overflow", c_char_p), ("overflow_keep", c_uint32),
+                ("kv_k", c_char_p), ("kv_v", c_char_p)]
 
 
 class PlanInfo(Record):
@@ -188,7 +189,8 @@ class PlanInfo(Record):
                 ("device_embedding", c_uint32), ("device_weights", c_uint64), ("device_kv", c_uint64),
                 ("device_activations", c_uint64), ("device_total", c_uint64), ("device_memory", c_uint64),
                 ("border_bytes", c_uint64), ("device_staging", c_uint64), ("device_own", c_uint64),
-                ("packed", c_uint64), ("threads_prefill", c_uint32), ("locked", c_uint64), ("sequences", c_uint32)]
+                ("packed", c_uint64), ("threads_prefill", c_uint32), ("locked", c_uint64), ("sequences", c_uint32),
+                ("kv_k", c_char_p), ("kv_v", c_char_p)]
 
 
 class SessionInfo(Record):
@@ -196,7 +198,8 @@ class SessionInfo(Record):
                 ("threads", c_uint32), ("trained_context", c_uint32), ("kv_bytes", c_uint64),
                 ("activation_bytes", c_uint64), ("device_kv_bytes", c_uint64),
                 ("device_activation_bytes", c_uint64), ("threads_prefill", c_uint32), ("sequences", c_uint32),
-                ("kv_tokens", c_uint64), ("kv_free", c_uint64), ("overflow", c_char_p), ("overflow_keep", c_uint32)]
+                ("kv_tokens", c_uint64), ("kv_free", c_uint64), ("overflow", c_char_p), ("overflow_keep", c_uint32),
+                ("kv_k", c_char_p), ("kv_v", c_char_p)]
 
 
 class SeqInfo(Record):
@@ -626,7 +629,8 @@ class Model(_Handle):
 
     def session(self, **options: Any) -> "Session":
         """Open a session. Options: context, batch, max_logits, threads, activations, sequences, kv_tokens, overflow
-        ("error", "stop", "slide"), overflow_keep and the others of lq_session_options."""
+        ("error", "stop", "slide"), overflow_keep, kv_k and kv_v ("f16", "q8_0", ...) and the others of
+        lq_session_options."""
         out = c_void_p()
         _check(load().lq_session_open(self._handle, byref(_session_options(options)), byref(out)))
         return Session(out.value or 0, self)

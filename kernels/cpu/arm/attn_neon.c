@@ -1,32 +1,30 @@
 /* attn_neon.c: attention's arithmetic in NEON: up to eight rows by eight values in registers, weights of rows as lanes;
  * four exponentials at a time; ../attn.c is the rest. Layer L2. */
-#include "neon.h"
+#include "attn_blocks_neon.h"
 
-#include "../attn.h"
-
-/* n stored halves; n is a multiple of 4. */
-static void widen(const uint8_t *from, int64_t n, float *to) {
-    for (int64_t i = 0; i < n; i += 4) vst1q_f32(to + i, q_widen4(from + 2 * i));
-}
+typedef enum { CELLS_F32, CELLS_F16, CELLS_BF16 } cells;
 
 /* A row of b times one lane of each row of a. */
 #define LANE(l)                                                                                          \
     do {                                                                                                 \
         Q_UNROLL for (int v = 0; v < 2; v++) {                                                           \
-            const float32x4_t w = load4(half, b + (l) * b_stride + 4 * v * size);                        \
+            const float32x4_t w = load4(f, b + (l) * b_stride + 4 * v * size);                        \
             Q_UNROLL for (int i = 0; i < R; i++) acc[i][v] = vfmaq_laneq_f32(acc[i][v], w, x[i], (l));   \
         }                                                                                                \
     } while (0)
 
-Q_NEON_INLINE float32x4_t load4(bool half, const uint8_t *p) {
-    return half ? q_widen4(p) : vreinterpretq_f32_u8(vld1q_u8(p));
+Q_NEON_INLINE float32x4_t load4(cells f, const uint8_t *p) {
+    if (f == CELLS_F32) return vreinterpretq_f32_u8(vld1q_u8(p));
+    if (f == CELLS_F16) return q_widen4(p);
+    return vreinterpretq_f32_u32(vshll_n_u16(vreinterpret_u16_u8(vld1_u8(p)), 16));
 }
 
 /* R rows and eight values from `at` on. */
-Q_NEON_INLINE void tile(int R, bool half, const q_attn_product *p, int64_t row, int64_t at) {
+Q_NEON_INLINE void tile(int R, cells f, const q_attn_product *p, int64_t row, int64_t at) {
     const float *a = p->a + row * p->a_stride;
     float *c = p->c + row * p->c_stride + at;
-    const int64_t a_stride = p->a_stride, b_stride = p->b_stride, size = half ? 2 : 4, ahead_stride = p->ahead_stride;
+    const int64_t a_stride = p->a_stride, b_stride = p->b_stride, size = f == CELLS_F32 ? 4 : 2;
+    const int64_t ahead_stride = p->ahead_stride, ahead_at = at * ahead_stride / p->width;
     float32x4_t acc[8][2];
     Q_UNROLL for (int i = 0; i < R; i++) {
         Q_UNROLL for (int v = 0; v < 2; v++)
@@ -35,7 +33,7 @@ Q_NEON_INLINE void tile(int R, bool half, const q_attn_product *p, int64_t row, 
     for (int64_t k = p->from; k < p->to;) {
         const int64_t page = k / p->per, first = page * p->per, end = Q_MIN(p->to, first + p->per);
         const uint8_t *b = p->b[page] + (k - first) * b_stride + at * size;
-        const uint8_t *ahead = p->ahead[page] + (k - first) * p->ahead_stride + at * p->ahead_bytes;
+        const uint8_t *ahead = p->ahead[page] + (k - first) * ahead_stride + ahead_at;
         for (; k + 4 <= end; k += 4, b += 4 * b_stride, ahead += 4 * ahead_stride) {
             float32x4_t x[8];
             Q_UNROLL for (int l = 0; l < 4; l++) __builtin_prefetch(ahead + l * ahead_stride);
@@ -47,7 +45,7 @@ Q_NEON_INLINE void tile(int R, bool half, const q_attn_product *p, int64_t row, 
         }
         for (; k < end; k++, b += b_stride, ahead += ahead_stride) {
             Q_UNROLL for (int v = 0; v < 2; v++) {
-                const float32x4_t w = load4(half, b + 4 * v * size);
+                const float32x4_t w = load4(f, b + 4 * v * size);
                 Q_UNROLL for (int i = 0; i < R; i++) acc[i][v] = vfmaq_n_f32(acc[i][v], w, a[i * a_stride + k]);
             }
         }
@@ -58,25 +56,40 @@ Q_NEON_INLINE void tile(int R, bool half, const q_attn_product *p, int64_t row, 
 }
 
 /* All values of R rows. */
-Q_NEON_INLINE void some_rows(int R, bool half, const q_attn_product *p, int64_t row) {
-    for (int64_t at = 0; at < p->width; at += 8) tile(R, half, p, row, at);
+Q_NEON_INLINE void some_rows(int R, cells f, const q_attn_product *p, int64_t row) {
+    for (int64_t at = 0; at < p->width; at += 8) tile(R, f, p, row, at);
 }
 
-Q_NEON_INLINE void rows(bool half, const q_attn_product *p) {
+Q_NEON_INLINE void rows(cells f, const q_attn_product *p) {
     int64_t row = 0;
-    for (; row + 8 <= p->rows; row += 8) some_rows(8, half, p, row);
-    for (; row + 4 <= p->rows; row += 4) some_rows(4, half, p, row);
+    for (; row + 8 <= p->rows; row += 8) some_rows(8, f, p, row);
+    for (; row + 4 <= p->rows; row += 4) some_rows(4, f, p, row);
     if (p->rows - row >= 2) {
-        some_rows(2, half, p, row);
+        some_rows(2, f, p, row);
         row += 2;
     }
-    if (p->rows - row >= 1) some_rows(1, half, p, row);
+    if (p->rows - row >= 1) some_rows(1, f, p, row);
 }
 
-static void product(const q_attn_product *p) {
-    if (p->value_bytes == 2) rows(true, p);
-    else rows(false, p);
+Q_NEON_INLINE void widen_cells(cells f, const uint8_t *from, int64_t n, float *to) {
+    for (int64_t i = 0; i < n; i += 4) vst1q_f32(to + i, load4(f, from + (f == CELLS_F32 ? 4 : 2) * i));
 }
+
+#define CELL_FORM(name, f) \
+    static void neon_product_##name(const q_attn_product *p) { rows(f, p); }                                       \
+    static void neon_widen_##name(const uint8_t *from, int64_t n, float *to) { widen_cells(f, from, n, to); }      \
+    static void neon_widen_keys_##name(const uint8_t *page, int64_t width, float *to) {                            \
+        widen_cells(f, page, Q_KV_TOKENS * width, to); \
+    }
+CELL_FORM(f32, CELLS_F32)
+CELL_FORM(f16, CELLS_F16)
+CELL_FORM(bf16, CELLS_BF16)
+#undef CELL_FORM
+
+static const q_attn_form forms[] = {
+    Q_ATTN_CELLS(neon, f32), Q_ATTN_CELLS(neon, f16), Q_ATTN_CELLS(neon, bf16),
+    Q_ATTN_BLOCKS(neon, q8_0), Q_ATTN_BLOCKS(neon, q5_1), Q_ATTN_BLOCKS(neon, q4_0),
+};
 
 /* tanh within 3 units of the last place: an odd polynomial up to 0.625, 1 - 2 / (e^2x + 1) beyond it. */
 Q_NEON_INLINE float32x4_t tanh4(float32x4_t x) {
@@ -148,4 +161,4 @@ static void finish(float *y, const float *acc, int64_t n, float a, float b) {
     for (int64_t i = 0; i < n; i += 4) vst1q_f32(y + i, vmulq_n_f32(vmulq_n_f32(vld1q_f32(acc + i), a), b));
 }
 
-Q_ATTENTION(attn_paged__neon, 4, 8, widen, product, largest, weigh, exps, merge, finish)
+Q_ATTENTION(attn_paged__neon, 4, 8, forms, Q_COUNT(forms), largest, weigh, exps, merge, finish)

@@ -1,21 +1,23 @@
 /* attn_avx512.c: attention's arithmetic in AVX-512: up to eight rows by 32 values in registers, sixteen exponentials at
  * a time; ../attn.c is the rest. Layer L2. */
-#include "avx512.h"
+#include "attn_blocks_avx512.h"
 
-#include "../attn.h"
+typedef enum { CELLS_F32, CELLS_F16, CELLS_BF16 } cells;
 
-/* n stored halves; n is a multiple of 16. */
-Q_AVX512 static void widen(const uint8_t *from, int64_t n, float *to) {
-    for (int64_t i = 0; i < n; i += 16)
-        _mm512_storeu_ps(to + i, _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(const void *)(from + 2 * i))));
+Q_AVX512_INLINE __m512 load16(cells f, const uint8_t *p) {
+    if (f == CELLS_F32) return _mm512_loadu_ps(p);
+    const __m256i h = _mm256_loadu_si256((const __m256i *)(const void *)p);
+    if (f == CELLS_F16) return _mm512_cvtph_ps(h);
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(h), 16));
 }
 
 /* R rows and V registers of values from `at` on. */
-Q_AVX512_INLINE void tile(int R, int V, bool half, const q_attn_product *p, int64_t row, int64_t at) {
+Q_AVX512_INLINE void tile(int R, int V, cells f, const q_attn_product *p, int64_t row, int64_t at) {
     const float *a = p->a + row * p->a_stride;
     float *c = p->c + row * p->c_stride + at;
-    const int64_t a_stride = p->a_stride, b_stride = p->b_stride, size = half ? 2 : 4;
-    const int64_t ahead_stride = p->ahead_stride, ahead_bytes = p->ahead_bytes;
+    const int64_t a_stride = p->a_stride, b_stride = p->b_stride, size = f == CELLS_F32 ? 4 : 2;
+    const int64_t ahead_stride = p->ahead_stride, ahead_at = at * ahead_stride / p->width;
+    const int64_t ahead_step = 16 * ahead_stride / p->width;
     __m512 acc[8][4];
     Q_UNROLL for (int i = 0; i < R; i++) {
         Q_UNROLL for (int v = 0; v < V; v++)
@@ -24,16 +26,12 @@ Q_AVX512_INLINE void tile(int R, int V, bool half, const q_attn_product *p, int6
     for (int64_t k = p->from; k < p->to;) {
         const int64_t page = k / p->per, first = page * p->per, end = Q_MIN(p->to, first + p->per);
         const uint8_t *b = p->b[page] + (k - first) * b_stride + at * size;
-        const uint8_t *ahead = p->ahead[page] + (k - first) * p->ahead_stride + at * ahead_bytes;
+        const uint8_t *ahead = p->ahead[page] + (k - first) * ahead_stride + ahead_at;
         for (; k < end; k++, b += b_stride, ahead += ahead_stride) {
             __m512 w[4];
             Q_UNROLL for (int v = 0; v < V; v += 2)
-                _mm_prefetch((const char *)ahead + 16 * v * ahead_bytes, _MM_HINT_T0);
-            Q_UNROLL for (int v = 0; v < V; v++) {
-                const uint8_t *from = b + 16 * v * size;
-                w[v] = half ? _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(const void *)from))
-                            : _mm512_loadu_ps(from);
-            }
+                _mm_prefetch((const char *)ahead + v * ahead_step, _MM_HINT_T0);
+            Q_UNROLL for (int v = 0; v < V; v++) w[v] = load16(f, b + 16 * v * size);
             Q_UNROLL for (int i = 0; i < R; i++) {
                 const __m512 x = _mm512_set1_ps(a[i * a_stride + k]);
                 Q_UNROLL for (int v = 0; v < V; v++) acc[i][v] = _mm512_fmadd_ps(x, w[v], acc[i][v]);
@@ -46,33 +44,50 @@ Q_AVX512_INLINE void tile(int R, int V, bool half, const q_attn_product *p, int6
 }
 
 /* All values of R rows. */
-Q_AVX512_INLINE void some_rows(int R, bool half, const q_attn_product *p, int64_t row) {
+Q_AVX512_INLINE void some_rows(int R, cells f, const q_attn_product *p, int64_t row) {
     int64_t at = 0;
     if (R <= 4)
-        for (; at + 64 <= p->width; at += 64) tile(R, 4, half, p, row, at);
-    for (; at + 32 <= p->width; at += 32) tile(R, 2, half, p, row, at);
-    if (at < p->width) tile(R, 1, half, p, row, at);
+        for (; at + 64 <= p->width; at += 64) tile(R, 4, f, p, row, at);
+    for (; at + 32 <= p->width; at += 32) tile(R, 2, f, p, row, at);
+    if (at < p->width) tile(R, 1, f, p, row, at);
 }
 
-Q_AVX512_INLINE void rows(bool half, const q_attn_product *p) {
+Q_AVX512_INLINE void rows(cells f, const q_attn_product *p) {
     int64_t row = 0;
-    for (; row + 8 <= p->rows; row += 8) some_rows(8, half, p, row);
+    for (; row + 8 <= p->rows; row += 8) some_rows(8, f, p, row);
     switch (p->rows - row) {
-    case 7: some_rows(7, half, p, row); break;
-    case 6: some_rows(6, half, p, row); break;
-    case 5: some_rows(5, half, p, row); break;
-    case 4: some_rows(4, half, p, row); break;
-    case 3: some_rows(3, half, p, row); break;
-    case 2: some_rows(2, half, p, row); break;
-    case 1: some_rows(1, half, p, row); break;
+    case 7: some_rows(7, f, p, row); break;
+    case 6: some_rows(6, f, p, row); break;
+    case 5: some_rows(5, f, p, row); break;
+    case 4: some_rows(4, f, p, row); break;
+    case 3: some_rows(3, f, p, row); break;
+    case 2: some_rows(2, f, p, row); break;
+    case 1: some_rows(1, f, p, row); break;
     default: break;
     }
 }
 
-Q_AVX512 static void product(const q_attn_product *p) {
-    if (p->value_bytes == 2) rows(true, p);
-    else rows(false, p);
+Q_AVX512_INLINE void widen_cells(cells f, const uint8_t *from, int64_t n, float *to) {
+    for (int64_t i = 0; i < n; i += 16) _mm512_storeu_ps(to + i, load16(f, from + (f == CELLS_F32 ? 4 : 2) * i));
 }
+
+#define CELL_FORM(name, f) \
+    Q_AVX512 static void avx512_product_##name(const q_attn_product *p) { rows(f, p); } \
+    Q_AVX512 static void avx512_widen_##name(const uint8_t *from, int64_t n, float *to) { \
+        widen_cells(f, from, n, to); \
+    } \
+    Q_AVX512 static void avx512_widen_keys_##name(const uint8_t *page, int64_t width, float *to) { \
+        widen_cells(f, page, Q_KV_TOKENS * width, to); \
+    }
+CELL_FORM(f32, CELLS_F32)
+CELL_FORM(f16, CELLS_F16)
+CELL_FORM(bf16, CELLS_BF16)
+#undef CELL_FORM
+
+static const q_attn_form forms[] = {
+    Q_ATTN_CELLS(avx512, f32), Q_ATTN_CELLS(avx512, f16), Q_ATTN_CELLS(avx512, bf16),
+    Q_ATTN_BLOCKS(avx512, q8_0), Q_ATTN_BLOCKS(avx512, q5_1), Q_ATTN_BLOCKS(avx512, q4_0),
+};
 
 /* tanh within 3 units of the last place: an odd polynomial up to 0.625, 1 - 2 / (e^2x + 1) beyond it. */
 Q_AVX512_INLINE __m512 tanh16(__m512 x) {
@@ -166,4 +181,4 @@ Q_AVX512 static void finish(float *y, const float *acc, int64_t n, float a, floa
                          _mm512_mul_ps(_mm512_mul_ps(_mm512_loadu_ps(acc + i), _mm512_set1_ps(a)), _mm512_set1_ps(b)));
 }
 
-Q_ATTENTION(attn_paged__avx512, 16, 8, widen, product, largest, weigh, exps, merge, finish)
+Q_ATTENTION(attn_paged__avx512, 16, 8, forms, Q_COUNT(forms), largest, weigh, exps, merge, finish)
