@@ -497,25 +497,90 @@ LQ_API lq_status lq_sync(lq_session *session, uint32_t sequence, const int32_t *
  * session. LQ_E_ARG when there is no such row. */
 LQ_API lq_status lq_logits(const lq_session *session, uint32_t row, const float **out);
 
+/* Added to the logit of a token; minus infinity = never that token. Arrays of it are passed by address: its layout is final. */
+typedef struct lq_logit_bias {
+    int32_t id;
+    float bias;
+} lq_logit_bias;
+
+/* Called by lq_sample with the `n` logits of a row, biases added, and the `count` tokens before it, on the thread that called:
+ * a grammar, say, sets the logits of what may not come to minus infinity. Any other number that is not NaN or plus infinity may
+ * be written too. It may not keep the pointers, nor call anything with the same session. What it does should follow from
+ * (ids, count) alone: a text that is tried ahead may be asked about more than once, and again with fewer tokens. Return 0, or
+ * anything else to end the call with LQ_E_CANCELLED. */
+typedef int (*lq_mask)(void *user, float *logits, size_t n, const int32_t *ids, size_t count);
+
+/* How a token is chosen: what follows is done in this order, each step only where its first field is not 0 or NULL.
+ *   1. logit_bias, then mask
+ *   2. repeat, frequency and presence penalties     5. typical        8. xtc
+ *   3. dry                                          6. top_p          9. temperature, or mirostat in the place of 4 to 8
+ *   4. top_k                                        7. min_p         10. one draw
+ * What the model thinks impossible is taken out before the temperature evens probabilities out: so a high temperature varies
+ * among good tokens and lets no bad ones in, and top_p 0.9 means 0.9 of the model's own probability at any temperature. (This
+ * is the usual order of programs for local models; libraries for training often have the temperature first.) Each step sees
+ * what the one before left, its probabilities divided by their sum. */
 typedef struct lq_sampler {
     uint32_t size;
-    float temperature; /* 0 = greedy: the lowest id among the largest logits */
-    uint32_t top_k;    /* keep the k most likely; 0 = all */
-    float top_p;       /* then the smallest set with this much probability; 0 or 1 = all */
-    float min_p;       /* then those with at least this fraction of the best one's probability; 0 = all */
-    uint64_t seed;
+    float temperature; /* divides the logits; 0 = greedy: of what is left the largest logit, of several the lowest id */
+    uint32_t top_k;    /* keep the k most likely; of several with one logit the lowest ids. 0 = all */
+    float top_p;       /* keep the most likely, as few as have this much probability (Holtzman et al., 2020); 0 or 1 = all */
+    float min_p;       /* keep those with at least this fraction of the best one's probability (Nguyen et al., 2024); 0 = all */
+    uint64_t seed;     /* draws come from a counter-based generator: the same seed and text always give the same token */
+    float typical_p;   /* keep those whose -ln p is nearest to its mean, as few as have this much probability (Meister et al.,
+                          2022): what is too obvious may go as well; 0 or 1 = all */
+    /* With this probability drop all tokens of at least that probability but the least likely of them: exclude top choices.
+     * Threshold 0 = 0.1, at most 0.5: above it there are never two. */
+    float xtc_probability, xtc_threshold;
+    /* Of tokens among the last penalty_last_n of the sequence, prompt included (0 = all): a positive logit is divided by
+     * repeat_penalty, another multiplied by it (Keskar et al., 2019; 0 or 1 = off; below 1 repetition is liked); then
+     * frequency_penalty is subtracted for each time that the token is there, and presence_penalty once. */
+    float repeat_penalty, frequency_penalty, presence_penalty;
+    uint32_t penalty_last_n;
+    /* "Don't repeat yourself": where the last tokens, n of them, were in the text before (its last dry_last_n tokens; 0 = all),
+     * and n is at least dry_allowed_length (0 = 2), dry_multiplier * dry_base ^ (n - dry_allowed_length) (base 0 = 1.75, at
+     * least 1) is subtracted from the logit of the token that followed there. Of several places the largest n counts. */
+    float dry_multiplier, dry_base;
+    uint32_t dry_allowed_length, dry_last_n;
+    /* Texts that no repetition reaches across, UTF-8, wherever tokens end; a token that has one in it is not penalized. At most
+     * 64 of at most 64 bytes; NULL = none. Usual are "\n" ":" "\"" "*". */
+    const char *const *dry_breakers;
+    uint32_t n_dry_breakers;
+    /* Mirostat 2 (Basu et al., 2021): after the temperature, which must not be 0, drop tokens whose surprise -log2 p exceeds
+     * *mirostat_mu, but not the best one; when one is chosen, eta times what its surprise was above tau is taken from
+     * *mirostat_mu. mu is the caller's, 2 * tau at the start of a text, so that a text can be forked and gone back on.
+     * tau 0 = off, usual 5; eta 0 = 0.1. LQ_E_ARG together with top_k, top_p, min_p, typical_p or xtc, or without mu. */
+    float mirostat_tau, mirostat_eta;
+    uint32_t n_logit_bias;
+    float *mirostat_mu;
+    const lq_logit_bias *logit_bias; /* [n_logit_bias] */
+    lq_mask mask;
+    void *mask_user;
 } lq_sampler;
 
 enum { LQ_ROW_LAST = -1 }; /* as a row: the last one */
 
-/* Choose a token from row `row` of the logits that the last lq_decode kept (LQ_ROW_LAST: the last one): temperature, then top-k, top-p, min-p, then one
- * draw from a counter-based generator keyed by (seed, tokens up to the row's), so that the same seed and text always give
- * the same token. */
+/* Choose a token from row `row` of the logits that the last lq_decode kept (LQ_ROW_LAST: the last one): as lq_sampler says
+ * (NULL: the most likely one), with the tokens of the sequence up to the row's, whose number also keys the draws. It follows
+ * from logits, sampler and tokens alone, mirostat_mu and the mask apart. LQ_E_ARG names a field out of its range; LQ_E_NUMERIC:
+ * a mask left nothing to choose from, or wrote NaN or plus infinity. After a failure *id and *mirostat_mu are untouched. */
 LQ_API lq_status lq_sample(lq_session *session, uint32_t row, const lq_sampler *sampler, int32_t *id);
 
-/* The same from any row of `n` logits, with `position` in the place of the sequence length. Pure. */
-LQ_API lq_status lq_sample_logits(const float *logits, size_t n, const lq_sampler *sampler, uint64_t position,
-                                  int32_t *id);
+/* The same from any row of `n` logits, after the `count` tokens `ids` (NULL, 0: none), with `position` in the place of the
+ * sequence's length. The texts for dry_breakers are the model's, which may be NULL without them. Memory for the work is
+ * allocated for the length of the call. */
+LQ_API lq_status lq_sample_logits(const lq_model *model, const float *logits, size_t n, const lq_sampler *sampler,
+                                  const int32_t *ids, size_t count, uint64_t position, int32_t *id);
+
+/* Arrays of it are passed by address: its layout is final. */
+typedef struct lq_logprob {
+    int32_t id;
+    float logprob; /* natural logarithm of the probability */
+} lq_logprob;
+
+/* Probabilities that the model gives to what comes next, whatever a sampler makes of them: the softmax of a row of logits, as
+ * lq_logits has it. `logprob` receives that of the token `id` (NULL: not wanted), `top` the `n` most likely in descending
+ * order, of several with one logit the lowest ids first. LQ_E_ARG: no such row or token, or n exceeds the vocabulary. */
+LQ_API lq_status lq_logprobs(lq_session *session, uint32_t row, int32_t id, float *logprob, lq_logprob *top, size_t n);
 
 /* ------------------------------------------------------------------------------------------------ evaluate */
 

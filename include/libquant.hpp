@@ -423,6 +423,18 @@ class session {
     std::int32_t sample() { return sample_with(nullptr, last_row); }
     std::int32_t sample(const lq_sampler &sampler, std::uint32_t row = last_row) { return sample_with(&sampler, row); }
 
+    /* What the model gives to the token `id`, and the `n` most likely ones in descending order. */
+    float logprob(std::int32_t id, std::uint32_t row = last_row) {
+        float value = 0;
+        check(lq_logprobs(get(), row, id, &value, nullptr, 0));
+        return value;
+    }
+    std::vector<lq_logprob> logprobs(std::size_t n, std::uint32_t row = last_row) {
+        std::vector<lq_logprob> top(n);
+        check(lq_logprobs(get(), row, -1, nullptr, top.data(), n));
+        return top;
+    }
+
     std::uint32_t length(std::uint32_t sequence = 0) const noexcept { return lq_seq_length(get(), sequence); }
     void truncate(std::uint32_t length, std::uint32_t sequence = 0) { check(lq_seq_truncate(get(), sequence, length)); }
     void fork(std::uint32_t from, std::uint32_t to) { check(lq_seq_fork(get(), from, to)); }
@@ -514,10 +526,13 @@ inline std::vector<lq_eval_result> compare(session &reference, view<session *con
     return results;
 }
 
-/* Choose a token from any row of logits, with `position` in the place of the sequence length. Pure. */
-inline std::int32_t sample_logits(view<const float> logits, const lq_sampler &sampler, std::uint64_t position = 0) {
+/* Choose a token from any row of logits, after the tokens `before`; the draw is that of `position`. Samplers with dry_breakers
+ * need a model. */
+inline std::int32_t sample_logits(view<const float> logits, const lq_sampler &sampler, std::uint64_t position = 0,
+                                  ids before = {}, const model *texts = nullptr) {
     std::int32_t id = -1;
-    check(lq_sample_logits(logits.data(), logits.size(), &sampler, position, &id));
+    check(lq_sample_logits(texts ? texts->get() : nullptr, logits.data(), logits.size(), &sampler, before.data(),
+                           before.size(), position, &id));
     return id;
 }
 

@@ -254,9 +254,15 @@ lq_status lq_sample(lq_session *session, uint32_t row, const lq_sampler *sampler
     return q_session_sample(session, row, sampler, id);
 }
 
-lq_status lq_sample_logits(const float *logits, size_t n, const lq_sampler *sampler, uint64_t position, int32_t *id) {
+lq_status lq_sample_logits(const lq_model *model, const float *logits, size_t n, const lq_sampler *sampler,
+                           const int32_t *ids, size_t count, uint64_t position, int32_t *id) {
     NEED(logits && id);
-    return q_sample_logits(&q_alloc_libc, logits, n, sampler, position, id);
+    return q_sample_logits(model, logits, n, sampler, ids, count, position, id);
+}
+
+lq_status lq_logprobs(lq_session *session, uint32_t row, int32_t id, float *logprob, lq_logprob *top, size_t n) {
+    NEED(session);
+    return q_session_logprobs(session, row, id, logprob, top, n);
 }
 
 lq_status lq_evaluate(lq_session *session, const int32_t *ids, size_t count, const lq_eval_options *options,

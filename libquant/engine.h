@@ -251,8 +251,9 @@ void q_overflow_join(const q_session_shape *s, int32_t *ids, uint32_t length, co
 lq_status q_overflow_told(const q_session_shape *s, const q_share *shares, uint32_t n);
 void q_session_seq_info(const lq_session *s, uint32_t seq, lq_seq_info *info);
 lq_status q_session_sample(lq_session *s, uint32_t row, const lq_sampler *sampler, int32_t *id);
-lq_status q_sample_logits(const q_alloc *a, const float *logits, size_t n, const lq_sampler *sampler, uint64_t position,
-                          int32_t *id);
+lq_status q_sample_logits(const lq_model *model, const float *logits, size_t n, const lq_sampler *sampler,
+                          const int32_t *ids, size_t count, uint64_t position, int32_t *id);
+lq_status q_session_logprobs(lq_session *s, uint32_t row, int32_t id, float *logprob, lq_logprob *top, size_t n);
 
 /* Score `n` candidates and a reference (NULL: none, n = 1) over one text in one sweep. */
 lq_status q_evaluate(lq_session *reference, lq_session *const *candidates, size_t n, const int32_t *ids, size_t count,

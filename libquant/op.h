@@ -95,7 +95,8 @@
  *   COPY      y = x (slices of any heads, width, stride): value by value in order, or one head of y's width into
  *             every head of y. Domain OUT gathers the wanted columns.                               unit: column
  *   HEAD      logits[o] = scale * (w . x[o] + b), soft-capped; x holds the wanted columns compactly. unit: row of w
- *   SAMPLE    one token per wanted row from its logits, as lq_sample_logits (q_ref_sample_row); -1 where that fails.
+ *   SAMPLE    one token per wanted row from its logits, as lq_sample_logits (q_ref_sample_row); -1 where that fails,
+ *             and for samplers that are not plain (q_sampler_is_plain): these choose from the logits, by that function.
  *             x.width = the size of the vocabulary (for its scratch).                               unit: wanted row
  *
  * Bounds, against the reference with the same activation format: integer parts exact; float results
@@ -258,15 +259,21 @@ int64_t q_op_units(const q_inst *s, int32_t n, int32_t n_out);
 size_t q_ref_scratch(const q_inst *s, int32_t n_columns);
 
 /* The definition of SAMPLE and lq_sample_logits, for a row of n logits. Temperature 0: the lowest id among the largest.
- * Else p = exp((logit - largest) / temperature), the argument in double; the order is descending logit, ties: the lower
- * id. top_k keeps the first k; top_p keeps the fewest of these whose p reach top_p of their sum, summed in that order;
- * min_p keeps those with p >= min_p; the first is always kept. The draw takes the first id, in ascending id, whose
- * running sum of kept p exceeds u * total, u uniform in [0, 1) from (seed, position) alone. Sums are double. A logit of
- * minus infinity is never chosen (a mask).
+ * Else p = exp(logit - largest); the order is descending logit, ties: the lower id. top_k keeps the first k; top_p
+ * keeps the fewest of these whose p reach top_p of their sum, summed in that order; min_p keeps those with p >= min_p;
+ * the first is always kept. The draw takes the first id, in ascending id, whose running sum of exp((logit - largest) /
+ * temperature) exceeds u * total, u uniform in [0, 1) from (seed, position) alone. Arguments and sums are double. A
+ * logit of minus infinity is never chosen (a mask).
  * LQ_E_NUMERIC: NaN or plus infinity among the logits, or nothing to choose from. LQ_E_ARG: a knob out of its range.
  * *id is untouched on failure. scratch: q_ref_sample_bytes(n), 4-aligned; not used when greedy. */
 lq_status q_ref_sample_row(const float *logits, int64_t n, const lq_sampler *s, uint64_t position, int32_t *id,
                            void *scratch);
 size_t q_ref_sample_bytes(int64_t n);
+/* Has it no other fields than temperature, top_k, top_p, min_p and seed set? SAMPLE chooses by these alone. */
+static inline bool q_sampler_is_plain(const lq_sampler *s) {
+    return s->typical_p == 0 && s->xtc_probability == 0 && s->repeat_penalty == 0 && s->frequency_penalty == 0 &&
+           s->presence_penalty == 0 && s->dry_multiplier == 0 && s->mirostat_tau == 0 && s->n_logit_bias == 0 &&
+           !s->mask;
+}
 
 #endif

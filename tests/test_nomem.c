@@ -273,7 +273,7 @@ static void use(const scenario *t) {
     STEP(lq_sample(s, LQ_ROW_LAST, &warm, &id));
     mix(&id, sizeof id);
     ck_assert_uint_eq(asked, before); /* evaluating and sampling ask for nothing */
-    STEP(lq_sample_logits(logits, info.vocabulary, &warm, 7, &id));
+    STEP(lq_sample_logits(NULL, logits, info.vocabulary, &warm, NULL, 0, 7, &id));
     mix(&id, sizeof id);
 
     MAKES(other, lq_session_open(m, &so, &other));

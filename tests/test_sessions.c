@@ -395,7 +395,7 @@ START_TEST(rows_are_those_of_their_sequences) {
         const float *logits;
         int32_t got, want;
         ck_assert_int_eq(lq_logits(s, row, &logits), LQ_OK);
-        ck_assert_int_eq(lq_sample_logits(logits, VOCAB, &warm, row == 0 ? 5 : 2, &want), LQ_OK);
+        ck_assert_int_eq(lq_sample_logits(NULL, logits, VOCAB, &warm, NULL, 0, row == 0 ? 5 : 2, &want), LQ_OK);
         ck_assert_int_eq(lq_sample(s, row, &warm, &got), LQ_OK);
         ck_assert_int_eq(got, want);
         if (row == 1) ck_assert_int_eq(lq_sample(s, (uint32_t)LQ_ROW_LAST, &warm, &got), LQ_OK);

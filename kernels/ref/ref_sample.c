@@ -23,6 +23,8 @@ static lq_status check(const lq_sampler *s) {
         return q_fail(LQ_E_ARG, "sampler: top_p %g is not within 0 .. 1", (double)s->top_p);
     if (!(s->min_p >= 0 && s->min_p <= 1))
         return q_fail(LQ_E_ARG, "sampler: min_p %g is not within 0 .. 1", (double)s->min_p);
+    if (!q_sampler_is_plain(s))
+        return q_fail(LQ_E_UNSUPPORTED, "sampler: of its fields this build knows temperature, top_k, top_p and min_p");
     return LQ_OK;
 }
 
@@ -100,15 +102,15 @@ lq_status q_ref_sample_row(const float *logits, int64_t n, const lq_sampler *s, 
     float *p = scratch;
     int32_t *heap = (int32_t *)(void *)(p + n);
     const double best = logits[top], t = s->temperature; /* double: a difference of floats may overflow */
-    for (int64_t i = 0; i < n; i++) p[i] = expf((float)((logits[i] - best) / t));
+    for (int64_t i = 0; i < n; i++) p[i] = expf((float)(logits[i] - best));
     if ((s->top_k > 0 && s->top_k < n) || (s->top_p > 0 && s->top_p < 1)) {
         const int32_t last = last_kept(logits, p, n, s, heap);
         for (int64_t i = 0; i < n; i++)
-            if (before(logits, last, (int32_t)i)) p[i] = 0;
+            if (before(logits, last, (int32_t)i)) p[i] = -1;
     }
     double total = 0, sum = 0;
     for (int64_t i = 0; i < n; i++) {
-        if (p[i] < s->min_p) p[i] = 0;
+        p[i] = p[i] < s->min_p ? 0 : expf((float)((logits[i] - best) / t));
         total += (double)p[i];
     }
     const double u = q_ref_uniform(s->seed, position) * total;

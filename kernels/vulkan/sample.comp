@@ -25,8 +25,10 @@ uint key_of(float x) {
     return (u & 0x80000000u) != 0u ? ~u : u | 0x80000000u;
 }
 
-/* exp((x - best) / temperature); halves, because a difference of floats may overflow. */
-float weight_of(float x) { return x == best ? 1.0 : exp_((0.5 * x - 0.5 * best) / temperature * 2.0); }
+/* exp((x - best) / temperature); halves, because a difference of floats may overflow. What top_p and min_p keep is of
+ * the model's own probabilities, at temperature 1. */
+float weight_at(float x, float t) { return x == best ? 1.0 : exp_((0.5 * x - 0.5 * best) / t * 2.0); }
+float weight_of(float x) { return weight_at(x, 1.0); }
 
 /* What threads 0 .. t - 1 have. */
 float below(int t) {
@@ -139,13 +141,18 @@ int largest() {
     return id;
 }
 
+/* What an id weighs in the draw; 0 = it is not kept. */
+float drawn(int i, float x) {
+    return !kept(i, key_of(x)) || weight_of(x) < pm.min_p ? 0.0 : weight_at(x, temperature);
+}
+
 /* The id at which the running sum of what is kept, in order of ids, passes u times the total; else the last kept. */
 int draw(float u, int top) {
     float mine = 0.0;
     int last = -1;
     for (int i = from; i < to; i++) {
-        const float x = logit(i), w = weight_of(x);
-        if (!kept(i, key_of(x)) || w < pm.min_p || w == 0.0) continue;
+        const float x = logit(i), w = drawn(i, x);
+        if (w == 0.0) continue;
         mine += w;
         last = i;
     }
@@ -159,8 +166,8 @@ int draw(float u, int top) {
     if (last >= 0 && before <= target && before + mine > target) {
         float sum = 0.0;
         for (int i = from; i < to; i++) {
-            const float x = logit(i), w = weight_of(x);
-            if (!kept(i, key_of(x)) || w < pm.min_p || w == 0.0) continue;
+            const float x = logit(i), w = drawn(i, x);
+            if (w == 0.0) continue;
             sum += w;
             chosen = i;
             if (before + sum > target) break;

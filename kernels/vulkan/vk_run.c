@@ -53,7 +53,7 @@ static void put_sampler(q_program *p, int32_t *block, q_vk_params *head) {
     p->refused = false;
     if (!s || !p->has_sample) return;
     p->refused = !(s->temperature >= 0 && s->temperature <= 3.4e38f && s->top_p >= 0 && s->top_p <= 1 &&
-                   s->min_p >= 0 && s->min_p <= 1);
+                   s->min_p >= 0 && s->min_p <= 1) || !q_sampler_is_plain(s);
     if (p->refused) return;
     head->sampling = 1;
     head->temperature = s->temperature;

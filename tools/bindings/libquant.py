@@ -39,8 +39,8 @@ from ctypes import POINTER, byref, c_char, c_char_p, c_double, c_float, c_int, c
 from ctypes import c_size_t, c_uint32, c_uint64, c_void_p
 from typing import Any, BinaryIO, Callable, Dict, Iterator, List, Optional, Sequence, Tuple, Type, TypeVar, Union
 
-__all__ = ["Cancelled", "Context", "ContextFull", "Error", "Model", "OutOfMemory", "Record", "Sampler", "SeqInfo",
-           "Session", "formats", "load", "sample_logits", "schemes", "version"]
+__all__ = ["Cancelled", "Context", "ContextFull", "Error", "LogProb", "Model", "OutOfMemory", "Record", "Sampler",
+           "SeqInfo", "Session", "formats", "load", "sample_logits", "schemes", "version"]
 
 Path = Union[str, "os.PathLike[str]"]
 Progress = Callable[[int, int, str], Optional[bool]]
@@ -113,6 +113,7 @@ _LOG = ctypes.CFUNCTYPE(None, c_void_p, c_int, c_char_p)
 _PROGRESS = ctypes.CFUNCTYPE(c_int, c_void_p, c_uint64, c_uint64, c_char_p)
 _WRITE = ctypes.CFUNCTYPE(c_int, c_void_p, c_void_p, c_size_t)
 _READ = ctypes.CFUNCTYPE(c_int, c_void_p, c_void_p, c_size_t)
+_MASK = ctypes.CFUNCTYPE(c_int, c_void_p, POINTER(c_float), c_size_t, POINTER(c_int32), c_size_t)
 
 
 class _Options(Record):
@@ -223,11 +224,74 @@ class Stats(Record):
                 ("decode_barriers", c_uint64)]
 
 
+class LogitBias(ctypes.Structure):
+    _fields_ = [("id", c_int32), ("bias", c_float)]
+
+
+class LogProb(ctypes.Structure):
+    """A token and the natural logarithm of its probability."""
+
+    _fields_ = [("id", c_int32), ("logprob", c_float)]
+
+    def __repr__(self) -> str:
+        return f"LogProb(id={self.id}, logprob={self.logprob!r})"
+
+
 class Sampler(Record):
-    """How to choose a token: temperature, top_k, top_p, min_p, seed. All zero: always the most likely one."""
+    """How to choose a token, by the names of lq_sampler in libquant.h. All zero: always the most likely one. Here
+    logit_bias is a dict from ids to biases, dry_breakers a list of strings, and mask a function of (logits, ids): a
+    ctypes array of floats that it may write to, for the length of the call, and a list. With mirostat_tau the state is
+    the attribute `mu`, which begins as 2 * mirostat_tau."""
 
     _fields_ = [("size", c_uint32), ("temperature", c_float), ("top_k", c_uint32), ("top_p", c_float),
-                ("min_p", c_float), ("seed", c_uint64)]
+                ("min_p", c_float), ("seed", c_uint64), ("typical_p", c_float), ("xtc_probability", c_float),
+                ("xtc_threshold", c_float), ("repeat_penalty", c_float), ("frequency_penalty", c_float),
+                ("presence_penalty", c_float), ("penalty_last_n", c_uint32), ("dry_multiplier", c_float),
+                ("dry_base", c_float), ("dry_allowed_length", c_uint32), ("dry_last_n", c_uint32),
+                ("dry_breakers", POINTER(c_char_p)), ("n_dry_breakers", c_uint32), ("mirostat_tau", c_float),
+                ("mirostat_eta", c_float), ("n_logit_bias", c_uint32), ("mirostat_mu", POINTER(c_float)),
+                ("logit_bias", POINTER(LogitBias)), ("mask", _MASK), ("mask_user", c_void_p)]
+
+    def __init__(self, *, logit_bias: Optional[Dict[int, float]] = None, dry_breakers: Sequence[str] = (),
+                 mask: Optional[Callable[[Any, List[int]], Any]] = None, **values: Any) -> None:
+        super().__init__(**values)
+        self._calls = _Calls()
+        if logit_bias:
+            self.logit_bias = (LogitBias * len(logit_bias))(*logit_bias.items())
+            self.n_logit_bias = len(logit_bias)
+        if dry_breakers:
+            self.dry_breakers = (c_char_p * len(dry_breakers))(*[b.encode() for b in dry_breakers])
+            self.n_dry_breakers = len(dry_breakers)
+        if self.mirostat_tau and not self.mirostat_mu:
+            self.mirostat_mu = ctypes.pointer(c_float(2 * self.mirostat_tau))
+        if mask:
+            function = mask
+
+            def call(_user: Any, logits: Any, n: int, ids: Any, count: int) -> int:
+                function((c_float * n).from_address(ctypes.addressof(logits.contents)), ids[:count] if count else [])
+                return 0
+            self.mask = _MASK(self._calls.guard(call))
+
+    def as_dict(self) -> Dict[str, Any]:
+        """The fields that are numbers, and the biases and breakers."""
+        out = {k: v for k, v in super().as_dict().items() if isinstance(v, (int, float)) and not k.startswith("n_")}
+        out["logit_bias"] = {b.id: b.bias for b in self.logit_bias[: self.n_logit_bias]}
+        out["dry_breakers"] = [b.decode() for b in self.dry_breakers[: self.n_dry_breakers]]
+        return out
+
+    def _finish(self, status: int) -> None:
+        thrown, self._calls.thrown = self._calls.thrown, None
+        if thrown is not None:
+            raise thrown
+        _check(status)
+
+    @property
+    def mu(self) -> float:
+        return self.mirostat_mu[0]
+
+    @mu.setter
+    def mu(self, value: float) -> None:
+        self.mirostat_mu[0] = value
 
 
 class _EvalOptions(Record):
@@ -298,7 +362,9 @@ _FUNCTIONS: Dict[str, Tuple[Any, List[Any]]] = {
     "lq_sync": (_S, [_P, c_uint32, POINTER(c_int32), c_size_t, c_size_t]),
     "lq_logits": (_S, [_P, c_uint32, POINTER(POINTER(c_float))]),
     "lq_sample": (_S, [_P, c_uint32, POINTER(Sampler), POINTER(c_int32)]),
-    "lq_sample_logits": (_S, [POINTER(c_float), c_size_t, POINTER(Sampler), c_uint64, POINTER(c_int32)]),
+    "lq_sample_logits": (_S, [_P, POINTER(c_float), c_size_t, POINTER(Sampler), POINTER(c_int32), c_size_t, c_uint64,
+                              POINTER(c_int32)]),
+    "lq_logprobs": (_S, [_P, c_uint32, c_int32, POINTER(c_float), POINTER(LogProb), c_size_t]),
     "lq_evaluate": (_S, [_P, POINTER(c_int32), c_size_t, POINTER(_EvalOptions), POINTER(EvalResult)]),
     "lq_compare": (_S, [_P, POINTER(_P), c_size_t, POINTER(c_int32), c_size_t, POINTER(_EvalOptions),
                         POINTER(EvalResult), POINTER(EvalResult)]),
@@ -740,8 +806,20 @@ class Session(_Handle):
 
     def sample(self, sampler: Optional[Sampler] = None, row: int = -1) -> int:
         """Choose a token from a row of logits (-1: the last); without a sampler the most likely one."""
-        out = c_int32()
-        _check(load().lq_sample(self._handle, row & 0xFFFFFFFF, byref(sampler) if sampler is not None else None, byref(out)))
+        out, how = c_int32(), sampler if sampler is not None else Sampler()
+        how._finish(load().lq_sample(self._handle, row & 0xFFFFFFFF, byref(how), byref(out)))
+        return out.value
+
+    def logprobs(self, n: int, row: int = -1) -> List[LogProb]:
+        """The n most likely tokens of a row of logits (-1: the last), by the model alone, in descending order."""
+        out = (LogProb * n)()
+        _check(load().lq_logprobs(self._handle, row & 0xFFFFFFFF, -1, None, out, n))
+        return list(out)
+
+    def logprob(self, token: int, row: int = -1) -> float:
+        """The natural logarithm of the probability that the model gives to a token."""
+        out = c_float()
+        _check(load().lq_logprobs(self._handle, row & 0xFFFFFFFF, token, byref(out), None, 0))
         return out.value
 
     def tokens(self, max_tokens: Optional[int] = None, sampler: Optional[Sampler] = None,
@@ -763,7 +841,7 @@ class Session(_Handle):
     def generate(self, prompt: Union[str, bytes, Sequence[int]], max_tokens: Optional[int] = None, *,
                  special: bool = False, stop_at_eos: bool = True, **sampler: Any) -> Iterator[str]:
         """Evaluate a prompt (text, or ids) and yield the continuation in pieces of whole characters. Further keywords
-        are those of Sampler: temperature, top_k, top_p, min_p, seed."""
+        are those of Sampler: temperature, top_k, top_p, min_p, seed and the others."""
         how = Sampler(**sampler)
         if isinstance(prompt, (str, bytes)):
             prompt = self.model.tokenize(prompt, bos=len(self) == 0, special=special)
@@ -814,8 +892,11 @@ class Session(_Handle):
         return result
 
 
-def sample_logits(logits: Sequence[float], sampler: Optional[Sampler] = None, position: int = 0) -> int:
-    """Choose a token from any row of logits. Pure."""
-    row, out = (c_float * len(logits))(*logits), c_int32()
-    _check(load().lq_sample_logits(row, len(logits), byref(sampler or Sampler()), position, byref(out)))
+def sample_logits(logits: Sequence[float], sampler: Optional[Sampler] = None, position: int = 0,
+                  ids: Sequence[int] = (), model: Optional[Model] = None) -> int:
+    """Choose a token from any row of logits, after the tokens `ids`, with the draw of `position`. A sampler with
+    dry_breakers needs a model."""
+    row, out, how = (c_float * len(logits))(*logits), c_int32(), sampler if sampler is not None else Sampler()
+    how._finish(load().lq_sample_logits(model._handle if model else None, row, len(logits), byref(how), _ids(ids),
+                                        len(ids), position, byref(out)))
     return out.value
