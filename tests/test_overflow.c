@@ -223,7 +223,7 @@ START_TEST(draws_count_what_was_dropped) {
     ck_assert_int_eq(t_decode(s, ids, CONTEXT + 1, CONTEXT), LQ_OK);
     const float *row;
     ck_assert_int_eq(lq_logits(s, 0, &row), LQ_OK);
-    ck_assert_int_eq(lq_sample_logits(row, VOCAB, &warm, CONTEXT + 1, &want), LQ_OK);
+    ck_assert_int_eq(lq_sample_logits(NULL, row, VOCAB, &warm, NULL, 0, CONTEXT + 1, &want), LQ_OK);
     ck_assert_int_eq(lq_sample(s, 0, &warm, &id), LQ_OK);
     ck_assert_int_eq(id, want);
     ck_assert_int_eq(lq_seq_save(s, 0, put, &b), LQ_OK);
