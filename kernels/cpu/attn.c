@@ -5,6 +5,7 @@
 
 enum {
     MOST_QUERIES = 64,                 /* that go through a block together */
+    AHEAD = 3,                         /* pages that memory is asked for before their turn */
     GROUP = 8,                         /* that go through a product together */
     PAGES = Q_ATTN_KEYS / Q_KV_TOKENS  /* of a block */
 };
@@ -183,9 +184,12 @@ static void open_block(const source *o, const tile *t, int64_t at, int64_t lo, i
     b->k_stride = b->k_ahead_stride;
     b->v_stride = pool->v.bytes;
     for (int64_t i = from; i < to; i++) b->k[i] = k_of(o, page + i), b->v[i] = v_of(o, page + i);
-    for (int64_t i = from; i + 1 < to; i++) b->k_ahead[i] = b->k[i + 1], b->v_ahead[i] = b->v[i + 1];
-    b->k_ahead[to - 1] = b->v[from]; /* keys, then values, then the next block's keys */
-    b->v_ahead[to - 1] = at + to * Q_KV_TOKENS <= o->last ? k_of(o, page + to) : b->v[to - 1];
+    for (int64_t i = from; i < to; i++) { /* keys, then values, then the next block's keys */
+        const int64_t n = i + AHEAD, over = n - to;
+        const bool more = (page + n) * Q_KV_TOKENS <= o->last;
+        b->k_ahead[i] = n < to ? b->k[n] : b->v[Q_MIN(from + over, to - 1)];
+        b->v_ahead[i] = n < to ? b->v[n] : more ? k_of(o, page + n) : b->v[i];
+    }
     b->weigh_ahead = from + 1 < to ? b->v[from + 1] : NULL;
 }
 
