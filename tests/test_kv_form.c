@@ -295,7 +295,7 @@ static Suite *suite(void) {
     TCase *pages = tcase_create("pages"), *sessions = tcase_create("sessions");
     tcase_add_test(pages, numbers_lie_where_they_should);
     tcase_add_test(pages, what_does_not_fit_is_no_number);
-    tcase_add_unchecked_fixture(sessions, setup, teardown);
+    tcase_add_checked_fixture(sessions, setup, teardown);
     tcase_add_test(sessions, plan_has_every_byte);
     tcase_add_test(sessions, logits_are_near);
     tcase_add_test(sessions, overflow_is_told);

@@ -52,7 +52,7 @@ Q_AVX512_INLINE __m512 key16(blocks f, const uint8_t *p, int i, bool upper, int 
 /* Numbers at .. at + 15 of a block of a value; at is 0 or 16. */
 Q_AVX512_INLINE __m512 value16(blocks f, const uint8_t *p, int at, __m512 d, __m512 m) {
     const __m128i b = bytes16(p + block_codes(f) + (f == BLOCKS_Q8_0 ? at : 0));
-    const __mmask16 fifth = f == BLOCKS_Q5_1 ? (__mmask16)(q_load32(p + 4) >> at) : 0;
+    const __mmask16 fifth = (__mmask16)(f == BLOCKS_Q5_1 ? q_load32(p + 4) >> at : 0u);
     return number16(f, levels16(f, b, at >= 16, fifth), d, m);
 }
 
