@@ -8,13 +8,13 @@
 
 /* The pool's keys and values are of these widths (v 0: a prefix of the keys) and kept in these formats; layers and
  * heads are there. */
-static inline void t_kv_forms_of(q_kv_pool *p, const char *k_name, const char *v_name, int32_t k, int32_t v) {
-    ck_assert(q_kv_form_make(q_kv_kind_find(k_name), k, &p->k));
-    ck_assert(q_kv_form_make(q_kv_kind_find(v_name), v, &p->v));
+static inline void t_kv_forms_of(q_kv_pool *p, const q_kv_kind *keys, const q_kv_kind *values, int32_t k, int32_t v) {
+    ck_assert(q_kv_form_make(keys, k, &p->k));
+    ck_assert(q_kv_form_make(values, v, &p->v));
     q_kv_pool_lay(p);
 }
 static inline void t_kv_forms(q_kv_pool *p, const char *name, int32_t k, int32_t v) {
-    t_kv_forms_of(p, name, name, k, v);
+    t_kv_forms_of(p, q_kv_kind_find(name), q_kv_kind_find(name), k, v);
 }
 
 /* One key and value of every token of every page, numbers from `draw`. */

@@ -349,12 +349,12 @@ typedef struct bed {
     uint64_t seed;
 } bed;
 
-/* k, v: the formats of keys and values, of which there are as many as kinds. */
-static void bed_open(bed *b, int32_t width, int32_t past, uint32_t k, uint32_t v) {
+/* k, v: kinds of keys and values. */
+static void bed_open_of(bed *b, int32_t width, int32_t past, const q_kv_kind *k, const q_kv_kind *v) {
     memset(b, 0, sizeof *b);
     b->seed = (uint64_t)(width * 1000 + past);
     b->pool = (q_kv_pool){.layers = 2, .heads = KV_HEADS, .pages = 2 * PAGES + 1};
-    t_kv_forms_of(&b->pool, q_kv_kinds[k].format->name, q_kv_kinds[v].format->name, 64, 64);
+    t_kv_forms_of(&b->pool, k, v, 64, 64);
     b->kv[0] = (uint8_t *)malloc(b->pool.page_bytes * b->pool.pages);
     t_kv_fill(&b->pool, b->kv[0], t_normal, &b->seed);
     for (uint32_t i = 0; i < PAGES; i++) { /* pages in no order */
@@ -382,6 +382,9 @@ static void bed_open(bed *b, int32_t width, int32_t past, uint32_t k, uint32_t v
     b->s.y = (q_view){1, 0, 1, width, width};
     b->s.x = (q_view){2, 0, 1, width, width};
     b->s.kv_layer = 1;
+}
+static void bed_open(bed *b, int32_t width, int32_t past, uint32_t k, uint32_t v) {
+    bed_open_of(b, width, past, &q_kv_kinds[k], &q_kv_kinds[v]);
 }
 static void bed_close(bed *b) {
     for (int i = 1; i < 4; i++) free_guarded(b->slots[i]);
@@ -487,6 +490,18 @@ static void check_attn_pages(const q_cpu_kernel *k) {
         }
 }
 
+/* A form that no instruction set knows: pages are decoded first. */
+static void check_attn_unknown(const q_cpu_kernel *k) {
+    const q_kv_kind unknown = {.format = q_format_find("q5_0"), .turned = true, .most = 65504.0f};
+    for (int mask = 0; mask < 4; mask++) {
+        bed b;
+        bed_open_of(&b, HEADS * 64, 140, mask & 1 ? &unknown : &q_kv_kinds[0], mask & 2 ? &unknown : &q_kv_kinds[3]);
+        attn_step(&b, HEADS, 64, 64);
+        check_chunks(&b, k);
+        bed_close(&b);
+    }
+}
+
 /* Keys and values in columns of the batch, also at positions that are not consecutive. */
 static void check_attn_columns(const q_cpu_kernel *k) {
     for (int variant = 0; variant < 8; variant++) {
@@ -576,6 +591,7 @@ static void check_attn(const q_cpu_kernel *k) {
     check_attn_company(k);
     check_attn_window(k);
     check_attn_pages(k);
+    check_attn_unknown(k);
     check_attn_columns(k);
 }
 
