@@ -92,13 +92,6 @@ static const uint8_t *v_of(const source *o, int64_t page) {
     return q_kv_v(pool_of(o), o->e->kv[o->s->kv_group], o->pages[page], o->s->kv_layer, o->kv);
 }
 
-/* Keys side by side [n][Q_KV_TOKENS] to rows [Q_KV_TOKENS][n], by squares that stay in registers or the cache. */
-static void turn(const float *from, int64_t n, float *to) {
-    for (int64_t i = 0; i < n; i += 16)
-        for (int64_t j = 0; j < Q_KV_TOKENS; j++)
-            for (int64_t l = i; l < i + 16; l++) to[j * n + l] = from[l * Q_KV_TOKENS + j];
-}
-
 /* A page's keys [width][Q_KV_TOKENS]; `rows`: room for as many numbers, by key. */
 static void widen_keys(const source *o, const uint8_t *page, int64_t width, float *rows, float *to) {
     if (o->k) {
@@ -128,12 +121,8 @@ static void bring_page(const source *o, const tile *t, int64_t at, int64_t i) {
     const int64_t kw = o->s->x.width, vw = o->s->y.width, page = at / Q_KV_TOKENS + i;
     float *k = t->k + i * Q_KV_TOKENS * kw, *v = t->v + i * Q_KV_TOKENS * vw;
     widen_keys(o, k_of(o, page), kw, t->rows, k);
-    if (pool_of(o)->v.width) {
-        widen_values(o, v_of(o, page), vw, v);
-        return;
-    }
-    turn(k, kw, t->rows); /* a prefix of the keys */
-    for (int64_t j = 0; j < Q_KV_TOKENS; j++) memcpy(v + j * vw, t->rows + j * kw, sizeof(float) * (size_t)vw);
+    if (pool_of(o)->v.width) widen_values(o, v_of(o, page), vw, v);
+    else o->isa->turn(k, vw, v); /* a prefix of the keys */
 }
 
 /* Keys and values of the columns at positions [lo, hi) of the block at `at` into the tile. */

@@ -57,6 +57,8 @@ struct q_attn_isa {
     int32_t direct; /* up to so many queries take numbers as they are stored; more have them widened first */
     const q_attn_form *forms; /* [n_forms] the first is of float32 */
     int32_t n_forms;
+    /* Keys that lie side by side [n][Q_KV_TOKENS] one after the other [Q_KV_TOKENS][n]; n is a multiple of 16. */
+    void (*turn)(const float *from, int64_t n, float *to);
     /* The softmax of a row in two steps, so that of several rows none waits for its own largest score: scores as op.h
      * says and m; then weights and l. */
     void (*largest)(q_attn_row *r);

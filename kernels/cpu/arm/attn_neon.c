@@ -91,6 +91,21 @@ static const q_attn_form forms[] = {
     Q_ATTN_BLOCKS(neon, q8_0), Q_ATTN_BLOCKS(neon, q5_1), Q_ATTN_BLOCKS(neon, q4_0),
 };
 
+static void turn(const float *from, int64_t n, float *to) {
+    for (int64_t i = 0; i < n; i += 4)
+        for (int64_t j = 0; j < Q_KV_TOKENS; j += 4) {
+            float32x4_t v[4];
+            float32x4x2_t a, b;
+            Q_UNROLL for (int l = 0; l < 4; l++) v[l] = vld1q_f32(from + (i + l) * Q_KV_TOKENS + j);
+            a = vtrnq_f32(v[0], v[1]);
+            b = vtrnq_f32(v[2], v[3]);
+            Q_UNROLL for (int l = 0; l < 2; l++) {
+                vst1q_f32(to + (j + l) * n + i, vcombine_f32(vget_low_f32(a.val[l]), vget_low_f32(b.val[l])));
+                vst1q_f32(to + (j + l + 2) * n + i, vcombine_f32(vget_high_f32(a.val[l]), vget_high_f32(b.val[l])));
+            }
+        }
+}
+
 /* tanh within 3 units of the last place: an odd polynomial up to 0.625, 1 - 2 / (e^2x + 1) beyond it. */
 Q_NEON_INLINE float32x4_t tanh4(float32x4_t x) {
     const float32x4_t one = vdupq_n_f32(1.0f), a = vabsq_f32(x), z = vmulq_f32(x, x);
@@ -161,4 +176,4 @@ static void finish(float *y, const float *acc, int64_t n, float a, float b) {
     for (int64_t i = 0; i < n; i += 4) vst1q_f32(y + i, vmulq_n_f32(vmulq_n_f32(vld1q_f32(acc + i), a), b));
 }
 
-Q_ATTENTION(attn_paged__neon, 4, 8, forms, Q_COUNT(forms), largest, weigh, exps, merge, finish)
+Q_ATTENTION(attn_paged__neon, 4, 8, forms, Q_COUNT(forms), turn, largest, weigh, exps, merge, finish)

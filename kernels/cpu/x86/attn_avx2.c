@@ -75,6 +75,28 @@ static const q_attn_form forms[] = {
     Q_ATTN_BLOCKS(avx2, q8_0), Q_ATTN_BLOCKS(avx2, q5_1), Q_ATTN_BLOCKS(avx2, q4_0),
 };
 
+Q_AVX2 static void turn(const float *from, int64_t n, float *to) {
+    for (int64_t i = 0; i < n; i += 8)
+        for (int64_t j = 0; j < Q_KV_TOKENS; j += 8) {
+            __m256 v[8], a[8], b[8];
+            Q_UNROLL for (int l = 0; l < 8; l++) v[l] = _mm256_loadu_ps(from + (i + l) * Q_KV_TOKENS + j);
+            Q_UNROLL for (int l = 0; l < 8; l += 2) { /* pairs, then fours, in each half */
+                a[l] = _mm256_unpacklo_ps(v[l], v[l + 1]);
+                a[l + 1] = _mm256_unpackhi_ps(v[l], v[l + 1]);
+            }
+            Q_UNROLL for (int l = 0; l < 8; l += 4) {
+                Q_UNROLL for (int h = 0; h < 2; h++) {
+                    b[l + 2 * h] = _mm256_shuffle_ps(a[l + h], a[l + h + 2], 0x44);
+                    b[l + 2 * h + 1] = _mm256_shuffle_ps(a[l + h], a[l + h + 2], 0xEE);
+                }
+            }
+            Q_UNROLL for (int l = 0; l < 4; l++) {
+                _mm256_storeu_ps(to + (j + l) * n + i, _mm256_permute2f128_ps(b[l], b[l + 4], 0x20));
+                _mm256_storeu_ps(to + (j + l + 4) * n + i, _mm256_permute2f128_ps(b[l], b[l + 4], 0x31));
+            }
+        }
+}
+
 /* tanh within 3 units of the last place: an odd polynomial up to 0.625, 1 - 2 / (e^2x + 1) beyond it. */
 Q_AVX2_INLINE __m256 tanh8(__m256 x) {
     const __m256 one = _mm256_set1_ps(1.0f), sign = _mm256_set1_ps(-0.0f), a = _mm256_andnot_ps(sign, x);
@@ -163,4 +185,4 @@ Q_AVX2 static void finish(float *y, const float *acc, int64_t n, float a, float 
                          _mm256_mul_ps(_mm256_mul_ps(_mm256_loadu_ps(acc + i), _mm256_set1_ps(a)), _mm256_set1_ps(b)));
 }
 
-Q_ATTENTION(attn_paged__avx2, 8, 8, forms, Q_COUNT(forms), largest, weigh, exps, merge, finish)
+Q_ATTENTION(attn_paged__avx2, 8, 8, forms, Q_COUNT(forms), turn, largest, weigh, exps, merge, finish)

@@ -89,6 +89,16 @@ static const q_attn_form forms[] = {
     Q_ATTN_BLOCKS(avx512, q8_0), Q_ATTN_BLOCKS(avx512, q5_1), Q_ATTN_BLOCKS(avx512, q4_0),
 };
 
+Q_AVX512 static void turn(const float *from, int64_t n, float *to) {
+    for (int64_t i = 0; i < n; i += 16)
+        for (int64_t j = 0; j < Q_KV_TOKENS; j += 16) {
+            __m512i v[16];
+            Q_UNROLL for (int l = 0; l < 16; l++) v[l] = _mm512_loadu_si512(from + (i + l) * Q_KV_TOKENS + j);
+            q_transpose16(v);
+            Q_UNROLL for (int l = 0; l < 16; l++) _mm512_storeu_si512(to + (j + l) * n + i, v[l]);
+        }
+}
+
 /* tanh within 3 units of the last place: an odd polynomial up to 0.625, 1 - 2 / (e^2x + 1) beyond it. */
 Q_AVX512_INLINE __m512 tanh16(__m512 x) {
     const __m512 one = _mm512_set1_ps(1.0f), a = _mm512_abs_ps(x), z = _mm512_mul_ps(x, x);
@@ -181,4 +191,4 @@ Q_AVX512 static void finish(float *y, const float *acc, int64_t n, float a, floa
                          _mm512_mul_ps(_mm512_mul_ps(_mm512_loadu_ps(acc + i), _mm512_set1_ps(a)), _mm512_set1_ps(b)));
 }
 
-Q_ATTENTION(attn_paged__avx512, 16, 8, forms, Q_COUNT(forms), largest, weigh, exps, merge, finish)
+Q_ATTENTION(attn_paged__avx512, 16, 8, forms, Q_COUNT(forms), turn, largest, weigh, exps, merge, finish)
