@@ -309,7 +309,10 @@ LQ_API lq_status lq_quantize(lq_ctx *ctx, const char *src, const char *dst, cons
 
 typedef struct lq_session_options {
     uint32_t size;
-    uint32_t context;        /* tokens per sequence; 0 = the trained context */
+    uint32_t context;        /* tokens per sequence; 0 = the trained context where it fits into memory, else the largest power
+                                of two that does, at least min(4096, trained): where three quarters of what is left beside
+                                the weights hold the session (control groups and RLIMIT_AS counted; the device's memory
+                                too), and max_bytes does. lq_model_plan tells it */
     uint32_t batch;          /* most tokens evaluated in one pass over the weights; 0 = 512; longer input is split */
     uint32_t max_logits;     /* most rows of logits one lq_decode may ask for, such as one for each sequence; 0 = 1 */
     uint32_t threads;        /* 0 = the context's */
@@ -340,6 +343,8 @@ typedef struct lq_session_options {
     const char *kv_k;        /* format that keys are kept in: "f16", "bf16", "f32", "q8_0" (8.5 bits a number), "q5_1" (6) or
                                 "q4_0" (4.5, turned by a Hadamard transform first). NULL = f16, or f32 with activations f32 */
     const char *kv_v;        /* that of values; NULL = as kv_k. libquant/README.md says what each costs in quality */
+    uint64_t max_bytes;      /* never more than so many bytes of keys and values, activations, logits and tables, on all devices
+                                together: LQ_E_NOMEM names what is needed and the longest context that fits. 0 = no limit */
 } lq_session_options;
 
 /* A session keeps sequences over a model: their tokens, keys and values, and logits. All its memory is allocated here. */
@@ -375,7 +380,7 @@ typedef struct lq_plan_info {
     const char *kv_k, *kv_v;    /* formats of keys and values; static storage */
 } lq_plan_info;
 
-/* The bytes that a session with these options needs, without opening it. */
+/* The bytes that a session with these options needs, without opening it, and the context that it would have. */
 LQ_API lq_status lq_model_plan(const lq_model *model, const lq_session_options *options, lq_plan_info *info);
 
 typedef struct lq_session_info {

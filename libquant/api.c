@@ -116,12 +116,7 @@ lq_status lq_model_plan(const lq_model *model, const lq_session_options *options
                       .threads_prefill = shape.threads_prefill, .sequences = shape.seqs, .kv_k = shape.kv_k->format->name, .kv_v = shape.kv_v->format->name};
     q_session_need need;
     Q_TRY(q_session_measure(model, &shape, &need));
-    for (uint32_t t = 0; t < model->dir->n_tensors; t++) i.weights += model->dir->tensors[t].bytes;
-    for (uint32_t t = 0; t < model->binding->n_items; t++) {
-        const uint64_t as = q_load_as_bytes(model, t);
-        if (as) i.weights += q_placed_bytes(&model->ctx->placing, as) - model->binding->items[t].src->bytes;
-    }
-    if (model->adapters) i.weights += q_placed_bytes(&model->ctx->placing, model->adapter_bytes);
+    i.weights = q_weights_bytes(model);
     i.kv = need.kv[0];
     i.activations = need.rest[0];
     i.packed = model->packed_bytes;

@@ -166,6 +166,13 @@ typedef struct q_session_shape {
     const q_kv_kind *kv_k, *kv_v;
 } q_session_shape;
 lq_status q_session_shape_of(const lq_model *model, const lq_session_options *options, q_session_shape *out);
+/* The same for options that are complete, and this context. */
+lq_status q_session_shape_with(const lq_model *model, const lq_session_options *o, uint32_t context,
+                               q_session_shape *out);
+/* budget.c: the shape with the context that the options name or that fits, at most `trained`; LQ_E_NOMEM where it breaks
+ * their cap. All weights and adapters, in bytes, as they are used. */
+lq_status q_budget_shape(const lq_model *m, const lq_session_options *o, uint32_t trained, q_session_shape *out);
+uint64_t q_weights_bytes(const lq_model *m);
 
 /* A plan with its arrays in `arena`. */
 lq_status q_plan_build(const lq_model *model, const q_session_shape *shape, q_arena *arena, q_plan **out);

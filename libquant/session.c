@@ -31,31 +31,38 @@ static lq_status kind_of(const char *option, const char *name, const q_kv_kind *
     return *kind ? LQ_OK : q_fail(LQ_E_ARG, "%s '%s' is not one of: %s", option, name, q_kv_kind_names(names, sizeof names));
 }
 
+static uint32_t trained_context(const lq_model *model) { return (uint32_t)model->binding->hp.v[Q_HP_CONTEXT]; }
+
 lq_status q_session_shape_of(const lq_model *model, const lq_session_options *options, q_session_shape *out) {
     lq_session_options o;
     Q_TRY(q_struct_in(options, &o, sizeof o, "lq_session_options"));
-    const uint32_t trained = (uint32_t)model->binding->hp.v[Q_HP_CONTEXT];
-    q_session_shape s = {.context = o.context ? o.context : trained, .batch = o.batch ? o.batch : DEFAULT_BATCH,
-                         .max_logits = o.max_logits ? o.max_logits : 1,
-                         .threads = o.threads ? o.threads : model->ctx->threads};
-    s.threads_prefill = o.threads_prefill ? o.threads_prefill : o.threads ? o.threads : model->ctx->threads_prefill;
+    return q_budget_shape(model, &o, trained_context(model), out);
+}
+
+lq_status q_session_shape_with(const lq_model *model, const lq_session_options *o, uint32_t context,
+                               q_session_shape *out) {
+    const uint32_t trained = trained_context(model);
+    q_session_shape s = {.context = context, .batch = o->batch ? o->batch : DEFAULT_BATCH,
+                         .max_logits = o->max_logits ? o->max_logits : 1,
+                         .threads = o->threads ? o->threads : model->ctx->threads};
+    s.threads_prefill = o->threads_prefill ? o->threads_prefill : o->threads ? o->threads : model->ctx->threads_prefill;
     if (s.context > trained)
         return q_fail(LQ_E_CONTEXT, "a context of %u tokens was asked for; the model was trained for %u", s.context, trained);
     const uint32_t threads = Q_MAX(s.threads, s.threads_prefill);
     if (s.context > MAX_CONTEXT || s.batch > MAX_BATCH || threads > MAX_THREADS)
         return q_fail(LQ_E_ARG, "context %u, batch %u or threads %u is out of range (at most %d, %d, %d)", s.context,
                       s.batch, threads, MAX_CONTEXT, MAX_BATCH, MAX_THREADS);
-    Q_TRY(sequences_of(&o, &s));
-    Q_TRY(q_overflow_choose(model, &o, &s));
+    Q_TRY(sequences_of(o, &s));
+    Q_TRY(q_overflow_choose(model, o, &s));
     s.batch = (uint32_t)Q_MIN((uint64_t)s.batch, (uint64_t)s.context * s.seqs);
     if (s.max_logits > (uint64_t)s.context * s.seqs)
         return q_fail(LQ_E_ARG, "max_logits %u exceeds the context %u", s.max_logits, s.context);
-    if (o.activations && strcmp(o.activations, "f32") != 0 && strcmp(o.activations, "auto") != 0)
-        return q_fail(LQ_E_ARG, "activations '%s' is not one of: auto, f32", o.activations);
-    s.f32_activations = o.activations && strcmp(o.activations, "f32") == 0;
+    if (o->activations && strcmp(o->activations, "f32") != 0 && strcmp(o->activations, "auto") != 0)
+        return q_fail(LQ_E_ARG, "activations '%s' is not one of: auto, f32", o->activations);
+    s.f32_activations = o->activations && strcmp(o->activations, "f32") == 0;
     const char *usual = s.f32_activations ? "f32" : "f16";
-    Q_TRY(kind_of("kv_k", o.kv_k ? o.kv_k : usual, &s.kv_k));
-    Q_TRY(kind_of("kv_v", o.kv_v ? o.kv_v : o.kv_k ? o.kv_k : usual, &s.kv_v));
+    Q_TRY(kind_of("kv_k", o->kv_k ? o->kv_k : usual, &s.kv_k));
+    Q_TRY(kind_of("kv_v", o->kv_v ? o->kv_v : o->kv_k ? o->kv_k : usual, &s.kv_v));
     *out = s;
     return LQ_OK;
 }

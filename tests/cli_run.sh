@@ -36,6 +36,10 @@ compare "slide" "$(json dropped)" ">" 60; compare "slide" "$(json evaluated_agai
 exits 0 "slide" r -p "$(head -c 3000 "$TEXT/prose.txt")" --ctx 64 -n 2 --overflow slide; says "slide" "to make room in the context of 64"
 exits 2 "--overflow" r -p "x" --overflow error; says "--overflow" "'stop' or 'slide', not 'error'"
 exits 2 "--keep" r -p "x" --keep 3; says "--keep" "goes with --overflow slide"
+exits 5 "--max-ram" r -p "x" --max-ram 2M; says "--max-ram" "the longest context that fits is [0-9][0-9]* tokens"
+fits=$(sed -n 's/.*that fits is \([0-9]*\) tokens.*/\1/p' "$err")
+exits 0 "--max-ram" r -p "x" -n 2 --max-ram 2M --ctx "$fits"
+exits 2 "--max-ram" r -p "x" --max-ram some; says "--max-ram" "not a number of bytes"
 exits 0 "empty prompt" r -p "" -n 8; holds "empty prompt" -s "$out"
 exits 0 "empty standard input" r -p - -n 8
 r -p - -n 8 <&- >"$out" 2>"$err"; holds "closed standard input" $? -eq 4

@@ -267,6 +267,15 @@ typedef struct cli_kv {
      .also = "|cache-type-v|ctv|type-v|",                                                                              \
      .values = CLI_KV_FORMS}
 void cli_kv_set(const cli_kv *kv, lq_session_options *options);
+#define CLI_OPT_MAX_RAM(T)                                                                                             \
+    {.type = CLI_TEXT,                                                                                                 \
+     .name = "max-ram",                                                                                                \
+     .value = "BYTES",                                                                                                 \
+     .at = offsetof(T, max_ram),                                                                                       \
+     .help = "KV cache, activations and tables take at most so much memory (8G, 500M) beside the\n"                    \
+             "weights. The default context keeps to it; a longer --ctx is refused, and the longest\n"                  \
+             "that fits is told",                                                                                      \
+     .also = "|memory|ram|"}
 #define CLI_OPT_ACTIVATIONS(T)                                                                                         \
     {.type = CLI_TEXT,                                                                                                 \
      .name = "activations",                                                                                            \
@@ -397,6 +406,8 @@ int cli_session(cli *c, lq_model *model, const lq_session_options *options, lq_s
 /* ------------------------------------------------------------------------------------------------ devices */
 
 /* The plan of a session; device_memory counts what the weights take, whether they are there yet (`loaded`) or not. */
+/* "8G", a number and what it counts, as --max-ram has it; NULL = 0. */
+int cli_ram(cli *c, const char *text, uint64_t *out);
 lq_status cli_plan(const lq_model *model, const lq_session_options *options, bool loaded, lq_plan_info *plan);
 /* The plan's division of labour in words, as one line on `f`; nothing when the processor runs it all. */
 void cli_plan_print(FILE *f, const lq_plan_info *plan);

@@ -4,6 +4,8 @@
  * Refuses layers without a device. No number here is the tool's own: all are of lq_model_plan and lq_session_stats. */
 #include "cli.h"
 
+#include <errno.h>
+#include <stdlib.h>
 #include <string.h>
 
 /* ------------------------------------------------------------------------------------------------ opening */
@@ -74,6 +76,24 @@ int cli_model(cli *c, lq_ctx *ctx, const char *path, const cli_place *place, con
 }
 
 /* ------------------------------------------------------------------------------------------------ the plan */
+
+int cli_ram(cli *c, const char *text, uint64_t *out) {
+    char *end;
+    *out = 0;
+    if (!text) return 0;
+    errno = 0;
+    const double v = strtod(text, &end);
+    const char *const units = "KMGT";
+    const char *unit = *end ? strchr(units, *end >= 'a' ? *end - 'a' + 'A' : *end) : NULL;
+    double scale = 1;
+    for (const char *u = units; unit && u <= unit; u++) scale *= 1024;
+    if (unit) end++;
+    if (*end == 'B') end++;
+    if (errno || *end || !(v * scale >= 1 && v * scale < 1e18))
+        return cli_usage(c, "--max-ram %s: not a number of bytes, such as 8G", text);
+    *out = (uint64_t)(v * scale);
+    return 0;
+}
 
 lq_status cli_plan(const lq_model *model, const lq_session_options *options, bool loaded, lq_plan_info *plan) {
     *plan = (lq_plan_info){.size = sizeof *plan};

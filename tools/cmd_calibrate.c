@@ -100,25 +100,6 @@ static int check_output(cli *c, const args *a) {
     return cli_usage(c, "--output %s is the text itself", a->output);
 }
 
-/* "8G": a number, and what it counts. */
-static int read_bytes(cli *c, const char *text, uint64_t *out) {
-    char *end;
-    *out = 0;
-    if (!text) return 0;
-    errno = 0;
-    const double v = strtod(text, &end);
-    const char *const units = "KMGT";
-    const char *unit = *end ? strchr(units, *end >= 'a' ? *end - 'a' + 'A' : *end) : NULL;
-    double scale = 1;
-    for (const char *u = units; unit && u <= unit; u++) scale *= 1024;
-    if (unit) end++;
-    if (*end == 'B') end++;
-    if (errno || *end || !(v * scale >= 1 && v * scale < 1e18))
-        return cli_usage(c, "--max-ram %s: not a number of bytes, such as 8G", text);
-    *out = (uint64_t)(v * scale);
-    return 0;
-}
-
 /* What the file calls the text: its name without folders, so that the same text gives the same file anywhere. */
 static const char *text_name(const char *path) {
     const char *slash = strrchr(path, '/');
@@ -144,7 +125,7 @@ static int measure(cli *c, const args *a, lq_session *session, uint32_t window, 
     lq_calibrate_result r = {.size = sizeof r};
     cli_progress progress;
     uint64_t max_ram;
-    const int wrong = read_bytes(c, a->max_ram, &max_ram);
+    const int wrong = cli_ram(c, a->max_ram, &max_ram);
     if (wrong) return wrong;
     const lq_calibrate_options o = {.hessians = a->hessians,
                                     .scheme = a->scheme,

@@ -10,7 +10,7 @@ typedef struct args {
     cli_place place;
     cli_memory memory;
     cli_kv kv;
-    const char *model;
+    const char *model, *max_ram;
     uint64_t ctx, sequences;
     uint32_t tensors, meta, check, devices, formats, schemes;
 } args;
@@ -29,7 +29,8 @@ static const cli_option options[] = {
      .at = offsetof(args, ctx),
      .min = 2,
      .max = 16777216,
-     .help = "plan the memory for a context of N tokens (default: the trained context)",
+     .help = "plan the memory for a context of N tokens (default: what a session gets\n"
+             "that names none: the trained context, or the power of two that fits into memory)",
      .also = "|context|ctx-size|n-ctx|"},
     {.type = CLI_UINT,
      .name = "sequences",
@@ -45,6 +46,7 @@ static const cli_option options[] = {
     CLI_OPT_NO_PACK(args),
     CLI_OPT_LOAD_AS(args),
     CLI_OPT_RUN_LORA(args),
+    CLI_OPT_MAX_RAM(args),
     CLI_OPT_MEMORY(args),
     {.type = CLI_FLAG, .name = "tensors", .at = offsetof(args, tensors), .help = "list every tensor, in file order"},
     {.type = CLI_FLAG, .name = "meta", .at = offsetof(args, meta), .help = "list the metadata of the file",
@@ -194,7 +196,8 @@ static tensor_class *classify(const lq_model *model, uint32_t tensors, size_t *c
 
 static const char *role_of(const char *role) { return role[0] ? role : "(unused)"; }
 
-static void print_model(const char *path, const lq_model_info *m, const lq_plan_info *p, const tensor_class *k, size_t n) {
+static void print_model(const char *path, const lq_model_info *m, const lq_plan_info *p, bool by_default,
+                        const tensor_class *k, size_t n) {
     printf("%s\n", cli_safe(path).s);
     if (m->name[0]) printf("  name              %s\n", cli_safe(m->name).s);
     printf("  architecture      %s, in %s%s%s\n", cli_safe(m->architecture).s, cli_safe(m->container).s,
@@ -202,7 +205,9 @@ static void print_model(const char *path, const lq_model_info *m, const lq_plan_
     printf("  dimensions        %u layers, embedding %u, feed-forward %u, %u heads of %u (%u for keys and values)\n",
            m->layers, m->embedding, m->feed_forward, m->heads, m->head_dim, m->heads_kv);
     printf("  vocabulary        %u tokens, BOS %d, EOS %d\n", m->vocabulary, m->bos, m->eos);
-    printf("  trained context   %u tokens\n", m->context);
+    printf("  trained context   %u tokens", m->context);
+    if (by_default && p->context < m->context) printf("; by default %u, which fit into memory", p->context);
+    putchar('\n');
     printf("  weights           %llu in %u tensors, %s, %.3f bits per weight\n", (unsigned long long)m->parameters,
            m->tensors, cli_bytes(m->weight_bytes).s, m->bits_per_weight);
     printf("  read per token    %s\n", cli_bytes(m->bytes_per_token).s);
@@ -322,6 +327,8 @@ static int show_model(cli *c, const args *a, lq_model *model) {
     lq_plan_info p;
     lq_session_options so = {.size = sizeof so, .context = (uint32_t)a->ctx, .sequences = (uint32_t)a->sequences};
     cli_kv_set(&a->kv, &so);
+    const int wrong = cli_ram(c, a->max_ram, &so.max_bytes);
+    if (wrong != 0) return wrong;
     lq_status s = lq_model_info_get(model, &m);
     if (s == LQ_OK) s = cli_plan(model, &so, false, &p);
     if (s != LQ_OK) return cli_fail(c, s, NULL);
@@ -337,7 +344,7 @@ static int show_model(cli *c, const args *a, lq_model *model) {
         if (meta) cli_set(o, "meta", meta);
         code = cli_json_print(c, o, 0);
     } else {
-        print_model(a->model, &m, &p, k, n);
+        print_model(a->model, &m, &p, a->ctx == 0, k, n);
         if (a->tensors) list_tensors(model, m.tensors, NULL);
         if (a->meta) list_meta(model, NULL);
     }
@@ -351,6 +358,7 @@ static int run(cli *c, const void *arguments) {
         return cli_usage(c, "one of MODEL, --devices, --formats and --schemes is needed");
     }
     if (!a->model && a->place.load_as) return cli_usage(c, "--load-as plans a MODEL");
+    if (!a->model && a->max_ram) return cli_usage(c, "--max-ram plans a MODEL");
     if (!a->model && a->place.lora.count) return cli_usage(c, "--lora plans a MODEL");
     if (!a->model && (a->place.device || a->place.layers != CLI_ALL_LAYERS)) {
         return cli_usage(c, "--device and --gpu-layers plan a MODEL; --devices lists the devices");

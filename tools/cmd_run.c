@@ -12,7 +12,7 @@
 typedef struct args {
     cli_place place;
     cli_memory memory;
-    const char *model, *prompt, *isa, *activations, *overflow;
+    const char *model, *prompt, *isa, *activations, *overflow, *max_ram;
     cli_kv kv;
     uint64_t keep, n, top_k, seed, ctx, threads, threads_prefill;
     double temp, top_p, min_p;
@@ -50,7 +50,8 @@ static const cli_option options[] = {
      .at = offsetof(args, ctx),
      .min = 2,
      .max = 16777216,
-     .help = "context in tokens, prompt and answer together (default: as trained)",
+     .help = "context in tokens, prompt and answer together (default: as trained, or the power of\n"
+             "two that fits into memory)",
      .also = "|context|ctx-size|n-ctx|"},
     {.type = CLI_TEXT,
      .name = "overflow",
@@ -124,6 +125,7 @@ static const cli_option options[] = {
     CLI_OPT_ACTIVATIONS(args),
     CLI_OPT_THREADS(args),
     CLI_OPT_THREADS_PREFILL(args),
+    CLI_OPT_MAX_RAM(args),
     CLI_OPT_MEMORY(args),
     CLI_OPT_ISA(args),
     {.type = CLI_END}};
@@ -141,6 +143,7 @@ typedef struct state {
     size_t text_cap;
     uint64_t dropped; /* by --overflow slide, and then evaluated again */
     uint64_t again;
+    uint64_t max_ram;
     bool slide;
     char *all; /* with --json: the whole text */
     size_t all_bytes, all_cap;
@@ -288,7 +291,8 @@ static int converse(cli *c, state *s, const int32_t *prompt, size_t n, uint32_t 
     int code = 0;
     if (n == 0) return cli_error(c, LQ_E_ARG, "the prompt is empty and the model wants no token before a text");
     if (n > context && !s->slide)
-        return cli_error(c, LQ_E_CONTEXT, "the prompt has %zu tokens, the context %u; see --ctx and --overflow", n, context);
+        return cli_error(c, LQ_E_CONTEXT, "the prompt has %zu tokens, the context %u; see --ctx and --overflow", n,
+                         context);
     s->after_text = n > 1 || prompt[0] != s->info.bos;
     const lq_status status = lq_decode(s->session, &(lq_item){.ids = prompt, .count = n, .logits_from = n - 1}, 1);
     if (status == LQ_E_NUMERIC) {
@@ -313,7 +317,8 @@ static int with_model(cli *c, state *s, const char *text, size_t bytes) {
     if (status != LQ_OK) return cli_fail(c, status, NULL);
     lq_session_options so = {.size = sizeof so, .context = (uint32_t)a->ctx, .threads = (uint32_t)a->threads,
                                    .activations = a->activations, .threads_prefill = (uint32_t)a->threads_prefill,
-                                   .overflow = s->slide ? "slide" : NULL, .overflow_keep = (uint32_t)a->keep};
+                                   .overflow = s->slide ? "slide" : NULL, .overflow_keep = (uint32_t)a->keep,
+                                   .max_bytes = s->max_ram};
     cli_kv_set(&a->kv, &so);
     int code = cli_tokenize(c, s->model, text, bytes, LQ_TOKENIZE_BOS | (a->special ? LQ_TOKENIZE_PARSE_SPECIAL : 0u),
                             &prompt, &n);
@@ -356,6 +361,7 @@ static int run(cli *c, const void *arguments) {
     const lq_model_options mo = cli_model_options(a->activations);
     int code = cli_check_activations(c, a->activations);
     if (code == 0) code = check_overflow(c, &s);
+    if (code == 0) code = cli_ram(c, a->max_ram, &s.max_ram);
     if (code == 0 && strcmp(a->prompt, "-") == 0) code = cli_read(c, "-", &text, &bytes);
     if (code == 0) code = cli_open(c, a->threads, a->isa, &a->memory, &ctx);
     if (code == 0) {
@@ -372,10 +378,10 @@ const cli_command cli_command_run = {
     .name = "run",
     .summary = "let a model continue a text",
     .about = "Prints the continuation on standard output as it is made, and nothing else there. Ends at the\n"
-             "end-of-text token, after -n tokens, or when the context is full (see --overflow); Ctrl-C ends it at once.\n"
-             "Afterwards standard error tells the speed, the memory bandwidth reached, and a hash of the last\n"
-             "logits: equal hashes mean equal results to the last bit, for any number of threads. With --device\n"
-             "it says first what runs where, and what memory that takes.\n",
+             "end-of-text token, after -n tokens, or when the context is full (see --overflow); Ctrl-C ends it at\n"
+             "once. Afterwards standard error tells the speed, the memory bandwidth reached, and a hash of the\n"
+             "last logits: equal hashes mean equal results to the last bit, for any number of threads. With\n"
+             "--device it says first what runs where, and what memory that takes.\n",
     .operands = operands,
     .options = options,
     .examples = "  lq run my-model.gguf -p 'Once upon a time'\n"

@@ -180,7 +180,7 @@ class _SessionOptions(Record):
                 ("threads", c_uint32), ("activations", c_char_p), ("threads_prefill", c_uint32),
                 ("sequences", c_uint32), ("no_reuse", c_uint32), ("kv_tokens", c_uint64), ("checkpoints", c_uint32),
                 ("overflow", c_char_p), ("overflow_keep", c_uint32),
-                ("kv_k", c_char_p), ("kv_v", c_char_p)]
+                ("kv_k", c_char_p), ("kv_v", c_char_p), ("max_bytes", c_uint64)]
 
 
 class PlanInfo(Record):
@@ -695,7 +695,7 @@ class Model(_Handle):
 
     def session(self, **options: Any) -> "Session":
         """Open a session. Options: context, batch, max_logits, threads, activations, sequences, kv_tokens, overflow
-        ("error", "stop", "slide"), overflow_keep, kv_k and kv_v ("f16", "q8_0", ...) and the others of
+        ("error", "stop", "slide"), overflow_keep, max_bytes, kv_k and kv_v ("f16", "q8_0", ...) and the others of
         lq_session_options."""
         out = c_void_p()
         _check(load().lq_session_open(self._handle, byref(_session_options(options)), byref(out)))
