@@ -1,9 +1,9 @@
 /* libquant.h: the public interface of libquant, an engine that quantizes large language models and runs them.
  *
- * Read it from top to bottom: status, context, formats, model, quantize, session, text, decode, sample, evaluate,
- * calibrate.
- * A program that generates text needs ten functions: lq_open, lq_model_open, lq_session_open, lq_tokenize, lq_decode,
- * lq_sample, lq_detokenize and three closes; tools/examples/generate.c is such a program.
+ * Read it from top to bottom: status, context, formats, model, quantize, session, text, decode, sample, embed,
+ * evaluate, calibrate.
+ * A program that generates text needs nine functions: lq_open, lq_model_open, lq_session_open, lq_tokenize, lq_decode,
+ * lq_step and three closes; tools/examples/generate.c is such a program.
  *
  * Rules that hold for every function here
  *   Errors     A function that can fail returns lq_status: 0 (LQ_OK) or a negative code. On failure every out-parameter
@@ -345,6 +345,17 @@ typedef struct lq_session_options {
     const char *kv_v;        /* that of values; NULL = as kv_k. libquant/README.md says what each costs in quality */
     uint64_t max_bytes;      /* never more than so many bytes of keys and values, activations, logits and tables, on all devices
                                 together: LQ_E_NOMEM names what is needed and the longest context that fits. 0 = no limit */
+    /* Speculation: lq_step may guess tokens ahead, evaluate them together, and keep those that the sampler then chooses.
+     * Every token is drawn by (seed, position) from the model's own logits, so the text is the same, token by token, greedy
+     * or not. (On a device as far as its logits are the same for few columns and for one.) Not for recurrent models */
+    uint32_t ngram;          /* guess what followed the last N tokens where they occurred in the sequence before, N at most
+                                this and at least 2 (or 1, where this is 1); 0 = do not, at most 32 */
+    lq_model *draft;         /* else ask this model, on the processor or where the model is. LQ_E_INCONSISTENT where its
+                                vocabulary is another one. It stays open until the session is closed. The session keeps its
+                                keys and values too, which the plan counts; its weights are its own plan's */
+    uint32_t draft_tokens;   /* with either: at most so many guesses in one lq_step, shared by its items; 0 = 8, at most 64 */
+    uint32_t embed;          /* 1 = a session for lq_embed: hidden rows come out of it, and no logits (max_logits counts for
+                                nothing, lq_step, lq_evaluate and lq_compare refuse it) */
 } lq_session_options;
 
 /* A session keeps sequences over a model: their tokens, keys and values, and logits. All its memory is allocated here. */
@@ -426,12 +437,13 @@ LQ_API lq_status lq_seq_load(lq_session *session, uint32_t sequence, lq_read_byt
 typedef struct lq_seq_info {
     uint32_t size;
     uint32_t length;  /* tokens */
-    uint32_t pending; /* of them, at the end, those that the next lq_decode evaluates again */
+    uint32_t pending; /* of them, at the end, those that the next lq_decode or lq_step evaluates first */
     uint32_t cached;  /* tokens of the last lq_decode or lq_sync that were not evaluated, because they were known */
-    uint32_t again;   /* tokens that it evaluated again: behind a cut (lq_seq_truncate), or because they moved (`dropped`) */
+    uint32_t again;   /* tokens that it evaluated again or at last: behind a cut (lq_seq_truncate), because they moved (`dropped`;
+                         where lq_step dropped tokens, the next call does that), or because they were pending */
     const char *miss; /* why no more tokens were known than were, "" = all were; static storage */
     /* lq_session_options.overflow: */
-    uint64_t dropped; /* tokens that the last lq_decode or lq_sync dropped to make room; of those left `again` were evaluated anew */
+    uint64_t dropped; /* tokens that the last lq_decode, lq_sync or lq_step dropped to make room; of those left `again` were evaluated anew */
     uint64_t dropped_in_all; /* of this text so far; draws count them as tokens before */
     uint64_t refused; /* tokens of the last call that had no room and were not taken */
 } lq_seq_info;
@@ -446,6 +458,9 @@ typedef struct lq_stats {
     uint64_t border_bytes;           /* hidden values that passed from one device to the next: once out, once in */
     double border_seconds;           /* and the time that copying them took */
     uint64_t decode_barriers;        /* points of the decode passes at which the processor's threads waited for one another */
+    uint64_t drafted, accepted;      /* tokens that lq_step guessed ahead, and those of them that it kept. Passes over guesses
+                                        are decode passes, and decode_tokens counts what was kept; decode_seconds has the
+                                        draft model's time */
 } lq_stats;
 LQ_API lq_status lq_session_stats(const lq_session *session, lq_stats *stats);
 
@@ -560,6 +575,11 @@ typedef struct lq_sampler {
     const lq_logit_bias *logit_bias; /* [n_logit_bias] */
     lq_mask mask;
     void *mask_user;
+    /* Of lq_step alone: where a text ends. */
+    const char *const *stop; /* [n_stop] byte strings that end it, each of 1 to 512 bytes and a NUL */
+    uint32_t n_stop;         /* at most 256 */
+    uint32_t max_tokens;     /* after so many tokens; 0 = there is no limit */
+    uint32_t ignore_eos;     /* 1 = the end-of-text token is a token like any other */
 } lq_sampler;
 
 enum { LQ_ROW_LAST = -1 }; /* as a row: the last one */
@@ -586,6 +606,73 @@ typedef struct lq_logprob {
  * lq_logits has it. `logprob` receives that of the token `id` (NULL: not wanted), `top` the `n` most likely in descending
  * order, of several with one logit the lowest ids first. LQ_E_ARG: no such row or token, or n exceeds the vocabulary. */
 LQ_API lq_status lq_logprobs(lq_session *session, uint32_t row, int32_t id, float *logprob, lq_logprob *top, size_t n);
+
+/* Why a text ended. */
+enum {
+    LQ_END_NONE = 0, /* it goes on */
+    LQ_END_EOS,      /* the end-of-text token was chosen; it is not appended */
+    LQ_END_STOP,     /* a string of lq_sampler.stop is complete */
+    LQ_END_LIMIT,    /* lq_sampler.max_tokens */
+    LQ_END_CONTEXT   /* the sequence is as long as the context */
+};
+
+/* A sequence that goes on, and what lq_step says of it. In an array the `size` of the first holds for all. */
+typedef struct lq_step_item {
+    uint32_t size;
+    uint32_t sequence;
+    const lq_sampler *sampler; /* NULL = greedy, until the end-of-text token */
+    /* From here on results. What they point to is the session's until the next call on it. */
+    uint32_t end;              /* LQ_END_NONE or why the text ended */
+    uint32_t stop;             /* with LQ_END_STOP: the index of the string */
+    const int32_t *ids;        /* [n] the tokens that were appended: at least one where the text goes on */
+    size_t n;
+    const char *text;          /* [bytes] what they made certain of the text; no NUL at its end */
+    size_t bytes;
+    uint64_t made;             /* tokens of this text so far, these counted */
+    uint64_t made_bytes;       /* bytes of it so far, these counted; with LQ_END_STOP, those before the string */
+    uint32_t row;              /* ids[i] was chosen from row + i of the logits */
+} lq_step_item;
+
+/* Let sequences go on by a token each, or by several: choose, append. With `stop` unset and one item this is a program's
+ * whole loop, behind lq_decode or lq_sync of a prompt:
+ *     do status = lq_step(session, &item, 1), fwrite(item.text, 1, item.bytes, stdout);
+ *     while (status == LQ_OK && !item.end);
+ * A token is chosen from the logits of its sequence's last token where the last call kept them. Else that token is evaluated
+ * first, in one pass for all items: so the token that one call appends is evaluated by the next (lq_seq_info.pending), and
+ * never if there is none. The items' sequences differ, none may be empty, and there are at most max_logits items.
+ * A text begins with the first lq_step behind any other call that changes its sequence, or behind its end. Its bytes come
+ * out as soon as they are certain: a UTF-8 character when its last byte is there, and what could be the beginning of a stop
+ * string when it is not. Stop strings are looked for in these bytes, one by one, whatever tokens they come from; the first
+ * one that is complete ends the text before it (of several that end there the longest), and what its token has behind it is
+ * dropped. At any other end everything that was held back comes out. Special tokens have no text.
+ * LQ_E_ARG: no tokens, twice the same sequence, a stop string that is empty or too long. LQ_E_CONTEXT: no room is left among
+ * kv_tokens. Errors of lq_decode and lq_sample. After an error of evaluation sequences are as before; where choosing fails
+ * (a mask that leaves nothing), items before that one have gone on, and their results say so. */
+LQ_API lq_status lq_step(lq_session *session, lq_step_item *items, size_t n_items);
+
+/* ------------------------------------------------------------------------------------------------ embed */
+
+/* What stands for a text, of the hidden rows behind the final norm. */
+enum {
+    LQ_POOL_MEAN = 0, /* their mean */
+    LQ_POOL_LAST,     /* that of the last token, which in a causal model has seen all others */
+    LQ_POOL_FIRST     /* that of the first: "cls" of models that look both ways */
+};
+
+typedef struct lq_embed_options {
+    uint32_t size;
+    uint32_t pooling;      /* LQ_POOL_*; 0 = mean */
+    uint32_t no_normalize; /* 1 = as it comes; the default is length 1 (L2) */
+} lq_embed_options;
+
+/* Embed texts, an item each: out[i] of [n_items][embedding] floats stands for item i's tokens (tokenized with
+ * LQ_TOKENIZE_BOS; an item's logits_from counts for nothing), and its sequence becomes them. The session was opened with
+ * `embed`; it has a sequence for each item, whose contexts bound the texts (LQ_E_CONTEXT). Tokens go through the model
+ * together, `batch` at a time. Sums over tokens are in double, in ascending order of positions, so that the result is
+ * the same for any batch, company and number of threads (on a device as far as its hidden rows are). With LQ_POOL_LAST
+ * what is known of earlier texts is not evaluated again. LQ_E_NUMERIC: hidden values are not finite. */
+LQ_API lq_status lq_embed(lq_session *session, const lq_item *items, size_t n_items, const lq_embed_options *options,
+                          float *out);
 
 /* ------------------------------------------------------------------------------------------------ evaluate */
 

@@ -434,6 +434,17 @@ class session {
         check(lq_logprobs(get(), row, -1, nullptr, top.data(), n));
         return top;
     }
+    /* Let a sequence go on by a token or several; what the result points to lives until the next call on the session.
+     *     do { t = session.step(sampler); std::fwrite(t.text, 1, t.bytes, stdout); } while (!t.end); */
+    lq_step_item step(const lq_sampler &sampler = sized<lq_sampler>(), std::uint32_t sequence = 0) {
+        auto item = sized<lq_step_item>();
+        item.sequence = sequence;
+        item.sampler = &sampler;
+        check(lq_step(get(), &item, 1));
+        return item;
+    }
+    /* Several at once. */
+    void step(view<lq_step_item> items) { check(lq_step(get(), items.data(), items.size())); }
 
     std::uint32_t length(std::uint32_t sequence = 0) const noexcept { return lq_seq_length(get(), sequence); }
     void truncate(std::uint32_t length, std::uint32_t sequence = 0) { check(lq_seq_truncate(get(), sequence, length)); }

@@ -260,6 +260,17 @@ lq_status lq_logprobs(lq_session *session, uint32_t row, int32_t id, float *logp
     return q_session_logprobs(session, row, id, logprob, top, n);
 }
 
+lq_status lq_step(lq_session *session, lq_step_item *items, size_t n_items) {
+    NEED(session && items);
+    return q_session_step(session, items, n_items);
+}
+
+lq_status lq_embed(lq_session *session, const lq_item *items, size_t n_items, const lq_embed_options *options,
+                   float *out) {
+    NEED(session && items && out);
+    return q_session_embed(session, items, n_items, options, out);
+}
+
 lq_status lq_evaluate(lq_session *session, const int32_t *ids, size_t count, const lq_eval_options *options,
                       lq_eval_result *result) {
     NEED(session && ids && result);

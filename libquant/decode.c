@@ -58,7 +58,7 @@ static lq_status run_segments(lq_session *s, q_batch *b, bool decode) {
     for (int32_t i = 0; i < n; i++) {
         const q_backend *be = place_of(s, i)->backend;
         b->x = i > 0 ? s->border : NULL;
-        b->y = i + 1 < n ? s->border : NULL;
+        b->y = i + 1 < n || s->plan->hidden ? s->border : NULL;
         Q_TRY(be->run(s->programs[i], b));
         Q_TRY(be->wait(s->programs[i]));
         const q_traffic t = be->traffic(s->programs[i]);
@@ -91,7 +91,7 @@ static uint32_t fill(lq_session *s, uint32_t n_shares, q_batch *b) {
             s->ids[n] = q->ids[pos];
             s->pos[n] = (int32_t)pos;
             s->seq[n] = b->n_seqs;
-            if (pos < h->from) continue;
+            if (pos < h->from || s->plan->hidden) continue;
             s->rows[s->n_logits + n_out] = (q_row){h->seq, q->dropped + pos + 1};
             s->out[n_out++] = (int32_t)n;
         }
@@ -149,15 +149,16 @@ static lq_status settle(lq_session *s, uint32_t n_shares) {
 static lq_status pass(lq_session *s, uint32_t n_shares) {
     q_batch b = {.ids = s->ids, .pos = s->pos, .seq = s->seq, .seqs = s->refs, .out = s->out,
                  .logits = s->logits + (uint64_t)s->n_logits * (uint64_t)s->plan->vocab,
-                 .cancel = (const int *)(const void *)&s->cancel, .tap = s->tap, .tap_user = s->tap_user};
+                 .cancel = (const int *)(const void *)s->cancelled, .tap = s->tap, .tap_user = s->tap_user};
     const uint32_t n = fill(s, n_shares, &b);
-    const bool decode = n == (uint32_t)b.n_seqs; /* one token of each sequence */
+    const bool decode = n == (uint32_t)b.n_seqs || s->stepping; /* one token of each sequence, and what is guessed */
     b.threads = n > SHORT_PASS ? s->shape.threads_prefill : s->shape.threads;
     Q_TRY(prepare(s, n_shares));
     const double begin = q_clock();
     q_pack_before(s, n);
     Q_TRY(run_segments(s, &b, decode));
     q_pack_after(s);
+    if (s->plan->hidden) Q_TRY(q_embed_rows(s, n_shares, s->border));
     Q_TRY(settle(s, n_shares));
     count(s, &b, n_shares, q_clock() - begin, decode);
     s->n_logits += (uint32_t)b.n_out;
@@ -192,7 +193,7 @@ static lq_status check_ids(const lq_session *s, const int32_t *ids, size_t n) {
 }
 
 static lq_status check_rows(const lq_session *s, uint64_t rows) {
-    if (rows <= s->shape.max_logits) return LQ_OK;
+    if (rows <= s->shape.max_logits || s->shape.embed) return LQ_OK;
     return q_fail(LQ_E_ARG, "lq_decode: %llu rows of logits were asked for, the session keeps %u (max_logits)",
                   (unsigned long long)rows, s->shape.max_logits);
 }
@@ -252,6 +253,12 @@ static void slide(lq_session *s, q_share *h, bool fresh) {
     q->slid = h->dropped;
 }
 
+static lq_status no_room(const lq_session *s, uint64_t missing) {
+    return q_fail(LQ_E_CONTEXT,
+                  "the sequences would need %llu pages of %d tokens more than all have together (kv_tokens %llu)",
+                  (unsigned long long)missing, Q_KV_TOKENS, (unsigned long long)s->shape.kv_tokens);
+}
+
 /* All items' tokens may be added: take from the tree what is there, and see whether the rest has room. */
 static lq_status admit(lq_session *s, uint32_t n, bool fresh) {
     q_kv *kv = &s->kv_book;
@@ -281,10 +288,7 @@ static lq_status admit(lq_session *s, uint32_t n, bool fresh) {
         q->length = h->end;
         q->refused = h->refused;
     }
-    if (room) return LQ_OK;
-    return q_fail(LQ_E_CONTEXT,
-                  "the sequences would need %llu pages of %d tokens more than all have together (kv_tokens %llu)",
-                  (unsigned long long)missing, Q_KV_TOKENS, (unsigned long long)s->shape.kv_tokens);
+    return room ? LQ_OK : no_room(s, missing);
 }
 
 /* A pass failed: sequences are what is finished of them. */
@@ -306,32 +310,54 @@ static bool done(const lq_session *s, uint32_t n_shares) {
     return true;
 }
 
-/* A request to cancel that no call has obeyed yet. */
-static lq_status check_cancel(lq_session *s) {
-    if (atomic_exchange(&s->cancel, 0)) return q_fail(LQ_E_CANCELLED, "cancelled before the first layer");
+lq_status q_session_check_cancel(lq_session *s) {
+    if (atomic_exchange(s->cancelled, 0)) return q_fail(LQ_E_CANCELLED, "cancelled before the first layer");
     return LQ_OK;
 }
 
-lq_status q_session_decode(lq_session *s, const lq_item *items, size_t n, bool fresh) {
-    Q_TRY(check_items(s, items, n));
-    Q_TRY(check_cancel(s));
-    s->n_logits = 0;
-    Q_TRY(admit(s, (uint32_t)n, fresh));
+void q_session_hash(lq_session *s, uint32_t row) {
+    const uint64_t n = (uint64_t)s->plan->vocab;
+    s->stats.last_logits_hash = q_fnv32(s->logits + row * n, (size_t)n * sizeof(float));
+}
+
+/* All passes that the first n shares take. */
+static lq_status run_shares(lq_session *s, uint32_t n) {
     lq_status st = LQ_OK;
-    while (st == LQ_OK && !done(s, (uint32_t)n)) st = pass(s, (uint32_t)n);
-    if (st != LQ_OK) give_up(s, (uint32_t)n);
+    while (st == LQ_OK && !done(s, n)) st = pass(s, n);
+    if (st != LQ_OK) give_up(s, n);
     /* A request that came too late for this call waits for the next one: only the call that obeyed takes it away. */
-    if (st == LQ_E_CANCELLED) atomic_store(&s->cancel, 0);
+    if (st == LQ_E_CANCELLED) atomic_store(s->cancelled, 0);
     if (st == LQ_OK) st = check_logits(s);
     if (st != LQ_OK) {
         s->n_logits = 0;
         return st;
     }
-    if (s->n_logits) {
-        const uint64_t row = (uint64_t)s->plan->vocab;
-        s->stats.last_logits_hash = q_fnv32(s->logits + (s->n_logits - 1) * row, (size_t)row * sizeof(float));
-    }
+    if (s->n_logits) q_session_hash(s, s->n_logits - 1);
+    return LQ_OK;
+}
+
+void q_session_changed(lq_session *s, uint32_t seq) {
+    s->answers[seq].begun = false;
+    for (uint32_t i = 0; i < s->n_logits; i++)
+        if (s->rows[i].seq == seq) s->rows[i].seq = UINT32_MAX;
+}
+
+lq_status q_session_decode(lq_session *s, const lq_item *items, size_t n, bool fresh) {
+    Q_TRY(check_items(s, items, n));
+    Q_TRY(q_session_check_cancel(s));
+    s->n_logits = 0;
+    for (size_t i = 0; i < n; i++) q_session_changed(s, items[i].sequence);
+    Q_TRY(admit(s, (uint32_t)n, fresh));
+    Q_TRY(run_shares(s, (uint32_t)n));
     return q_overflow_told(&s->shape, s->shares, (uint32_t)n);
+}
+
+lq_status q_session_add(lq_session *s, uint32_t n) {
+    uint64_t missing;
+    s->n_logits = 0;
+    if (!q_kv_room(&s->kv_book, s->of, NULL, s->count, n, &missing)) return no_room(s, missing);
+    for (uint32_t i = 0; i < n; i++) s->kv_book.seqs[s->shares[i].seq].length = s->shares[i].end;
+    return run_shares(s, n);
 }
 
 lq_status q_session_run(lq_session *s, const int32_t *ids, size_t count, size_t logits_from) {
@@ -355,7 +381,7 @@ lq_status q_session_sync(lq_session *s, uint32_t seq, const int32_t *ids, size_t
     Q_TRY(q_overflow_fit(&s->shape, 0, &(lq_item){seq, ids, count, logits_from}, &h));
     Q_TRY(check_rows(s, h.end - h.from));
     Q_TRY(check_ids(s, ids, count));
-    Q_TRY(check_cancel(s));
+    Q_TRY(q_session_check_cancel(s));
     q_kv_seq *q = &s->kv_book.seqs[seq];
     uint32_t same = same_tokens(s, q, &h, Q_MIN(h.from, q->length));
     q_kv_truncate(&s->kv_book, seq, same);
@@ -363,6 +389,7 @@ lq_status q_session_sync(lq_session *s, uint32_t seq, const int32_t *ids, size_t
     else memmove(q->ids, ids, h.count * sizeof *ids);
     same = cut_for_tree(s, seq, same, h.from);
     s->n_logits = 0;
+    q_session_changed(s, seq);
     lq_status st = LQ_OK;
     q->dropped = h.dropped;
     if (same < h.end)
@@ -381,6 +408,7 @@ lq_status q_session_truncate(lq_session *s, uint32_t seq, uint32_t length) {
     if (length > has) return q_fail(LQ_E_ARG, "sequence %u has %u tokens and cannot be cut to %u", seq, has, length);
     q_kv_truncate(&s->kv_book, seq, length);
     s->n_logits = 0;
+    q_session_changed(s, seq);
     return LQ_OK;
 }
 
@@ -388,6 +416,8 @@ lq_status q_session_fork(lq_session *s, uint32_t from, uint32_t to) {
     Q_TRY(q_session_has_seq(s, from));
     Q_TRY(q_session_has_seq(s, to));
     if (from == to) return LQ_OK;
+    q_session_changed(s, to);
+    s->answers[to] = s->answers[from];
     q_kv_fork(&s->kv_book, from, to);
     q_kv_seq *q = &s->kv_book.seqs[to];
     if (q->restore != (int32_t)from) return LQ_OK;

@@ -164,7 +164,14 @@ typedef struct q_session_shape {
     bool reuse;
     bool f32_activations;
     const q_kv_kind *kv_k, *kv_v;
+    bool embed;             /* hidden rows come out, and no logits */
+    uint32_t drafts, ngram; /* most guesses of a step; how they are made (draft.c) */
+    lq_model *draft;
 } q_session_shape;
+/* Rows of logits that a session has room for. */
+static inline uint32_t q_session_rows(const q_session_shape *s) {
+    return s->embed ? 0 : s->max_logits + s->drafts;
+}
 lq_status q_session_shape_of(const lq_model *model, const lq_session_options *options, q_session_shape *out);
 /* The same for options that are complete, and this context. */
 lq_status q_session_shape_with(const lq_model *model, const lq_session_options *o, uint32_t context,
@@ -195,6 +202,23 @@ typedef struct q_row {
     uint64_t tokens;
 } q_row;
 
+/* The text that lq_step makes of a sequence (stop.c). It ends when another call changes the sequence. */
+enum { Q_STOPS = 256, Q_STOP_BYTES = 512, Q_HELD = Q_STOP_BYTES + 4 };
+typedef struct q_answer {
+    uint64_t made, bytes; /* tokens; bytes that came out */
+    uint32_t n_held;      /* and bytes that are not certain yet */
+    bool begun;
+    uint32_t ahead;       /* so many tokens are guessed next */
+    bool starts;          /* the next token begins a text, where a leading space is dropped */
+    uint8_t held[Q_HELD];
+} q_answer;
+/* LQ_E_ARG where the strings of a sampler are not such as q_answer_add takes. */
+lq_status q_stops_check(const lq_sampler *o);
+/* More bytes of it: text[*at ..] receives those that are certain now. The number of the stop string that ended it, -1 = none. */
+int32_t q_answer_add(q_answer *a, const lq_sampler *o, const char *bytes, size_t n, char *text, size_t *at);
+/* It ends: what is held comes out. */
+void q_answer_end(q_answer *a, char *text, size_t *at);
+
 struct lq_session {
     lq_model *model;
     const q_alloc *alloc;
@@ -215,9 +239,16 @@ struct lq_session {
     uint32_t *of, *count, *cut; /* [seqs] the same, for q_kv_room */
     q_row *rows;          /* [max_logits] whose logits are kept */
     void *sample_scratch;
+    q_answer *answers;    /* [seqs] */
+    char *text;           /* what a step makes certain of all its texts */
     uint32_t n_logits;    /* rows kept by the last decode */
     atomic_int cancel;
-    bool running;
+    atomic_int *cancelled; /* the request that passes obey: its own, or that of the session whose draft it is */
+    lq_session *draft;     /* that guesses tokens; NULL = nobody does */
+    bool stepping;         /* the pass is a step's */
+    lq_item *items;        /* [seqs] with shape.embed: those of a call; and sums over their tokens, [seqs][width of slot 1] */
+    double *sums;
+    uint32_t pooling;      /* of that call */
     /* Shown the inputs of products while it is set (q_batch); calibrate.c sets it for the length of a call. */
     void (*tap)(void *user, const q_inst *s, const float *x, int32_t n, int32_t stride);
     void *tap_user;
@@ -234,6 +265,28 @@ void q_pack_before(lq_session *s, uint32_t tokens);
 void q_pack_after(lq_session *s);
 /* decode.c. `fresh`: nothing is taken from the tree of prefixes, so that every token passes through the model. */
 lq_status q_session_decode(lq_session *s, const lq_item *items, size_t n, bool fresh);
+/* Evaluate what the first n of s->shares say, whose tokens are in their sequences' ids behind their lengths, s->of and
+ * s->count being the sequences and those tokens. Where there is no room or a pass fails, sequences are cut to their `keep`. */
+lq_status q_session_add(lq_session *s, uint32_t n);
+/* A request to cancel that no call has obeyed yet. */
+lq_status q_session_check_cancel(lq_session *s);
+/* A sequence is no longer what rows of logits and the text that lq_step makes of it say. */
+void q_session_changed(lq_session *s, uint32_t seq);
+/* lq_stats.last_logits_hash becomes that of this row. */
+void q_session_hash(lq_session *s, uint32_t row);
+lq_status q_session_step(lq_session *s, lq_step_item *items, size_t n);
+/* embed.c: what options ask is possible; rows of a pass, before it is settled; lq_embed. */
+lq_status q_embed_shape(const lq_session_options *o, const q_session_shape *s);
+lq_status q_embed_rows(lq_session *s, uint32_t n_shares, const float *rows);
+lq_status q_session_embed(lq_session *s, const lq_item *items, size_t n, const lq_embed_options *options, float *out);
+/* draft.c: guesses at the next tokens of a sequence, behind its last in its ids; their number, at most `most`. */
+lq_status q_draft_guess(lq_session *s, uint32_t seq, const lq_sampler *o, uint32_t most, uint32_t *count);
+uint32_t q_draft_lookup(const int32_t *ids, uint32_t n, uint32_t longest, uint32_t most, int32_t *out);
+/* What options say of it, checked; what the draft model's session takes of each place is added; open it. */
+lq_status q_draft_shape(const lq_model *m, const lq_session_options *o, q_session_shape *s);
+lq_status q_draft_measure(const q_plan *p, const q_session_shape *s, q_session_need *need);
+lq_status q_draft_open(lq_session *s);
+lq_session_options q_draft_options(const q_session_shape *s);
 /* Sequence 0 becomes these tokens, all evaluated. */
 lq_status q_session_run(lq_session *s, const int32_t *ids, size_t count, size_t logits_from);
 lq_status q_session_sync(lq_session *s, uint32_t seq, const int32_t *ids, size_t count, size_t logits_from);

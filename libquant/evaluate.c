@@ -149,6 +149,7 @@ static lq_status check_sessions(const sweep *w) {
     const q_vocab *va = q_text_vocab(a->model->text);
     for (size_t i = 0; i < w->n_sessions; i++) {
         const lq_session *s = w->sessions[i];
+        if (s->shape.embed) return q_fail(LQ_E_ARG, "session %zu was opened for lq_embed, and has no logits", i);
         if (s->shape.context < w->window - 1 || s->shape.max_logits < rows_of(w))
             return q_fail(LQ_E_ARG, "session %zu has context %u and max_logits %u; windows of %u tokens need %u and %llu", i,
                           s->shape.context, s->shape.max_logits, w->window, w->window - 1,

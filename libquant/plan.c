@@ -212,9 +212,20 @@ static lq_status end_group(builder *b) {
     return LQ_OK;
 }
 
+/* In the place of HEAD, in a plan of hidden rows. */
+static lq_status hidden_rows(builder *b, const q_inst *head) {
+    q_inst t = {.op = Q_OP_COPY, .layer = head->layer, .x = head->x, .scale = 1.0f};
+    t.y = (q_view){.slot = 1, .heads = 1, .width = b->slot_width[1], .stride = b->slot_width[1]};
+    if (t.x.heads != 1 || t.x.width != t.y.width)
+        return q_fail(LQ_E_UNSUPPORTED, "architecture '%s': hidden rows of %d values are no hidden rows of %d", b->arch->name,
+                      t.x.width, t.y.width);
+    return push(b, &t);
+}
+
 static lq_status add_step(builder *b, const q_step *s, int32_t layer) {
     q_inst t = {.op = s->op, .kind = s->kind, .add = s->add, .out = s->out, .group = s->group, .renorm = s->renorm,
                 .layer = layer};
+    if (b->plan->hidden && s->op == Q_OP_SAMPLE) return LQ_OK;
     const int32_t L = layer < 0 || layer >= b->plan->n_layers ? -1 : layer;
     t.y = view_of(b, s->y, &s->yp, L);
     t.x = view_of(b, s->x, &s->xp, L);
@@ -224,6 +235,8 @@ static lq_status add_step(builder *b, const q_step *s, int32_t layer) {
     const q_view *const views[] = {&t.y, &t.x, &t.z, &t.v, &t.u};
     for (size_t i = 0; i < Q_COUNT(views); i++) Q_TRY(view_fits(b, views[i], s));
     const int32_t first = dim(b, s->w_row, L), rows = s->op == Q_OP_MATMUL ? t.y.heads * t.y.width : 0;
+    if (b->plan->hidden) t.out = 0;
+    if (b->plan->hidden && s->op == Q_OP_HEAD) return hidden_rows(b, &t);
     Q_TRY(weight_of(b, s->w, L, first, rows, &t.w));
     Q_TRY(weight_of(b, s->b, L, first, rows, &t.b));
     Q_TRY(weight_of(b, s->w2, L, 0, 0, &t.w2));
@@ -322,10 +335,11 @@ lq_status q_plan_build(const lq_model *model, const q_session_shape *shape, q_ar
     p->n_slots = (int32_t)bind->arch->n_slots + (model->adapters != NULL);
     p->columns = (int32_t)shape->batch;
     p->seqs = (int32_t)shape->seqs;
-    p->outs = (int32_t)Q_MIN(shape->max_logits, shape->batch);
+    p->outs = (int32_t)Q_MIN(Q_MAX(q_session_rows(shape), 1u), shape->batch);
     p->vocab = (int32_t)bind->hp.v[Q_HP_VOCAB];
     p->context = (int32_t)shape->context;
     p->f32_activations = shape->f32_activations;
+    p->hidden = shape->embed;
     builder b = {.model = model, .arch = bind->arch, .hp = &bind->hp, .shape = shape, .arena = arena, .plan = p};
     Q_TRY(build(&b));
     *out = p;

@@ -31,6 +31,7 @@ typedef struct q_plan {
     int32_t states;            /* recurrent states that are kept: one per sequence and checkpoints; 0 = no step has any */
     int32_t context;           /* most positions of a sequence */
     bool f32_activations;      /* never quantize activations */
+    bool hidden;               /* there is no HEAD: what it would read is copied to slot 1 for all columns, as q_batch.y */
 } q_plan;
 
 /* One sequence as a batch refers to it. */

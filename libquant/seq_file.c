@@ -194,6 +194,7 @@ lq_status q_session_load(lq_session *s, uint32_t seq, lq_read_bytes read, void *
     stream t = {.s = s, .seq = seq, .read = read, .user = user};
     q_kv_truncate(&s->kv_book, seq, 0);
     s->n_logits = 0;
+    q_session_changed(s, seq);
     const lq_status st = load(&t);
     if (st == LQ_OK) return LQ_OK;
     q_kv_abandon(&s->kv_book, seq);

@@ -63,6 +63,9 @@ lq_status q_session_shape_with(const lq_model *model, const lq_session_options *
     const char *usual = s.f32_activations ? "f32" : "f16";
     Q_TRY(kind_of("kv_k", o->kv_k ? o->kv_k : usual, &s.kv_k));
     Q_TRY(kind_of("kv_v", o->kv_v ? o->kv_v : o->kv_k ? o->kv_k : usual, &s.kv_v));
+    Q_TRY(q_draft_shape(model, o, &s));
+    Q_TRY(q_embed_shape(o, &s));
+    s.embed = o->embed != 0;
     *out = s;
     return LQ_OK;
 }
@@ -80,15 +83,23 @@ static uint64_t state_bytes(const q_plan *p, const q_segment *segment) {
 
 /* Bytes a session holds besides KV pages, state and programs: arrays sized by the shape. */
 static uint64_t border_bytes(const q_plan *p, const q_session_shape *s) {
-    return p->n_segments > 1 ? (uint64_t)s->batch * (uint64_t)p->slot_width[1] * sizeof(float) : 0;
+    return p->n_segments > 1 || s->embed ? (uint64_t)s->batch * (uint64_t)p->slot_width[1] * sizeof(float) : 0;
 }
-static uint64_t array_bytes(const q_plan *p, const q_session_shape *s) {
+/* What the tokens of a step may make certain, with what was held back before. */
+static uint64_t text_bytes(const lq_model *m, const q_session_shape *s) {
+    return q_session_rows(s) * (uint64_t)q_text_longest(m->text) + (uint64_t)s->max_logits * Q_HELD;
+}
+static uint64_t sum_bytes(const q_plan *p, const q_session_shape *s) {
+    return s->embed ? s->seqs * (uint64_t)p->slot_width[1] * sizeof(double) : 0;
+}
+static uint64_t array_bytes(const lq_model *m, const q_plan *p, const q_session_shape *s) {
     const uint64_t arena[] = {(uint64_t)p->n_kv * sizeof(q_buffer), (uint64_t)p->n_segments * sizeof(q_buffer),
                               (uint64_t)p->n_segments * sizeof(q_program *), s->seqs * sizeof(q_seq_ref),
-                              s->seqs * sizeof(q_share), s->max_logits * sizeof(q_row)};
+                              s->seqs * sizeof(q_share), q_session_rows(s) * sizeof(q_row), s->seqs * sizeof(q_answer),
+                              text_bytes(m, s), s->embed ? s->seqs * sizeof(lq_item) : 0, sum_bytes(p, s)};
     uint64_t n = 4 * q_round_up(s->batch * sizeof(int32_t), 16) + 3 * q_round_up(s->seqs * sizeof(uint32_t), 16);
-    for (size_t i = 0; i < Q_COUNT(arena); i++) n += q_round_up(arena[i], 16);
-    return n + (uint64_t)s->max_logits * (uint64_t)p->vocab * sizeof(float) + q_kv_bytes(p, s->seqs) +
+    for (size_t i = 0; i < Q_COUNT(arena); i++) n += q_round_up(Q_MAX(arena[i], (uint64_t)1), 16);
+    return n + (uint64_t)q_session_rows(s) * (uint64_t)p->vocab * sizeof(float) + q_kv_bytes(p, s->seqs) +
            border_bytes(p, s) + q_ref_sample_bytes((int64_t)p->vocab);
 }
 
@@ -96,7 +107,7 @@ static uint64_t array_bytes(const q_plan *p, const q_session_shape *s) {
 static lq_status measure(const lq_model *model, const q_plan *plan, const q_session_shape *shape, const q_arena *arena,
                          q_session_need *need) {
     memset(need, 0, sizeof *need);
-    need->rest[0] = arena->used + array_bytes(plan, shape);
+    need->rest[0] = arena->used + array_bytes(model, plan, shape);
     for (int32_t i = 0; i < plan->n_kv; i++) {
         const q_place *p = place_of_pool(model, plan, i);
         need->kv[p - model->places] += p->backend->alloc_bytes(p->device, plan->kv[i].page_bytes * plan->kv[i].pages);
@@ -115,7 +126,7 @@ static lq_status measure(const lq_model *model, const q_plan *plan, const q_sess
             need->locked += p->backend->alloc_bytes(p->device, state_bytes(plan, segment));
     }
     if (model->ctx->placing.lock) need->locked += need->kv[0];
-    return LQ_OK;
+    return q_draft_measure(plan, shape, need);
 }
 
 lq_status q_session_measure(const lq_model *model, const q_session_shape *shape, q_session_need *need) {
@@ -179,22 +190,28 @@ static lq_status open_parts(lq_session *s) {
     s->of = (uint32_t *)q_arena_new(&s->arena, s->shape.seqs, sizeof *s->of);
     s->count = (uint32_t *)q_arena_new(&s->arena, s->shape.seqs, sizeof *s->count);
     s->cut = (uint32_t *)q_arena_new(&s->arena, s->shape.seqs, sizeof *s->cut);
-    s->rows = (q_row *)q_arena_new(&s->arena, s->shape.max_logits, sizeof *s->rows);
+    s->rows = (q_row *)q_arena_new(&s->arena, q_session_rows(&s->shape), sizeof *s->rows);
+    s->answers = (q_answer *)q_arena_new(&s->arena, s->shape.seqs, sizeof *s->answers);
+    s->text = (char *)q_arena_new(&s->arena, text_bytes(s->model, &s->shape), 1);
+    s->items = (lq_item *)q_arena_new(&s->arena, s->shape.embed ? s->shape.seqs : 0, sizeof *s->items);
+    s->sums = (double *)q_arena_new(&s->arena, sum_bytes(p, &s->shape), 1);
     if (!s->kv || !s->states || !s->programs || !s->ids || !s->refs || !s->shares || !s->of || !s->count || !s->cut ||
-        !s->rows)
+        !s->rows || !s->answers || !s->text || !s->items || !s->sums)
         return LQ_E_NOMEM;
     s->kv_block = q_new(s->alloc, q_kv_bytes(p, s->shape.seqs), 1);
     if (!s->kv_block) return LQ_E_NOMEM;
     q_kv_init(&s->kv_book, p, s->shape.seqs, s->shape.reuse, s->kv_block);
-    s->logits = (float *)q_new(s->alloc, (uint64_t)s->shape.max_logits * (uint64_t)p->vocab, sizeof *s->logits);
+    const uint64_t logits = (uint64_t)q_session_rows(&s->shape) * (uint64_t)p->vocab;
+    if (logits && !(s->logits = (float *)q_new(s->alloc, logits, sizeof *s->logits))) return LQ_E_NOMEM;
     s->pos = (int32_t *)q_arena_new(&s->arena, s->shape.batch, sizeof *s->pos);
     s->seq = (int32_t *)q_arena_new(&s->arena, s->shape.batch, sizeof *s->seq);
     s->out = (int32_t *)q_arena_new(&s->arena, s->shape.batch, sizeof *s->out);
     s->sample_scratch = q_new_raw(s->alloc, q_ref_sample_bytes((int64_t)p->vocab), 1);
-    if (!s->logits || !s->pos || !s->seq || !s->out || !s->sample_scratch) return LQ_E_NOMEM;
+    if (!s->pos || !s->seq || !s->out || !s->sample_scratch) return LQ_E_NOMEM;
     if (border_bytes(p, &s->shape) && !(s->border = (float *)q_new_raw(s->alloc, border_bytes(p, &s->shape), 1)))
         return LQ_E_NOMEM;
-    return open_device_parts(s);
+    Q_TRY(open_device_parts(s));
+    return q_draft_open(s);
 }
 
 lq_status q_session_open(lq_model *model, const lq_session_options *options, lq_session **out) {
@@ -207,6 +224,7 @@ lq_status q_session_open(lq_model *model, const lq_session_options *options, lq_
     s->alloc = model->alloc;
     s->arena.alloc = model->alloc;
     s->shape = shape;
+    s->cancelled = &s->cancel;
     const lq_status st = open_parts(s);
     if (st != LQ_OK) {
         q_session_close(s);
@@ -219,6 +237,7 @@ lq_status q_session_open(lq_model *model, const lq_session_options *options, lq_
 void q_session_close(lq_session *s) {
     if (!s) return;
     const q_plan *p = s->plan;
+    q_session_close(s->draft);
     for (int32_t i = 0; s->programs && i < p->n_segments; i++)
         if (s->programs[i]) place_of(s->model, &p->segments[i])->backend->release(s->programs[i]);
     for (int32_t i = 0; s->states && i < p->n_segments; i++) {

@@ -16,6 +16,7 @@ struct q_text {
     q_vocab vocab;
     q_index index;   /* pieces by spelling */
     q_match special; /* control and unknown tokens */
+    size_t longest;  /* bytes of a token */
 };
 
 /* ------------------------------------------------------------------------------------------------ metadata */
@@ -324,6 +325,8 @@ static lq_status open_tables(q_text *t, bool gguf) {
     int32_t *special = Q_NEW(t->alloc, int32_t, v->n);
     if (!special) return LQ_E_NOMEM;
     uint32_t n = 0;
+    t->longest = 3; /* U+FFFD */
+    for (int32_t i = 0; i < v->n; i++) t->longest = Q_MAX(t->longest, (size_t)v->pieces[i].n);
     for (int32_t i = 0; i < v->n; i++)
         if (v->types[i] == Q_TOKEN_CONTROL || v->types[i] == Q_TOKEN_UNKNOWN) special[n++] = i;
     s = q_match_build(t->alloc, v->pieces, special, n, &t->special);
@@ -356,6 +359,22 @@ void q_text_close(q_text *t) {
 
 const q_vocab *q_text_vocab(const q_text *t) { return &t->vocab; }
 const char *q_text_gguf_model(const q_text *t) { return t->kind->gguf_model; }
+
+lq_status q_text_same(const q_text *a, const q_text *b) {
+    const q_vocab *v = &a->vocab, *w = &b->vocab;
+    if (a == b) return LQ_OK;
+    if (v->n != w->n)
+        return q_fail(LQ_E_INCONSISTENT, "the vocabularies differ: %d tokens in the model, %d in the draft model", v->n, w->n);
+    for (int32_t i = 0; i < v->n; i++)
+        if (!q_str_eq(v->pieces[i], w->pieces[i]) || v->types[i] != w->types[i])
+            return q_fail(LQ_E_INCONSISTENT,
+                          "the vocabularies differ: token %d is '%.*s' of type %d in the model, '%.*s' of type %d in the "
+                          "draft model", i, Q_STR_ARG(v->pieces[i]), v->types[i], Q_STR_ARG(w->pieces[i]), w->types[i]);
+    if (v->bos == w->bos && v->eos == w->eos) return LQ_OK;
+    return q_fail(LQ_E_INCONSISTENT,
+                  "the vocabularies differ: BOS %d and EOS %d in the model, %d and %d in the draft model", v->bos, v->eos,
+                  w->bos, w->eos);
+}
 
 int32_t q_text_find(const q_text *t, const char *piece) {
     return (int32_t)q_index_find(&t->index, t->vocab.pieces, sizeof *t->vocab.pieces, q_str_of(piece));
@@ -447,8 +466,7 @@ lq_status q_text_tokenize(const q_text *t, const char *text, size_t bytes, uint3
 
 /* ------------------------------------------------------------------------------------------------ detokenize */
 
-/* Bytes at the end of text[0 .. n) that begin a UTF-8 character without finishing it: 0 to 3. */
-static uint32_t incomplete_tail(const uint8_t *p, size_t n) {
+uint32_t q_text_incomplete(const uint8_t *p, size_t n) {
     for (uint32_t k = 1; k <= 3 && k <= n; k++) {
         const uint8_t b = p[n - k];
         if ((b & 0xC0) == 0x80) continue;
@@ -482,6 +500,11 @@ static size_t spell(const q_text *t, int32_t id, uint32_t flags, bool *start, ch
     return n - 1;
 }
 
+size_t q_text_spell(const q_text *t, int32_t id, bool *start, char out[Q_LIMIT_PIECE]) {
+    return spell(t, id, 0, start, out);
+}
+size_t q_text_longest(const q_text *t) { return t->longest; }
+
 lq_status q_text_detokenize(const q_text *t, const int32_t *ids, size_t count, uint32_t flags, char *text, size_t *n) {
     if (!n || (!ids && count) || (!text && *n)) return q_fail(LQ_E_ARG, "detokenize: a NULL pointer");
     if (flags & ~(uint32_t)(LQ_DETOKENIZE_SPECIAL | LQ_DETOKENIZE_MIDDLE | LQ_DETOKENIZE_STREAM))
@@ -504,7 +527,7 @@ lq_status q_text_detokenize(const q_text *t, const int32_t *ids, size_t count, u
     }
     if (flags & LQ_DETOKENIZE_STREAM) {
         const size_t known = Q_MIN(total, (size_t)3);
-        total -= incomplete_tail(tail + 3 - known, known);
+        total -= q_text_incomplete(tail + 3 - known, known);
     }
     const size_t cap = *n;
     *n = total;

@@ -25,6 +25,17 @@ lq_status q_text_tokenize(const q_text *t, const char *text, size_t bytes, uint3
  * (unless MIDDLE) and after each BOS. An unknown token, whose text is lost, is U+FFFD without LQ_DETOKENIZE_SPECIAL. */
 lq_status q_text_detokenize(const q_text *t, const int32_t *ids, size_t count, uint32_t flags, char *text, size_t *n);
 
+/* The bytes that one token adds to a text, which begins with it where *start; *start then tells of the next token. As
+ * q_text_detokenize without flags. No token has more than q_text_longest. */
+size_t q_text_spell(const q_text *t, int32_t id, bool *start, char out[Q_LIMIT_PIECE]);
+size_t q_text_longest(const q_text *t);
+
+/* LQ_E_INCONSISTENT, with the first token that differs, where ids do not mean the same in both. */
+lq_status q_text_same(const q_text *a, const q_text *b);
+
+/* Bytes at the end of text[0 .. n) that begin a UTF-8 character without finishing it: 0 to 3. */
+uint32_t q_text_incomplete(const uint8_t *text, size_t n);
+
 /* By spelling, as stored in the vocabulary (U+2581 for space); -1 = none. */
 int32_t q_text_find(const q_text *t, const char *piece);
 

@@ -118,7 +118,7 @@ def generation():
     with context.open(model_path) as model:
         with model.session() as s:
             pieces = list(s.generate("Once upon a time", max_tokens=24))
-            assert s.stats.decode_tokens == 23 and len(s) == len(model.tokenize("Once upon a time")) + 23
+            assert s.stats.decode_tokens == 23 and len(s) == len(model.tokenize("Once upon a time")) + 24
             hash_all = s.stats.last_logits_hash
         with model.session() as s: # the same by hand
             ids = model.tokenize("Once upon a time")
@@ -134,19 +134,29 @@ def generation():
             assert model.detokenize(ids + made) == "Once upon a time" + "".join(pieces)
             s.truncate(len(ids))
             assert list(s.tokens(0)) == [] and len(s) == len(ids)
+        with model.session() as s:  # a stop string, wherever it lies
+            text = "".join(pieces)
+            ids = model.tokenize("Once upon a time")
+            got = "".join(s.generate(ids, max_tokens=24, stop=["nowhere to be found", text[7:12]]))
+            assert got == text[: text.index(text[7:12])] and s.sequence().pending == 1
+            s.sync(ids)
+            last = list(s.steps(libquant.Sampler(stop=text[7:12].encode(), max_tokens=24)))[-1]
+            assert last.end == "stop" and last.stop == 0
+            raises(libquant.Error, lambda: s.step(libquant.Sampler(stop=[""])), libquant.E_ARG)
+            raises(ValueError, lambda: libquant.Sampler(stop="a\0"))
         with model.session() as s, model.session() as t:
             how = dict(temperature=1.0, top_k=50, seed=7, max_tokens=40)
             assert list(s.generate("The", **how)) == list(t.generate("The", **how))
         with model.session(context=16) as s:
             ids = model.tokenize("Once upon a time")
             s.decode(ids)
-            assert len(list(s.tokens(stop_at_eos=False))) == 16 - len(ids) + 1
+            assert len(list(s.tokens(stop_at_eos=False))) == 16 - len(ids)
         with model.session(context=16, overflow="slide", overflow_keep=4) as s:
             s.decode(ids)
             assert s.info.overflow == "slide" and s.info.overflow_keep == 4
             assert len(list(s.tokens(40, stop_at_eos=False))) == 40
             now = s.sequence()
-            assert now.dropped_in_all == len(ids) + 39 - len(s) and now.dropped_in_all % 6 == 0
+            assert now.dropped_in_all == len(ids) + 40 - len(s) and now.dropped_in_all % 6 == 0
 
 
 @test

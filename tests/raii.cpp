@@ -127,6 +127,19 @@ static void sessions(const libquant::context &ctx, const std::string &path) {
     session.decode({array.data(), 1});
     EXPECT(session.length() == 7);
 
+    session.sync(ids);
+    auto sampler = libquant::sized<lq_sampler>();
+    sampler.max_tokens = 3;
+    auto t = session.step(sampler);
+    EXPECT(t.n == 1 && t.ids[0] == best && !t.end);
+    std::string text(t.text, t.bytes);
+    for (; !t.end; text.append(t.text, t.bytes)) t = session.step(sampler);
+    EXPECT(t.end == LQ_END_LIMIT && t.made == 3 && t.made_bytes == text.size());
+    std::array<lq_step_item, 1> items = {libquant::sized<lq_step_item>()};
+    session.step(items);
+    EXPECT(items[0].n == 1 && session.length() == ids.size() + 4);
+    session.truncate(7);
+
     libquant::session moved = std::move(session);
     EXPECT(moved.length() == 7 && moved.info().context == 64);
     moved = open_session(path);

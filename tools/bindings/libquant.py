@@ -37,7 +37,7 @@ import os
 import weakref
 from ctypes import POINTER, byref, c_char, c_char_p, c_double, c_float, c_int, c_int32
 from ctypes import c_size_t, c_uint32, c_uint64, c_void_p
-from typing import Any, BinaryIO, Callable, Dict, Iterator, List, Optional, Sequence, Tuple, Type, TypeVar, Union
+from typing import Any, BinaryIO, Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple, Type, TypeVar, Union
 
 __all__ = ["Cancelled", "Context", "ContextFull", "Error", "LogProb", "Model", "OutOfMemory", "Record", "Sampler",
            "SeqInfo", "Session", "formats", "load", "sample_logits", "schemes", "version"]
@@ -180,7 +180,8 @@ class _SessionOptions(Record):
                 ("threads", c_uint32), ("activations", c_char_p), ("threads_prefill", c_uint32),
                 ("sequences", c_uint32), ("no_reuse", c_uint32), ("kv_tokens", c_uint64), ("checkpoints", c_uint32),
                 ("overflow", c_char_p), ("overflow_keep", c_uint32),
-                ("kv_k", c_char_p), ("kv_v", c_char_p), ("max_bytes", c_uint64)]
+                ("kv_k", c_char_p), ("kv_v", c_char_p), ("max_bytes", c_uint64), ("ngram", c_uint32),
+                ("draft", c_void_p), ("draft_tokens", c_uint32)]
 
 
 class PlanInfo(Record):
@@ -221,7 +222,7 @@ class Stats(Record):
     _fields_ = [("size", c_uint32), ("last_logits_hash", c_uint32), ("prefill_tokens", c_uint64),
                 ("decode_tokens", c_uint64), ("prefill_seconds", c_double), ("decode_seconds", c_double),
                 ("decode_bytes", c_uint64), ("border_bytes", c_uint64), ("border_seconds", c_double),
-                ("decode_barriers", c_uint64)]
+                ("decode_barriers", c_uint64), ("drafted", c_uint64), ("accepted", c_uint64)]
 
 
 class LogitBias(ctypes.Structure):
@@ -241,7 +242,8 @@ class Sampler(Record):
     """How to choose a token, by the names of lq_sampler in libquant.h. All zero: always the most likely one. Here
     logit_bias is a dict from ids to biases, dry_breakers a list of strings, and mask a function of (logits, ids): a
     ctypes array of floats that it may write to, for the length of the call, and a list. With mirostat_tau the state is
-    the attribute `mu`, which begins as 2 * mirostat_tau."""
+    the attribute `mu`, which begins as 2 * mirostat_tau. And where a text that Session.step makes ends: stop (strings or
+    bytes), max_tokens, ignore_eos."""
 
     _fields_ = [("size", c_uint32), ("temperature", c_float), ("top_k", c_uint32), ("top_p", c_float),
                 ("min_p", c_float), ("seed", c_uint64), ("typical_p", c_float), ("xtc_probability", c_float),
@@ -250,12 +252,20 @@ class Sampler(Record):
                 ("dry_base", c_float), ("dry_allowed_length", c_uint32), ("dry_last_n", c_uint32),
                 ("dry_breakers", POINTER(c_char_p)), ("n_dry_breakers", c_uint32), ("mirostat_tau", c_float),
                 ("mirostat_eta", c_float), ("n_logit_bias", c_uint32), ("mirostat_mu", POINTER(c_float)),
-                ("logit_bias", POINTER(LogitBias)), ("mask", _MASK), ("mask_user", c_void_p)]
+                ("logit_bias", POINTER(LogitBias)), ("mask", _MASK), ("mask_user", c_void_p),
+                ("stop", POINTER(c_char_p)), ("n_stop", c_uint32), ("max_tokens", c_uint32), ("ignore_eos", c_uint32)]
 
     def __init__(self, *, logit_bias: Optional[Dict[int, float]] = None, dry_breakers: Sequence[str] = (),
-                 mask: Optional[Callable[[Any, List[int]], Any]] = None, **values: Any) -> None:
+                 mask: Optional[Callable[[Any, List[int]], Any]] = None,
+                 stop: Sequence[Union[str, bytes]] = (), **values: Any) -> None:
         super().__init__(**values)
         self._calls = _Calls()
+        texts = [stop] if isinstance(stop, (str, bytes)) else list(stop)
+        if texts:
+            texts = [t.encode("utf-8") if isinstance(t, str) else bytes(t) for t in texts]
+            if any(b"\0" in t for t in texts):
+                raise ValueError("a stop string has a NUL byte")
+            self.stop, self.n_stop = (c_char_p * len(texts))(*texts), len(texts)
         if logit_bias:
             self.logit_bias = (LogitBias * len(logit_bias))(*logit_bias.items())
             self.n_logit_bias = len(logit_bias)
@@ -273,10 +283,11 @@ class Sampler(Record):
             self.mask = _MASK(self._calls.guard(call))
 
     def as_dict(self) -> Dict[str, Any]:
-        """The fields that are numbers, and the biases and breakers."""
+        """The fields that are numbers, the biases, breakers and stop strings."""
         out = {k: v for k, v in super().as_dict().items() if isinstance(v, (int, float)) and not k.startswith("n_")}
         out["logit_bias"] = {b.id: b.bias for b in self.logit_bias[: self.n_logit_bias]}
         out["dry_breakers"] = [b.decode() for b in self.dry_breakers[: self.n_dry_breakers]]
+        out["stop"] = list(self.stop[: self.n_stop])
         return out
 
     def _finish(self, status: int) -> None:
@@ -292,6 +303,22 @@ class Sampler(Record):
     @mu.setter
     def mu(self, value: float) -> None:
         self.mirostat_mu[0] = value
+
+
+class _StepItem(Record):
+    _fields_ = [("size", c_uint32), ("sequence", c_uint32), ("sampler", POINTER(Sampler)), ("end", c_uint32),
+                ("stop", c_uint32), ("ids", POINTER(c_int32)), ("n", c_size_t), ("text", c_void_p), ("bytes", c_size_t),
+                ("made", c_uint64), ("made_bytes", c_uint64), ("row", c_uint32)]
+
+
+class Step(NamedTuple):
+    """What Session.step made: tokens, the bytes of text that are certain now, why the text ended ("" = it goes on, "eos", "stop",
+    "length", "context"), and the number of the stop string."""
+
+    ids: List[int]
+    text: bytes
+    end: str
+    stop: int
 
 
 class _EvalOptions(Record):
@@ -365,12 +392,15 @@ _FUNCTIONS: Dict[str, Tuple[Any, List[Any]]] = {
     "lq_sample_logits": (_S, [_P, POINTER(c_float), c_size_t, POINTER(Sampler), POINTER(c_int32), c_size_t, c_uint64,
                               POINTER(c_int32)]),
     "lq_logprobs": (_S, [_P, c_uint32, c_int32, POINTER(c_float), POINTER(LogProb), c_size_t]),
+    "lq_step": (_S, [_P, POINTER(_StepItem), c_size_t]),
     "lq_evaluate": (_S, [_P, POINTER(c_int32), c_size_t, POINTER(_EvalOptions), POINTER(EvalResult)]),
     "lq_compare": (_S, [_P, POINTER(_P), c_size_t, POINTER(c_int32), c_size_t, POINTER(_EvalOptions),
                         POINTER(EvalResult), POINTER(EvalResult)]),
     "lq_calibrate": (_S, [_P, POINTER(c_int32), c_size_t, c_char_p, POINTER(_CalibrateOptions),
                           POINTER(CalibrateResult)]),
 }
+
+_ENDS = ("", "eos", "stop", "length", "context")
 
 _library: Optional[ctypes.CDLL] = None
 
@@ -822,42 +852,51 @@ class Session(_Handle):
         _check(load().lq_logprobs(self._handle, row & 0xFFFFFFFF, token, byref(out), None, 0))
         return out.value
 
+    def step(self, sampler: Optional[Sampler] = None, sequence: int = 0) -> Step:
+        """Let a sequence go on by a token, or by several: choose, append."""
+        how = sampler if sampler is not None else Sampler()
+        item = _StepItem(sequence=sequence, sampler=ctypes.pointer(how))
+        how._finish(load().lq_step(self._handle, byref(item), 1))
+        return Step(item.ids[: item.n], ctypes.string_at(item.text, item.bytes), _ENDS[item.end], item.stop)
+
+    def steps(self, sampler: Optional[Sampler] = None, sequence: int = 0) -> Iterator[Step]:
+        """The steps of a text until it ends."""
+        while True:
+            step = self.step(sampler, sequence)
+            yield step
+            if step.end:
+                return
+
     def tokens(self, max_tokens: Optional[int] = None, sampler: Optional[Sampler] = None,
                stop_at_eos: bool = True) -> Iterator[int]:
-        """Continue the sequence: choose a token, give it out, evaluate it. Ends at the end-of-text token, after
-        `max_tokens`, or when the context is full (but with overflow="slide")."""
-        info, made = self.info, 0
-        while max_tokens is None or made < max_tokens:
-            token = self.sample(sampler)
-            if stop_at_eos and token == self.model.info.eos:
+        """Continue sequence 0 token by token. Ends at the end-of-text token, after `max_tokens`, where the sampler says, or
+        when the context is full (but with overflow="slide")."""
+        of = sampler if sampler is not None else Sampler()  # whose are what the copy points to
+        how = Sampler.from_buffer_copy(of)
+        how._calls = of._calls
+        if max_tokens is not None:
+            if max_tokens < 1:
                 return
-            made += 1
-            yield token
-            if len(self) >= info.context and info.overflow != "slide":
-                return
-            if max_tokens is None or made < max_tokens:
-                self.decode([token])
+            how.max_tokens = max_tokens
+        how.ignore_eos = how.ignore_eos or not stop_at_eos
+        for step in self.steps(how):
+            yield from step.ids
 
     def generate(self, prompt: Union[str, bytes, Sequence[int]], max_tokens: Optional[int] = None, *,
                  special: bool = False, stop_at_eos: bool = True, **sampler: Any) -> Iterator[str]:
         """Evaluate a prompt (text, or ids) and yield the continuation in pieces of whole characters. Further keywords
-        are those of Sampler: temperature, top_k, top_p, min_p, seed and the others."""
-        how = Sampler(**sampler)
+        are those of Sampler: temperature, top_k, top_p, min_p, seed, stop and the others."""
+        how = Sampler(ignore_eos=not stop_at_eos, **sampler)
         if isinstance(prompt, (str, bytes)):
             prompt = self.model.tokenize(prompt, bos=len(self) == 0, special=special)
         self.decode(prompt)
-        middle, pending, printed = len(self) > 1, [], 0
-        for token in self.tokens(max_tokens, how, stop_at_eos):
-            pending.append(token)
-            known = self.model.detokenize_bytes(pending, middle=middle, stream=True)
-            if len(known) > printed:
-                yield known[printed:].decode("utf-8", "replace")
-                printed = len(known)
-            if len(known) == len(self.model.detokenize_bytes(pending, middle=middle)):
-                middle, pending, printed = True, [], 0
-        rest = self.model.detokenize_bytes(pending, middle=middle)[printed:] if pending else b""
-        if rest:
-            yield rest.decode("utf-8", "replace")
+        if max_tokens is not None:
+            if max_tokens < 1:
+                return
+            how.max_tokens = max_tokens
+        for step in self.steps(how):
+            if step.text:
+                yield step.text.decode("utf-8", "replace")
 
     def evaluate(self, ids: Sequence[int], window: int = 0, max_tokens: int = 0, score_all: bool = False,
                  progress: Optional[Progress] = None) -> EvalResult:

@@ -8,8 +8,8 @@
 
 int main(int argc, char **argv) {
     if (argc < 3) return std::cerr << "usage: generate MODEL PROMPT [TOKENS [TEMPERATURE]]\n", 2;
-    const long tokens = argc > 3 ? std::atol(argv[3]) : 32;
     auto sampler = libquant::sized<lq_sampler>(); // zeros: always the most likely token
+    sampler.max_tokens = argc > 3 ? static_cast<std::uint32_t>(std::atol(argv[3])) : 32;
     if (argc > 4) sampler.temperature = std::strtof(argv[4], nullptr);
 
     try {
@@ -18,18 +18,15 @@ int main(int argc, char **argv) {
         });
         const libquant::model model(ctx, argv[1]);
         libquant::session session(model);
-        libquant::text_stream text(model);
 
         session.decode(model.tokenize(argv[2]));
         std::cout << argv[2];
-        for (long i = 0; i < tokens; i++) {
-            const auto id = session.sample(sampler);
-            if (id == model.info().eos) break;
-            std::cout << text.push(id) << std::flush;
-            if (session.length() == model.info().context) break;
-            session.decode(id);
-        }
-        std::cout << text.finish() << '\n';
+        lq_step_item step;
+        do {
+            step = session.step(sampler);
+            std::cout.write(step.text, static_cast<std::streamsize>(step.bytes)).flush();
+        } while (!step.end);
+        std::cout << '\n';
     } catch (const libquant::error &e) {
         std::cerr << e.what() << '\n';
         return 1;
