@@ -477,6 +477,17 @@ class session {
         return s;
     }
 
+    /* A vector for each text, of a session opened with `embed`: [texts][embedding]. */
+    std::vector<float> embed(view<const lq_item> texts, const lq_embed_options &options = sized<lq_embed_options>()) {
+        std::vector<float> out(texts.size() * model_->info.embedding);
+        check(lq_embed(get(), texts.data(), texts.size(), &options, out.data()));
+        return out;
+    }
+    std::vector<float> embed(ids text, const lq_embed_options &options = sized<lq_embed_options>()) {
+        const lq_item item{0, text.data(), text.size(), 0};
+        return embed(view<const lq_item>(&item, 1), options);
+    }
+
     /* Perplexity of a text; `options.progress` and its user are replaced by the function here. */
     lq_eval_result evaluate(ids tokens, const lq_eval_options &options = sized<lq_eval_options>(),
                             const progress_function &progress = nullptr) {

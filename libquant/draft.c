@@ -65,7 +65,8 @@ lq_session_options q_draft_options(const q_session_shape *s) {
     return (lq_session_options){.size = sizeof(lq_session_options), .context = Q_MIN(s->context, trained),
                                 .batch = s->batch, .threads = s->threads, .threads_prefill = s->threads_prefill,
                                 .activations = s->f32_activations ? "f32" : NULL, .sequences = s->seqs,
-                                .no_reuse = !s->reuse, .kv_tokens = s->kv_tokens, .checkpoints = s->checkpoints};
+                                .no_reuse = !s->reuse, .kv_tokens = s->kv_tokens, .checkpoints = s->checkpoints,
+                                .kv_k = s->kv_k->format->name, .kv_v = s->kv_v->format->name};
 }
 
 /* The guesses are tokens of the model: both vocabularies have to be the same. */

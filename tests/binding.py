@@ -144,6 +144,14 @@ def generation():
             assert last.end == "stop" and last.stop == 0
             raises(libquant.Error, lambda: s.step(libquant.Sampler(stop=[""])), libquant.E_ARG)
             raises(ValueError, lambda: libquant.Sampler(stop="a\0"))
+        with model.session(ngram=3, draft=model, draft_tokens=5) as s:  # guesses change nothing
+            assert list("".join(s.generate(ids, max_tokens=24))) == list(text)
+            assert s.stats.accepted == s.stats.drafted > 12 or s.stats.accepted > 0
+        with model.session(embed=1, sequences=2) as s:
+            one, two = s.embed([ids, ids[:3]])
+            assert len(one) == model.info.embedding and abs(sum(x * x for x in one) - 1) < 1e-5 and one != two
+            assert s.embed([ids[:3], ids]) == [two, one] and s.embed([ids], pooling="last") != [one]
+            raises(ValueError, lambda: s.embed([ids], pooling="most"))
         with model.session() as s, model.session() as t:
             how = dict(temperature=1.0, top_k=50, seed=7, max_tokens=40)
             assert list(s.generate("The", **how)) == list(t.generate("The", **how))

@@ -140,6 +140,15 @@ static void sessions(const libquant::context &ctx, const std::string &path) {
     EXPECT(items[0].n == 1 && session.length() == ids.size() + 4);
     session.truncate(7);
 
+    options.embed = 1;
+    libquant::session embedder(model, options);
+    auto how = libquant::sized<lq_embed_options>();
+    const auto vector = embedder.embed(ids);
+    EXPECT(vector.size() == model.info().embedding && vector == embedder.embed(ids));
+    how.pooling = LQ_POOL_LAST;
+    EXPECT(vector != embedder.embed(ids, how));
+    EXPECT(status_of([&] { session.embed(ids); }) == LQ_E_ARG);
+
     libquant::session moved = std::move(session);
     EXPECT(moved.length() == 7 && moved.info().context == 64);
     moved = open_session(path);

@@ -181,8 +181,7 @@ class _SessionOptions(Record):
                 ("sequences", c_uint32), ("no_reuse", c_uint32), ("kv_tokens", c_uint64), ("checkpoints", c_uint32),
                 ("overflow", c_char_p), ("overflow_keep", c_uint32),
                 ("kv_k", c_char_p), ("kv_v", c_char_p), ("max_bytes", c_uint64), ("ngram", c_uint32),
-                ("draft", c_void_p), ("draft_tokens", c_uint32)]
-
+                ("draft", c_void_p), ("draft_tokens", c_uint32), ("embed", c_uint32)]
 
 class PlanInfo(Record):
     _fields_ = [("size", c_uint32), ("context", c_uint32), ("batch", c_uint32), ("threads", c_uint32),
@@ -326,6 +325,10 @@ class _EvalOptions(Record):
                 ("progress", _PROGRESS), ("user", c_void_p)]
 
 
+class _EmbedOptions(Record):
+    _fields_ = [("size", c_uint32), ("pooling", c_uint32), ("no_normalize", c_uint32)]
+
+
 class EvalResult(Record):
     _fields_ = [("size", c_uint32), ("window", c_uint32), ("tokens", c_uint64), ("evaluated", c_uint64)] + [
         (name, c_double) for name in ("nll", "ppl", "ppl_se", "ppl_ratio", "kld_mean", "kld_se", "kld_median",
@@ -393,6 +396,7 @@ _FUNCTIONS: Dict[str, Tuple[Any, List[Any]]] = {
                               POINTER(c_int32)]),
     "lq_logprobs": (_S, [_P, c_uint32, c_int32, POINTER(c_float), POINTER(LogProb), c_size_t]),
     "lq_step": (_S, [_P, POINTER(_StepItem), c_size_t]),
+    "lq_embed": (_S, [_P, POINTER(_Item), c_size_t, POINTER(_EmbedOptions), POINTER(c_float)]),
     "lq_evaluate": (_S, [_P, POINTER(c_int32), c_size_t, POINTER(_EvalOptions), POINTER(EvalResult)]),
     "lq_compare": (_S, [_P, POINTER(_P), c_size_t, POINTER(c_int32), c_size_t, POINTER(_EvalOptions),
                         POINTER(EvalResult), POINTER(EvalResult)]),
@@ -400,6 +404,7 @@ _FUNCTIONS: Dict[str, Tuple[Any, List[Any]]] = {
                           POINTER(CalibrateResult)]),
 }
 
+_POOLINGS = ("mean", "last", "first")
 _ENDS = ("", "eos", "stop", "length", "context")
 
 _library: Optional[ctypes.CDLL] = None
@@ -725,15 +730,16 @@ class Model(_Handle):
 
     def session(self, **options: Any) -> "Session":
         """Open a session. Options: context, batch, max_logits, threads, activations, sequences, kv_tokens, overflow
-        ("error", "stop", "slide"), overflow_keep, max_bytes, kv_k and kv_v ("f16", "q8_0", ...) and the others of
-        lq_session_options."""
+        ("error", "stop", "slide"), overflow_keep, max_bytes, kv_k and kv_v ("f16", "q8_0", ...), ngram, draft (a Model),
+        draft_tokens, embed and the others of lq_session_options."""
         out = c_void_p()
         _check(load().lq_session_open(self._handle, byref(_session_options(options)), byref(out)))
-        return Session(out.value or 0, self)
+        return Session(out.value or 0, self, options.get("draft"))
 
 
 def _session_options(options: Dict[str, Any]) -> _SessionOptions:
-    return _SessionOptions(**{k: _text(v) if isinstance(v, str) else v for k, v in options.items()})
+    return _SessionOptions(**{k: _text(v) if isinstance(v, str) else v._handle if isinstance(v, Model) else v
+                              for k, v in options.items()})
 
 
 class Session(_Handle):
@@ -741,9 +747,12 @@ class Session(_Handle):
 
     _close_name = "lq_session_close"
 
-    def __init__(self, pointer: int, model: Model) -> None:
+    def __init__(self, pointer: int, model: Model, draft: Optional[Model] = None) -> None:
         super().__init__(pointer, model)
         self.model = model
+        self._draft = draft
+        if draft is not None:
+            draft._children.add(self)
 
     def __len__(self) -> int:
         """Tokens in sequence 0."""
@@ -897,6 +906,17 @@ class Session(_Handle):
         for step in self.steps(how):
             if step.text:
                 yield step.text.decode("utf-8", "replace")
+
+    def embed(self, texts: Sequence[Sequence[int]], pooling: str = "mean", normalize: bool = True) -> List[List[float]]:
+        """A vector for each text of ids: the "mean" of its hidden rows, or the "last" or "first" one. The session was opened
+        with embed=1 and as many sequences as there are texts."""
+        if pooling not in _POOLINGS:
+            raise ValueError(f"pooling '{pooling}' is not one of: {', '.join(_POOLINGS)}")
+        n, width = len(texts), self.model.info.embedding
+        items = (_Item * n)(*[_Item(i, _ids(t), len(t), 0) for i, t in enumerate(texts)])
+        options, out = _EmbedOptions(pooling=_POOLINGS.index(pooling), no_normalize=not normalize), (c_float * (n * width))()
+        _check(load().lq_embed(self._handle, items, n, byref(options), out))
+        return [out[i * width: (i + 1) * width] for i in range(n)]
 
     def evaluate(self, ids: Sequence[int], window: int = 0, max_tokens: int = 0, score_all: bool = False,
                  progress: Optional[Progress] = None) -> EvalResult:
