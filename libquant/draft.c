@@ -24,7 +24,11 @@ uint32_t q_draft_lookup(const int32_t *ids, uint32_t n, uint32_t longest, uint32
 static lq_status ask(lq_session *d, uint32_t seq, const int32_t *ids, uint32_t n, uint64_t dropped, const lq_sampler *o, uint32_t most,
                      int32_t *out, uint32_t *count) {
     q_kv_seq *q = &d->kv_book.seqs[seq];
+    lq_sampler own = *o; /* the caller's state is that of what is chosen; and a mask is asked about that alone */
+    float mu = o->mirostat_mu ? *o->mirostat_mu : 0;
     uint32_t same = 0;
+    if (o->mirostat_mu) own.mirostat_mu = &mu;
+    own.mask = NULL;
     *count = 0;
     if (n >= d->shape.context) return LQ_OK;
     most = Q_MIN(most, d->shape.context - n);
@@ -36,7 +40,7 @@ static lq_status ask(lq_session *d, uint32_t seq, const int32_t *ids, uint32_t n
         const lq_status s = q_session_decode(d, &t, 1, false);
         if (s == LQ_E_CONTEXT) return LQ_OK; /* no room for its keys and values: what is guessed is enough */
         Q_TRY(s);
-        Q_TRY(q_session_sample(d, 0, o, &out[i]));
+        Q_TRY(q_session_sample(d, 0, &own, &out[i]));
         if (out[i] == q_text_vocab(d->model->text)->eos && !o->ignore_eos) break; /* nobody evaluates it */
         *count = i + 1;
         t = (lq_item){.sequence = seq, .ids = &out[i], .count = 1};

@@ -1,7 +1,7 @@
 #!/bin/sh
 # cli_basic.sh: usage, help, errors and their exit codes, closed descriptors, lq info.
 . "$(dirname "$0")/cli_lib.sh"
-commands="quantize info run eval"
+commands="quantize info run embed eval"
 
 # Help teaches, on standard output; wrong usage goes to standard error.
 exits 2 "no command" "$LQ"; silent "no command"; says "no command" "Usage: lq"

@@ -155,7 +155,7 @@ START_TEST(what_cannot_be_is_refused) {
     const float *row;
     lq_eval_result r = {.size = sizeof r};
     refused(lq_step(s, &t, 1), LQ_E_ARG, "no logits");
-    refused(lq_evaluate(s, ids, 2, &(lq_eval_options){.size = sizeof(lq_eval_options), .window = 2}, &r), LQ_E_ARG,
+    refused(lq_evaluate(s, ids, 9, &(lq_eval_options){.size = sizeof(lq_eval_options), .window = 4}, &r), LQ_E_ARG,
             "no logits");
     ck_assert_int_eq(lq_logits(s, 0, &row), LQ_E_ARG);
     lq_session_options wrong = {.size = sizeof wrong, .embed = 1, .overflow = "slide"};

@@ -1,8 +1,8 @@
 /* cmd_run.c: `lq run`: let a model continue a text.
  *
  * Standard output gets the bytes the model makes and nothing else, as they come; a character is printed when its last
- * byte is there. Everything about the run (why it stopped, speed, the hash of the last logits) goes to standard
- * error. */
+ * byte is there, and what may begin a stop string when it does not. Everything about the run (why it stopped, speed, the
+ * hash of the last logits) goes to standard error. */
 #include "cli.h"
 
 #include <stdlib.h>
@@ -12,11 +12,12 @@
 typedef struct args {
     cli_place place;
     cli_memory memory;
-    const char *model, *prompt, *isa, *activations, *overflow, *max_ram;
+    const char *model, *prompt, *file, *isa, *activations, *overflow, *max_ram, *draft;
+    cli_list stop;
     cli_kv kv;
-    uint64_t keep, n, top_k, seed, ctx, threads, threads_prefill;
+    uint64_t ngram, draft_tokens, keep, n, top_k, seed, ctx, threads, threads_prefill;
     double temp, top_p, min_p;
-    uint32_t special, ignore_eos;
+    uint32_t special, ignore_eos, stats;
 } args;
 
 static const args defaults = {.place = CLI_PLACE, .n = 128};
@@ -27,13 +28,19 @@ static const cli_option options[] = {
     {.type = CLI_GROUP, .name = "Text"},
     {.type = CLI_TEXT,
      .letter = 'p',
-     .required = 1,
      .name = "prompt",
      .value = "TEXT",
      .at = offsetof(args, prompt),
      .help = "the text to continue; - reads standard input. For one that begins with two\n"
              "dashes write --prompt=TEXT",
      .also = "|text|input|"},
+    {.type = CLI_TEXT,
+     .letter = 'f',
+     .name = "file",
+     .value = "FILE",
+     .at = offsetof(args, file),
+     .help = "or the text in a file",
+     .also = "|prompt-file|"},
     {.type = CLI_UINT,
      .letter = 'n',
      .name = "tokens",
@@ -77,6 +84,13 @@ static const cli_option options[] = {
              "Without it such text is plain text, so that input cannot pose as control",
      .also = "|parse-special|"},
     {.type = CLI_FLAG, .name = "ignore-eos", .at = offsetof(args, ignore_eos), .help = "go on after the end-of-text token"},
+    {.type = CLI_LIST,
+     .name = "stop",
+     .value = "TEXT",
+     .at = offsetof(args, stop),
+     .help = "end before this text, wherever it comes; may be repeated. A line's end is $'\\n' in most\n"
+             "shells. What may begin one is printed when it does not",
+     .also = "|stop-string|reverse-prompt|antiprompt|"},
     {.type = CLI_GROUP, .name = "Choice of the next token"},
     {.type = CLI_REAL,
      .name = "temp",
@@ -114,7 +128,36 @@ static const cli_option options[] = {
      .min = 0,
      .max = 18446744073709549568.0, /* the largest double below 2^64 */
      .help = "the same seed, prompt and model give the same text (default 0)"},
+    {.type = CLI_GROUP, .name = "Guessing ahead: the same text, sooner"},
+    {.type = CLI_UINT,
+     .name = "ngram",
+     .value = "N",
+     .at = offsetof(args, ngram),
+     .min = 0,
+     .max = 32,
+     .help = "where the last N tokens, or at least 2, occurred before, guess what followed there: for\n"
+             "texts that repeat themselves or their prompt (3 is good; default 0: do not)",
+     .also = "|lookup|prompt-lookup|"},
+    {.type = CLI_TEXT,
+     .name = "draft",
+     .value = "MODEL",
+     .at = offsetof(args, draft),
+     .help = "else let this smaller model of the same vocabulary guess",
+     .also = "|draft-model|model-draft|speculative|"},
+    {.type = CLI_UINT,
+     .name = "draft-tokens",
+     .value = "N",
+     .at = offsetof(args, draft_tokens),
+     .min = 1,
+     .max = 64,
+     .help = "guess at most N tokens at a time (default 8; fewer while guesses are wrong)",
+     .also = "|draft-max|n-draft|num-draft|"},
     {.type = CLI_GROUP, .name = "How"},
+    {.type = CLI_FLAG,
+     .name = "stats",
+     .at = offsetof(args, stats),
+     .help = "tell more at the end: tokens that were known, room that is left, guesses that were right",
+     .also = "|verbose|timings|"},
     CLI_OPT_DEVICE(args),
     CLI_OPT_GPU_LAYERS(args),
     CLI_OPT_NO_PACK(args),
@@ -130,25 +173,23 @@ static const cli_option options[] = {
     CLI_OPT_ISA(args),
     {.type = CLI_END}};
 
-/* What a run has made so far. Ids from `base` on are not complete characters yet; `printed` bytes of them are out. */
+/* What a run has made so far. */
 typedef struct state {
     const args *a;
-    lq_model *model;
+    lq_model *model, *draft;
     lq_session *session;
     lq_model_info info;
     lq_plan_info plan;
     int32_t *ids; /* the generated ones */
-    size_t count, base, printed;
-    char *text; /* scratch of the detokenizer */
-    size_t text_cap;
+    size_t count, room;
+    uint64_t cached; /* tokens of the prompt that were known */
     uint64_t dropped; /* by --overflow slide, and then evaluated again */
     uint64_t again;
     uint64_t max_ram;
     bool slide;
     char *all; /* with --json: the whole text */
     size_t all_bytes, all_cap;
-    bool after_text; /* the prompt has more than BOS */
-    const char *stop;
+    const char *stop, *stop_text;
 } state;
 
 static int put(cli *c, state *s, const char *bytes, size_t n) {
@@ -167,32 +208,6 @@ static int put(cli *c, state *s, const char *bytes, size_t n) {
     return 0;
 }
 
-/* Detokenize the ids from `base` on into s->text; *n = the bytes. */
-static int detokenize(cli *c, state *s, uint32_t flags, size_t *n) {
-    if (s->after_text || s->base > 0) flags |= LQ_DETOKENIZE_MIDDLE;
-    for (int attempt = 0;; attempt++) {
-        *n = s->text_cap;
-        const lq_status status = lq_detokenize(s->model, s->ids + s->base, s->count - s->base, flags, s->text, n);
-        if (status == LQ_OK) return 0;
-        if (attempt > 0 || *n <= s->text_cap) return cli_fail(c, status, NULL);
-        char *more = realloc(s->text, *n * 2);
-        if (!more) return cli_nomem(c);
-        s->text = more, s->text_cap = *n * 2;
-    }
-}
-
-/* Print what the newest id made known. With `last` also the bytes of a character that will not be completed. */
-static int stream(cli *c, state *s, bool last) {
-    size_t known, full;
-    int code = detokenize(c, s, 0, &full);
-    if (code == 0) code = detokenize(c, s, last ? 0 : LQ_DETOKENIZE_STREAM, &known);
-    if (code != 0) return code;
-    if (known > s->printed) code = put(c, s, s->text + s->printed, known - s->printed);
-    s->printed = known > s->printed ? known : s->printed;
-    if (known == full) s->base = s->count, s->printed = 0; /* nothing held back: begin anew here */
-    return code;
-}
-
 /* What the last call dropped and evaluated again. */
 static void note_dropped(state *s) {
     lq_seq_info now = {.size = sizeof now};
@@ -201,45 +216,67 @@ static void note_dropped(state *s) {
     s->again += now.again;
 }
 
-static int generate(cli *c, state *s, uint32_t context) {
+/* What a step made. */
+static int take(cli *c, state *s, const lq_step_item *t) {
+    static const char *const why[] = {"", "eos", "stop", "length", "context"};
+    if (s->count + t->n > s->room) {
+        int32_t *more = realloc(s->ids, (s->room = 2 * (s->count + t->n)) * sizeof *more);
+        if (!more) return cli_nomem(c);
+        s->ids = more;
+    }
+    memcpy(s->ids + s->count, t->ids, t->n * sizeof *t->ids);
+    s->count += t->n;
+    if (t->end) s->stop = t->end < CLI_COUNT(why) ? why[t->end] : "?";
+    if (t->end == LQ_END_STOP) s->stop_text = s->a->stop.items[t->stop];
+    return put(c, s, t->text, t->bytes);
+}
+
+static int generate(cli *c, state *s) {
     const args *a = s->a;
     const lq_sampler sampler = {.size = sizeof sampler,
                                 .temperature = (float)a->temp,
                                 .top_k = (uint32_t)a->top_k,
                                 .top_p = (float)a->top_p,
                                 .min_p = (float)a->min_p,
-                                .seed = a->seed};
+                                .seed = a->seed,
+                                .stop = a->stop.items,
+                                .n_stop = (uint32_t)a->stop.count,
+                                .max_tokens = (uint32_t)a->n,
+                                .ignore_eos = a->ignore_eos};
+    lq_step_item t = {.size = sizeof t, .sampler = &sampler};
     int code = 0;
     s->stop = "length";
-    while (s->count < a->n && code == 0) {
-        int32_t id;
-        lq_status status = lq_sample(s->session, 0, &sampler, &id);
+    while (code == 0 && a->n > 0 && !t.end) {
+        const lq_status status = cli_interrupted() ? LQ_E_CANCELLED : lq_step(s->session, &t, 1);
         if (status != LQ_OK) return cli_fail(c, status, NULL);
-        if (id == s->info.eos && !a->ignore_eos) {
-            s->stop = "eos";
-            break;
-        }
-        s->ids[s->count++] = id;
-        code = stream(c, s, false);
-        if (code != 0 || s->count == a->n) break;
-        if (!s->slide && lq_seq_length(s->session, 0) >= context) {
-            s->stop = "context";
-            break;
-        }
-        status = cli_interrupted() ? LQ_E_CANCELLED : lq_decode(s->session, &(lq_item){.ids = &id, .count = 1}, 1);
-        if (status != LQ_OK) code = cli_fail(c, status, NULL);
-        else note_dropped(s);
-    }
-    if (code == 0 || cli_interrupted()) {
-        const int more = stream(c, s, true);
-        if (code == 0) code = more;
+        note_dropped(s);
+        code = take(c, s, &t);
     }
     return code;
+}
+
+/* --stats: what the line that always comes does not tell. */
+static void print_more(const state *s, const lq_stats *t, size_t prompt_tokens) {
+    lq_session_info si = {.size = sizeof si};
+    const uint32_t used = lq_seq_length(s->session, 0);
+    if (lq_session_info_get(s->session, &si) != LQ_OK) return;
+    fprintf(stderr, "prefill: %llu tokens in %.3f s; %llu of %zu of the prompt were known\n",
+            (unsigned long long)t->prefill_tokens, t->prefill_seconds, (unsigned long long)s->cached, prompt_tokens);
+    fprintf(stderr, "decode: %llu tokens in %.3f s\n", (unsigned long long)t->decode_tokens, t->decode_seconds);
+    fprintf(stderr, "context: %u of %u tokens used, %u left; the model was trained for %u\n", used, si.context,
+            si.context - used, si.trained_context);
+    if (s->a->ngram || s->a->draft)
+        fprintf(stderr, "guesses: %llu tokens, %llu right (%.0f %%)\n", (unsigned long long)t->drafted,
+                (unsigned long long)t->accepted, t->drafted ? 100.0 * (double)t->accepted / (double)t->drafted : 0.0);
+    fprintf(stderr, "memory: %.1f MiB of keys and values, %.1f MiB of activations\n",
+            (double)(si.kv_bytes + si.device_kv_bytes) / 1048576.0,
+            (double)(si.activation_bytes + si.device_activation_bytes) / 1048576.0);
 }
 
 static void print_stats(const state *s, const lq_stats *t, size_t prompt_tokens, uint32_t context) {
     if (isatty(STDERR_FILENO)) fputc('\n', stderr);
     if (strcmp(s->stop, "eos") == 0) fputs("stopped: end of text\n", stderr);
+    else if (s->stop_text) fprintf(stderr, "stopped: before '%s'\n", cli_safe(s->stop_text).s);
     else if (strcmp(s->stop, "context") == 0) fprintf(stderr, "stopped: the context of %u tokens is full\n", context);
     if (s->dropped)
         fprintf(stderr, "dropped %llu tokens to make room in the context of %u, and evaluated %llu again\n",
@@ -253,11 +290,12 @@ static void print_stats(const state *s, const lq_stats *t, size_t prompt_tokens,
     }
     fprintf(stderr, "; logits %08x\n", t->last_logits_hash);
     cli_border_print(t);
+    if (s->a->stats) print_more(s, t, prompt_tokens);
 }
 
 static double rate(double amount, double seconds) { return seconds > 0 ? amount / seconds : 0; }
 
-static int print_json(cli *c, const state *s, const lq_stats *t, size_t prompt_tokens) {
+static int print_json(cli *c, const state *s, const lq_stats *t, size_t prompt_tokens, uint32_t context) {
     json_t *o = json_object(), *ids = json_array(), *prefill = json_object(), *decode = json_object();
     char hash[16];
     snprintf(hash, sizeof hash, "%08x", t->last_logits_hash);
@@ -268,6 +306,12 @@ static int print_json(cli *c, const state *s, const lq_stats *t, size_t prompt_t
     cli_set_int(o, "prompt_tokens", prompt_tokens);
     cli_set_int(o, "tokens", s->count);
     cli_set_text(o, "stop", s->stop);
+    if (s->stop_text) cli_set_text(o, "stop_string", s->stop_text);
+    cli_set_int(o, "cached", s->cached);
+    cli_set_int(o, "context", context);
+    cli_set_int(o, "context_left", context - lq_seq_length(s->session, 0));
+    cli_set_int(o, "drafted", t->drafted);
+    cli_set_int(o, "accepted", t->accepted);
     cli_set_int(o, "dropped", s->dropped);
     cli_set_int(o, "evaluated_again", s->again);
     cli_set_int(prefill, "tokens", t->prefill_tokens);
@@ -293,18 +337,19 @@ static int converse(cli *c, state *s, const int32_t *prompt, size_t n, uint32_t 
     if (n > context && !s->slide)
         return cli_error(c, LQ_E_CONTEXT, "the prompt has %zu tokens, the context %u; see --ctx and --overflow", n,
                          context);
-    s->after_text = n > 1 || prompt[0] != s->info.bos;
     const lq_status status = lq_decode(s->session, &(lq_item){.ids = prompt, .count = n, .logits_from = n - 1}, 1);
     if (status == LQ_E_NUMERIC) {
         return cli_fail(c, status, "`lq info MODEL --check-tensors` finds weights that are not finite.");
     }
     if (status != LQ_OK) return cli_fail(c, status, NULL);
     note_dropped(s);
-    code = generate(c, s, context);
+    lq_seq_info seq = {.size = sizeof seq};
+    if (lq_seq_info_get(s->session, 0, &seq) == LQ_OK) s->cached = seq.cached;
+    code = generate(c, s);
     if (code != 0 && !cli_interrupted()) return code;
     if (lq_session_stats(s->session, &t) == LQ_OK) {
         if (!c->json) print_stats(s, &t, n, context);
-        else if (code == 0) code = print_json(c, s, &t, n);
+        else if (code == 0) code = print_json(c, s, &t, n, context);
     }
     return code;
 }
@@ -316,9 +361,10 @@ static int with_model(cli *c, state *s, const char *text, size_t bytes) {
     lq_status status = lq_model_info_get(s->model, &s->info);
     if (status != LQ_OK) return cli_fail(c, status, NULL);
     lq_session_options so = {.size = sizeof so, .context = (uint32_t)a->ctx, .threads = (uint32_t)a->threads,
-                                   .activations = a->activations, .threads_prefill = (uint32_t)a->threads_prefill,
-                                   .overflow = s->slide ? "slide" : NULL, .overflow_keep = (uint32_t)a->keep,
-                                   .max_bytes = s->max_ram};
+                             .activations = a->activations, .threads_prefill = (uint32_t)a->threads_prefill,
+                             .overflow = s->slide ? "slide" : NULL, .overflow_keep = (uint32_t)a->keep,
+                             .ngram = (uint32_t)a->ngram, .draft = s->draft,
+                             .draft_tokens = (uint32_t)a->draft_tokens, .max_bytes = s->max_ram};
     cli_kv_set(&a->kv, &so);
     int code = cli_tokenize(c, s->model, text, bytes, LQ_TOKENIZE_BOS | (a->special ? LQ_TOKENIZE_PARSE_SPECIAL : 0u),
                             &prompt, &n);
@@ -327,17 +373,13 @@ static int with_model(cli *c, state *s, const char *text, size_t bytes) {
     if (code == 0) {
         lq_session_info si = {.size = sizeof si};
         status = lq_session_info_get(s->session, &si);
-        /* No more ids can be made than the context has room for, unless it slides. */
-        const uint64_t room = s->slide || a->n < si.context ? a->n : si.context;
         cli_watch(&s->session, 1);
         if (status != LQ_OK) code = cli_fail(c, status, NULL);
-        else if (!(s->ids = malloc((size_t)(room + 1) * sizeof *s->ids))) code = cli_nomem(c);
         else code = converse(c, s, prompt, n, si.context);
         cli_unwatch();
     }
     lq_session_close(s->session);
     free(s->ids);
-    free(s->text);
     free(s->all);
     free(prompt);
     return code;
@@ -352,6 +394,23 @@ static int check_overflow(cli *c, state *s) {
     return 0;
 }
 
+static int check_text(cli *c, const args *a) {
+    if (!a->prompt && !a->file) return cli_usage(c, "a text to continue is missing: --prompt TEXT or --file FILE");
+    if (a->prompt && a->file) return cli_usage(c, "the text is that of --prompt or that of --file, not both");
+    if (a->draft_tokens && !a->ngram && !a->draft) return cli_usage(c, "--draft-tokens goes with --ngram or --draft");
+    for (size_t i = 0; i < a->stop.count; i++)
+        if (!a->stop.items[i][0]) return cli_usage(c, "--stop: an empty text would end before anything");
+    return 0;
+}
+
+/* The draft model lies on the device where the model does, with all its layers. */
+static int open_draft(cli *c, lq_ctx *ctx, const args *a, const lq_model_options *mo, lq_model **draft) {
+    if (!a->draft) return 0;
+    cli_place place = {.device = a->place.device, .layers = a->place.layers ? CLI_ALL_LAYERS : 0,
+                       .no_pack = a->place.no_pack, .pack_at_open = a->place.pack_at_open};
+    return cli_model(c, ctx, a->draft, &place, mo, draft);
+}
+
 static int run(cli *c, const void *arguments) {
     const args *a = arguments;
     state s = {.a = a, .info = {.size = sizeof s.info}};
@@ -362,11 +421,15 @@ static int run(cli *c, const void *arguments) {
     int code = cli_check_activations(c, a->activations);
     if (code == 0) code = check_overflow(c, &s);
     if (code == 0) code = cli_ram(c, a->max_ram, &s.max_ram);
-    if (code == 0 && strcmp(a->prompt, "-") == 0) code = cli_read(c, "-", &text, &bytes);
+    if (code == 0) code = check_text(c, a);
+    if (code == 0 && a->file) code = cli_read(c, a->file, &text, &bytes);
+    else if (code == 0 && strcmp(a->prompt, "-") == 0) code = cli_read(c, "-", &text, &bytes);
     if (code == 0) code = cli_open(c, a->threads, a->isa, &a->memory, &ctx);
     if (code == 0) {
         code = cli_model(c, ctx, a->model, &a->place, &mo, &s.model);
+        if (code == 0) code = open_draft(c, ctx, a, &mo, &s.draft);
         if (code == 0) code = with_model(c, &s, text ? text : a->prompt, text ? bytes : strlen(a->prompt));
+        lq_model_close(s.draft);
         lq_model_close(s.model);
         lq_close(ctx);
     }
@@ -382,11 +445,18 @@ const cli_command cli_command_run = {
              "once. Afterwards standard error tells the speed, the memory bandwidth reached, and a hash of the\n"
              "last logits: equal hashes mean equal results to the last bit, for any number of threads. With\n"
              "--device it says first what runs where, and what memory that takes.\n",
+             "end-of-text token, before a text that --stop names, after -n tokens, or when the context is full\n"
+             "(see --overflow); Ctrl-C ends it at once.\n"
+             "Afterwards standard error tells the speed, the memory bandwidth reached, and a hash of the last\n"
+             "logits: equal hashes mean equal results to the last bit, for any number of threads. With --device\n"
+             "it says first what runs where, and what memory that takes.\n",
     .operands = operands,
     .options = options,
     .examples = "  lq run my-model.gguf -p 'Once upon a time'\n"
                 "  lq run my-model.gguf -p 'Dear Sir,' -n 200 --temp 0.8 --top-p 0.95 --seed 7\n"
-                "  lq run my-model.gguf -p - < notes.txt > continuation.txt\n"
+                "  lq run my-model.gguf -f notes.txt --stop $'\\n\\n' > continuation.txt\n"
+                "  lq run my-model.gguf -p - --ngram 3 --stats < program.c\n"
+                "  lq run my-model.gguf -p 'Dear Sir,' --draft my-small-model.gguf\n"
                 "  lq run my-model.gguf -p 'Once upon a time' --device vulkan:0 --gpu-layers 20\n",
     .args_size = sizeof(args),
     .defaults = &defaults,
