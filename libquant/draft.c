@@ -21,8 +21,8 @@ uint32_t q_draft_lookup(const int32_t *ids, uint32_t n, uint32_t longest, uint32
 }
 
 /* The draft model's choices behind n tokens of a sequence, which dropped others: how many, at most `most`. */
-static lq_status ask(lq_session *d, uint32_t seq, const int32_t *ids, uint32_t n, uint64_t dropped, const lq_sampler *o, uint32_t most,
-                     int32_t *out, uint32_t *count) {
+static lq_status ask(lq_session *d, uint32_t seq, const int32_t *ids, uint32_t n, uint64_t dropped,
+                     const lq_sampler *o, uint32_t most, int32_t *out, uint32_t *count) {
     q_kv_seq *q = &d->kv_book.seqs[seq];
     lq_sampler own = *o; /* the caller's state is that of what is chosen; and a mask is asked about that alone */
     float mu = o->mirostat_mu ? *o->mirostat_mu : 0;
@@ -62,7 +62,7 @@ lq_status q_draft_guess(lq_session *s, uint32_t seq, const lq_sampler *o, uint32
     return st;
 }
 
-/* ------------------------------------------------------------------------------------------- the draft model's session */
+/* ------------------------------------------------------------------------------------- the draft model's session */
 
 lq_session_options q_draft_options(const q_session_shape *s) {
     const uint32_t trained = (uint32_t)s->draft->binding->hp.v[Q_HP_CONTEXT];
@@ -77,9 +77,11 @@ lq_session_options q_draft_options(const q_session_shape *s) {
 static lq_status check_draft(const lq_model *m, const lq_model *draft) {
     const double a = m->binding->hp.v[Q_HP_VOCAB], b = draft->binding->hp.v[Q_HP_VOCAB];
     if (a != b)
-        return q_fail(LQ_E_INCONSISTENT, "the draft model has a vocabulary of %.0f tokens, the model one of %.0f", b, a);
+        return q_fail(LQ_E_INCONSISTENT, "the draft model has a vocabulary of %.0f tokens, the model one of %.0f", b,
+                      a);
     Q_TRY(q_text_same(m->text, draft->text));
-    if (draft->n_places < 2 || (m->n_places == 2 && strcmp(m->places[1].name, draft->places[1].name) == 0)) return LQ_OK;
+    if (draft->n_places < 2) return LQ_OK;
+    if (m->n_places == 2 && strcmp(m->places[1].name, draft->places[1].name) == 0) return LQ_OK;
     return q_fail(LQ_E_UNSUPPORTED, "the draft model is on %s: it has to be on the processor or where the model is",
                   draft->places[1].name);
 }
@@ -90,16 +92,18 @@ lq_status q_draft_shape(const lq_model *m, const lq_session_options *o, q_sessio
     s->draft = o->draft;
     s->drafts = !o->ngram && !o->draft ? 0 : o->draft_tokens ? o->draft_tokens : DEFAULT_DRAFTS;
     if (o->draft_tokens > MOST_DRAFTS || o->ngram > LONGEST)
-        return q_fail(LQ_E_ARG, "draft_tokens %u or ngram %u is out of range (at most %d, %d)", o->draft_tokens, o->ngram,
-                      MOST_DRAFTS, LONGEST);
+        return q_fail(LQ_E_ARG, "draft_tokens %u or ngram %u is out of range (at most %d, %d)", o->draft_tokens,
+                      o->ngram, MOST_DRAFTS, LONGEST);
     if (o->draft_tokens && !s->drafts)
-        return q_fail(LQ_E_ARG, "draft_tokens is %u, and neither ngram nor draft says how to guess them", o->draft_tokens);
+        return q_fail(LQ_E_ARG, "draft_tokens is %u, and neither ngram nor draft says how to guess them",
+                      o->draft_tokens);
     return s->draft ? check_draft(m, s->draft) : LQ_OK;
 }
 
 lq_status q_draft_measure(const q_plan *p, const q_session_shape *s, q_session_need *need) {
     if (s->drafts && p->states > 0)
-        return q_fail(LQ_E_UNSUPPORTED, "ngram and draft: a recurrent state cannot go back behind guesses that were wrong");
+        return q_fail(LQ_E_UNSUPPORTED,
+                      "ngram and draft: a recurrent state cannot go back behind guesses that were wrong");
     if (!s->draft) return LQ_OK;
     q_session_shape shape;
     q_session_need own;

@@ -1,8 +1,8 @@
 /* embed.c: lq_embed: one vector for a text, from the hidden rows that its tokens have behind the final norm.
  *
- * A session with `embed` has a plan whose HEAD is a copy to slot 1 instead (plan.c), so that hidden rows come out of the
- * last segment as they do where a device's layers end. decode.c shows each pass's rows here. Sums are in double and go
- * up in positions. Refuses what would drop tokens of a text. Nothing is allocated. Layer L3. */
+ * A session with `embed` has a plan whose HEAD is a copy to slot 1 instead (plan.c), so that hidden rows come out of
+ * the last segment as they do where a device's layers end. decode.c shows each pass's rows here. Sums are in double and
+ * go up in positions. Refuses what would drop tokens of a text. Nothing is allocated. Layer L3. */
 #include "engine.h"
 
 #include <math.h>
@@ -26,7 +26,8 @@ lq_status q_embed_rows(lq_session *s, uint32_t n_shares, const float *rows) {
             if (at + j < h->from || (s->pooling == LQ_POOL_FIRST && at + j > 0)) continue;
             for (int32_t k = 0; k < width; k++) {
                 if (!isfinite(rows[k]))
-                    return q_fail(LQ_E_NUMERIC, "the hidden values of token %u are not finite: the model's weights are damaged",
+                    return q_fail(LQ_E_NUMERIC,
+                                  "the hidden values of token %u are not finite: the model's weights are damaged",
                                   at + j);
                 sum[k] += (double)rows[k];
             }

@@ -97,7 +97,7 @@ static lq_status guess(lq_session *s, lq_step_item *items, uint32_t n) {
     return LQ_OK;
 }
 
-/* Rows for the n sequences in s->of, by evaluating what is pending of each, or its last token again, and its guesses. */
+/* Rows for the n sequences in s->of, by evaluating what is pending of each, or its last token again, and guesses. */
 static lq_status evaluate(lq_session *s, uint32_t n) {
     q_kv *kv = &s->kv_book;
     for (uint32_t i = 0; i < n; i++) {
@@ -254,7 +254,7 @@ lq_status q_session_step(lq_session *s, lq_step_item *items, size_t n) {
         if (st == LQ_OK) st = go_on(s, &m);
         if (st == LQ_OK) q_struct_out(item_at(items, i), &t, sizeof t);
         q_kv_seq *q = &s->kv_book.seqs[t.sequence];
-        if (q->stored > q->length) q_kv_truncate(&s->kv_book, t.sequence, q->length); /* guesses of one behind the fault */
+        if (q->stored > q->length) q_kv_truncate(&s->kv_book, t.sequence, q->length); /* guesses behind a fault */
     }
     if (!known && m.last + 1 != s->n_logits) q_session_hash(s, m.last); /* of what is the last row without guesses */
     return st;

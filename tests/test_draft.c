@@ -108,7 +108,8 @@ static void same_run(const run *a, const run *b) {
 static const char *const texts[] = {"the sea, the sea, the sea, the", "Once upon a time", "a b a b a b a b a"};
 
 static lq_sampler sampler_of(uint64_t seed) {
-    return (lq_sampler){.size = sizeof(lq_sampler), .temperature = seed ? 0.3f * (float)seed : 0, .top_k = 50, .seed = seed,
+    return (lq_sampler){.size = sizeof(lq_sampler), .temperature = seed ? 0.3f * (float)seed : 0, .top_k = 50,
+                        .seed = seed,
                         .max_tokens = 48, .ignore_eos = 1};
 }
 
@@ -347,11 +348,13 @@ static void refused(lq_session_options o, lq_status status, const char *words) {
 
 START_TEST(what_cannot_guess_is_refused) {
     static tiny t;
-    refused((lq_session_options){.draft = pocket}, LQ_E_INCONSISTENT, "vocabulary of 4096 tokens, the model one of 262");
+    refused((lq_session_options){.draft = pocket}, LQ_E_INCONSISTENT,
+            "vocabulary of 4096 tokens, the model one of 262");
     tiny_init(&t, "q8_0");
     t.pieces[260].p = "x";
     lq_model *m = open_tiny(&t, "x.gguf");
-    refused((lq_session_options){.draft = m}, LQ_E_INCONSISTENT, "token 260 is 'b' of type 1 in the model, 'x' of type 1");
+    refused((lq_session_options){.draft = m}, LQ_E_INCONSISTENT,
+            "token 260 is 'b' of type 1 in the model, 'x' of type 1");
     lq_model_close(m);
     tiny_init(&t, "q8_0");
     tiny_u32(&t, "tokenizer.ggml.eos_token_id", 5);

@@ -97,7 +97,8 @@ START_TEST(the_same_bits_in_any_company) {
     n[3] = 100;
     for (size_t w = 0; w < Q_COUNT(ways); w++) {
         lq_session *s = open_session((lq_session_options){.batch = ways[w].batch, .threads = ways[w].threads,
-                                                          .sequences = ways[w].sequences, .no_reuse = ways[w].no_reuse});
+                                                          .sequences = ways[w].sequences,
+                                                          .no_reuse = ways[w].no_reuse});
         const size_t live = live_bytes;
         for (uint32_t round = 0; round < 2; round++)
             for (uint32_t pooling = 0; pooling < 3; pooling++) {
@@ -106,7 +107,8 @@ START_TEST(the_same_bits_in_any_company) {
                     lq_item items[4];
                     some = Q_MIN((size_t)ways[w].sequences, 4 - at);
                     for (size_t i = 0; i < some; i++)
-                        items[i] = (lq_item){.sequence = (uint32_t)(some - 1 - i), .ids = ids[at + i], .count = n[at + i]};
+                        items[i] = (lq_item){.sequence = (uint32_t)(some - 1 - i), .ids = ids[at + i],
+                                             .count = n[at + i]};
                     ck_assert_msg(lq_embed(s, items, some, &o, got[at]) == LQ_OK, "%s", lq_error_detail());
                 }
                 if (w == 0 && round == 0) memcpy(want[pooling], got, sizeof got);
@@ -147,7 +149,8 @@ START_TEST(what_cannot_be_is_refused) {
     refused(lq_embed(s, items + 2, 1, NULL, out), LQ_E_ARG, "sequence 2");
     refused(lq_embed(s, items, 0, NULL, out), LQ_E_ARG, "no items");
     refused(lq_embed(s, &(lq_item){.ids = ids}, 1, NULL, out), LQ_E_ARG, "no tokens");
-    refused(lq_embed(s, &(lq_item){.ids = ids, .count = CONTEXT + 1}, 1, NULL, out), LQ_E_CONTEXT, "exceed the context");
+    refused(lq_embed(s, &(lq_item){.ids = ids, .count = CONTEXT + 1}, 1, NULL, out), LQ_E_CONTEXT,
+            "exceed the context");
     ids[2] = 4096;
     refused(lq_embed(s, items, 1, NULL, out), LQ_E_ARG, "outside the vocabulary");
     ck_assert_int_eq(lq_embed(s, items + 1, 1, NULL, out), LQ_OK);

@@ -1,8 +1,8 @@
 /* cmd_embed.c: `lq embed`: one vector for each text.
  *
- * Texts are lines, of a file or of standard input, or one is given. All are read and tokenized first, so that the session
- * is no longer than the longest of them, and several go through the model at once. Standard output gets a line of numbers
- * for each, in their order. Refuses texts that the model's context cannot hold, with the number of the line. */
+ * Texts are lines, of a file or of standard input, or one is given. All are read and tokenized first, so that the
+ * session is no longer than the longest of them, and several go through the model at once. Standard output gets a line
+ * of numbers for each, in their order. Refuses texts that the model's context cannot hold, with the number of the line. */
 #include "cli.h"
 
 #include <stdlib.h>
@@ -58,7 +58,10 @@ static const cli_option options[] = {
      .at = offsetof(args, normalize),
      .help = "make each vector's length (L2) 1, so that products are cosines: the default",
      .also = "|l2|embd-normalize|"},
-    {.type = CLI_FLAG, .name = "no-normalize", .at = offsetof(args, no_normalize), .help = "leave vectors as they come"},
+    {.type = CLI_FLAG,
+     .name = "no-normalize",
+     .at = offsetof(args, no_normalize),
+     .help = "leave vectors as they come"},
     {.type = CLI_GROUP, .name = "How"},
     CLI_OPT_DEVICE(args),
     CLI_OPT_GPU_LAYERS(args),
