@@ -370,7 +370,8 @@ lq_status q_text_same(const q_text *a, const q_text *b) {
         if (!q_str_eq(v->pieces[i], w->pieces[i]) || v->types[i] != w->types[i])
             return q_fail(LQ_E_INCONSISTENT,
                           "the vocabularies differ: token %d is '%.*s' of type %d in the model, '%.*s' of type %d in "
-                          "the draft model", i, Q_STR_ARG(v->pieces[i]), v->types[i], Q_STR_ARG(w->pieces[i]), w->types[i]);
+                          "the draft model", i, Q_STR_ARG(v->pieces[i]), v->types[i], Q_STR_ARG(w->pieces[i]),
+                          w->types[i]);
     if (v->bos == w->bos && v->eos == w->eos) return LQ_OK;
     return q_fail(LQ_E_INCONSISTENT,
                   "the vocabularies differ: BOS %d and EOS %d in the model, %d and %d in the draft model", v->bos,

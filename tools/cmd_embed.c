@@ -2,7 +2,7 @@
  *
  * Texts are lines, of a file or of standard input, or one is given. All are read and tokenized first, so that the
  * session is no longer than the longest of them, and several go through the model at once. Standard output gets a line
- * of numbers for each, in their order. Refuses texts that the model's context cannot hold, with the number of the line. */
+ * of numbers for each, in their order. Refuses texts that the model's context cannot hold, with their number. */
 #include "cli.h"
 
 #include <stdlib.h>

@@ -441,10 +441,6 @@ const cli_command cli_command_run = {
     .name = "run",
     .summary = "let a model continue a text",
     .about = "Prints the continuation on standard output as it is made, and nothing else there. Ends at the\n"
-             "end-of-text token, after -n tokens, or when the context is full (see --overflow); Ctrl-C ends it at\n"
-             "once. Afterwards standard error tells the speed, the memory bandwidth reached, and a hash of the\n"
-             "last logits: equal hashes mean equal results to the last bit, for any number of threads. With\n"
-             "--device it says first what runs where, and what memory that takes.\n",
              "end-of-text token, before a text that --stop names, after -n tokens, or when the context is full\n"
              "(see --overflow); Ctrl-C ends it at once.\n"
              "Afterwards standard error tells the speed, the memory bandwidth reached, and a hash of the last\n"
