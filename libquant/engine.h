@@ -209,6 +209,7 @@ typedef struct q_answer {
     uint32_t n_held;      /* and bytes that are not certain yet */
     bool begun;
     uint32_t ahead;       /* so many tokens are guessed next */
+    uint32_t rest;        /* steps until then */
     bool starts;          /* the next token begins a text, where a leading space is dropped */
     uint8_t held[Q_HELD];
 } q_answer;

@@ -67,6 +67,7 @@ static void begin(lq_session *s, uint32_t seq) {
     a->starts = q->ids[q->length - 1] == q_text_vocab(s->model->text)->bos;
     a->made = a->bytes = 0;
     a->ahead = Q_MIN(4u, s->shape.drafts);
+    a->rest = 0;
     a->n_held = 0;
 }
 
@@ -86,8 +87,14 @@ static lq_status guess(lq_session *s, lq_step_item *items, uint32_t n) {
         lq_sampler o;
         Q_TRY(read_step(items, i, &t, &o));
         if (t.sequence != s->of[k]) continue; /* it has ended */
-        const q_answer *a = &s->answers[t.sequence];
+        q_answer *a = &s->answers[t.sequence];
         const uint32_t length = s->kv_book.seqs[t.sequence].length;
+        s->count[k] = 0;
+        if (a->rest) {
+            a->rest--;
+            k++;
+            continue;
+        }
         const uint32_t room = s->shape.context - Q_MIN(length + 1, s->shape.context);
         uint32_t most = Q_MIN(Q_MIN(s->shape.drafts / n, a->ahead), room);
         if (o.max_tokens) most = (uint32_t)Q_MIN((uint64_t)most, o.max_tokens - a->made - 1);
@@ -177,6 +184,14 @@ static lq_status choose(lq_session *s, const making *m, uint32_t row) {
     return LQ_OK;
 }
 
+/* How many are guessed next: twice as many where all were right, else as many as were. Where not even one was, there is a
+ * rest: a pass over two columns takes a fifth longer than one over one. */
+static void follow(q_answer *a, uint32_t guesses, uint32_t right, uint32_t most) {
+    enum { REST = 4 };
+    a->ahead = right == guesses ? Q_MIN(2 * a->ahead, most) : Q_MAX(right, 1u);
+    a->rest = right == 0 && guesses == 1 ? REST : 0;
+}
+
 /* Choose from row after row as long as guesses are right: a wrong one gives way to what was chosen in its place, and it
  * and those behind it are forgotten. */
 static lq_status choose_all(lq_session *s, making *m) {
@@ -197,7 +212,7 @@ static lq_status choose_all(lq_session *s, making *m) {
     const uint32_t now = q->length;
     if (right < guesses) q_kv_truncate(&s->kv_book, t->sequence, length + right);
     q->length = now;
-    if (guesses) a->ahead = right == guesses ? Q_MIN(2 * a->ahead, s->shape.drafts) : Q_MAX(right, 1u);
+    if (guesses) follow(a, guesses, right, s->shape.drafts);
     s->stats.drafted += guesses;
     s->stats.accepted += right;
     s->stats.decode_tokens -= guesses - right;

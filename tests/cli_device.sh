@@ -101,6 +101,18 @@ for d in $devices; do
     exits 0 "$d, no layers" r --json --gpu-layers 0
     holds "$d, no layers" "$(json logits_hash)" = "$(json logits_hash <cpu.json)"
 
+    # Guesses, made here and there, give the same text; vectors are the processor's.
+    exits 0 "$d, guesses" r --ngram 2 --draft "$POCKET" --stats; same "$d, guesses: text" "$out" got
+    says "$d, guesses" "guesses: [1-9]"
+    e() { "$LQ" embed "$POCKET" "The ship is late, she said." --activations f32 "$@"; }
+    exits 0 "embed" e; cp "$out" vectors
+    for n in 2 6; do
+        exits 0 "$d, $n layers, embed" e --device "$d" --gpu-layers $n; cat "$out" >>vectors
+    done
+    awk '{ for (i = 1; i <= NF; i++) { if (NR == 1) a[i] = $i; s[NR] += a[i] * $i } }
+         END { exit !(NR == 3 && s[2] > 0.999999 && s[3] > 0.999999 && s[2] < 1.000001) }' vectors
+    holds "$d, embed: as the processor" $? -eq 0
+
     # Some of it.
     exits 0 "$d, 2 layers" r --gpu-layers 2; same "$d, 2 layers: text" "$out" got
     says "$d, 2 layers: plan" "^$d runs layers 4 to 5 and the output: .* of KV cache, .*; the processor runs the embedding and"
