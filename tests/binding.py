@@ -35,7 +35,8 @@ def raises(kind, call, status=None):
 
 @test
 def structs_are_those_of_the_header():
-    mirrored = {c.__name__.lstrip("_").lower(): c for c in libquant.Record.__subclasses__() + [libquant._Item]}
+    mirrored = {c.__name__.lstrip("_").lower(): c for c in libquant.Record.__subclasses__() + [
+        libquant._Item, libquant.LogitBias, libquant.LogProb]}
     functions = set()
     for kind, name, size in (line.split() for line in open(sizes)):
         if kind == "function":

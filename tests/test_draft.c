@@ -152,9 +152,9 @@ START_TEST(a_model_guesses_for_itself) {
     for (uint64_t seed = 0; seed < 3; seed++) {
         static run want, a, b;
         const lq_sampler how = sampler_of(seed);
-        by_steps(plain, 0, texts[1], &how, &want);
-        by_steps(self, 0, texts[1], &how, &a);
-        by_steps(other, 0, texts[1], &how, &b);
+        by_steps(plain, 0, texts[seed], &how, &want);
+        by_steps(self, 0, texts[seed], &how, &a);
+        by_steps(other, 0, texts[seed], &how, &b);
         same_run(&want, &a);
         same_run(&want, &b);
         ck_assert_uint_eq(a.stats.accepted, a.stats.drafted);
