@@ -184,8 +184,8 @@ static lq_status choose(lq_session *s, const making *m, uint32_t row) {
     return LQ_OK;
 }
 
-/* How many are guessed next: twice as many where all were right, else as many as were. Where not even one was, there is a
- * rest: a pass over two columns takes a fifth longer than one over one. */
+/* How many are guessed next: twice as many where all were right, else as many as were. Where not even one was, there is
+ * a rest: a pass over two columns takes a fifth longer than one over one. */
 static void follow(q_answer *a, uint32_t guesses, uint32_t right, uint32_t most) {
     enum { REST = 4 };
     a->ahead = right == guesses ? Q_MIN(2 * a->ahead, most) : Q_MAX(right, 1u);
