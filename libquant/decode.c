@@ -311,7 +311,7 @@ static bool done(const lq_session *s, uint32_t n_shares) {
 }
 
 lq_status q_session_check_cancel(lq_session *s) {
-    if (atomic_exchange(s->cancelled, 0)) return q_fail(LQ_E_CANCELLED, "cancelled before the first layer");
+    if (atomic_exchange(s->cancelled, 0)) return q_fail(LQ_E_CANCELLED, "cancelled by lq_session_cancel");
     return LQ_OK;
 }
 

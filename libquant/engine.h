@@ -219,6 +219,7 @@ lq_status q_stops_check(const lq_sampler *o);
 int32_t q_answer_add(q_answer *a, const lq_sampler *o, const char *bytes, size_t n, char *text, size_t *at);
 /* It ends: what is held comes out. */
 void q_answer_end(q_answer *a, char *text, size_t *at);
+enum { Q_TRANSFER_BYTES = 1 << 20 };
 
 struct lq_session {
     lq_model *model;
@@ -232,6 +233,7 @@ struct lq_session {
     q_kv kv_book;         /* whose pages are whose, and the tokens of sequences */
     void *kv_block;       /* behind it */
     q_session_need need;  /* as q_session_measure: what the session holds */
+    uint8_t *transfer;    /* [Q_TRANSFER_BYTES] of seq_file.c; NULL where all pages are in the process's memory */
     float *border;        /* [batch][width of slot 1]: hidden rows between two segments; NULL with one */
     float *logits;        /* [max_logits][vocab] */
     int32_t *ids, *pos, *seq, *out; /* [batch] of a pass */
@@ -269,7 +271,7 @@ lq_status q_session_decode(lq_session *s, const lq_item *items, size_t n, bool f
 /* Evaluate what the first n of s->shares say, whose tokens are in their sequences' ids behind their lengths, s->of and
  * s->count being the sequences and those tokens. Where there is no room or a pass fails, sequences are cut to their `keep`. */
 lq_status q_session_add(lq_session *s, uint32_t n);
-/* A request to cancel that no call has obeyed yet. */
+/* A request to cancel that no call has obeyed yet: it is obeyed now. */
 lq_status q_session_check_cancel(lq_session *s);
 /* A sequence is no longer what rows of logits and the text that lq_step makes of it say. */
 void q_session_changed(lq_session *s, uint32_t seq);

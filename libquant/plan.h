@@ -56,7 +56,7 @@ typedef struct q_batch {
     const uint64_t *draw;   /* SAMPLE: [n_out] position that keys the generator */
     int32_t *sampled;       /* SAMPLE: [n_out] */
     uint32_t threads;       /* CPU: at most so many of the program's; 0 = all */
-    const int *cancel;      /* polled (atomically) between layers; non-zero = stop; may be NULL */
+    const int *cancel;      /* looked at (atomically) as the run goes on; non-zero = stop; may be NULL */
     /* Called on the caller's thread before each MATMUL with its float input (`x` view): calibration and tests. */
     void (*tap)(void *user, const q_inst *s, const float *x, int32_t n, int32_t stride);
     void *tap_user;

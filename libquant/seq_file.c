@@ -1,12 +1,13 @@
 /* seq_file.c: a sequence as bytes: its tokens, the pages that it holds, its state.
  *
  * Header, tokens, pages of each pool from the first that its window sees on, states, sum. A reader computes from its
- * own plan how many bytes there must be, and believes nothing before the sums are right. Pages go in pieces through a
- * buffer on the stack: nothing is allocated. Layer L3. */
+ * own plan how many bytes there must be, and believes nothing before the sums are right. Pages go piece by piece, those
+ * of a device through a buffer of the session's, and between two pieces stands a look at whether the session was
+ * cancelled. Nothing is allocated but what q_model_hash says. Layer L3. */
 #include "checksum.h"
 #include "engine.h"
 
-enum { PIECE = 16384, VERSION = 1 };
+enum { VERSION = 1 };
 
 typedef struct header {
     char magic[8];       /* "LQSEQ", zeros */
@@ -81,18 +82,14 @@ static lq_status get(stream *t, void *data, size_t n) {
 
 /* n bytes of a buffer from `at` on. */
 static lq_status piece_by_piece(stream *t, const q_place *place, q_buffer *buffer, uint64_t at, uint64_t n) {
-    uint8_t piece[PIECE];
-    while (n > 0) {
-        const uint64_t now = Q_MIN(n, (uint64_t)PIECE);
-        if (t->write) {
-            Q_TRY(place->backend->read(place->device, buffer, at, piece, now));
-            Q_TRY(give(t, piece, (size_t)now));
-        } else {
-            Q_TRY(get(t, piece, (size_t)now));
-            Q_TRY(place->backend->write(place->device, buffer, at, piece, now));
-        }
-        at += now;
-        n -= now;
+    uint8_t *here = buffer->host ? (uint8_t *)buffer->host + at : NULL;
+    for (uint64_t done = 0, now; done < n; done += now) {
+        uint8_t *piece = here ? here + done : t->s->transfer;
+        now = Q_MIN(n - done, (uint64_t)Q_TRANSFER_BYTES);
+        Q_TRY(q_session_check_cancel(t->s));
+        if (t->write && !here) Q_TRY(place->backend->read(place->device, buffer, at + done, piece, now));
+        Q_TRY(t->write ? give(t, piece, (size_t)now) : get(t, piece, (size_t)now));
+        if (t->read && !here) Q_TRY(place->backend->write(place->device, buffer, at + done, piece, now));
     }
     return LQ_OK;
 }
@@ -123,6 +120,7 @@ static lq_status contents(stream *t, uint32_t stored, uint32_t state) {
 
 lq_status q_session_save(lq_session *s, uint32_t seq, lq_write_bytes write, void *user) {
     Q_TRY(q_session_has_seq(s, seq));
+    Q_TRY(q_session_check_cancel(s));
     const q_kv_seq *q = &s->kv_book.seqs[seq];
     stream t = {.s = s, .seq = seq, .write = write, .user = user};
     header h = {.magic = "LQSEQ", .version = VERSION, .length = q->length, .stored = q->stored,
@@ -191,6 +189,7 @@ static lq_status load(stream *t) {
 
 lq_status q_session_load(lq_session *s, uint32_t seq, lq_read_bytes read, void *user) {
     Q_TRY(q_session_has_seq(s, seq));
+    Q_TRY(q_session_check_cancel(s));
     stream t = {.s = s, .seq = seq, .read = read, .user = user};
     q_kv_truncate(&s->kv_book, seq, 0);
     s->n_logits = 0;

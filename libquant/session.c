@@ -81,10 +81,6 @@ static uint64_t state_bytes(const q_plan *p, const q_segment *segment) {
     return (uint64_t)p->states * segment->state_floats * sizeof(float);
 }
 
-/* Bytes a session holds besides KV pages, state and programs: arrays sized by the shape. */
-static uint64_t border_bytes(const q_plan *p, const q_session_shape *s) {
-    return p->n_segments > 1 || s->embed ? (uint64_t)s->batch * (uint64_t)p->slot_width[1] * sizeof(float) : 0;
-}
 /* What the tokens of a step may make certain, with what was held back before. */
 static uint64_t text_bytes(const lq_model *m, const q_session_shape *s) {
     return q_session_rows(s) * (uint64_t)q_text_longest(m->text) + (uint64_t)s->max_logits * Q_HELD;
@@ -92,50 +88,116 @@ static uint64_t text_bytes(const lq_model *m, const q_session_shape *s) {
 static uint64_t sum_bytes(const q_plan *p, const q_session_shape *s) {
     return s->embed ? s->seqs * (uint64_t)p->slot_width[1] * sizeof(double) : 0;
 }
-static uint64_t array_bytes(const lq_model *m, const q_plan *p, const q_session_shape *s) {
-    const uint64_t arena[] = {(uint64_t)p->n_kv * sizeof(q_buffer), (uint64_t)p->n_segments * sizeof(q_buffer),
-                              (uint64_t)p->n_segments * sizeof(q_program *), s->seqs * sizeof(q_seq_ref),
-                              s->seqs * sizeof(q_share), q_session_rows(s) * sizeof(q_row), s->seqs * sizeof(q_answer),
-                              text_bytes(m, s), s->embed ? s->seqs * sizeof(lq_item) : 0, sum_bytes(p, s)};
-    uint64_t n = 4 * q_round_up(s->batch * sizeof(int32_t), 16) + 3 * q_round_up(s->seqs * sizeof(uint32_t), 16);
-    for (size_t i = 0; i < Q_COUNT(arena); i++) n += q_round_up(Q_MAX(arena[i], (uint64_t)1), 16);
-    return n + (uint64_t)q_session_rows(s) * (uint64_t)p->vocab * sizeof(float) + q_kv_bytes(p, s->seqs) +
-           border_bytes(p, s) + q_ref_sample_bytes((int64_t)p->vocab);
+
+/* Arrays of a pass and of a call, behind the plan in its arena. */
+static lq_status new_arrays(lq_session *s) {
+    const q_session_shape *shape = &s->shape;
+    s->kv = (q_buffer *)q_arena_new(&s->arena, (uint64_t)s->plan->n_kv, sizeof *s->kv);
+    s->states = (q_buffer *)q_arena_new(&s->arena, (uint64_t)s->plan->n_segments, sizeof *s->states);
+    s->programs = (q_program **)q_arena_new(&s->arena, (uint64_t)s->plan->n_segments, sizeof *s->programs);
+    s->ids = (int32_t *)q_arena_new(&s->arena, shape->batch, sizeof *s->ids);
+    s->pos = (int32_t *)q_arena_new(&s->arena, shape->batch, sizeof *s->pos);
+    s->seq = (int32_t *)q_arena_new(&s->arena, shape->batch, sizeof *s->seq);
+    s->out = (int32_t *)q_arena_new(&s->arena, shape->batch, sizeof *s->out);
+    s->refs = (q_seq_ref *)q_arena_new(&s->arena, shape->seqs, sizeof *s->refs);
+    s->shares = (q_share *)q_arena_new(&s->arena, shape->seqs, sizeof *s->shares);
+    s->of = (uint32_t *)q_arena_new(&s->arena, shape->seqs, sizeof *s->of);
+    s->count = (uint32_t *)q_arena_new(&s->arena, shape->seqs, sizeof *s->count);
+    s->cut = (uint32_t *)q_arena_new(&s->arena, shape->seqs, sizeof *s->cut);
+    s->rows = (q_row *)q_arena_new(&s->arena, q_session_rows(shape), sizeof *s->rows);
+    s->answers = (q_answer *)q_arena_new(&s->arena, shape->seqs, sizeof *s->answers);
+    s->text = (char *)q_arena_new(&s->arena, text_bytes(s->model, shape), 1);
+    s->items = (lq_item *)q_arena_new(&s->arena, shape->embed ? shape->seqs : 0, sizeof *s->items);
+    s->sums = (double *)q_arena_new(&s->arena, sum_bytes(s->plan, shape), 1);
+    const bool pass = s->kv && s->states && s->programs && s->ids && s->pos && s->seq && s->out && s->refs,
+               call = s->shares && s->of && s->count && s->cut && s->rows && s->answers && s->text && s->items;
+    return pass && call && s->sums ? LQ_OK : LQ_E_NOMEM;
 }
 
-/* The arena holds the plan and nothing else yet. */
-static lq_status measure(const lq_model *model, const q_plan *plan, const q_session_shape *shape, const q_arena *arena,
-                         q_session_need *need) {
+/* Bytes of the blocks that new_blocks makes; 0 = it makes none. */
+static uint64_t logits_bytes(const lq_session *s) {
+    return q_session_rows(&s->shape) * (uint64_t)s->plan->vocab * sizeof(float);
+}
+static uint64_t border_bytes(const lq_session *s) {
+    const uint64_t bytes = (uint64_t)s->shape.batch * (uint64_t)s->plan->slot_width[1] * sizeof(float);
+    return s->plan->n_segments > 1 || s->shape.embed ? bytes : 0;
+}
+static uint64_t transfer_bytes(const lq_session *s) {
+    for (int32_t i = 0; i < s->plan->n_segments; i++)
+        if (!place_of(s->model, &s->plan->segments[i])->backend->host_memory) return Q_TRANSFER_BYTES;
+    return 0;
+}
+static uint64_t block_bytes(uint64_t bytes) { return bytes ? q_new_bytes(bytes) : 0; }
+
+static lq_status new_blocks(lq_session *s) {
+    const q_plan *p = s->plan;
+    const uint64_t logits = logits_bytes(s), border = border_bytes(s), transfer = transfer_bytes(s);
+    s->kv_block = q_new(s->alloc, q_kv_bytes(p, s->shape.seqs), 1);
+    s->sample_scratch = q_new_raw(s->alloc, q_ref_sample_bytes((int64_t)p->vocab), 1);
+    if (!s->kv_block || !s->sample_scratch) return LQ_E_NOMEM;
+    if (logits && !(s->logits = (float *)q_new(s->alloc, logits, 1))) return LQ_E_NOMEM;
+    if (border && !(s->border = (float *)q_new_raw(s->alloc, border, 1))) return LQ_E_NOMEM;
+    if (transfer && !(s->transfer = (uint8_t *)q_new_raw(s->alloc, transfer, 1))) return LQ_E_NOMEM;
+    q_kv_init(&s->kv_book, p, s->shape.seqs, s->shape.reuse, s->kv_block);
+    return LQ_OK;
+}
+
+/* What a session takes of the allocator besides KV pages, state, programs and a draft. All that will be in the arena
+ * is there. */
+static uint64_t own_bytes(const lq_session *s) {
+    return q_new_bytes(sizeof *s) + q_arena_bytes(&s->arena) + q_new_bytes(q_kv_bytes(s->plan, s->shape.seqs)) +
+           q_new_bytes(q_ref_sample_bytes((int64_t)s->plan->vocab)) + block_bytes(logits_bytes(s)) +
+           block_bytes(border_bytes(s)) + block_bytes(transfer_bytes(s));
+}
+
+/* A buffer of a place: what it takes there, and for the processor what its block takes beyond that. */
+static uint64_t need_buffer(const lq_model *m, const q_place *p, uint64_t bytes, q_session_need *need) {
+    const uint64_t takes = p->backend->alloc_bytes(p->device, bytes);
+    if (p == &m->places[0]) need->rest[0] += q_placed_bytes(&m->ctx->placing, bytes) - takes;
+    return takes;
+}
+
+/* The plan and the arrays are there, and nothing else yet. */
+static lq_status measure(const lq_session *s, q_session_need *need) {
+    const lq_model *model = s->model;
+    const q_plan *plan = s->plan;
     memset(need, 0, sizeof *need);
-    need->rest[0] = arena->used + array_bytes(model, plan, shape);
+    need->rest[0] = own_bytes(s);
     for (int32_t i = 0; i < plan->n_kv; i++) {
         const q_place *p = place_of_pool(model, plan, i);
-        need->kv[p - model->places] += p->backend->alloc_bytes(p->device, plan->kv[i].page_bytes * plan->kv[i].pages);
+        need->kv[p - model->places] += need_buffer(model, p, plan->kv[i].page_bytes * plan->kv[i].pages, need);
     }
     for (int32_t i = 0; i < plan->n_segments; i++) {
         const q_segment *segment = &plan->segments[i];
         const q_place *p = place_of(model, segment);
         q_need program;
-        Q_TRY(p->backend->measure(p->device, plan, i, most_threads(shape), &program));
+        Q_TRY(p->backend->measure(p->device, plan, i, most_threads(&s->shape), &program));
         need->rest[0] += program.host;
         need->locked += program.locked;
         need->rest[segment->device] += program.device;
         if (segment->state_floats)
-            need->rest[segment->device] += p->backend->alloc_bytes(p->device, state_bytes(plan, segment));
+            need->rest[segment->device] += need_buffer(model, p, state_bytes(plan, segment), need);
         if (segment->state_floats && segment->device == 0 && model->ctx->placing.lock)
             need->locked += p->backend->alloc_bytes(p->device, state_bytes(plan, segment));
     }
     if (model->ctx->placing.lock) need->locked += need->kv[0];
-    return q_draft_measure(plan, shape, need);
+    return q_draft_measure(plan, &s->shape, need);
+}
+
+/* The plan, the arrays, and what all of it will take. */
+static lq_status plan_parts(lq_session *s) {
+    Q_TRY(q_plan_build(s->model, &s->shape, &s->arena, &s->plan));
+    Q_TRY(new_arrays(s));
+    return measure(s, &s->need);
 }
 
 lq_status q_session_measure(const lq_model *model, const q_session_shape *shape, q_session_need *need) {
-    q_arena arena = {.alloc = model->alloc};
-    q_plan *plan;
-    lq_status s = q_plan_build(model, shape, &arena, &plan);
-    if (s == LQ_OK) s = measure(model, plan, shape, &arena, need);
-    q_arena_free(&arena);
-    return s;
+    lq_session s = {.model = (lq_model *)(uintptr_t)model, /* which is only read */
+                    .alloc = model->alloc, .arena.alloc = model->alloc, .shape = *shape};
+    const lq_status st = plan_parts(&s);
+    if (st == LQ_OK) *need = s.need;
+    q_arena_free(&s.arena);
+    return st;
 }
 
 /* Refuse before the first allocation what the processor's memory or the device's cannot hold. */
@@ -177,39 +239,9 @@ static lq_status open_device_parts(lq_session *s) {
 }
 
 static lq_status open_parts(lq_session *s) {
-    Q_TRY(q_plan_build(s->model, &s->shape, &s->arena, &s->plan));
-    const q_plan *p = s->plan;
-    Q_TRY(measure(s->model, p, &s->shape, &s->arena, &s->need));
+    Q_TRY(plan_parts(s));
     Q_TRY(check_memory(s));
-    s->kv = (q_buffer *)q_arena_new(&s->arena, (uint64_t)p->n_kv, sizeof *s->kv);
-    s->states = (q_buffer *)q_arena_new(&s->arena, (uint64_t)p->n_segments, sizeof *s->states);
-    s->programs = (q_program **)q_arena_new(&s->arena, (uint64_t)p->n_segments, sizeof *s->programs);
-    s->ids = (int32_t *)q_arena_new(&s->arena, s->shape.batch, sizeof *s->ids);
-    s->refs = (q_seq_ref *)q_arena_new(&s->arena, s->shape.seqs, sizeof *s->refs);
-    s->shares = (q_share *)q_arena_new(&s->arena, s->shape.seqs, sizeof *s->shares);
-    s->of = (uint32_t *)q_arena_new(&s->arena, s->shape.seqs, sizeof *s->of);
-    s->count = (uint32_t *)q_arena_new(&s->arena, s->shape.seqs, sizeof *s->count);
-    s->cut = (uint32_t *)q_arena_new(&s->arena, s->shape.seqs, sizeof *s->cut);
-    s->rows = (q_row *)q_arena_new(&s->arena, q_session_rows(&s->shape), sizeof *s->rows);
-    s->answers = (q_answer *)q_arena_new(&s->arena, s->shape.seqs, sizeof *s->answers);
-    s->text = (char *)q_arena_new(&s->arena, text_bytes(s->model, &s->shape), 1);
-    s->items = (lq_item *)q_arena_new(&s->arena, s->shape.embed ? s->shape.seqs : 0, sizeof *s->items);
-    s->sums = (double *)q_arena_new(&s->arena, sum_bytes(p, &s->shape), 1);
-    if (!s->kv || !s->states || !s->programs || !s->ids || !s->refs || !s->shares || !s->of || !s->count || !s->cut ||
-        !s->rows || !s->answers || !s->text || !s->items || !s->sums)
-        return LQ_E_NOMEM;
-    s->kv_block = q_new(s->alloc, q_kv_bytes(p, s->shape.seqs), 1);
-    if (!s->kv_block) return LQ_E_NOMEM;
-    q_kv_init(&s->kv_book, p, s->shape.seqs, s->shape.reuse, s->kv_block);
-    const uint64_t logits = (uint64_t)q_session_rows(&s->shape) * (uint64_t)p->vocab;
-    if (logits && !(s->logits = (float *)q_new(s->alloc, logits, sizeof *s->logits))) return LQ_E_NOMEM;
-    s->pos = (int32_t *)q_arena_new(&s->arena, s->shape.batch, sizeof *s->pos);
-    s->seq = (int32_t *)q_arena_new(&s->arena, s->shape.batch, sizeof *s->seq);
-    s->out = (int32_t *)q_arena_new(&s->arena, s->shape.batch, sizeof *s->out);
-    s->sample_scratch = q_new_raw(s->alloc, q_ref_sample_bytes((int64_t)p->vocab), 1);
-    if (!s->pos || !s->seq || !s->out || !s->sample_scratch) return LQ_E_NOMEM;
-    if (border_bytes(p, &s->shape) && !(s->border = (float *)q_new_raw(s->alloc, border_bytes(p, &s->shape), 1)))
-        return LQ_E_NOMEM;
+    Q_TRY(new_blocks(s));
     Q_TRY(open_device_parts(s));
     return q_draft_open(s);
 }
@@ -250,6 +282,7 @@ void q_session_close(lq_session *s) {
     }
     q_delete(s->alloc, s->logits);
     q_delete(s->alloc, s->border);
+    q_delete(s->alloc, s->transfer);
     q_delete(s->alloc, s->kv_block);
     q_delete(s->alloc, s->sample_scratch);
     q_arena_free(&s->arena);

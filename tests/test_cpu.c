@@ -6,6 +6,9 @@
 
 #include "../kernels/cpu/cpu.h"
 
+#include <signal.h>
+#include <sys/mman.h>
+
 extern const q_backend q_backend_cpu;
 
 enum { DIM = 256, HEADS = 4, KV = 2, HEAD = 64, FF = 512, VOCAB = 300, LAYERS = 2, CONTEXT = 96, TOKENS = 70 };
@@ -427,7 +430,8 @@ START_TEST(tap_sees_the_input_of_every_product) {
 }
 END_TEST
 
-START_TEST(cancel_stops_at_the_end_of_a_layer) {
+/* A request that comes as the inputs of a product are shown: not even that product is computed. */
+START_TEST(cancel_stops_at_the_next_product) {
     model m;
     model_open(&m, false);
     for (uint32_t threads = 1; threads <= 4; threads++) {
@@ -435,20 +439,92 @@ START_TEST(cancel_stops_at_the_end_of_a_layer) {
         run r;
         machine_open(&t, &m, NULL, threads);
         run_init(&r, 0, 5, all_a);
-        watch w = {.n = 5, .m = &m, .cancel_at = 2};
+        watch w = {.n = 5, .m = &m, .cancel_at = 4};
         r.batch.tap = on_tap;
         r.batch.tap_user = &w;
         r.batch.cancel = &w.cancel;
         ck_assert_int_eq(t.b->run(t.program, &r.batch), LQ_E_CANCELLED);
-        ck_assert_int_eq(w.taps, 7);
+        ck_assert_int_eq(w.taps, 4); /* of 7 in this layer */
         ck_assert_int_eq(w.last_layer, 0);
         ck_assert_int_eq(t.b->run(t.program, &r.batch), LQ_E_CANCELLED); /* still set: nothing begins */
-        ck_assert_int_eq(w.taps, 7);
+        ck_assert_int_eq(w.taps, 4);
         w.cancel = 0;
         ck_assert_int_eq(t.b->run(t.program, &r.batch), LQ_OK);
-        ck_assert_int_eq(w.taps, 7 + LAYERS * 7);
+        ck_assert_int_eq(w.taps, 4 + LAYERS * 7);
         machine_close(&t);
     }
+    model_close(&m);
+}
+END_TEST
+
+/* Memory that raises `cancel` when it is first written to. */
+static struct trap {
+    uint8_t *p;
+    size_t bytes;
+    int cancel;
+} trap;
+static void sprung(int sig, siginfo_t *info, void *context) {
+    const uint8_t *at = info->si_addr;
+    Q_UNUSED(sig);
+    Q_UNUSED(context);
+    if (at < trap.p || at >= trap.p + trap.bytes || mprotect(trap.p, trap.bytes, PROT_READ | PROT_WRITE) != 0) _exit(9);
+    __atomic_store_n(&trap.cancel, 1, __ATOMIC_RELAXED);
+}
+static void set_trap(size_t bytes) {
+    const struct sigaction act = {.sa_sigaction = sprung, .sa_flags = SA_SIGINFO};
+    trap.bytes = q_round_up(bytes, (uint64_t)sysconf(_SC_PAGESIZE));
+    trap.p = mmap(NULL, trap.bytes, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    ck_assert(trap.p != MAP_FAILED && sigaction(SIGSEGV, &act, NULL) == 0);
+    trap.cancel = 0;
+}
+
+/* A request that comes while a step runs ends it: what has not been begun of it stays undone. In the output matrix,
+ * behind which no layer ends. One thread: others of the pool block signals. */
+START_TEST(cancel_stops_within_the_output_matrix) {
+    model m;
+    machine t;
+    run r;
+    model_open(&m, false);
+    machine_open(&t, &m, NULL, 1);
+    set_trap(TOKENS * VOCAB * sizeof(float));
+    run_init(&r, 0, TOKENS, (float *)(void *)trap.p);
+    r.batch.cancel = &trap.cancel;
+    ck_assert_int_eq(t.b->run(t.program, &r.batch), LQ_E_CANCELLED);
+    int left = 0;
+    for (int i = 0; i < TOKENS * VOCAB; i++) left += r.batch.logits[i] == 0;
+    ck_assert_int_ge(left, TOKENS * VOCAB / 2); /* one of several pieces was done */
+    trap.cancel = 0;
+    ck_assert_int_eq(t.b->run(t.program, &r.batch), LQ_OK);
+    for (int i = 0; i < TOKENS * VOCAB; i++) ck_assert(r.batch.logits[i] != 0);
+    signal(SIGSEGV, SIG_DFL);
+    ck_assert_int_eq(munmap(trap.p, trap.bytes), 0);
+    machine_close(&t);
+    model_close(&m);
+}
+END_TEST
+
+/* And as a layer stores its keys. */
+START_TEST(cancel_stops_within_a_layer) {
+    model m;
+    machine t;
+    run r;
+    model_open(&m, false);
+    machine_open(&t, &m, NULL, 1);
+    t.b->release(t.program);
+    set_trap(t.kv.bytes);
+    const q_buffer kv = {.host = trap.p, .device = (uint64_t)(uintptr_t)trap.p, .bytes = t.kv.bytes};
+    ck_assert_int_eq(t.b->compile(t.dev, &m.plan, 0, &kv, NULL, 1, &t.program), LQ_OK);
+    run_init(&r, 0, TOKENS, all_a);
+    watch w = {.n = TOKENS, .m = &m, .cancel_at = -1};
+    r.batch.cancel = &trap.cancel;
+    r.batch.tap = on_tap;
+    r.batch.tap_user = &w;
+    ck_assert_int_eq(t.b->run(t.program, &r.batch), LQ_E_CANCELLED);
+    ck_assert(trap.cancel);
+    ck_assert_int_eq(w.taps, 3); /* of the layer's products those before attention */
+    signal(SIGSEGV, SIG_DFL);
+    machine_close(&t);
+    ck_assert_int_eq(munmap(trap.p, trap.bytes), 0);
     model_close(&m);
 }
 END_TEST
@@ -541,7 +617,9 @@ static Suite *suite(void) {
     tcase_add_test(t, measured_bytes_are_allocated_and_runs_allocate_none);
     tcase_add_test(t, failed_allocations_are_reported_and_leave_nothing);
     tcase_add_test(t, tap_sees_the_input_of_every_product);
-    tcase_add_test(t, cancel_stops_at_the_end_of_a_layer);
+    tcase_add_test(t, cancel_stops_at_the_next_product);
+    tcase_add_test(t, cancel_stops_within_the_output_matrix);
+    tcase_add_test(t, cancel_stops_within_a_layer);
     tcase_add_test(t, segments_add_up);
     tcase_add_test(t, device_describes_itself_and_refuses_nonsense);
     suite_add_tcase(s, t);

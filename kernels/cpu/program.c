@@ -2,8 +2,9 @@
  *
  * A phase (phases.c) begins with what each thread does for itself, then its units are claimed: columns of a chain of
  * stages, units of the steps of a group, blocks of attention. What a unit computes never depends on who claims it, nor
- * on how many compute it, which is why the same bits come out for any number of threads. Allocates nothing, takes no
- * lock but the pool's barrier. Layer L2. */
+ * on how many compute it, which is why the same bits come out for any number of threads. Whoever claims looks first
+ * whether the batch is to be cancelled: then nobody claims any more, and all end together at the next barrier.
+ * Allocates nothing, takes no lock but the pool's barrier. Layer L2. */
 #include "attn.h"
 #include "program.h"
 
@@ -19,6 +20,30 @@ typedef q_cpu_lane lane;
 static int64_t columns_of(const q_batch *b, const q_inst *s) { return q_cpu_is_out(s) ? b->n_out : b->n; }
 
 static int64_t div_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+/* ----------------------------------------------------------------------------------------------------- cancelling */
+
+static bool cancel_seen(const q_batch *b) { return b->cancel && __atomic_load_n(b->cancel, __ATOMIC_RELAXED) != 0; }
+
+/* Nothing needs to be done any more: all threads are between the same two barriers, so whoever sees the request there
+ * names the same one, and behind it each of them finds that. */
+static bool stops(const lane *l) {
+    if (__atomic_load_n(&l->p->stop, __ATOMIC_RELAXED) != Q_CPU_GOES_ON) return true;
+    if (!cancel_seen(l->e.batch)) return false;
+    __atomic_store_n(&l->p->stop, l->turn, __ATOMIC_RELAXED);
+    return true;
+}
+
+static bool claim(const lane *l, int64_t total, int64_t step, int64_t *begin, int64_t *end) {
+    return !stops(l) && q_pool_claim(l->p->pool, total, step, begin, end);
+}
+
+/* All threads wait for one another; false = they end here. Who is ahead may have named the next barrier already. */
+static bool barrier(lane *l, uint32_t thread) {
+    if (thread == 0) l->p->traffic.barriers++;
+    q_pool_barrier(l->p->pool);
+    return __atomic_load_n(&l->p->stop, __ATOMIC_RELAXED) > l->turn++;
+}
 
 /* ------------------------------------------------------------------------------------------------------- products */
 
@@ -151,10 +176,9 @@ static void run_own(const lane *l, const q_cpu_phase *f) {
 }
 
 static void run_chain(const lane *l, const q_cpu_phase *f) {
-    q_pool *pool = l->p->pool;
-    const int64_t n = columns_of(l->e.batch, l->stages[f->from].inst), threads = q_pool_running(pool);
+    const int64_t n = columns_of(l->e.batch, l->stages[f->from].inst), threads = q_pool_running(l->p->pool);
     const int64_t chunk = Q_MIN(Q_MAX(div_up(n, threads * 2), (int64_t)1), (int64_t)CHAIN_COLUMNS);
-    for (int64_t b, end; q_pool_claim(pool, n, chunk, &b, &end);)
+    for (int64_t b, end; claim(l, n, chunk, &b, &end);)
         for (int32_t i = f->from; i < f->to; i++) run_columns(l, &l->stages[i], b, end);
 }
 
@@ -181,7 +205,7 @@ static void run_group(const lane *l, const q_cpu_phase *f) {
     const int64_t chunk = chunk_of(l, f);
     int64_t total = 0;
     for (int32_t i = f->from; i < f->to; i++) total += div_up(units_of(l, i), chunk) * chunk;
-    for (int64_t b, end; q_pool_claim(l->p->pool, total, chunk, &b, &end);) {
+    for (int64_t b, end; claim(l, total, chunk, &b, &end);) {
         int64_t base = 0;
         for (int32_t i = f->from; i < f->to; i++) {
             const int64_t units = units_of(l, i), padded = div_up(units, chunk) * chunk;
@@ -198,7 +222,7 @@ static void run_group(const lane *l, const q_cpu_phase *f) {
 static void run_heads(const lane *l, const q_cpu_phase *f) {
     const q_cpu_stage *put = &l->stages[f->from], *attn = put + 1;
     const int64_t n = l->e.batch->n, kv = q_attn_kv_heads(attn->inst, l->e.plan), all = attn->inst->x.heads;
-    for (int64_t h, end; q_pool_claim(l->p->pool, kv, 1, &h, &end);) {
+    for (int64_t h, end; claim(l, kv, 1, &h, &end);) {
         for (int64_t c = 0; c < n; c++) run_units(l, put, c * kv + h, c * kv + h + 1);
         for (int64_t c = 0; c < n; c++) run_units(l, attn, c * all + h * (all / kv), c * all + (h + 1) * (all / kv));
     }
@@ -211,7 +235,7 @@ static void run_blocks(const lane *l, const q_cpu_phase *f) {
                             .store = put ? put->fn : NULL};
     const int64_t total = q_attn_split_units(attn->inst, &l->e);
     const int64_t chunk = Q_MAX(total / ((int64_t)q_pool_running(l->p->pool) * CHUNKS), (int64_t)1);
-    for (int64_t b, end; q_pool_claim(l->p->pool, total, chunk, &b, &end);)
+    for (int64_t b, end; claim(l, total, chunk, &b, &end);)
         q_attn_split_run(attn->kernel->attn, attn->inst, &l->e, &w, b, end);
 }
 
@@ -224,7 +248,7 @@ static void run_tiles(const lane *l, const q_cpu_phase *f) {
     const int64_t most = q_attn_columns((int32_t)(s->x.heads / kv));
     const int64_t columns = threads > 1 ? Q_MIN(div_up(n * kv, threads * CHUNKS), most) : most,
                   tiles = div_up(n, columns);
-    for (int64_t u, end; q_pool_claim(l->p->pool, tiles * kv, 1, &u, &end);) {
+    for (int64_t u, end; claim(l, tiles * kv, 1, &u, &end);) {
         const int64_t c = (tiles - 1 - u % tiles) * columns;
         q_attn_head(t->kernel->attn, s, &l->e, c, Q_MIN(c + columns, n), (int32_t)(u / tiles));
     }
@@ -259,36 +283,18 @@ static void call_tap(const lane *l, const q_cpu_phase *f) {
     }
 }
 
-static bool cancel_seen(const q_batch *b) { return b->cancel && __atomic_load_n(b->cancel, __ATOMIC_RELAXED) != 0; }
-
-static void barrier(q_program *p, uint32_t thread) {
-    if (thread == 0) p->traffic.barriers++;
-    q_pool_barrier(p->pool);
-}
-
-static int32_t layer_at(const q_cpu_way *w, const q_cpu_phase *f) { return w->stages[f->own].inst->layer; }
-
-/* One thread's way through the phases. Every thread takes the same turns: what they depend on is the same for all, and
- * a cancellation is what thread 0 saw before the barrier at a layer's end. Two cells take turns for it, because a fast
- * thread 0 may reach the next layer's end while another still reads this one's. */
-static void walk(q_program *p, uint32_t thread, const lane *l) {
-    const q_cpu_way *w = p->way;
-    uint32_t polls = 0;
+/* One thread's way through the phases. Every thread takes the same turns: what they depend on is the same for all. */
+static void walk(uint32_t thread, lane *l) {
+    const q_cpu_way *w = l->p->way;
     for (int32_t i = 0; i < w->n_phases; i++) {
         const q_cpu_phase *f = &w->phases[i];
         if (wants_tap(l, f)) {
             if (thread == 0) call_tap(l, f);
-            barrier(p, thread);
+            (void)stops(l);
+            if (!barrier(l, thread)) return;
         }
         run_phase(l, f);
-        if (i + 1 == w->n_phases) break;
-        const bool poll = p->batch->cancel && layer_at(w, f + 1) != layer_at(w, f);
-        if (poll && thread == 0) p->stop[polls & 1] = cancel_seen(p->batch);
-        barrier(p, thread);
-        if (poll && p->stop[polls++ & 1]) {
-            if (thread == 0) p->cancelled = true;
-            return;
-        }
+        if (i + 1 == w->n_phases || !barrier(l, thread)) return;
     }
 }
 
@@ -296,7 +302,7 @@ static void run_thread(void *arg, uint32_t thread) {
     q_program *p = (q_program *)arg;
     const q_cpu_thread *own = &p->own[thread];
     const bool few = p->way == &p->ways[Q_CPU_FEW];
-    const lane l = {.p = p, .stages = p->way->stages, .own = own, .copies = few ? own->copies : p->shared,
+    lane l = {.p = p, .stages = p->way->stages, .own = own, .copies = few ? own->copies : p->shared,
                     .e = {.plan = &p->way->plan, .batch = p->batch, .slots = few ? own->slots : p->slots, .kv = p->kv,
                           .act = NULL, .state = p->state, .state_floats = p->state_floats, .scratch = own->scratch,
                           .scratch_bytes = (size_t)p->scratch_bytes}};
@@ -304,13 +310,13 @@ static void run_thread(void *arg, uint32_t thread) {
     fenv_t before;
     fegetenv(&before);
     fesetenv(FE_DFL_ENV);
-    walk(p, thread, &l);
+    walk(thread, &l);
     fesetenv(&before);
 }
 
 /* Rows of slot 1 come in or go out. */
-static void border(q_program *p, float *slot, const float *from, float *to) {
-    const uint64_t bytes = (uint64_t)p->batch->n * (uint64_t)p->plan->slot_width[1] * sizeof(float);
+static void border(q_program *p, const q_batch *b, float *slot, const float *from, float *to) {
+    const uint64_t bytes = (uint64_t)b->n * (uint64_t)p->plan->slot_width[1] * sizeof(float);
     const double begin = q_clock();
     memcpy(from ? slot : to, from ? from : slot, (size_t)bytes);
     p->traffic.border_seconds += q_clock() - begin;
@@ -343,13 +349,14 @@ lq_status q_cpu_run(q_program *p, const q_batch *batch) {
     if (cancel_seen(batch)) return q_fail(LQ_E_CANCELLED, "cancelled before the first layer");
     if (p->waits) take_packed(p);
     p->batch = batch;
-    p->cancelled = false;
+    p->stop = Q_CPU_GOES_ON;
     /* A tap sees the inputs of products, which must then lie where all threads have them. */
     const uint32_t threads = batch->threads ? Q_MIN(batch->threads, p->threads) : p->threads;
     p->way = &p->ways[batch->n <= q_cpu_few_columns(threads, p->few) && !batch->tap ? Q_CPU_FEW : Q_CPU_MANY];
-    if (batch->x) border(p, p->slots[1], batch->x, NULL);
+    if (batch->x) border(p, batch, p->slots[1], batch->x, NULL);
     q_pool_run_on(p->pool, threads, run_thread, p);
-    if (batch->y && !p->cancelled) border(p, p->slots[1], NULL, batch->y);
     p->batch = NULL;
-    return p->cancelled ? q_fail(LQ_E_CANCELLED, "cancelled between two layers") : LQ_OK;
+    if (p->stop != Q_CPU_GOES_ON) return q_fail(LQ_E_CANCELLED, "cancelled: the pass was not finished");
+    if (batch->y) border(p, batch, p->slots[1], NULL, batch->y);
+    return LQ_OK;
 }

@@ -128,14 +128,15 @@ struct q_program {
     /* The run in progress. */
     const q_batch *batch;
     const q_cpu_way *way;
-    int stop[2]; /* what thread 0 saw at the latest two polls of `cancel` */
-    bool cancelled;
-    q_traffic traffic;
+    int32_t stop; /* the barrier behind which all threads end, since one of them saw a request to cancel; atomic */
+    _Alignas(64) q_traffic traffic; /* counted by thread 0 on the way: in a line of its own */
 };
+#define Q_CPU_GOES_ON INT32_MAX /* q_program.stop where nobody saw any */
 
 /* One thread in a run. */
 typedef struct q_cpu_lane {
-    const q_program *p;
+    q_program *p;
+    int32_t turn; /* barriers that it has passed */
     const q_cpu_stage *stages;
     const q_cpu_thread *own;
     q_exec e;
