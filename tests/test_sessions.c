@@ -1,10 +1,9 @@
-/* test_sessions.c: many sequences in one session: whatever was done before, in whatever order and company, the logits
- * that follow a text are those of a session that evaluates it alone and from its beginning, to the last bit; and a
- * session that is open allocates nothing. Then what is reused, and what limits say. */
+/* test_sessions.c: many sequences in one session: what is reused, what forks share, what is saved, loaded, damaged and
+ * cut, and what limits say. Random lives of sessions: test_session_life.c. */
 #include "harness.h"
 #include "help_model.h"
 
-enum { CONTEXT = 300, SEQS = 5, VOCAB = 262 };
+enum { CONTEXT = 300, VOCAB = 262 };
 
 static lq_ctx *ctx;
 static lq_model *model;
@@ -34,11 +33,7 @@ static lq_session *open_session(lq_session_options o) {
 }
 
 typedef struct world {
-    lq_session *s, *alone; /* alone: one sequence, nothing reused */
-    int32_t ids[SEQS][CONTEXT];
-    uint32_t length[SEQS];
-    uint64_t seed, reused, refused;
-    bool cancel; /* was asked for, and no call has obeyed yet */
+    uint64_t seed;
 } world;
 
 static uint32_t roll(world *w, uint32_t n) {
@@ -52,77 +47,6 @@ static void some_ids(world *w, int32_t *ids, uint32_t n) {
         ids[i] = at;
         at = roll(w, 250) == 0 ? (int32_t)roll(w, VOCAB) : (at * 31 + (int32_t)i) % VOCAB;
     }
-}
-
-/* Row `row` is what follows the text of a sequence. */
-static void check_row(const world *w, uint32_t row, uint32_t seq) {
-    const float *got, *want;
-    ck_assert_int_eq(lq_logits(w->s, row, &got), LQ_OK);
-    ck_assert_int_eq(lq_seq_truncate(w->alone, 0, 0), LQ_OK);
-    ck_assert_int_eq(t_decode(w->alone, w->ids[seq], w->length[seq], w->length[seq] - 1), LQ_OK);
-    ck_assert_int_eq(lq_logits(w->alone, 0, &want), LQ_OK);
-    ck_assert_msg(memcmp(got, want, VOCAB * sizeof *got) == 0, "sequence %u of %u tokens: other bits than alone", seq,
-                  w->length[seq]);
-}
-
-/* Tokens for some of the sequences at once: one each, many each, or some of both. */
-static void add(world *w) {
-    static int32_t ids[SEQS][CONTEXT];
-    lq_item items[SEQS];
-    size_t n = 0;
-    for (uint32_t i = 0, from = roll(w, SEQS); i < SEQS; i++) {
-        const uint32_t seq = (from + i) % SEQS, room = CONTEXT - w->length[seq];
-        if (room == 0 || roll(w, 3) == 0) continue;
-        some_ids(w, ids[n], CONTEXT);
-        const uint32_t count = 1 + (roll(w, 2) ? 0 : roll(w, room)), at = w->length[seq] ? w->length[seq] : 0;
-        items[n] = (lq_item){.sequence = seq, .ids = ids[n] + (at + count <= CONTEXT ? at : 0), .count = count};
-        items[n].logits_from = count - 1;
-        n++;
-    }
-    if (n == 0) return;
-    if (roll(w, 10) == 0) {
-        lq_session_cancel(w->s);
-        w->cancel = true;
-    }
-    const lq_status st = lq_decode(w->s, items, n);
-    if (st == LQ_E_CONTEXT) w->refused++;
-    else ck_assert_msg(st == (w->cancel ? LQ_E_CANCELLED : LQ_OK), "%s", lq_error_detail());
-    if (st == LQ_E_CANCELLED) w->cancel = false;
-    for (size_t i = 0; i < n; i++) {
-        const uint32_t seq = items[i].sequence, now = lq_seq_length(w->s, seq);
-        ck_assert_uint_ge(now, w->length[seq]);
-        ck_assert_uint_le(now, w->length[seq] + items[i].count);
-        if (st == LQ_OK) ck_assert_uint_eq(now, w->length[seq] + items[i].count);
-        memcpy(w->ids[seq] + w->length[seq], items[i].ids, (now - w->length[seq]) * sizeof **w->ids);
-        w->length[seq] = now;
-        lq_seq_info info = {.size = sizeof info};
-        ck_assert_int_eq(lq_seq_info_get(w->s, seq, &info), LQ_OK);
-        ck_assert_uint_eq(info.length, now);
-        if (st == LQ_OK) w->reused += info.cached;
-        if (st == LQ_OK) check_row(w, (uint32_t)i, seq);
-    }
-}
-
-static void sync_one(world *w, uint32_t seq) {
-    int32_t ids[CONTEXT];
-    const uint32_t count = 1 + roll(w, CONTEXT), same = roll(w, 2) ? Q_MIN(w->length[seq], count) : 0;
-    some_ids(w, ids, CONTEXT);
-    memcpy(ids, w->ids[seq], same * sizeof *ids);
-    const lq_status st = lq_sync(w->s, seq, ids, count, count - 1);
-    if (st == LQ_E_CONTEXT || (st == LQ_E_CANCELLED && w->cancel)) { /* kv_tokens; a request that had come too late */
-        if (st == LQ_E_CANCELLED) {
-            w->cancel = false;
-            ck_assert_uint_eq(lq_seq_length(w->s, seq), w->length[seq]); /* nothing was touched */
-            return;
-        }
-        w->length[seq] = lq_seq_length(w->s, seq);
-        memcpy(w->ids[seq], ids, w->length[seq] * sizeof *ids);
-        return;
-    }
-    ck_assert_msg(st == LQ_OK, "%s", lq_error_detail());
-    memcpy(w->ids[seq], ids, sizeof ids);
-    w->length[seq] = count;
-    check_row(w, 0, seq);
 }
 
 /* What is saved, and how much of it has been read. */
@@ -150,57 +74,6 @@ static bytes new_bytes(void) {
     ck_assert_ptr_nonnull(b.p);
     return b;
 }
-
-static void save_and_load(world *w, uint32_t seq, uint32_t to) {
-    static bytes b;
-    if (!b.p) b = new_bytes();
-    b.n = b.at = 0;
-    ck_assert_msg(lq_seq_save(w->s, seq, put, &b) == LQ_OK, "%s", lq_error_detail());
-    const lq_status st = lq_seq_load(w->s, to, get, &b);
-    ck_assert_msg(st == LQ_OK || st == LQ_E_CONTEXT, "%s", lq_error_detail());
-    if (st == LQ_OK) ck_assert_uint_eq(b.at, b.n);
-    w->length[to] = st == LQ_OK ? w->length[seq] : 0;
-    if (to != seq) memcpy(w->ids[to], w->ids[seq], sizeof w->ids[to]);
-}
-
-static void live(world *w, uint32_t operations) {
-    for (uint32_t i = 0; i < operations; i++) {
-        const uint32_t seq = roll(w, SEQS), to = roll(w, SEQS), what = roll(w, 11);
-        const size_t before = live_bytes;
-        if (what < 5) add(w);
-        else if (what < 7) sync_one(w, seq);
-        else if (what == 7) {
-            w->length[seq] = roll(w, 3) ? roll(w, w->length[seq] + 1) : 0;
-            ck_assert_int_eq(lq_seq_truncate(w->s, seq, w->length[seq]), LQ_OK);
-        } else if (what == 8) {
-            save_and_load(w, seq, to);
-        } else {
-            ck_assert_int_eq(lq_seq_fork(w->s, seq, to), LQ_OK);
-            w->length[to] = w->length[seq];
-            if (to != seq) memcpy(w->ids[to], w->ids[seq], sizeof w->ids[to]);
-        }
-        ck_assert_uint_eq(live_bytes, before);
-    }
-}
-
-START_TEST(any_order_has_the_bits_of_a_text_alone) {
-    static const uint32_t batches[] = {512, 48, 7};
-    const uint32_t rounds = t_emulated() || T_TSAN ? 30 : T_SLOW ? 200 : 1700;
-    uint64_t reused = 0;
-    for (uint64_t kind = 0; kind < 6; kind++) {
-        world w = {.seed = 11 + kind};
-        w.s = open_session((lq_session_options){.batch = batches[kind % 3], .max_logits = SEQS, .sequences = SEQS,
-                                                .kv_tokens = kind < 3 ? 0 : 2 * CONTEXT});
-        w.alone = open_session((lq_session_options){.batch = 512, .no_reuse = 1});
-        live(&w, rounds);
-        reused += w.reused;
-        if (kind < 3) ck_assert_uint_eq(w.refused, 0);
-        lq_session_close(w.s);
-        lq_session_close(w.alone);
-    }
-    ck_assert_uint_gt(reused, 0);
-}
-END_TEST
 
 /* A second turn evaluates what is new, and at most a page; a new sequence with the same beginning likewise. */
 START_TEST(a_chat_goes_on_where_it_was) {
@@ -412,7 +285,6 @@ static Suite *suite(void) {
     TCase *t = tcase_create("sequences");
     tcase_add_checked_fixture(t, setup, teardown);
     tcase_set_timeout(t, 120);
-    tcase_add_test(t, any_order_has_the_bits_of_a_text_alone);
     tcase_add_test(t, a_chat_goes_on_where_it_was);
     tcase_add_test(t, forks_share_what_they_have);
     tcase_add_test(t, a_saved_text_goes_on);
