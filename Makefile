@@ -118,13 +118,22 @@ $(B)/obj/libquant/recipe.o: $(B)/gen/recipes.inc
 # Shaders: each becomes words of SPIR-V, all together one file of arrays. What they include of the tree is one list.
 VK_COMP := $(if $(HAVE_VULKAN),$(wildcard kernels/vulkan/*.comp))
 VK_WORDS := $(VK_COMP:kernels/vulkan/%.comp=$(B)/gen/vk_%.words)
-VK_SHARED := $(wildcard kernels/vulkan/*.glsl kernels/vulkan/*.def kernels/vulkan/roles.h) libquant/codec.h libquant/i4_codec.h libquant/i8_codec.h libquant/book_codec.h libquant/nf4_levels.h libquant/e2m1.h libquant/formats.def \
+VK_SHARED := $(wildcard kernels/vulkan/*.glsl kernels/vulkan/*.def kernels/vulkan/roles.h) libquant/codec.h libquant/encode_codec.h libquant/i4_codec.h libquant/i8_codec.h libquant/book_codec.h libquant/nf4_levels.h libquant/e2m1.h libquant/formats.def \
              $(wildcard libquant/formats/*.c)
 $(B)/gen/vk_codecs.glsl: libquant/formats.def
 	@mkdir -p $(@D)
 	@awk -F'[(,]' '/^FORMAT\(/ { printf "#include \"libquant/formats/%s.c\"\nconst int number_of_%s = %d;\n", $$2, $$2, n++ }' \
 	  $< >$@.tmp && mv $@.tmp $@
-$(B)/gen/vk_%.words: kernels/vulkan/%.comp $(VK_SHARED) $(B)/gen/vk_codecs.glsl
+# The formats of keys and values: KV_FORMS applies FORM to each; and their codecs for who has no others.
+$(B)/gen/vk_kv_forms.glsl: libquant/kv_forms.def
+	@mkdir -p $(@D)
+	@awk -F'[(,]' '/^KV_FORM\(/ { all = all " FORM(" $$2 ")" } END { print "#define KV_FORMS" all }' $< >$@.tmp && mv $@.tmp $@
+$(B)/gen/vk_kv_codecs.glsl: libquant/formats.def libquant/kv_forms.def
+	@mkdir -p $(@D)
+	@awk -F'[(,]' '/^FORMAT\(/ { number[$$2] = n++ } /^KV_FORM\(/ { \
+	  printf "#include \"libquant/formats/%s.c\"\nconst int number_of_%s = %d;\n", $$2, $$2, number[$$2] }' $^ >$@.tmp && mv $@.tmp $@
+VK_LISTS := $(B)/gen/vk_codecs.glsl $(B)/gen/vk_kv_forms.glsl $(B)/gen/vk_kv_codecs.glsl
+$(B)/gen/vk_%.words: kernels/vulkan/%.comp $(VK_SHARED) $(VK_LISTS)
 	$(call say,GLSLC)
 	$(Q)glslc --target-env=vulkan1.2 -O0 -I. -I$(B)/gen -mfmt=num -o $@ $<
 $(B)/gen/vk_shaders.inc: $(VK_WORDS)

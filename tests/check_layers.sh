@@ -61,7 +61,7 @@ function layer(path,    b) {
     if (path !~ /^libquant\//) return 5
     if (b ~ /\.def$/) return 1
     if (b ~ /^(base|status|memory|threads|log|file)\.[ch]$/) return 0
-    if (b ~ /^(format|codec|i4_codec|i8_codec|book_codec|nf4_levels|e2m1|fit|wide|dense|kv_form|op|plan|backend|quantizer|transform|loader|hf_kind|method|checksum|arch|tokenizer|json)\.h$/) return 1
+    if (b ~ /^(format|codec|encode_codec|i4_codec|i8_codec|book_codec|nf4_levels|e2m1|fit|wide|dense|kv_form|op|plan|backend|quantizer|transform|loader|hf_kind|method|checksum|arch|tokenizer|json)\.h$/) return 1
     if (b ~ /^(format|fit|fit_row|wide|dense|kv_form|op|loader|method|json|json_write|tables)\.c$/) return 1
     return b == "api.c" ? 4 : 3
 }

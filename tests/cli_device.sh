@@ -89,7 +89,7 @@ for d in $devices; do
     holds "$d: layers" "$(json device.layers)" = 6; holds "$d: embedding" "$(json device.embedding)" = true
     holds "$d: border" "$(json device.border_bytes_per_token)" = 0
     if json border >/dev/null; then fail "$d: a border where there is none"; else pass; fi
-    whole=$(json device.total)
+    whole=$(json device.total) kv=$(json device.kv)
     exits 0 "$d again" r; printf '%s' "$(cat "$out")" >got; printf '%s' "$text" >want; same "$d again: text" got want
     says "$d again: the same bits" "logits $hash\$"
     says "$d: plan" "^$d runs the embedding, all 6 layers and the output: .* of weights, .* of KV cache, .* of activations, .* to copy through (.* of .*)"
@@ -112,6 +112,16 @@ for d in $devices; do
     awk '{ for (i = 1; i <= NF; i++) { if (NR == 1) a[i] = $i; s[NR] += a[i] * $i } }
          END { exit !(NR == 3 && s[2] > 0.999999 && s[3] > 0.999999 && s[2] < 1.000001) }' vectors
     holds "$d, embed: as the processor" $? -eq 0
+
+    # Keys and values in other formats: the processor's text again, in fewer bytes.
+    for f in "q8_0" "q4_0" "q8_0 --kv-v bf16"; do
+        # shellcheck disable=SC2086 # words
+        exits 0 "$d, kv $f, on the processor" "$LQ" run "$POCKET" -p "The ship" -n $new --activations f32 --json --kv $f
+        mine=$(json text)
+        # shellcheck disable=SC2086 # words
+        exits 0 "$d, kv $f" r --json --kv $f; plan "$d, kv $f"; holds "$d, kv $f: text" "$(json text)" = "$mine"
+        compare "$d, kv $f: bytes" "$(json device.kv)" "<" "$kv"
+    done
 
     # Some of it.
     exits 0 "$d, 2 layers" r --gpu-layers 2; same "$d, 2 layers: text" "$out" got

@@ -143,12 +143,12 @@ int64_t st_state(st *t, int32_t floats) {
     return at;
 }
 
-q_kv_pool *st_pool(st *t, int32_t layers, int32_t heads, int32_t k_width, int32_t v_width, const char *form,
-                   int32_t window) {
+q_kv_pool *st_pool(st *t, int32_t layers, int32_t heads, int32_t k_width, int32_t v_width, const char *k_form,
+                   const char *v_form, int32_t window) {
     ck_assert_int_lt(t->plan.n_kv, ST_POOLS);
     q_kv_pool *p = &t->pools[t->plan.n_kv++];
     *p = (q_kv_pool){.layers = layers, .heads = heads, .window = window};
-    t_kv_forms(p, form, k_width, v_width);
+    t_kv_forms_of(p, q_kv_kind_find(k_form), q_kv_kind_find(v_form), k_width, v_width);
     return p;
 }
 

@@ -82,8 +82,8 @@ q_weight *st_weight(st *t, const char *format, int32_t rows, int32_t k, int32_t 
 q_weight *st_vector(st *t, int32_t n, int32_t matrices, float middle, float spread);
 const float *st_angles(st *t, int32_t rot, float base);
 int64_t st_state(st *t, int32_t floats); /* of the step that is added next */
-q_kv_pool *st_pool(st *t, int32_t layers, int32_t heads, int32_t k_width, int32_t v_width, const char *form,
-                   int32_t window);
+q_kv_pool *st_pool(st *t, int32_t layers, int32_t heads, int32_t k_width, int32_t v_width, const char *k_form,
+                   const char *v_form, int32_t window);
 q_inst *st_add(st *t, q_inst s);
 /* Complete the plan: layers of a few steps, one segment. groups: steps of a layer do not depend on one another. */
 void st_ready(st *t, bool groups);

@@ -118,6 +118,63 @@ START_TEST(half_precision_cache_is_close) {
 }
 END_TEST
 
+/* A sequence that was saved. */
+typedef struct bytes {
+    uint8_t data[1 << 20];
+    size_t n, at;
+} bytes;
+static bytes saved;
+static int put_bytes(void *user, const void *data, size_t n) {
+    bytes *b = (bytes *)user;
+    if (n > sizeof b->data - b->n) return 1;
+    memcpy(b->data + b->n, data, n);
+    b->n += n;
+    return 0;
+}
+static int get_bytes(void *user, void *data, size_t n) {
+    bytes *b = (bytes *)user;
+    if (n > b->n - b->at) return 1;
+    memcpy(data, b->data + b->at, n);
+    b->at += n;
+    return 0;
+}
+
+/* In every form the processor's logits, but for numbers that fall to the other side of a border; and a sequence that
+ * one saved goes on in the other, where pages lie alike. */
+START_TEST(keys_and_values_in_every_form) {
+    NEED_DEVICE;
+    static const char *const forms[][2] = {{"bf16", NULL}, {"q8_0", NULL}, {"q5_1", "f32"}, {"q4_0", NULL},
+                                           {"f16", "q4_0"}};
+    lq_model *const m[2] = {pocket_on(NULL, 0), pocket_on(device, 0)};
+    for (size_t i = 0; i < Q_COUNT(forms); i++) {
+        lq_session *s[2];
+        for (int on = 0; on < 2; on++) {
+            const lq_session_options o = {.size = sizeof o, .batch = 64, .activations = "f32", .no_reuse = 1,
+                                          .kv_k = forms[i][0], .kv_v = forms[i][1]};
+            ck_assert_msg(lq_session_open(m[on], &o, &s[on]) == LQ_OK, "%s", lq_error_detail());
+            last_logits(s[on], 33, on ? got : want);
+        }
+        const double d = apart(got, want);
+        ck_assert_msg(d > 0 && d <= 2e-3, "%s: %g", forms[i][0], d);
+        for (int from = 0; from < 2; from++) {
+            saved.n = saved.at = 0;
+            ck_assert_int_eq(lq_seq_save(s[from], 0, put_bytes, &saved), LQ_OK);
+            ck_assert_msg(lq_seq_load(s[!from], 0, get_bytes, &saved) == LQ_OK, "%s", lq_error_detail());
+            for (int on = 0; on < 2; on++) {
+                const float *row;
+                ck_assert_msg(t_decode(s[on], ids, 1, 0) == LQ_OK, "%s", lq_error_detail());
+                ck_assert_int_eq(lq_logits(s[on], 0, &row), LQ_OK);
+                memcpy(on ? got : want, row, sizeof got);
+            }
+            const double e = apart(got, want);
+            ck_assert_msg(e <= 2e-5, "%s, saved by %d: %g", forms[i][0], from, e);
+        }
+        for (int on = 0; on < 2; on++) lq_session_close(s[on]);
+    }
+    for (int on = 0; on < 2; on++) lq_model_close(m[on]);
+}
+END_TEST
+
 START_TEST(layers_are_shared_with_the_processor) {
     NEED_DEVICE;
     static const uint32_t layers[] = {1, 4, LAYERS - 1};
@@ -356,6 +413,7 @@ static Suite *suite(void) {
     tcase_set_timeout(t, 300);
     tcase_add_test(t, logits_are_the_processors);
     tcase_add_test(t, half_precision_cache_is_close);
+    tcase_add_test(t, keys_and_values_in_every_form);
     tcase_add_test(t, layers_are_shared_with_the_processor);
     tcase_add_test(t, plans_say_what_lies_where);
     tcase_add_test(t, tied_and_quantized_models_run);

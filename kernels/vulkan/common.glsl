@@ -16,7 +16,9 @@
 /* Specialization constants, the same ids in every shader (vk_shapes.c gives all of them to each). */
 layout(constant_id = 0) const int FORMAT_OF_W = 0; /* of the weight that the pass decodes: position in formats.def */
 layout(constant_id = 1) const int COLUMNS = 1;     /* gemv, moe: most columns of the batch */
-layout(constant_id = 2) const int ROLE = 0;        /* which part of its operation a pass is: roles.def */
+layout(constant_id = 2) const int ROLE = 0;        /* which part of its operation a pass is: roles.h */
+layout(constant_id = 3) const int FORMAT_OF_K = 0; /* of the keys in pages, or of what is stored there */
+layout(constant_id = 4) const int FORMAT_OF_V = 0; /* of the values */
 
 #define A(name) uvec2 name;
 #define I(name) int name;
@@ -200,21 +202,6 @@ vec2 cos_sin(float x) {
     vec2 y = (quarter & 1) == 0 ? vec2(co, si) : vec2(-si, co);
     if ((quarter & 2) != 0) y = -y;
     return x < 0.0 ? vec2(y.x, -y.y) : y;
-}
-
-/* binary16, to nearest, ties to even, as q_f32_to_half. */
-uint half_of(float x) {
-    const uint u = floatBitsToUint(x), sign = u >> 16 & 0x8000u, a = u & 0x7FFFFFFFu;
-    if (a > 0x7F800000u) return sign | 0x7E00u | (a >> 13 & 0x3FFu);
-    if (a >= 0x477FF000u) return sign | 0x7C00u;
-    if (a >= 0x38800000u) { /* normal: the exponent's bias changes by 112 */
-        const uint b = a - 0x38000000u;
-        return sign | (b + 0xFFFu + (b >> 13 & 1u)) >> 13;
-    }
-    if (a < 0x33000000u) return sign; /* below half of the smallest */
-    const uint shift = 126u - (a >> 23), m = (a & 0x7FFFFFu) | 0x800000u; /* 14 .. 24 */
-    const uint whole = m >> shift, rest = m & ((1u << shift) - 1u), tie = 1u << (shift - 1u);
-    return sign | (whole + (rest > tie || (rest == tie && (whole & 1u) != 0u) ? 1u : 0u));
 }
 
 /* -------------------------------------------------------------------------------------------- activations: q_kind */

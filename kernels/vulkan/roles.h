@@ -27,5 +27,10 @@
 /* attn */
 #define Q_VK_ATTN_PAGES 0
 #define Q_VK_ATTN_COLUMNS 1
+#define Q_VK_ATTN_PREFIX 2 /* in pages, values are a prefix of the keys */
+
+/* kv_put */
+#define Q_VK_PUT_KEYS 0
+#define Q_VK_PUT_VALUES 1
 
 #endif

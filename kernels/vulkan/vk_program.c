@@ -7,6 +7,7 @@
  * bucket; shaders leave early beyond the batch's. Layer L2. */
 #include "vulkan.h"
 
+#include <math.h>
 #include <stdio.h>
 
 static bool wants_out(const q_inst *s) { return s->out || s->op == Q_OP_HEAD || s->op == Q_OP_SAMPLE; }
@@ -242,21 +243,10 @@ static lq_status make_program(q_device *dev, const q_plan *plan, int32_t segment
     return LQ_OK;
 }
 
-static lq_status check_forms(const q_kv_pool *pool) {
-    const q_format *const f[] = {pool->k.format, q_kv_v_form(pool)->format};
-    for (size_t i = 0; i < Q_COUNT(f); i++)
-        if (f[i] != f[0] || (strcmp(f[i]->name, "f16") != 0 && strcmp(f[i]->name, "f32") != 0))
-            return q_fail(LQ_E_UNSUPPORTED, "Vulkan keeps keys and values both as f16 or both as f32, not %s and %s",
-                          f[0]->name, f[1]->name);
-    return LQ_OK;
-}
-
 lq_status q_vk_measure(q_device *dev, const q_plan *plan, int32_t segment, uint32_t threads, q_need *need) {
     q_program *p;
     uint64_t tables, device = 0, host = 0;
     Q_UNUSED(threads);
-    for (int32_t i = 0; i < plan->n_kv; i++)
-        if (plan->kv[i].segment == segment) Q_TRY(check_forms(&plan->kv[i]));
     Q_TRY(make_program(dev, plan, segment, &p, &tables));
     lq_status s = q_vk_memory_takes(dev, p->map.device_bytes, &device);
     if (s == LQ_OK) s = q_vk_memory_takes(dev, p->map.host_bytes, &host);
@@ -366,6 +356,9 @@ static void put_numbers(const q_program *p, const q_inst *s, q_vk_step *r) {
     r->gathers = s->out && (s->op == Q_OP_NORM || s->op == Q_OP_COPY);
 }
 
+/* What the numbers of a turn are multiplied with (kv_form.h). */
+static float turned_by(const q_kv_form *f) { return f->turn ? (float)(1.0 / sqrt((double)f->turn)) : 1.0f; }
+
 static void put_pages(const q_program *p, const q_inst *s, const q_buffer *kv, q_vk_step *r) {
     const q_kv_pool *pool = &p->plan->kv[s->kv_group];
     const int32_t keys = pool->heads * Q_KV_TOKENS * pool->k.bytes;
@@ -375,8 +368,15 @@ static void put_pages(const q_program *p, const q_inst *s, const q_buffer *kv, q
     r->kv_v_at = pool->v.width ? keys : 0;
     r->kv_heads = pool->heads;
     r->kv_k_width = pool->k.width;
+    r->kv_k_bytes = pool->k.bytes;
+    r->kv_k_turn = pool->k.turn;
+    r->kv_k_by = turned_by(&pool->k);
+    r->kv_k_most = pool->k.most;
     r->kv_v_width = pool->v.width;
-    r->kv_value = pool->k.format->bytes;
+    r->kv_v_bytes = pool->v.bytes;
+    r->kv_v_turn = q_kv_v_form(pool)->turn;
+    r->kv_v_by = turned_by(q_kv_v_form(pool));
+    r->kv_v_most = pool->v.most;
 }
 
 static lq_status put_record(const q_program *p, int32_t i, const q_buffer *kv, const q_buffer *state, q_vk_step *r) {

@@ -5,8 +5,9 @@
 #include "roles.h"
 #include "vk_shaders.inc" /* made by the Makefile: the words of each shader */
 
-enum { SPEC_FORMAT, SPEC_COLUMNS, SPEC_ROLE };
-enum { FORMAT = 1 << SPEC_FORMAT, COLUMNS = 1 << SPEC_COLUMNS, ROLE = 1 << SPEC_ROLE, NONE = 0 };
+enum { SPEC_FORMAT, SPEC_COLUMNS, SPEC_ROLE, SPEC_KEYS, SPEC_VALUES };
+enum { FORMAT = 1 << SPEC_FORMAT, COLUMNS = 1 << SPEC_COLUMNS, ROLE = 1 << SPEC_ROLE, KEYS = 1 << SPEC_KEYS,
+       VALUES = 1 << SPEC_VALUES, NONE = 0 };
 
 const q_vk_shader q_vk_shaders[Q_VK_SHADERS] = {
 #define SHADER(name, tier, specialization) \
@@ -98,9 +99,17 @@ static void copy(passes *p, const q_inst *s) { each_value(p, Q_VK_SHADER_copy, (
 static void rope(passes *p, const q_inst *s) {
     each_value(p, Q_VK_SHADER_rope, (int64_t)s->x.heads * (s->x.width - s->rot / 2));
 }
+static void put(passes *p, int32_t role, const q_kv_pool *pool, const q_format *format, int32_t width, int32_t sides) {
+    pass(p, Q_VK_SHADER_kv_put, role, ceil_div((int64_t)pool->heads * width, 256), p->n, sides)->spec[SPEC_KEYS] =
+        number_of(format);
+}
+/* Keys and values at once, where one pipeline does both. */
 static void kv_put(passes *p, const q_inst *s) {
     const q_kv_pool *pool = &p->plan->kv[s->kv_group];
-    each_value(p, Q_VK_SHADER_kv_put, (int64_t)pool->heads * (pool->k.width + pool->v.width));
+    const bool both = pool->v.width && pool->v.format == pool->k.format;
+    const int32_t width = both ? Q_MAX(pool->k.width, pool->v.width) : pool->k.width;
+    put(p, Q_VK_PUT_KEYS, pool, pool->k.format, width, both ? 2 : 1);
+    if (pool->v.width && !both) put(p, Q_VK_PUT_VALUES, pool, pool->v.format, pool->v.width, 1);
 }
 
 static void norm(passes *p, const q_inst *s) {
@@ -110,9 +119,12 @@ static void norm(passes *p, const q_inst *s) {
 }
 
 static void attn(passes *p, const q_inst *s) {
-    const int32_t role = s->z.slot ? Q_VK_ATTN_COLUMNS : Q_VK_ATTN_PAGES;
+    const q_kv_pool *pool = s->z.slot ? NULL : &p->plan->kv[s->kv_group];
+    const int32_t role = !pool ? Q_VK_ATTN_COLUMNS : pool->v.width ? Q_VK_ATTN_PAGES : Q_VK_ATTN_PREFIX;
     q_vk_pass *t = pass(p, Q_VK_SHADER_attn, role, s->x.heads, p->n, 1);
     if (s->w) t->spec[SPEC_FORMAT] = number_of(s->w->format);
+    t->spec[SPEC_KEYS] = number_of(pool ? pool->k.format : q_format_find("f32"));
+    t->spec[SPEC_VALUES] = pool ? number_of(q_kv_v_form(pool)->format) : t->spec[SPEC_KEYS];
 }
 
 static void route(passes *p, const q_inst *s) {

@@ -14,7 +14,7 @@ enum {
 };
 
 enum {
-    Q_VK_SPECS = 3,  /* specialization constants, ids 0 .. 2, each 4 bytes: common.glsl */
+    Q_VK_SPECS = 5,  /* specialization constants, ids 0 .. 4, each 4 bytes: common.glsl */
     Q_VK_PASSES = 8, /* most passes of a step */
     Q_VK_GROUPS = 65535 /* most workgroups in a direction, on any device */
 };

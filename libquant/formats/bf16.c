@@ -32,3 +32,14 @@ static void emit(const q_grid *grid, const int32_t *codes, uint8_t *block) {
 const q_format q_format_bf16 = {.name = "bf16", .weights = bf16_weights, .bytes = bf16_bytes, .decode = bf16_decode,
                                 .fit = fit, .nearest = nearest, .emit = emit};
 #endif
+
+#ifdef Q_ENCODE
+#include "../encode_codec.h"
+
+Q_FN void bf16_store(Q_DST row, int block, Q_IN(float, x, 32)) {
+    for (int i = 0; i < 32; i++) {
+        uint u = q_word(x[i]);
+        q_put16(row, 64 * block + 2 * i, (u + 0x7FFFu + (u >> 16 & 1u)) >> 16);
+    }
+}
+#endif

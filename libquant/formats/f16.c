@@ -30,3 +30,11 @@ static void emit(const q_grid *grid, const int32_t *codes, uint8_t *block) {
 const q_format q_format_f16 = {.name = "f16", .weights = f16_weights, .bytes = f16_bytes, .decode = f16_decode,
                                .fit = fit, .nearest = nearest, .emit = emit};
 #endif
+
+#ifdef Q_ENCODE
+#include "../encode_codec.h"
+
+Q_FN void f16_store(Q_DST row, int block, Q_IN(float, x, 32)) {
+    for (int i = 0; i < 32; i++) q_put16(row, 64 * block + 2 * i, q_to_half(x[i]));
+}
+#endif

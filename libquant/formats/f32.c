@@ -29,3 +29,11 @@ static void emit(const q_grid *grid, const int32_t *codes, uint8_t *block) {
 const q_format q_format_f32 = {.name = "f32", .weights = f32_weights, .bytes = f32_bytes, .decode = f32_decode,
                                .fit = fit, .nearest = nearest, .emit = emit};
 #endif
+
+#ifdef Q_ENCODE
+#include "../encode_codec.h"
+
+Q_FN void f32_store(Q_DST row, int block, Q_IN(float, x, 32)) {
+    for (int i = 0; i < 32; i++) q_put32(row, 128 * block + 4 * i, q_word(x[i]));
+}
+#endif

@@ -41,3 +41,15 @@ const q_format q_format_q4_0 = {.name = "q4_0", .weights = q4_0_weights, .bytes 
                                 .shape = &shape,
                                 .emit = emit};
 #endif
+
+#ifdef Q_ENCODE
+#include "../encode_codec.h"
+
+Q_FN void q4_0_store(Q_DST row, int block, Q_IN(float, x, 32)) {
+    int q[32], base = block * 18;
+    uint dm[2];
+    q_levels(x, -8, 7, -8, q, dm);
+    q_put16(row, base, dm[0]);
+    for (int i = 0; i < 16; i++) q_put8(row, base + 2 + i, q_uint(q[i] + 8) | q_uint(q[i + 16] + 8) << 4);
+}
+#endif

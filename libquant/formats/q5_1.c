@@ -46,3 +46,18 @@ const q_format q_format_q5_1 = {.name = "q5_1", .weights = q5_1_weights, .bytes 
                                 .has_min = true, .decode = q5_1_decode, .split = q5_1_split, .fit = fit,
                                 .nearest = nearest, .shape = &shape, .emit = emit};
 #endif
+
+#ifdef Q_ENCODE
+#include "../encode_codec.h"
+
+Q_FN void q5_1_store(Q_DST row, int block, Q_IN(float, x, 32)) {
+    int q[32], base = block * 24;
+    uint dm[2], high = 0u;
+    q_levels(x, 0, 31, 0, q, dm);
+    for (int i = 0; i < 32; i++) high = high | (q_uint(q[i]) >> 4) << i;
+    q_put16(row, base, dm[0]);
+    q_put16(row, base + 2, dm[1]);
+    for (int i = 0; i < 4; i++) q_put8(row, base + 4 + i, high >> 8 * i);
+    for (int i = 0; i < 16; i++) q_put8(row, base + 8 + i, (q_uint(q[i]) & 15u) | (q_uint(q[i + 16]) & 15u) << 4);
+}
+#endif

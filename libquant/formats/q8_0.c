@@ -36,3 +36,15 @@ const q_format q_format_q8_0 = {.name = "q8_0", .weights = q8_0_weights, .bytes 
                                 .shape = &shape,
                                 .emit = emit};
 #endif
+
+#ifdef Q_ENCODE
+#include "../encode_codec.h"
+
+Q_FN void q8_0_store(Q_DST row, int block, Q_IN(float, x, 32)) {
+    int q[32], base = block * 34;
+    uint dm[2];
+    q_levels(x, -128, 127, 127, q, dm);
+    q_put16(row, base, dm[0]);
+    for (int i = 0; i < 32; i++) q_put8(row, base + 2 + i, q_uint(q[i]));
+}
+#endif
