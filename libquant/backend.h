@@ -72,8 +72,10 @@ typedef struct q_backend {
     /* Bytes of the backend's own layout of a weight, in the process's memory, for products of this op: what compile will
      * choose for activations in any format; 0 = the file's bytes are used. pack makes rows begin .. end - 1 of all
      * matrices' rows in `to`, where all of it begins, Q_ALIGN-aligned; begin and end are multiples of Q_PACK_ROWS, but for
-     * the last end. Every byte is written by one of the ranges, and from any thread. Of a weight with `packed_ready`
-     * compile touches nothing of `packed`, and each run reads what is packed by then: the results are the same. */
+     * the last end. Every byte is written by one of the ranges, and from any thread. The empty range at 0 makes only
+     * what tells of the layout, at most Q_ALIGN bytes, by which measure and compile choose. Of a weight with
+     * `packed_ready` compile touches nothing of `packed`, and each run reads what is packed by then: the results are the
+     * same. */
     uint64_t (*pack_bytes)(q_device *dev, q_op op, const q_weight *w);
     void (*pack)(q_device *dev, q_op op, const q_weight *w, int64_t begin, int64_t end, void *to);
 

@@ -138,6 +138,9 @@ lq_status q_load_as_all(lq_model *m, lq_status (*each)(lq_model *m, q_pool *pool
 uint64_t q_item_bytes(const lq_model *m, uint32_t i);
 /* Lay out anew what the processor's kernels read best so (pack.c): now, or as sessions run. The weights are resolved. */
 lq_status q_pack_weights(lq_model *m, bool now);
+/* What the list of weights to be packed takes while there is one (with plan_only, what tells of layouts too): as names, no
+ * plan counts it. */
+uint64_t q_pack_list_bytes(const lq_model *m);
 /* Where so many bytes of memory are not enough for what is not packed yet, it never is, and the log says so. */
 void q_pack_fits(lq_model *m, uint64_t memory);
 /* The place of a layer; -1 = what comes before the first, n_layers = what comes after the last. */

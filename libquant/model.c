@@ -207,7 +207,7 @@ static lq_status lock_weights(lq_model *m) {
         m->locked += q_memory_lock_bytes(w->data, bytes);
         if (!m->plan_only) Q_TRY(q_memory_lock(w->data, bytes, w->name));
     }
-    if (how->lock) m->locked += m->packed_bytes - (m->plan_only ? Q_MIN(m->packed_from, m->locked) : 0);
+    if (how->lock) m->locked += m->packed_bytes;
     if (how->nodes && mapped)
         q_log_write(
             &m->ctx->log, LQ_LOG_WARN,

@@ -149,13 +149,19 @@ static void choose(lq_model *m) {
     if (p->n) m->packed_bytes = q_placed_bytes(&m->ctx->placing, m->packed_data); /* with a header before the block */
 }
 
+/* With plan_only the heads of layouts are there and nothing else: by them kernels are chosen, and their scratch is
+ * measured, as if all were packed. */
 static lq_status reserve(lq_model *m) {
-    m->packed = (uint8_t *)q_new_placed(m->alloc, &m->ctx->placing, m->packed_data, false);
+    const q_packing *p = m->packing;
+    m->packed = m->plan_only ? (uint8_t *)q_new(m->alloc, p->n, Q_ALIGN)
+                             : (uint8_t *)q_new_placed(m->alloc, &m->ctx->placing, m->packed_data, false);
     if (!m->packed) return LQ_E_NOMEM;
-    for (uint32_t i = 0; i < m->packing->n; i++) {
-        const piece *it = &m->packing->pieces[i];
-        m->weights[it->item].packed = m->packed + it->at;
-        m->weights[it->item].packed_ready = &it->ready;
+    for (uint32_t i = 0; i < p->n; i++) {
+        q_weight *w = &m->weights[p->pieces[i].item];
+        w->packed = m->packed + (m->plan_only ? (uint64_t)i * Q_ALIGN : p->pieces[i].at);
+        w->packed_ready = &p->pieces[i].ready;
+        if (m->plan_only)
+            m->ctx->backend->pack(m->ctx->device, (q_op)p->pieces[i].op, w, 0, 0, (void *)(uintptr_t)w->packed);
     }
     return LQ_OK;
 }
@@ -168,28 +174,41 @@ static lq_status pack_now(lq_model *m) {
     q_pool_close(h.pool);
     m->packing->seconds = q_clock() - begin;
     finish(m);
-    for (uint32_t i = 0; i < m->packing->n; i++) m->weights[m->packing->pieces[i].item].packed_ready = NULL;
     return LQ_OK;
 }
 
+/* All of it is packed: nobody asks any more. */
+static void settle_all(lq_model *m) {
+    for (uint32_t i = 0; i < m->packing->n; i++) m->weights[m->packing->pieces[i].item].packed_ready = NULL;
+}
+
+static uint64_t list_bytes(const lq_model *m) { return sizeof(q_packing) + m->binding->n_items * sizeof(piece); }
+uint64_t q_pack_list_bytes(const lq_model *m) {
+    const uint64_t heads = m->packing && m->plan_only && m->packed ? q_new_bytes(m->packing->n * (uint64_t)Q_ALIGN) : 0;
+    return heads + (m->packing ? q_new_bytes(list_bytes(m)) : 0);
+}
+
 lq_status q_pack_weights(lq_model *m, bool now) {
-    const uint64_t bytes = sizeof(q_packing) + m->binding->n_items * sizeof(piece);
+    const uint64_t bytes = list_bytes(m);
     m->packing = (q_packing *)q_new(m->alloc, bytes, 1);
     if (!m->packing) return LQ_E_NOMEM;
     choose(m);
     bool later = false;
     lq_status s = LQ_OK;
-    if (m->packing->n && !m->plan_only) {
-        if (q_memory_check("packing the weights", m->packed_bytes, q_pool_stacks(m->ctx->threads)) == LQ_OK) {
+    if (m->packing->n) {
+        const uint64_t stacks = q_pool_stacks(m->ctx->threads);
+        if (m->plan_only || q_memory_check("packing the weights", m->packed_bytes, stacks) == LQ_OK) {
             s = reserve(m);
             later = s == LQ_OK && !now && !m->ctx->placing.lock; /* locking the block has touched all of it */
-            if (s == LQ_OK && !later) s = pack_now(m);
+            if (s == LQ_OK && !later && !m->plan_only) s = pack_now(m);
+            if (s == LQ_OK && !later) settle_all(m);
         } else {
             q_log_write(&m->ctx->log, LQ_LOG_WARN, "weights are read as they lie in the file, which is slower: %s",
                         lq_error_detail());
             m->packed_bytes = m->packed_from = 0;
         }
     }
+    if (m->plan_only) return s;
     if (later) {
         q_log_write(&m->ctx->log, LQ_LOG_INFO, "%u weights are packed to %.1f MiB as sessions run", m->packing->n,
                     (double)m->packed_bytes / 1048576.0);
