@@ -112,6 +112,57 @@ START_TEST(a_chat_goes_on_where_it_was) {
 }
 END_TEST
 
+static uint64_t evaluated(const lq_session *s) {
+    lq_stats t = {.size = sizeof t};
+    ck_assert_int_eq(lq_session_stats(s, &t), LQ_OK);
+    return t.prefill_tokens + t.decode_tokens;
+}
+
+/* The second turn of a long chat: 100 tokens more are 100 tokens to evaluate; and at most a page more where another chat
+ * had the sequence meanwhile. The logits are those of the whole text in a session that reuses nothing. */
+START_TEST(a_second_turn_evaluates_what_it_adds) {
+    enum { ADDED = 100 };
+    const uint32_t turn = t_emulated() || T_SLOW ? 1000 : 8000, all = turn + ADDED;
+    static tiny t;
+    char path[4096];
+    lq_model *m;
+    lq_session *s, *fresh;
+    int32_t *ids = calloc(2 * (size_t)all, sizeof *ids);
+    const float *got, *want;
+    tiny_init(&t, "q8_0");
+    tiny_u32(&t, "llama.context_length", all + 1);
+    tiny_write(&t, t_path(path, sizeof path, t_tmp(), "long.gguf"));
+    ck_assert_msg(lq_model_open(ctx, path, NULL, &m) == LQ_OK, "%s", lq_error_detail());
+    const lq_session_options o = {.size = sizeof o, .threads = 1, .sequences = 2},
+                             none = {.size = sizeof none, .threads = 1, .no_reuse = 1};
+    ck_assert_int_eq(lq_session_open(m, &o, &s), LQ_OK);
+    ck_assert_int_eq(lq_session_open(m, &none, &fresh), LQ_OK);
+    for (uint32_t i = 0; i < 2 * all; i++) ids[i] = (int32_t)(3 + (i * 31 + i / 97) % 250);
+    ck_assert_int_eq(lq_sync(s, 0, ids, turn, turn - 1), LQ_OK);
+    uint64_t before = evaluated(s);
+    ck_assert_int_eq(lq_sync(s, 0, ids, all, all - 1), LQ_OK);
+    ck_assert_uint_eq(evaluated(s) - before, ADDED);
+    ck_assert_int_eq(lq_sync(fresh, 0, ids, all, all - 1), LQ_OK);
+    ck_assert_int_eq(lq_logits(s, 0, &got), LQ_OK);
+    ck_assert_int_eq(lq_logits(fresh, 0, &want), LQ_OK);
+    ck_assert_mem_eq(got, want, VOCAB * sizeof *got);
+    /* the first turn again, another chat, and the second turn: in the other sequence, too */
+    ck_assert_int_eq(lq_sync(s, 0, ids, turn, turn - 1), LQ_OK);
+    ck_assert_int_eq(lq_sync(s, 0, ids + all + 5, 200, 199), LQ_OK);
+    for (uint32_t seq = 0; seq < 2; seq++) {
+        before = evaluated(s);
+        ids[turn + 7] += 1 + (int32_t)seq; /* that nobody has said before */
+        ck_assert_int_eq(lq_sync(s, seq, ids, all, all - 1), LQ_OK);
+        ck_assert_uint_ge(evaluated(s) - before, ADDED);
+        ck_assert_uint_le(evaluated(s) - before, ADDED + 32);
+    }
+    lq_session_close(s);
+    lq_session_close(fresh);
+    lq_model_close(m);
+    free(ids);
+}
+END_TEST
+
 /* Sixteen forks take no room until one of them goes on. */
 START_TEST(forks_share_what_they_have) {
     lq_session *s = open_session((lq_session_options){.sequences = 17, .kv_tokens = 2 * CONTEXT});
@@ -286,6 +337,7 @@ static Suite *suite(void) {
     tcase_add_checked_fixture(t, setup, teardown);
     tcase_set_timeout(t, 120);
     tcase_add_test(t, a_chat_goes_on_where_it_was);
+    tcase_add_test(t, a_second_turn_evaluates_what_it_adds);
     tcase_add_test(t, forks_share_what_they_have);
     tcase_add_test(t, a_saved_text_goes_on);
     tcase_add_test(t, damaged_sequences_are_refused);
