@@ -244,7 +244,7 @@ void q_pack_before(lq_session *s, uint32_t tokens) {
     const bool first = s->passes++ == 0;
     if (!p || s->shape.f32_activations || atomic_load(&p->stopped) || atomic_load(&p->done) == p->n) return;
     const uint64_t parts = Q_MIN((tokens + PART_TOKENS - 1) / PART_TOKENS, (uint32_t)PARTS);
-    const hands h = {.program = program_of(s), .cancel = &s->cancel};
+    const hands h = {.program = program_of(s), .cancel = s->cancelled};
     if ((first && parts < PARTS) || !h.program || atomic_exchange(&p->busy, true)) return;
     const double begin = q_clock();
     if (atomic_load(&p->done) < p->n) {

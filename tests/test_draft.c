@@ -245,7 +245,8 @@ END_TEST
 
 /* Several sequences guess together, within one limit; a request to cancel leaves what was chosen. */
 START_TEST(sequences_guess_together) {
-    const lq_session_options o = {.sequences = 3, .max_logits = 3, .draft = rounded, .ngram = 3, .draft_tokens = 10};
+    const lq_session_options o = {.sequences = 3, .max_logits = 3, .draft = rounded, .ngram = 3, .draft_tokens = 10,
+                                  .batch = _i ? 4 : 0};
     lq_session *s = open_session(pocket, o), *plain = open_session(pocket, (lq_session_options){0});
     static run want[3], got[3];
     lq_sampler how[3];
@@ -376,7 +377,7 @@ static Suite *suite(void) {
     tcase_add_test(t, a_model_guesses_for_itself);
     tcase_add_test(t, texts_end_where_they_end);
     tcase_add_test(t, texts_slide);
-    tcase_add_test(t, sequences_guess_together);
+    tcase_add_loop_test(t, sequences_guess_together, 0, 2);
     tcase_add_test(t, a_short_draft_stops_guessing);
     tcase_add_test(t, lookups_find_the_longest_and_latest);
     tcase_add_test(t, what_cannot_guess_is_refused);

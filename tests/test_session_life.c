@@ -1,6 +1,6 @@
 /* test_session_life.c: random lives of sessions, thousands of operations: opened with any options, tokens decoded and
- * synchronized, sequences forked, cut, saved, loaded here and in the other session, sampled from, cancelled before and
- * during a call, closed. After each operation a shadow that evaluates every text alone and from its beginning has the
+ * synchronized, sequences that go on by themselves, guessing ahead or not, forked, cut, saved, loaded here and in the
+ * other session, sampled from, cancelled before and during a call, closed. After each operation a shadow that evaluates every text alone and from its beginning has the
  * same bits, lengths are what the calls said, and memory is what the plan said, to the byte.
  *
  * T_OPERATIONS is how many (10,000 unless builds are slow): T_OPERATIONS=10000 ONLY=test_session_life tests/run.sh */
@@ -94,6 +94,7 @@ static void set_overflow(lq_session_options *o, uint32_t i) {
     o->overflow_keep = i == 4 ? 5 : 0;
 }
 static void set_ngram(lq_session_options *o, uint32_t i) { o->ngram = (uint32_t[]){0, 0, 3}[i]; }
+static void set_draft(lq_session_options *o, uint32_t i) { o->draft = i ? NULL : models[PLAIN]; }
 static const char *const forms[] = {NULL, NULL, "f16", "bf16", "f32", "q8_0", "q5_1", "q4_0"};
 static void set_keys(lq_session_options *o, uint32_t i) { o->kv_k = forms[i]; }
 static void set_values(lq_session_options *o, uint32_t i) { o->kv_v = forms[i]; }
@@ -109,6 +110,7 @@ static const option options[] = {
     {3, false, set_checkpoints},
     {5, false, set_overflow},
     {3, false, set_ngram},
+    {4, false, set_draft},
     {4, true, set_activations},
     {Q_COUNT(forms), true, set_keys},
     {Q_COUNT(forms), true, set_values},
@@ -130,9 +132,9 @@ typedef struct party {
 } party;
 
 /* What happened so far, and how often. */
-enum { CHECKED, REUSED, AGAIN, LOADED, DROPPED, CANCELLED, REFUSED, FIGURES };
+enum { CHECKED, REUSED, AGAIN, LOADED, DROPPED, CANCELLED, REFUSED, STEPPED, FIGURES };
 static const char *const figures[FIGURES] = {"rows of logits checked", "tokens reused", "evaluated again", "loaded",
-                                             "dropped", "calls cancelled", "refused"};
+                                             "dropped", "calls cancelled", "refused", "tokens stepped"};
 
 typedef struct life {
     int kind;
@@ -159,7 +161,8 @@ static void open_party(life *l, party *p) {
     memset(p, 0, sizeof *p);
     for (size_t i = 0; i < Q_COUNT(options); i++)
         options[i].set(&o, options[i].bits ? l->bits[i] : roll(l, options[i].choices));
-    if (l->kind >= RECURRENT) o.ngram = 0; /* refused */
+    if (l->kind >= RECURRENT) o.ngram = 0, o.draft = NULL; /* refused */
+    if (o.ngram || o.draft) o.draft_tokens = (uint32_t[]){0, 1, 3, 20}[roll(l, 4)];
     lq_plan_info plan = {.size = sizeof plan};
     const size_t before = live_bytes;
     ck_assert_msg(lq_model_plan(models[l->kind], &o, &plan) == LQ_OK, "%s", lq_error_detail());
@@ -313,6 +316,31 @@ static void sync_one(life *l, party *p) {
     check_row(l, p, 0, seq);
 }
 
+/* Some sequences go on by tokens of their own choice. */
+static void step_some(life *l, party *p) {
+    const lq_sampler how = {.size = sizeof how, .temperature = roll(l, 2) ? 1.0f : 0.0f, .seed = roll(l, 99),
+                            .ignore_eos = 1};
+    lq_step_item t[SEQS];
+    size_t n = 0;
+    for (uint32_t i = 0; i < p->seqs; i++)
+        if (p->length[i] && roll(l, 2)) t[n++] = (lq_step_item){.size = sizeof *t, .sequence = i, .sampler = &how};
+    if (n == 0) return;
+    canceller c = maybe_cancel(l, p);
+    begin_cancel(&c);
+    const lq_status st = lq_step(p->s, t, n);
+    end_call(l, p, &c, st);
+    for (size_t i = 0; i < n; i++) {
+        const uint32_t seq = t[i].sequence;
+        if (st == LQ_OK && t[i].n == 0) ck_assert(t[i].end == LQ_END_CONTEXT && p->length[seq] == p->context);
+        if (st == LQ_OK && t[i].n) {
+            if (p->length[seq] < p->context) check_row(l, p, t[i].row, seq); /* what its first token was chosen from */
+            append(p, seq, t[i].ids, t[i].n);
+            l->n[STEPPED] += t[i].n;
+        }
+        ck_assert_uint_eq(lq_seq_length(p->s, seq), p->length[seq]);
+    }
+}
+
 static struct {
     uint8_t p[SAVED];
     size_t n, at;
@@ -369,7 +397,7 @@ static void cut(life *l, party *p) {
 
 static void operate(life *l) {
     party *p = &l->p[roll(l, 2)], *other = &l->p[roll(l, 2)];
-    const uint32_t what = roll(l, 40);
+    const uint32_t what = roll(l, 50);
     if (what < 17) add(l, p);
     else if (what < 25) sync_one(l, p);
     else if (what < 29) cut(l, p);
@@ -378,6 +406,8 @@ static void operate(life *l) {
     else if (what < 39) {
         lq_session_cancel(p->s);
         p->cancel = YES;
+    } else if (what > 39) {
+        step_some(l, p);
     } else {
         lq_session_close(p->s);
         open_party(l, p);
