@@ -222,7 +222,7 @@ static uint64_t copies(q_kv *kv, int32_t pool, const uint32_t *seqs, const uint3
         for (uint32_t i = 0; i < n; i++) {
             const q_kv_seq *s = &kv->seqs[seqs[i]];
             const shortened c = as_cut(kv, s, cut_of(cuts, i));
-            if (c.length + counts[i] == c.stored || c.stored % Q_KV_TOKENS == 0) continue; /* nothing is written to it */
+            if (c.length + counts[i] == c.stored || c.stored % Q_KV_TOKENS == 0) continue; /* not written to */
             q_kv_page *p = &kv->books[pool].pages[page_at(kv, s, pool, c.stored / Q_KV_TOKENS)];
             if (pass) p->holders++;
             else made += p->holders-- > 1;

@@ -1,7 +1,8 @@
 /* test_session_life.c: random lives of sessions, thousands of operations: opened with any options, tokens decoded and
  * synchronized, sequences that go on by themselves, guessing ahead or not, forked, cut, saved, loaded here and in the
- * other session, sampled from, cancelled before and during a call, closed. After each operation a shadow that evaluates every text alone and from its beginning has the
- * same bits, lengths are what the calls said, and memory is what the plan said, to the byte.
+ * other session, sampled from, cancelled before and during a call, closed. After each operation a shadow that evaluates
+ * every text alone and from its beginning has the same bits, lengths are what the calls said, and memory is what the
+ * plan said, to the byte.
  *
  * T_OPERATIONS is how many (10,000 unless builds are slow): T_OPERATIONS=10000 ONLY=test_session_life tests/run.sh */
 #include "harness.h"

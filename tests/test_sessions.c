@@ -118,8 +118,8 @@ static uint64_t evaluated(const lq_session *s) {
     return t.prefill_tokens + t.decode_tokens;
 }
 
-/* The second turn of a long chat: 100 tokens more are 100 tokens to evaluate; and at most a page more where another chat
- * had the sequence meanwhile. The logits are those of the whole text in a session that reuses nothing. */
+/* The second turn of a long chat: 100 tokens more are 100 tokens to evaluate; and at most a page more where another
+ * chat had the sequence meanwhile. The logits are those of the whole text in a session that reuses nothing. */
 START_TEST(a_second_turn_evaluates_what_it_adds) {
     enum { ADDED = 100 };
     const uint32_t turn = t_emulated() || T_SLOW ? 1000 : 8000, all = turn + ADDED;
