@@ -1,6 +1,6 @@
-/* kernels.h: timing single rows of kernels/cpu/kernels.def: products, activation formats, other steps. Part of the
- * program `lq`. It includes the CPU backend's own header: a kernel is a record of that backend, and no plan that a
- * model needs would reach the rows that later ones hide. */
+/* kernels.h: timing single rows of kernels/cpu/kernels.def: products, activation formats, other steps, samplers. Part
+ * of the program `lq`. It includes the CPU backend's own header: a kernel is a record of that backend, and no plan that
+ * a model needs would reach the rows that later ones hide. */
 #ifndef BENCH_KERNELS_H
 #define BENCH_KERNELS_H
 
@@ -34,6 +34,9 @@ lq_status bench_kernel_product(bench_kernels *b, const q_cpu_kernel *k, const q_
 /* Activation formats and other steps run on one thread. LQ_E_UNSUPPORTED: an operation that has no case here yet. */
 lq_status bench_kernel_activation(const q_cpu_kernel *k, const bench_kernel_how *how, bench_kernel_time *out);
 lq_status bench_kernel_step(const q_cpu_kernel *k, const bench_kernel_how *how, bench_kernel_time *out);
+/* With loops of wide.h: choosing a token as sampler `i` does; its name, NULL past the last. On one thread. */
+const char *bench_kernel_sampler(uint32_t i);
+lq_status bench_kernel_sample(const q_cpu_kernel *k, uint32_t i, const bench_kernel_how *how, bench_kernel_time *out);
 
 /* For the files that implement these: repeat `pass` until how->passes are timed, or a second is over. `grow` makes a
  * pass do more; false = it cannot. */

@@ -258,17 +258,34 @@ int64_t q_op_units(const q_inst *s, int32_t n, int32_t n_out);
 /* Most scratch bytes per thread that the reference of this step needs. Scratch is Q_ALIGN-aligned. */
 size_t q_ref_scratch(const q_inst *s, int32_t n_columns);
 
-/* The definition of SAMPLE and lq_sample_logits, for a row of n logits. Temperature 0: the lowest id among the largest.
- * Else p = exp(logit - largest); the order is descending logit, ties: the lower id. top_k keeps the first k; top_p
- * keeps the fewest of these whose p reach top_p of their sum, summed in that order; min_p keeps those with p >= min_p;
- * the first is always kept. The draw takes the first id, in ascending id, whose running sum of exp((logit - largest) /
- * temperature) exceeds u * total, u uniform in [0, 1) from (seed, position) alone. Arguments and sums are double. A
- * logit of minus infinity is never chosen (a mask).
- * LQ_E_NUMERIC: NaN or plus infinity among the logits, or nothing to choose from. LQ_E_ARG: a knob out of its range.
- * *id is untouched on failure. scratch: q_ref_sample_bytes(n), 4-aligned; not used when greedy. */
-lq_status q_ref_sample_row(const float *logits, int64_t n, const lq_sampler *s, uint64_t position, int32_t *id,
-                           void *scratch);
-size_t q_ref_sample_bytes(int64_t n);
+/* What a token is chosen from. */
+enum { Q_SAMPLE_PIECE = 1 << 14, Q_DRY_BREAKERS = 64, Q_DRY_BREAKER = 64 };
+typedef struct q_sample_in {
+    const float *logits;       /* [n] */
+    int64_t n;
+    const lq_sampler *sampler;
+    const int32_t *ids;        /* [count] the tokens before, in 0 .. n - 1 */
+    int64_t count;
+    uint64_t position;         /* with the seed it keys the draws */
+    /* The bytes of a token's text, special tokens spelled out, and how many; NULL = nobody knows them. */
+    size_t (*piece)(const void *texts, int32_t id, char out[Q_SAMPLE_PIECE]);
+    const void *texts;
+    const struct q_wide *wide; /* loops for the processor at hand; NULL = for any, with the same results */
+    void *scratch;             /* q_sample_bytes(n, count), Q_ALIGN-aligned */
+} q_sample_in;
+
+/* The definition of SAMPLE, lq_sample and lq_sample_logits; libquant.h has the steps and their order (lq_sampler). Of
+ * the arithmetic: biases and penalties are double and rounded once, to finite numbers; a logit of minus infinity is
+ * never chosen. p = q_wide_exp(logit - largest) in float32; the order of tokens is descending logit, ties: the lower
+ * id. top_k keeps the first k; typical_p those nearest to the mean of logit - largest, weighted by p, ties: the lower
+ * id, and top_p the first in order, as few as have this part of the sum of p; min_p keeps logits of at least largest +
+ * ln min_p; the first is always kept. The draw takes the first id, in ascending id, whose running sum of weights at the
+ * temperature exceeds u * total, u uniform in [0, 1) from (seed, position) alone. Totals are sums of double over spans
+ * of Q_WIDE_SPAN of what is kept, which are summed in lanes of float32 (q_wide.exps).
+ * LQ_E_NUMERIC: NaN or plus infinity among the logits, or nothing to choose from. LQ_E_ARG: a field out of its range.
+ * LQ_E_CANCELLED: the mask said so. *id is untouched on failure. */
+lq_status q_ref_sample_row(const q_sample_in *in, int32_t *id);
+size_t q_sample_bytes(int64_t n, int64_t count);
 /* Has it no other fields than temperature, top_k, top_p, min_p and seed set? SAMPLE chooses by these alone. */
 static inline bool q_sampler_is_plain(const lq_sampler *s) {
     return s->typical_p == 0 && s->xtc_probability == 0 && s->repeat_penalty == 0 && s->frequency_penalty == 0 &&

@@ -133,7 +133,7 @@ static lq_status new_blocks(lq_session *s) {
     const q_plan *p = s->plan;
     const uint64_t logits = logits_bytes(s), border = border_bytes(s), transfer = transfer_bytes(s);
     s->kv_block = q_new(s->alloc, q_kv_bytes(p, s->shape.seqs), 1);
-    s->sample_scratch = q_new_raw(s->alloc, q_ref_sample_bytes((int64_t)p->vocab), 1);
+    s->sample_scratch = q_new_raw(s->alloc, q_sample_bytes(p->vocab, p->context), 1);
     if (!s->kv_block || !s->sample_scratch) return LQ_E_NOMEM;
     if (logits && !(s->logits = (float *)q_new(s->alloc, logits, 1))) return LQ_E_NOMEM;
     if (border && !(s->border = (float *)q_new_raw(s->alloc, border, 1))) return LQ_E_NOMEM;
@@ -146,7 +146,7 @@ static lq_status new_blocks(lq_session *s) {
  * is there. */
 static uint64_t own_bytes(const lq_session *s) {
     return q_new_bytes(sizeof *s) + q_arena_bytes(&s->arena) + q_new_bytes(q_kv_bytes(s->plan, s->shape.seqs)) +
-           q_new_bytes(q_ref_sample_bytes((int64_t)s->plan->vocab)) + block_bytes(logits_bytes(s)) +
+           q_new_bytes(q_sample_bytes(s->plan->vocab, s->plan->context)) + block_bytes(logits_bytes(s)) +
            block_bytes(border_bytes(s)) + block_bytes(transfer_bytes(s));
 }
 

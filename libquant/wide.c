@@ -156,5 +156,49 @@ Q_UNCHECKED static void any_subtract(float *w, const float *e, int64_t n, const 
     memcpy(w, sum, sizeof sum);
 }
 
-const q_wide q_wide_any = {any_sums,     any_extremes, any_multiply, any_codes,   any_encode,
-                           q_decode_row, any_finite,   any_errors,   any_subtract};
+Q_UNCHECKED static bool any_peaks(const float *x, int64_t n, float *y, float *most) {
+    bool all = true;
+    for (int64_t at = 0; at < n; at += Q_WIDE_SPAN) {
+        const int64_t k = Q_MIN(n - at, (int64_t)Q_WIDE_SPAN);
+        float m[LANES];
+        int odd[LANES] = {0}, any = 0; /* what is not below infinity */
+        int64_t j = 0;
+        for (int i = 0; i < LANES; i++) m[i] = -INFINITY;
+        for (; j + LANES <= k; j += LANES)
+            for (int i = 0; i < LANES; i++) {
+                const float v = x[at + j + i];
+                m[i] = larger(m[i], v);
+                odd[i] |= v < INFINITY ? 0 : 1;
+            }
+        for (; j < k; j++) {
+            m[0] = larger(m[0], x[at + j]);
+            odd[0] |= x[at + j] < INFINITY ? 0 : 1;
+        }
+        for (int i = 0; i < LANES; i++) any |= odd[i];
+        for (int i = 1; i < LANES; i++) m[0] = larger(m[0], m[i]);
+        most[at / Q_WIDE_SPAN] = m[0];
+        all = all && any == 0;
+        if (y) memcpy(y + at, x + at, (size_t)k * sizeof *y);
+    }
+    return all;
+}
+
+Q_UNCHECKED static void any_exps(const float *x, int64_t n, float best, float by, float *e, float *sums) {
+    const float half = 0.5f * best;
+    for (int64_t at = 0; at < n; at += Q_WIDE_SPAN) {
+        const int64_t k = Q_MIN(n - at, (int64_t)Q_WIDE_SPAN);
+        float sum[LANES] = {0};
+        for (int64_t j = 0; j < k; j += LANES) {
+            float v[LANES];
+            const int64_t here = Q_MIN(k - j, (int64_t)LANES);
+            for (int i = 0; i < LANES; i++) v[i] = i < here ? x[at + j + i] : -INFINITY;
+            for (int i = 0; i < LANES; i++) v[i] = q_wide_exp((0.5f * v[i] - half) * by);
+            for (int i = 0; i < LANES; i++) sum[i] += v[i];
+            if (e) memcpy(e + at + j, v, (size_t)here * sizeof *e);
+        }
+        sums[at / Q_WIDE_SPAN] = add_lanes(sum);
+    }
+}
+
+const q_wide q_wide_any = {any_sums,   any_extremes, any_multiply, any_codes, any_encode, q_decode_row,
+                           any_finite, any_errors,   any_subtract, any_peaks, any_exps};

@@ -1,4 +1,5 @@
-/* wide.h: the loops over values in which quantizing spends its time, as a record that exists once per instruction set.
+/* wide.h: the loops over values in which quantizing and choosing tokens spend their time, as a record that exists once
+ * per instruction set.
  *
  * What is searched and in which order (fit.c), what is rounded, written and measured is the library's and compiled for
  * any processor; what is done to many values alike is here. q_wide_any is portable C (wide.c). A backend may bring
@@ -13,7 +14,7 @@
 
 #include "fit.h"
 
-enum { Q_WIDE_LANES = 16, Q_WIDE_COLUMNS = 32 };
+enum { Q_WIDE_LANES = 16, Q_WIDE_COLUMNS = 32, Q_WIDE_SPAN = 256 };
 
 /* A block that a search tries parameters on. */
 typedef struct q_wide_block {
@@ -66,7 +67,29 @@ struct q_wide {
     bool (*errors)(const float *x, const float *y, int64_t n, double sums[2]);
     /* w[j] = w[j] - e[i] * u[i * stride + j] for Q_WIDE_COLUMNS values j, in ascending i < n. */
     void (*subtract)(float *w, const float *e, int64_t n, const float *u, int64_t stride);
+    /* Of each Q_WIDE_SPAN of n values, the last of them perhaps fewer, the largest; which of two zeros is open. y: a
+     * copy, or NULL. False where some value is NaN or plus infinity: most[] then means nothing. */
+    bool (*peaks)(const float *x, int64_t n, float *y, float *most);
+    /* Of each span the sum of e^((x / 2 - best / 2) * by), no x above best: halves, because a difference of floats may
+     * overflow. By q_wide_exp; in the lanes and the order of `sums`. e: each of them, or NULL; may be x. */
+    void (*exps)(const float *x, int64_t n, float best, float by, float *e, float *sums);
 };
+/* e^x for x <= 0, 0 below -87: within 2 units in the last place. x = n ln 2 + r, ln 2 in two parts of which the first
+ * times n is exact; the Taylor series to r^6. The order of operations is part of it. */
+static inline float q_wide_exp(float x) {
+    const float v = x > -87.0f ? x : -87.0f, shift = 12582912.0f;
+    const float n = (v * 1.44269504f + shift) - shift;
+    const float r = (v - n * 0.693359375f) - n * -2.12194440e-4f;
+    float p = r * (1.0f / 720) + 1.0f / 120;
+    p = p * r + 1.0f / 24;
+    p = p * r + 1.0f / 6;
+    p = p * r + 0.5f;
+    p = p * r + 1.0f;
+    p = p * r + 1.0f;
+    const float e = q_bits_f32(q_f32_bits(p) + ((uint32_t)(int32_t)n << 23));
+    return x > -87.0f ? e : 0.0f;
+}
+static inline int64_t q_wide_spans(int64_t n) { return (n + Q_WIDE_SPAN - 1) / Q_WIDE_SPAN; }
 extern const q_wide q_wide_any;
 static inline const q_wide *q_wide_of(const q_wide *w) { return w ? w : &q_wide_any; }
 

@@ -115,6 +115,38 @@ def text_and_back():
 
 
 @test
+def samplers():
+    assert libquant.sample_logits([1, 2, 3], libquant.Sampler(logit_bias={2: -float("inf"), 0: 4})) == 0
+    assert libquant.sample_logits([1, 2, 3], libquant.Sampler(repeat_penalty=4), ids=[2]) == 1
+    seen = []
+
+    def only_the_first(logits, ids):
+        seen.append(ids)
+        for i in range(1, len(logits)):
+            logits[i] = -float("inf")
+
+    assert libquant.sample_logits([1, 2, 3], libquant.Sampler(mask=only_the_first), ids=[2, 1]) == 0 and seen == [[2, 1]]
+
+    def fails(_logits, _ids):
+        raise KeyError("no grammar")
+    broken = libquant.Sampler(mask=fails)
+    for _ in range(2):
+        raises(KeyError, lambda: libquant.sample_logits([1, 2], broken))
+    steady = libquant.Sampler(temperature=1, mirostat_tau=2)
+    assert steady.mu == 4
+    libquant.sample_logits([1, 2, 3], steady)
+    assert steady.mu != 4
+    loops = libquant.Sampler(dry_multiplier=5, dry_breakers=["\n", ":"])
+    assert loops.as_dict()["dry_breakers"] == ["\n", ":"]
+    raises(libquant.Error, lambda: libquant.sample_logits([1, 2], loops))  # whose texts?
+    with context.open(model_path) as model:
+        row = [0.0] * model.info.vocabulary
+        row[302], row[5] = 2, 1  # 302 followed 300 301 before
+        assert libquant.sample_logits(row, loops, ids=[300, 301, 302, 300, 301], model=model) == 5
+        assert libquant.sample_logits(row, loops, ids=[300, 301, 302, 301, 300], model=model) == 302
+
+
+@test
 def generation():
     with context.open(model_path) as model:
         with model.session() as s:
@@ -129,6 +161,8 @@ def generation():
                 row = s.logits()
                 made.append(s.sample())
                 assert row[made[-1]] == max(row) and libquant.sample_logits(row) == made[-1]
+                top = s.logprobs(3)
+                assert top[0].id == made[-1] and top[0].logprob == s.logprob(made[-1]) >= top[1].logprob
                 if len(made) < 24:
                     s.decode(made[-1:])
             assert s.stats.last_logits_hash == hash_all

@@ -26,6 +26,33 @@ exits 0 "seed" r -p "The ship" -n 24 --temp 0.9 --top-k 40 --top-p 0.95 --min-p 
 exits 0 "seed" r -p "The ship" -n 24 --temp 0.9 --top-k 40 --top-p 0.95 --min-p 0.02 --seed 8
 if cmp -s "$out" seed7; then fail "another seed gave the same text"; else pass; fi
 
+# Every option of the choice changes something, and says what it needs.
+exits 0 "plain" r -p "The ship and the ship and the" -n 24 --temp 1 --seed 3; cp "$out" plain
+for o in "--repeat-penalty 3" "--frequency-penalty 2" "--presence-penalty 4" "--repeat-penalty 3 --repeat-last-n 3" "--top-k 1" \
+    "--dry 9 --dry-length 1" "--typical-p 0.3" "--top-p 0.3" "--min-p 0.3" "--xtc 1" "--mirostat 2" "--logit-bias ,=-inf" "--seed 4"; do
+    # shellcheck disable=SC2086 # options are words
+    exits 0 "$o" r -p "The ship and the ship and the" -n 24 --temp 1 --seed 3 $o
+    if cmp -s "$out" plain; then fail "$o changed nothing"; else pass; fi
+done
+exits 0 "--logit-bias" r -p "The ship" -n 3 --logit-bias 300=90 --json; holds "--logit-bias" "$(json ids.2)" = 300
+d() { r -p "The ship and the ship and the" -n 24 --temp 1 --seed 3 --dry 9 --dry-length 1 "$@"; }
+exits 0 "--dry-breaker" d --dry-breaker none; cp "$out" unbroken
+exits 0 "--dry-breaker" d --dry-breaker e --dry-breaker '\n' --dry-breaker h
+if cmp -s "$out" unbroken; then fail "--dry-breaker changed nothing"; else pass; fi
+exits 0 "--logprobs" r -p "The ship" -n 3 --json --logprobs 2; json_is "--logprobs"
+has "--logprobs" logprobs.0.text logprobs.2.top.1.logprob
+holds "--logprobs" "$(json logprobs.1.id)" = "$(json ids.1)"; holds "--logprobs" "$(json logprobs.1.top.0.id)" = "$(json ids.1)"
+compare "--logprobs" "$(json logprobs.0.top.1.logprob)" "<" "$(json logprobs.0.logprob)"
+exits 2 "--logprobs" r -p "x" --logprobs 2; says "--logprobs" "--json"
+exits 2 "--mirostat" r -p "x" --mirostat 3; says "--mirostat" "--temp"
+exits 2 "--mirostat" r -p "x" --mirostat 3 --temp 1 --top-k 3; says "--mirostat" "in the place of"
+exits 2 "--dry-base" r -p "x" --dry-base 3; says "--dry-base" "without it"
+exits 2 "--xtc-threshold" r -p "x" --xtc-threshold .3; says "--xtc-threshold" "without --xtc"
+exits 2 "--xtc-threshold" r -p "x" --xtc 1 --xtc-threshold .6; says "--xtc-threshold" "from 0 to 0.5"
+for b in 3 =1 300= 300=x 300=inf 300=nan; do exits 2 "--logit-bias $b" r -p "x" --logit-bias $b; done
+exits 2 "--logit-bias" r -p "x" --logit-bias nosuchtoken=1; says "--logit-bias" "no token that is spelled nosuchtoken"
+exits 2 "--logit-bias" r -p "x" --logit-bias 99999999999=1; says "--logit-bias" "outside the vocabulary"
+
 # Limits.
 exits 0 "-n 0" r -p "The ship" -n 0; silent "-n 0"; holds "-n 0" "$(hash_of | wc -c)" -eq 9
 exits 0 "context" r -p "The ship" -n 100 --ctx 32 --ignore-eos; says "context" "context of 32 tokens is full"

@@ -4,6 +4,7 @@
 
 #include <array>
 #include <cstdio>
+#include <limits>
 #include <string>
 #include <thread>
 
@@ -108,6 +109,13 @@ static void sessions(const libquant::context &ctx, const std::string &path) {
     EXPECT(row.size() == model.info().vocabulary);
     const auto best = session.sample();
     EXPECT(libquant::sample_logits(row, libquant::sized<lq_sampler>()) == best);
+    const auto top = session.logprobs(3);
+    EXPECT(top.size() == 3 && top[0].id == best && top[0].logprob == session.logprob(best) && top[1].logprob <= top[0].logprob);
+    auto never = libquant::sized<lq_sampler>();
+    const lq_logit_bias ban{best, -std::numeric_limits<float>::infinity()};
+    never.logit_bias = &ban, never.n_logit_bias = 1;
+    EXPECT(session.sample(never) == top[1].id);
+    EXPECT(libquant::sample_logits(row, never, 0, ids, &model) == top[1].id);
     EXPECT(status_of([&] { session.logits(2); }) == LQ_E_ARG);
     EXPECT(status_of([&] { session.decode(std::vector<std::int32_t>(100, 5)); }) == LQ_E_CONTEXT);
     session.decode(best);

@@ -9,11 +9,16 @@ static lq_sampler knobs(float temperature, uint32_t top_k, float top_p, float mi
                         .min_p = min_p, .seed = 42};
 }
 
+static lq_status choose(const float *logits, int64_t n, const lq_sampler *s, uint64_t position, int32_t *id) {
+    static _Alignas(Q_ALIGN) uint8_t scratch[1 << 18];
+    ck_assert_uint_le(q_sample_bytes(n, 0), sizeof scratch);
+    return q_ref_sample_row(&(q_sample_in){.logits = logits, .n = n, .sampler = s, .position = position,
+                                           .scratch = scratch}, id);
+}
+
 static int32_t draw(const float *logits, int64_t n, const lq_sampler *s, uint64_t position) {
-    void *scratch = malloc(q_ref_sample_bytes(n));
     int32_t id = -7;
-    ck_assert_int_eq(q_ref_sample_row(logits, n, s, position, &id, scratch), LQ_OK);
-    free(scratch);
+    ck_assert_msg(choose(logits, n, s, position, &id) == LQ_OK, "%s", lq_error_detail());
     return id;
 }
 
@@ -35,20 +40,19 @@ END_TEST
 
 START_TEST(refusals_leave_the_id) {
     const float good[] = {0, 1}, nan_[] = {0, NAN}, inf_[] = {INFINITY, 0}, none[] = {-INFINITY, -INFINITY};
-    uint8_t scratch[64];
     int32_t id = 77;
     for (int warm = 0; warm < 2; warm++) {
         const lq_sampler s = knobs((float)warm, 0, 0, 0);
-        ck_assert_int_eq(q_ref_sample_row(nan_, 2, &s, 0, &id, scratch), LQ_E_NUMERIC);
-        ck_assert_int_eq(q_ref_sample_row(inf_, 2, &s, 0, &id, scratch), LQ_E_NUMERIC);
-        ck_assert_int_eq(q_ref_sample_row(none, 2, &s, 0, &id, scratch), LQ_E_NUMERIC);
-        ck_assert_int_eq(q_ref_sample_row(good, 0, &s, 0, &id, scratch), LQ_E_ARG);
+        ck_assert_int_eq(choose(nan_, 2, &s, 0, &id), LQ_E_NUMERIC);
+        ck_assert_int_eq(choose(inf_, 2, &s, 0, &id), LQ_E_NUMERIC);
+        ck_assert_int_eq(choose(none, 2, &s, 0, &id), LQ_E_NUMERIC);
+        ck_assert_int_eq(choose(good, 0, &s, 0, &id), LQ_E_ARG);
     }
     const lq_sampler bad[] = {knobs(-1, 0, 0, 0),   knobs(NAN, 0, 0, 0), knobs(INFINITY, 0, 0, 0),
                               knobs(1, 0, 1.1f, 0), knobs(1, 0, -1, 0),  knobs(1, 0, NAN, 0),
                               knobs(1, 0, 0, 1.5f), knobs(1, 0, 0, -0.1f)};
     for (size_t i = 0; i < Q_COUNT(bad); i++)
-        ck_assert_int_eq(q_ref_sample_row(good, 2, &bad[i], 0, &id, scratch), LQ_E_ARG);
+        ck_assert_int_eq(choose(good, 2, &bad[i], 0, &id), LQ_E_ARG);
     ck_assert_int_eq(id, 77);
 }
 END_TEST

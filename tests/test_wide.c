@@ -1,5 +1,6 @@
-/* test_wide.c: the loops of quantizing: every record for wider registers gives the bits of the portable one, function
- * by function, format by format and in whole files; and an instruction set that is masked is not used. */
+/* test_wide.c: the loops of quantizing and of choosing tokens: every record for wider registers gives the bits of the
+ * portable one, function by function, format by format and in whole files; and an instruction set that is masked is not
+ * used. */
 #include "harness.h"
 
 #include <float.h>
@@ -218,6 +219,53 @@ START_TEST(formats_equal_the_portable_ones) {
 }
 END_TEST
 
+/* Rows of every length up to two spans and a half; values beyond the last are not touched. */
+START_TEST(peaks_and_exps_equal_the_portable_ones) {
+    enum { ROW = 2 * Q_WIDE_SPAN + 133 };
+    static float x[ROW], y[2][ROW + 1], most[2][3], e[2][ROW + 1], sums[2][3];
+    uint64_t seed = 12;
+    EACH_WIDE(k)
+    for (int n = 1; n <= ROW; n += n < 40 ? 1 : 7) {
+        fill(x, ROW, n % KINDS, &seed);
+        for (int i = 0; i < n; i++) x[i] = t_rand(&seed) % 9 ? x[i] * 30 : -INFINITY;
+        x[n / 2] = fabsf(t_normal(&seed));
+        float best = x[0];
+        for (int i = 1; i < n; i++) best = Q_MAX(best, x[i]);
+        for (int r = 0; r < 2; r++) {
+            const q_wide *w = r ? k->wide : &q_wide_any;
+            y[r][n] = e[r][n] = 77;
+            ck_assert(w->peaks(x, n, y[r], most[r]));
+            w->exps(x, n, best, 2.5f, e[r], sums[r]);
+            ck_assert_msg(same(x, y[r], (uint64_t)n * sizeof *x) && y[r][n] == 77.0f && e[r][n] == 77.0f,
+                          "%s: %d values", k->name, n);
+        }
+        for (int i = 0; i < q_wide_spans(n); i++)
+            ck_assert_msg(most[0][i] == most[1][i] && q_f32_bits(sums[0][i]) == q_f32_bits(sums[1][i]),
+                          "%s: span %d of %d values", k->name, i, n);
+        ck_assert_msg(same(e[0], e[1], (uint64_t)n * sizeof *x), "%s: powers of %d values", k->name, n);
+        k->wide->exps(x, n, best, 2.5f, NULL, sums[0]);
+        ck_assert(same(sums[0], sums[1], (uint64_t)q_wide_spans(n) * sizeof(float)));
+        const int bad = (int)(t_rand(&seed) % (uint64_t)n);
+        for (int r = 0; r < 4; r++) {
+            x[bad] = r & 1 ? NAN : INFINITY;
+            ck_assert((r & 2 ? k->wide : &q_wide_any)->peaks(x, n, NULL, most[0]) == false);
+        }
+    }
+}
+END_TEST
+
+START_TEST(powers_are_exact_enough) {
+    double worst = 0;
+    for (int i = 0; i < 200000; i++) {
+        const float x = -88.0f * (float)i / 200000;
+        const double want = x > -87.0f ? exp((double)x) : 0, got = (double)q_wide_exp(x);
+        worst = fmax(worst, want > 0 ? fabs(got - want) / want : got);
+    }
+    ck_assert_double_lt(worst, 2.5e-7);
+    ck_assert(q_wide_exp(0) == 1.0f && q_wide_exp(-INFINITY) == 0.0f);
+}
+END_TEST
+
 /* Files, by a context that may use all that is here and by one that may not. */
 START_TEST(files_equal_the_scalar_ones) {
     static const char *const schemes[] = {"q4_k_m", "q8_0", "iq4_nl"};
@@ -260,6 +308,8 @@ static Suite *wide_suite(void) {
     tcase_add_test(c, functions_equal_the_portable_ones);
     tcase_add_test(c, formats_equal_the_portable_ones);
     tcase_add_test(c, rows_rounded_to_nearest_equal_the_portable_ones);
+    tcase_add_test(c, peaks_and_exps_equal_the_portable_ones);
+    tcase_add_test(c, powers_are_exact_enough);
     tcase_add_test(c, files_equal_the_scalar_ones);
     tcase_add_test(c, masks_are_obeyed);
     suite_add_tcase(s, c);

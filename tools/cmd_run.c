@@ -3,7 +3,7 @@
  * Standard output gets the bytes the model makes and nothing else, as they come; a character is printed when its last
  * byte is there, and what may begin a stop string when it does not. Everything about the run (why it stopped, speed, the
  * hash of the last logits) goes to standard error. */
-#include "cli.h"
+#include "cli_sampling.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -15,12 +15,12 @@ typedef struct args {
     const char *model, *prompt, *file, *isa, *activations, *overflow, *max_ram, *draft;
     cli_list stop;
     cli_kv kv;
-    uint64_t ngram, draft_tokens, keep, n, top_k, seed, ctx, threads, threads_prefill;
-    double temp, top_p, min_p;
+    cli_sampling sampling;
+    uint64_t ngram, draft_tokens, keep, n, ctx, threads, threads_prefill;
     uint32_t special, ignore_eos, stats;
 } args;
 
-static const args defaults = {.place = CLI_PLACE, .n = 128};
+static const args defaults = {.place = CLI_PLACE, .sampling = CLI_SAMPLING, .n = 128};
 
 static const cli_operand operands[] = {{"MODEL", offsetof(args, model), 0, "a GGUF file or a Hugging Face folder"}, {0}};
 
@@ -91,43 +91,7 @@ static const cli_option options[] = {
      .help = "end before this text, wherever it comes; may be repeated. A line's end is $'\\n' in most\n"
              "shells. What may begin one is printed when it does not",
      .also = "|stop-string|reverse-prompt|antiprompt|"},
-    {.type = CLI_GROUP, .name = "Choice of the next token"},
-    {.type = CLI_REAL,
-     .name = "temp",
-     .value = "T",
-     .at = offsetof(args, temp),
-     .min = 0,
-     .max = 100,
-     .help = "0 (default) = always the most likely token; 0.8 = lively; above 1 = wild",
-     .also = "|temperature|"},
-    {.type = CLI_UINT,
-     .name = "top-k",
-     .value = "K",
-     .at = offsetof(args, top_k),
-     .min = 0,
-     .max = 4294967295.0,
-     .help = "only among the K most likely (0 = all)"},
-    {.type = CLI_REAL,
-     .name = "top-p",
-     .value = "P",
-     .at = offsetof(args, top_p),
-     .min = 0,
-     .max = 1,
-     .help = "then only the smallest set with probability P (0 or 1 = all)"},
-    {.type = CLI_REAL,
-     .name = "min-p",
-     .value = "P",
-     .at = offsetof(args, min_p),
-     .min = 0,
-     .max = 1,
-     .help = "then only tokens with at least P times the best one's probability"},
-    {.type = CLI_UINT,
-     .name = "seed",
-     .value = "S",
-     .at = offsetof(args, seed),
-     .min = 0,
-     .max = 18446744073709549568.0, /* the largest double below 2^64 */
-     .help = "the same seed, prompt and model give the same text (default 0)"},
+    CLI_OPT_SAMPLING(args),
     {.type = CLI_GROUP, .name = "Guessing ahead: the same text, sooner"},
     {.type = CLI_UINT,
      .name = "ngram",
@@ -190,6 +154,8 @@ typedef struct state {
     char *all; /* with --json: the whole text */
     size_t all_bytes, all_cap;
     const char *stop, *stop_text;
+    cli_sampler how;
+    json_t *logprobs; /* with --logprobs: of the generated ids */
 } state;
 
 static int put(cli *c, state *s, const char *bytes, size_t n) {
@@ -233,24 +199,20 @@ static int take(cli *c, state *s, const lq_step_item *t) {
 
 static int generate(cli *c, state *s) {
     const args *a = s->a;
-    const lq_sampler sampler = {.size = sizeof sampler,
-                                .temperature = (float)a->temp,
-                                .top_k = (uint32_t)a->top_k,
-                                .top_p = (float)a->top_p,
-                                .min_p = (float)a->min_p,
-                                .seed = a->seed,
-                                .stop = a->stop.items,
-                                .n_stop = (uint32_t)a->stop.count,
-                                .max_tokens = (uint32_t)a->n,
-                                .ignore_eos = a->ignore_eos};
-    lq_step_item t = {.size = sizeof t, .sampler = &sampler};
+    lq_sampler *o = &s->how.sampler;
+    o->stop = a->stop.items, o->n_stop = (uint32_t)a->stop.count;
+    o->max_tokens = (uint32_t)a->n;
+    o->ignore_eos = a->ignore_eos;
+    lq_step_item t = {.size = sizeof t, .sampler = o};
     int code = 0;
     s->stop = "length";
     while (code == 0 && a->n > 0 && !t.end) {
         const lq_status status = cli_interrupted() ? LQ_E_CANCELLED : lq_step(s->session, &t, 1);
         if (status != LQ_OK) return cli_fail(c, status, NULL);
         note_dropped(s);
-        code = take(c, s, &t);
+        for (uint32_t i = 0; i < t.n && code == 0; i++)
+            code = cli_logprobs_add(c, &a->sampling, s->model, s->session, t.row + i, t.ids[i], s->logprobs);
+        if (code == 0) code = take(c, s, &t);
     }
     return code;
 }
@@ -303,6 +265,7 @@ static int print_json(cli *c, const state *s, const lq_stats *t, size_t prompt_t
     cli_set_text(o, "model", s->a->model);
     cli_set(o, "text", cli_json_text(s->all ? s->all : "", s->all_bytes));
     cli_set(o, "ids", ids);
+    if (s->a->sampling.logprobs != CLI_NO_LOGPROBS) cli_set(o, "logprobs", json_incref(s->logprobs));
     cli_set_int(o, "prompt_tokens", prompt_tokens);
     cli_set_int(o, "tokens", s->count);
     cli_set_text(o, "stop", s->stop);
@@ -366,8 +329,10 @@ static int with_model(cli *c, state *s, const char *text, size_t bytes) {
                              .ngram = (uint32_t)a->ngram, .draft = s->draft,
                              .draft_tokens = (uint32_t)a->draft_tokens, .max_bytes = s->max_ram};
     cli_kv_set(&a->kv, &so);
-    int code = cli_tokenize(c, s->model, text, bytes, LQ_TOKENIZE_BOS | (a->special ? LQ_TOKENIZE_PARSE_SPECIAL : 0u),
-                            &prompt, &n);
+    int code = cli_sampler_open(c, &a->sampling, s->model, &s->how);
+    const uint32_t flags = LQ_TOKENIZE_BOS | (a->special ? LQ_TOKENIZE_PARSE_SPECIAL : 0u);
+    if (code == 0 && !(s->logprobs = json_array())) code = cli_nomem(c);
+    if (code == 0) code = cli_tokenize(c, s->model, text, bytes, flags, &prompt, &n);
     if (code == 0) code = cli_plan_tell(c, s->model, &so, &s->plan);
     if (code == 0) code = cli_session(c, s->model, &so, &s->session);
     if (code == 0) {
@@ -379,6 +344,8 @@ static int with_model(cli *c, state *s, const char *text, size_t bytes) {
         cli_unwatch();
     }
     lq_session_close(s->session);
+    cli_sampler_free(&s->how);
+    json_decref(s->logprobs);
     free(s->ids);
     free(s->all);
     free(prompt);
@@ -422,6 +389,7 @@ static int run(cli *c, const void *arguments) {
     if (code == 0) code = check_overflow(c, &s);
     if (code == 0) code = cli_ram(c, a->max_ram, &s.max_ram);
     if (code == 0) code = check_text(c, a);
+    if (code == 0) code = cli_sampling_check(c, &a->sampling);
     if (code == 0 && a->file) code = cli_read(c, a->file, &text, &bytes);
     else if (code == 0 && strcmp(a->prompt, "-") == 0) code = cli_read(c, "-", &text, &bytes);
     if (code == 0) code = cli_open(c, a->threads, a->isa, &a->memory, &ctx);

@@ -29,7 +29,7 @@ size_t q_ref_scratch(const q_inst *s, int32_t n_columns) {
     case Q_OP_MOE_DOWN: return q_ref_moe_scratch(s, n_columns);
     case Q_OP_CONV:
     case Q_OP_SCAN: return q_ref_scan_scratch(s);
-    case Q_OP_SAMPLE: return q_ref_sample_bytes(s->x.width);
+    case Q_OP_SAMPLE: return q_sample_bytes(s->x.width, 0);
     default: return 0;
     }
 }

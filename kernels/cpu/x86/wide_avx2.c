@@ -1,4 +1,4 @@
-/* wide_avx2.c: the loops of quantizing (wide.h) in AVX2: sixteen lanes are two registers. No fused multiply-add:
+/* wide_avx2.c: the loops of wide.h in AVX2: sixteen lanes are two registers. No fused multiply-add:
  * products and sums round one by one, as in wide.c. Layer L2. */
 #include "avx2.h"
 
@@ -147,6 +147,78 @@ Q_AVX2 static void subtract(float *w, const float *e, int64_t n, const float *u,
     Q_UNROLL for (int j = 0; j < Q_WIDE_COLUMNS / 8; j++) _mm256_storeu_ps(w + 8 * j, sum[j]);
 }
 
+/* ------------------------------------------------------------------------------------------------ choosing tokens */
+
+/* Sixteen values from where there are n; others are minus infinity. */
+Q_AVX2_INLINE lanes some(const float *x, int64_t n) {
+    if (n >= Q_WIDE_LANES) return load(x);
+    float v[Q_WIDE_LANES];
+    for (int i = 0; i < Q_WIDE_LANES; i++) v[i] = i < n ? x[i] : -INFINITY;
+    return load(v);
+}
+Q_AVX2_INLINE void put(float *y, int64_t n, lanes v) {
+    if (n >= Q_WIDE_LANES) {
+        _mm256_storeu_ps(y, v.a);
+        _mm256_storeu_ps(y + 8, v.b);
+        return;
+    }
+    float all[Q_WIDE_LANES];
+    _mm256_storeu_ps(all, v.a);
+    _mm256_storeu_ps(all + 8, v.b);
+    memcpy(y, all, (size_t)n * sizeof *y);
+}
+
+Q_AVX2 static bool peaks(const float *x, int64_t n, float *y, float *most) {
+    const __m256 infinite = _mm256_set1_ps(INFINITY);
+    __m256 good = _mm256_castsi256_ps(_mm256_set1_epi32(-1));
+    for (int64_t at = 0; at < n; at += Q_WIDE_SPAN) {
+        const int64_t end = Q_MIN(n, at + Q_WIDE_SPAN);
+        lanes m = both(_mm256_set1_ps(-INFINITY));
+        for (int64_t j = at; j < end; j += Q_WIDE_LANES) {
+            const lanes v = some(x + j, end - j);
+            m = (lanes){_mm256_max_ps(m.a, v.a), _mm256_max_ps(m.b, v.b)};
+            good = _mm256_and_ps(good, _mm256_and_ps(_mm256_cmp_ps(v.a, infinite, _CMP_LT_OQ),
+                                                     _mm256_cmp_ps(v.b, infinite, _CMP_LT_OQ)));
+            if (y) put(y + j, end - j, v);
+        }
+        most[at / Q_WIDE_SPAN] = q_most8(_mm256_max_ps(m.a, m.b));
+    }
+    return _mm256_movemask_ps(good) == 0xFF;
+}
+
+/* q_wide_exp of eight. */
+Q_AVX2_INLINE __m256 exp_of(__m256 x) {
+    const __m256 least = _mm256_set1_ps(-87.0f), shift = _mm256_set1_ps(12582912.0f);
+    const __m256 v = _mm256_max_ps(x, least);
+    const __m256 n = _mm256_sub_ps(_mm256_add_ps(_mm256_mul_ps(v, _mm256_set1_ps(1.44269504f)), shift), shift);
+    const __m256 r = _mm256_sub_ps(_mm256_sub_ps(v, _mm256_mul_ps(n, _mm256_set1_ps(0.693359375f))),
+                                   _mm256_mul_ps(n, _mm256_set1_ps(-2.12194440e-4f)));
+    __m256 p = _mm256_add_ps(_mm256_mul_ps(r, _mm256_set1_ps(1.0f / 720)), _mm256_set1_ps(1.0f / 120));
+    p = _mm256_add_ps(_mm256_mul_ps(p, r), _mm256_set1_ps(1.0f / 24));
+    p = _mm256_add_ps(_mm256_mul_ps(p, r), _mm256_set1_ps(1.0f / 6));
+    p = _mm256_add_ps(_mm256_mul_ps(p, r), _mm256_set1_ps(0.5f));
+    p = _mm256_add_ps(_mm256_mul_ps(p, r), _mm256_set1_ps(1.0f));
+    p = _mm256_add_ps(_mm256_mul_ps(p, r), _mm256_set1_ps(1.0f));
+    const __m256i e = _mm256_add_epi32(_mm256_castps_si256(p), _mm256_slli_epi32(_mm256_cvtps_epi32(n), 23));
+    return _mm256_and_ps(_mm256_castsi256_ps(e), _mm256_cmp_ps(x, least, _CMP_GT_OQ));
+}
+
+Q_AVX2 static void exps(const float *x, int64_t n, float best, float by, float *e, float *sums) {
+    const lanes half = both(_mm256_set1_ps(0.5f)), most = both(_mm256_set1_ps(0.5f * best));
+    const lanes b = both(_mm256_set1_ps(by));
+    for (int64_t at = 0; at < n; at += Q_WIDE_SPAN) {
+        const int64_t end = Q_MIN(n, at + Q_WIDE_SPAN);
+        lanes sum = both(_mm256_setzero_ps());
+        for (int64_t j = at; j < end; j += Q_WIDE_LANES) {
+            lanes v = times(minus(times(some(x + j, end - j), half), most), b);
+            v = (lanes){exp_of(v.a), exp_of(v.b)};
+            sum = plus(sum, v);
+            if (e) put(e + j, end - j, v);
+        }
+        sums[at / Q_WIDE_SPAN] = q_fold1(_mm256_add_ps(sum.a, sum.b));
+    }
+}
+
 /* ------------------------------------------------------------------------------------------------ decoding rows */
 
 Q_AVX2 static void f16_widen(const q_format *f, const uint8_t *row, int64_t n, float *y) {
@@ -202,4 +274,4 @@ void q_wide_decode__avx2(const q_format *f, const uint8_t *row, int64_t n, float
 /* encode_avx2.c */
 bool q_wide_encode__avx2(const q_format *f, const q_fit_in *in, int64_t n, uint8_t *row);
 const q_wide q_wide__avx2 = {sums,       extremes, multiply, codes, q_wide_encode__avx2, q_wide_decode__avx2,
-                             all_finite, errors,   subtract};
+                             all_finite, errors,   subtract, peaks, exps};

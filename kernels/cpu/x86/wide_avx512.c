@@ -1,4 +1,4 @@
-/* wide_avx512.c: the loops of quantizing (wide.h) in AVX-512: sixteen lanes are a register. No fused multiply-add:
+/* wide_avx512.c: the loops of wide.h in AVX-512: sixteen lanes are a register. No fused multiply-add:
  * products and sums round one by one, as in wide.c. Rows are decoded and rounded to nearest as with AVX2. Layer L2. */
 #include "avx512.h"
 
@@ -136,7 +136,65 @@ Q_AVX512 static void subtract(float *w, const float *e, int64_t n, const float *
     _mm512_storeu_ps(w + 16, b);
 }
 
+/* Sixteen values from where there are n; others are minus infinity. */
+Q_AVX512_INLINE __m512 some(const float *x, int64_t n) {
+    return n >= Q_WIDE_LANES ? _mm512_loadu_ps(x) : _mm512_mask_loadu_ps(_mm512_set1_ps(-INFINITY), q_mask16(n), x);
+}
+
+Q_AVX512 static bool peaks(const float *x, int64_t n, float *y, float *most) {
+    const __m512 infinite = _mm512_set1_ps(INFINITY);
+    __mmask16 good = 0xFFFF;
+    for (int64_t at = 0; at < n; at += Q_WIDE_SPAN) {
+        const int64_t end = Q_MIN(n, at + Q_WIDE_SPAN);
+        __m512 m = _mm512_set1_ps(-INFINITY), other = m; /* two chains */
+        for (int64_t j = at; j < end; j += 2 * Q_WIDE_LANES) {
+            const __m512 v = some(x + j, end - j), w = some(x + j + Q_WIDE_LANES, end - j - Q_WIDE_LANES);
+            m = _mm512_max_ps(m, v);
+            other = _mm512_max_ps(other, w);
+            good &= _mm512_cmp_ps_mask(v, infinite, _CMP_LT_OQ) & _mm512_cmp_ps_mask(w, infinite, _CMP_LT_OQ);
+            if (y) _mm512_mask_storeu_ps(y + j, q_mask16(end - j), v);
+            if (y) _mm512_mask_storeu_ps(y + j + Q_WIDE_LANES, q_mask16(end - j - Q_WIDE_LANES), w);
+        }
+        m = _mm512_max_ps(m, other);
+        most[at / Q_WIDE_SPAN] =
+            q_most8(_mm256_max_ps(_mm512_castps512_ps256(m), _mm512_extractf32x8_ps(m, 1)));
+    }
+    return good == 0xFFFF;
+}
+
+/* q_wide_exp of sixteen. */
+Q_AVX512_INLINE __m512 exp_of(__m512 x) {
+    const __m512 least = _mm512_set1_ps(-87.0f), shift = _mm512_set1_ps(12582912.0f);
+    const __m512 v = _mm512_max_ps(x, least);
+    const __m512 n = _mm512_sub_ps(_mm512_add_ps(_mm512_mul_ps(v, _mm512_set1_ps(1.44269504f)), shift), shift);
+    const __m512 r = _mm512_sub_ps(_mm512_sub_ps(v, _mm512_mul_ps(n, _mm512_set1_ps(0.693359375f))),
+                                   _mm512_mul_ps(n, _mm512_set1_ps(-2.12194440e-4f)));
+    __m512 p = _mm512_add_ps(_mm512_mul_ps(r, _mm512_set1_ps(1.0f / 720)), _mm512_set1_ps(1.0f / 120));
+    p = _mm512_add_ps(_mm512_mul_ps(p, r), _mm512_set1_ps(1.0f / 24));
+    p = _mm512_add_ps(_mm512_mul_ps(p, r), _mm512_set1_ps(1.0f / 6));
+    p = _mm512_add_ps(_mm512_mul_ps(p, r), _mm512_set1_ps(0.5f));
+    p = _mm512_add_ps(_mm512_mul_ps(p, r), _mm512_set1_ps(1.0f));
+    p = _mm512_add_ps(_mm512_mul_ps(p, r), _mm512_set1_ps(1.0f));
+    const __m512i e = _mm512_add_epi32(_mm512_castps_si512(p), _mm512_slli_epi32(_mm512_cvtps_epi32(n), 23));
+    return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x, least, _CMP_GT_OQ), _mm512_castsi512_ps(e));
+}
+
+Q_AVX512 static void exps(const float *x, int64_t n, float best, float by, float *e, float *sums) {
+    const __m512 half = _mm512_set1_ps(0.5f), most = _mm512_set1_ps(0.5f * best), b = _mm512_set1_ps(by);
+    for (int64_t at = 0; at < n; at += Q_WIDE_SPAN) {
+        const int64_t end = Q_MIN(n, at + Q_WIDE_SPAN);
+        __m512 sum = _mm512_setzero_ps();
+        for (int64_t j = at; j < end; j += Q_WIDE_LANES) {
+            const __m512 v =
+                exp_of(_mm512_mul_ps(_mm512_sub_ps(_mm512_mul_ps(some(x + j, end - j), half), most), b));
+            sum = _mm512_add_ps(sum, v);
+            if (e) _mm512_mask_storeu_ps(e + j, q_mask16(end - j), v);
+        }
+        sums[at / Q_WIDE_SPAN] = q_fold1_512(sum);
+    }
+}
+
 void q_wide_decode__avx2(const q_format *f, const uint8_t *row, int64_t n, float *y);
 bool q_wide_encode__avx2(const q_format *f, const q_fit_in *in, int64_t n, uint8_t *row);
 const q_wide q_wide__avx512 = {sums,       extremes, multiply, codes, q_wide_encode__avx2, q_wide_decode__avx2,
-                               all_finite, errors,   subtract};
+                               all_finite, errors,   subtract, peaks, exps};
