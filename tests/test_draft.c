@@ -4,6 +4,8 @@
 #include "harness.h"
 #include "help_model.h"
 
+#include <math.h>
+
 enum { CONTEXT = 200, MOST = 60 };
 
 static lq_ctx *ctx;
@@ -207,6 +209,45 @@ START_TEST(texts_end_where_they_end) {
 }
 END_TEST
 
+/* A mask that follows from the tokens before: which token may not come depends on how many there are. */
+static int forbid(void *user, float *logits, size_t n, const int32_t *ids, size_t count) {
+    uint64_t *asked = user;
+    (*asked)++;
+    for (size_t i = (count * 7 + (size_t)ids[count - 1]) % 3; i < n; i += 3) logits[i] = -INFINITY;
+    return 0;
+}
+
+/* Whatever a sampler looks at: tokens before, a state of the caller's, a mask. */
+START_TEST(guesses_change_no_choice) {
+    lq_session *plain = open_session(pocket, (lq_session_options){0});
+    lq_session *s = open_session(pocket, (lq_session_options){.draft = rounded, .ngram = 3, .draft_tokens = 7});
+    uint64_t kept = 0;
+    for (uint32_t i = 0; i < 4; i++) {
+        static run want, got;
+        uint64_t asked[2] = {0, 0};
+        float mu[2] = {6, 6};
+        lq_sampler how = sampler_of(i + 1);
+        if (i == 0) how.repeat_penalty = 1.2f, how.frequency_penalty = 0.1f, how.penalty_last_n = 20;
+        if (i == 1) how.dry_multiplier = 0.8f;
+        if (i == 2) how.top_k = 0, how.temperature = 0.7f, how.mirostat_tau = 3, how.mirostat_mu = &mu[0];
+        if (i == 3) how.mask = forbid, how.mask_user = &asked[0];
+        by_steps(plain, 0, texts[i % 3], &how, &want);
+        if (i == 2) how.mirostat_mu = &mu[1];
+        how.mask_user = i == 3 ? &asked[1] : NULL;
+        by_steps(s, 0, texts[i % 3], &how, &got);
+        same_run(&want, &got);
+        ck_assert(mu[0] == mu[1]);
+        ck_assert_uint_eq(asked[0], asked[1]); /* once for each token, guessed or not */
+        ck_assert_uint_eq(asked[0], i == 3 ? want.n : 0);
+        if (i == 2) ck_assert(mu[0] != 6);
+        kept += got.stats.accepted;
+    }
+    ck_assert_uint_gt(kept, 10);
+    lq_session_close(plain);
+    lq_session_close(s);
+}
+END_TEST
+
 /* A text that slides: as by lq_sample and lq_decode, with and without guesses. */
 START_TEST(texts_slide) {
     const lq_session_options o = {.context = 40, .overflow = "slide", .overflow_keep = 3};
@@ -376,6 +417,7 @@ static Suite *suite(void) {
     tcase_add_test(t, guesses_change_no_token);
     tcase_add_test(t, a_model_guesses_for_itself);
     tcase_add_test(t, texts_end_where_they_end);
+    tcase_add_test(t, guesses_change_no_choice);
     tcase_add_test(t, texts_slide);
     tcase_add_loop_test(t, sequences_guess_together, 0, 2);
     tcase_add_test(t, a_short_draft_stops_guessing);
