@@ -119,14 +119,16 @@ START_TEST(guesses_change_no_token) {
     static const uint32_t lengths[] = {1, 5, 16};
     lq_model *const models[] = {bytes_model, pocket};
     uint64_t kept = 0, wrong = 0;
+    const uint64_t seeds = T_SLOW || t_emulated() ? 1 : 4;
     for (size_t m = 0; m < 2; m++) {
         lq_session *plain = open_session(models[m], (lq_session_options){0});
         for (uint32_t i = 0; i < 6; i++) {
             const lq_session_options o = {.ngram = i % 3 + 1, .draft_tokens = lengths[i % 3], .batch = i < 3 ? 0 : 3,
                                           .draft = i < 3 ? NULL : m ? rounded : models[m]};
             lq_session *s = open_session(models[m], o);
-            for (uint64_t seed = 0; seed < 4; seed++) {
+            for (uint64_t turn = 0; turn < seeds; turn++) {
                 static run want, got;
+                const uint64_t seed = (turn + i) % 4;
                 const lq_sampler how = sampler_of(seed);
                 by_steps(plain, 0, texts[seed % 3], &how, &want);
                 by_steps(s, 0, texts[seed % 3], &how, &got);
@@ -141,8 +143,8 @@ START_TEST(guesses_change_no_token) {
         }
         lq_session_close(plain);
     }
-    ck_assert_uint_gt(kept, 100);
-    ck_assert_uint_gt(wrong, 100);
+    ck_assert_uint_gt(kept, 25 * seeds);
+    ck_assert_uint_gt(wrong, 25 * seeds);
 }
 END_TEST
 
@@ -151,7 +153,7 @@ START_TEST(a_model_guesses_for_itself) {
     lq_session *self = open_session(pocket, (lq_session_options){.draft = pocket, .draft_tokens = 6});
     lq_session *other = open_session(pocket, (lq_session_options){.draft = rounded, .draft_tokens = 6});
     lq_session *plain = open_session(pocket, (lq_session_options){0});
-    for (uint64_t seed = 0; seed < 3; seed++) {
+    for (uint64_t seed = T_SLOW || t_emulated() ? 2 : 0; seed < 3; seed++) {
         static run want, a, b;
         const lq_sampler how = sampler_of(seed);
         by_steps(plain, 0, texts[seed], &how, &want);
@@ -180,7 +182,7 @@ START_TEST(texts_end_where_they_end) {
     by_steps(s, 0, texts[1], &how, &got);
     ck_assert_uint_eq(got.end, LQ_END_CONTEXT);
     same_run(&all, &got);
-    for (size_t at = 1; at + 6 < all.bytes; at += 7) {
+    for (size_t at = 1; at + 6 < all.bytes; at += T_SLOW || t_emulated() ? 40 : 7) {
         char stop[8] = {0};
         memcpy(stop, all.text + at, 6);
         const char *const stops[] = {stop};
@@ -413,7 +415,7 @@ static Suite *suite(void) {
     Suite *s = suite_create("draft");
     TCase *t = tcase_create("draft");
     tcase_add_checked_fixture(t, setup, teardown);
-    tcase_set_timeout(t, 120);
+    tcase_set_timeout(t, 600);
     tcase_add_test(t, guesses_change_no_token);
     tcase_add_test(t, a_model_guesses_for_itself);
     tcase_add_test(t, texts_end_where_they_end);

@@ -178,7 +178,7 @@ static Suite *suite(void) {
     Suite *s = suite_create("embed");
     TCase *t = tcase_create("embed");
     tcase_add_checked_fixture(t, setup, teardown);
-    tcase_set_timeout(t, 120);
+    tcase_set_timeout(t, 600);
     tcase_add_test(t, embeddings_are_those_of_another_program);
     tcase_add_test(t, the_same_bits_in_any_company);
     tcase_add_test(t, what_cannot_be_is_refused);

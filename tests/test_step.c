@@ -266,7 +266,7 @@ START_TEST(stop_strings_end_texts_wherever_they_lie) {
     lq_model *const models[] = {model, pocket};
     uint64_t seed = 5;
     uint32_t across = 0;
-    for (uint32_t round = 0; round < 60; round++) {
+    for (uint32_t round = 0; round < (T_SLOW || t_emulated() ? 16 : 60); round++) {
         lq_model *m = models[round % 2];
         lq_session *s = open_session(m, (lq_session_options){.context = CONTEXT});
         int32_t prompt[64];
@@ -306,7 +306,7 @@ START_TEST(stop_strings_end_texts_wherever_they_lie) {
         ck_assert_uint_eq(lq_seq_length(s, 0), n + r.n); /* the tokens of the string are there */
         lq_session_close(s);
     }
-    ck_assert_uint_gt(across, 10);
+    ck_assert_uint_gt(across, 2);
 }
 END_TEST
 
@@ -437,7 +437,7 @@ static Suite *suite(void) {
     Suite *s = suite_create("step");
     TCase *t = tcase_create("step");
     tcase_add_checked_fixture(t, setup, teardown);
-    tcase_set_timeout(t, 120);
+    tcase_set_timeout(t, 600);
     tcase_add_test(t, tokens_are_those_of_sample_and_decode);
     tcase_add_test(t, sequences_go_on_together_as_alone);
     tcase_add_test(t, other_calls_between_steps);
