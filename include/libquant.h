@@ -363,9 +363,9 @@ LQ_API lq_status lq_session_open(lq_model *model, const lq_session_options *opti
 LQ_API void lq_session_close(lq_session *session);
 
 /* Make the running lq_decode, lq_sync, lq_step, lq_embed, lq_evaluate, lq_compare, lq_calibrate, lq_seq_save or lq_seq_load of
- * this session return LQ_E_CANCELLED: on the processor within a part of a layer's step, on a device within a layer, or 100 ms where that is longer;
- * bench/SPEED.md has figures. From any thread or a signal handler. Without a running call, or where the request came too late
- * for it, the next of these calls returns it at once. Sequences keep the tokens of finished passes. */
+ * this session return LQ_E_CANCELLED: on the processor within a part of a layer's step; on a device within a layer, or 100 ms
+ * where that is longer, but a pass over at most 8 tokens ends first. From any thread or a signal handler. Without a running call,
+ * or too late for it, the next of these calls returns it at once. Sequences keep the tokens of finished passes. */
 LQ_API void lq_session_cancel(lq_session *session);
 
 typedef struct lq_plan_info {

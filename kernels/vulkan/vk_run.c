@@ -2,8 +2,8 @@
  *
  * The parameter block is written where both reach it and copied by the first commands; logits, sampled tokens and
  * hidden rows come back through the same block. Batches of more than a few columns are handed to the device layer by
- * layer, no more than two ahead, so that a cancellation is obeyed within a layer or two. Allocates nothing. Layer
- * L2. */
+ * layer, so that a cancellation is obeyed: two ahead where two take less than a tenth of a second, by the latest such
+ * batch, else one. Allocates nothing. Layer L2. */
 #include "../ref/ref.h"
 #include "vulkan.h"
 
@@ -131,10 +131,12 @@ static lq_status submit(q_program *p, int i, uint32_t from, uint32_t to) {
 static lq_status submit_all(q_program *p, const q_vk_bucket *b) {
     uint32_t from = b->first + (p->batch->x ? 0 : 1);
     const uint32_t steps = b->first + 2, end = b->first + b->n - 1, to = end + (p->batch->y ? 1 : 0);
-    if (!p->batch->cancel || end - steps < 2) return submit(p, 0, from, to);
+    p->layers = end - steps;
+    if (!p->batch->cancel || p->layers < 2) return submit(p, 0, from, to);
     for (uint32_t i = steps; i < end; i++) {
         const int turn = (int)((i - steps) & 1);
         Q_TRY(finish(p, turn));
+        if (!p->brisk) Q_TRY(finish(p, turn ^ 1));
         if (cancel_seen(p->batch)) return q_fail(LQ_E_CANCELLED, "cancelled between two layers");
         const uint32_t next = i + 1 == end ? to : i + 1;
         Q_TRY(submit(p, turn, from, next));
@@ -159,6 +161,7 @@ lq_status q_vk_run(q_program *p, const q_batch *batch) {
     if (cancel_seen(batch)) return q_fail(LQ_E_CANCELLED, "cancelled before the first layer");
     Q_TRY(finish_all(p)); /* of a run whose wait failed */
     p->batch = batch;
+    p->began = q_clock();
     const lq_status s = start(p);
     if (s == LQ_OK) return LQ_OK;
     p->batch = NULL;
@@ -187,6 +190,7 @@ static void take_results(q_program *p) {
 lq_status q_vk_wait_program(q_program *p) {
     if (!p->batch) return LQ_OK;
     Q_TRY(finish_all(p));
+    if (p->layers > 1) p->brisk = q_clock() - p->began < 0.05 * p->layers;
     take_results(p);
     p->batch = NULL;
     return LQ_OK;

@@ -247,6 +247,9 @@ struct q_program {
     /* The run in progress. */
     const q_batch *batch;
     bool refused;             /* its sampler is out of range */
+    double began;
+    uint32_t layers;          /* that it is handed over in */
+    bool brisk;               /* of the latest with several, each took less than 50 ms */
     q_traffic traffic;
 };
 
