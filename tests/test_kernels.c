@@ -7,6 +7,8 @@
 #include "help_kv.h"
 #include "help_product.h"
 
+#include "../kernels/cpu/attn.h"
+
 /* ------------------------------------------------------------------------------------------------------- products */
 
 static void check_product(const q_cpu_kernel *k, const q_format *f, const shape *t, uint64_t *seed) {
@@ -667,6 +669,26 @@ START_TEST(exponentials_have_the_same_bits) {
 END_TEST
 #endif
 
+/* Turned heads: what one instruction set stored another may read, so the bits are the reference's. */
+START_TEST(turns_have_the_same_bits) {
+    enum { N = 3 * Q_KV_MOST_TURN };
+    uint64_t seed = 3;
+    for (uint32_t i = 0; i < q_cpu_kernel_count(); i++) {
+        const q_cpu_kernel *k = &q_cpu_kernels[i];
+        if (!k->attn || !q_isa_present(k->isa)) continue;
+        for (int32_t turn = 1; turn <= Q_KV_MOST_TURN; turn *= 2) {
+            float want[N], *got = guarded(N);
+            for (int j = 0; j < N; j++) want[j] = got[j] = t_normal(&seed) * (j % 7 == 0 ? 1e4f : 1.0f);
+            q_ref_turn(want, N, turn);
+            k->attn->hadamard(got, N, turn);
+            NEED_THAT(memcmp(want, got, sizeof want) == 0, "%s: turns of %d have other bits", k->name, turn);
+            check_guards(got, N, k->name);
+            free_guarded(got);
+        }
+    }
+}
+END_TEST
+
 /* ------------------------------------------------------------------------------------------------ instruction sets */
 
 START_TEST(instruction_sets_are_chosen_by_name) {
@@ -741,6 +763,7 @@ static Suite *suite(void) {
     tcase_add_test(t, tiles_equal_the_reference);
     tcase_add_test(t, tiles_in_memory_are_tiles);
 #endif
+    tcase_add_test(t, turns_have_the_same_bits);
     tcase_add_test(t, instruction_sets_are_chosen_by_name);
     tcase_add_test(t, instruction_sets_include_others);
     suite_add_tcase(s, t);

@@ -316,7 +316,7 @@ static void finish(const source *o, const tile *t, int32_t n) {
             q->l = fmaf(1.0f, x[1], q->l * a);
         }
         isa->finish(q->y, acc, s->y.width, a, 1.0f / q->l);
-        q_ref_turn(q->y, s->y.width, v_turn);
+        if (v_turn) isa->hadamard(q->y, s->y.width, v_turn);
     }
 }
 
@@ -368,7 +368,7 @@ static void add_query(const source *o, const tile *t, int32_t i, int64_t c, int3
     *q = (query){.y = q_ref_at(o->e, &s->y, c, h), .m = -INFINITY, .head = h, .pos = pos, .first = (int32_t)o->base,
                  .last = o->last, .slope = s->kind == Q_ATTN_ALIBI ? q_ref_alibi_slope(s, h) : 0};
     if (!o->pages) return;
-    q_ref_turn(t->q + (int64_t)i * s->x.width, s->x.width, pool_of(o)->k.turn);
+    if (pool_of(o)->k.turn) o->isa->hadamard(t->q + (int64_t)i * s->x.width, s->x.width, pool_of(o)->k.turn);
     q->first = first_seen(s, pos);
     q->last = pos;
 }

@@ -59,6 +59,7 @@ struct q_attn_isa {
     int32_t n_forms;
     /* Keys that lie side by side [n][Q_KV_TOKENS] one after the other [Q_KV_TOKENS][n]; n is a multiple of 16. */
     void (*turn)(const float *from, int64_t n, float *to);
+    void (*hadamard)(float *x, int64_t n, int32_t turn); /* q_ref_turn, to the bit */
     /* The softmax of a row in two steps, so that of several rows none waits for its own largest score: scores as op.h
      * says and m; then weights and l. */
     void (*largest)(q_attn_row *r);
@@ -67,6 +68,9 @@ struct q_attn_isa {
     void (*merge)(float *acc, const float *part, int64_t n, float a, float b); /* acc = acc * a + part * b */
     void (*finish)(float *y, const float *acc, int64_t n, float a, float b); /* y = acc * a * b */
 };
+
+/* Those of an instruction set that others stand on. */
+void q_hadamard__avx2(float *x, int64_t n, int32_t turn);
 
 bool q_attn_accepts(const q_inst *s);
 uint64_t q_attn_scratch(const q_inst *s);

@@ -176,4 +176,4 @@ static void finish(float *y, const float *acc, int64_t n, float a, float b) {
     for (int64_t i = 0; i < n; i += 4) vst1q_f32(y + i, vmulq_n_f32(vmulq_n_f32(vld1q_f32(acc + i), a), b));
 }
 
-Q_ATTENTION(attn_paged__neon, 4, 8, forms, Q_COUNT(forms), turn, largest, weigh, exps, merge, finish)
+Q_ATTENTION(attn_paged__neon, 4, 8, forms, Q_COUNT(forms), turn, q_ref_turn, largest, weigh, exps, merge, finish)

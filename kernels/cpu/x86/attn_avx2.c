@@ -185,4 +185,51 @@ Q_AVX2 static void finish(float *y, const float *acc, int64_t n, float a, float 
                          _mm256_mul_ps(_mm256_mul_ps(_mm256_loadu_ps(acc + i), _mm256_set1_ps(a)), _mm256_set1_ps(b)));
 }
 
-Q_ATTENTION(attn_paged__avx2, 8, 8, forms, Q_COUNT(forms), turn, largest, weigh, exps, merge, finish)
+/* A stage within eight numbers, of which `low` and `high` have each where both meet: a - b is a + -b, `minus` where. */
+#define WITHIN(low, high, minus) _mm256_add_ps(low, _mm256_xor_ps(high, minus))
+
+/* The last stages of n registers, eight numbers each (1, 2, 4 or 8): within a turn of 8 n or of parts of one. */
+Q_AVX2_INLINE void hadamard_part(float *x, int n, __m256 by) {
+    const __m256 none = _mm256_setzero_ps(), m = _mm256_set1_ps(-0.0f), fours = _mm256_blend_ps(none, m, 0xF0);
+    const __m256 twos = _mm256_blend_ps(none, m, 0xCC), ones = _mm256_blend_ps(none, m, 0xAA);
+    __m256 v[8];
+    Q_UNROLL for (int i = 0; i < n; i++) v[i] = _mm256_loadu_ps(x + 8 * i);
+    Q_UNROLL for (int half = n / 2; half > 0; half /= 2)
+        Q_UNROLL for (int i = 0; i < n; i++) {
+            if (i & half) continue;
+            const __m256 a = v[i], b = v[i + half];
+            v[i] = _mm256_add_ps(a, b);
+            v[i + half] = _mm256_sub_ps(a, b);
+        }
+    Q_UNROLL for (int i = 0; i < n; i++) {
+        __m256 t = WITHIN(_mm256_permute2f128_ps(v[i], v[i], 0x00), _mm256_permute2f128_ps(v[i], v[i], 0x11), fours);
+        t = WITHIN(_mm256_shuffle_ps(t, t, 0x44), _mm256_shuffle_ps(t, t, 0xEE), twos);
+        t = WITHIN(_mm256_moveldup_ps(t), _mm256_movehdup_ps(t), ones);
+        _mm256_storeu_ps(x + 8 * i, _mm256_mul_ps(t, by));
+    }
+}
+
+/* The sums of q_ref_turn where the numbers stay: what lies half a turn apart there, stage after stage, lies a half, a
+ * quarter and so on of a turn apart here. */
+Q_AVX2 void q_hadamard__avx2(float *x, int64_t n, int32_t turn) {
+    if (turn < 8) {
+        q_ref_turn(x, n, turn);
+        return;
+    }
+    const __m256 by = _mm256_set1_ps((float)(1.0 / sqrt((double)turn)));
+    for (float *const end = x + n; x < end; x += turn) {
+        for (int32_t i = 0; turn == 128 && i < 64; i += 8) {
+            const __m256 a = _mm256_loadu_ps(x + i), b = _mm256_loadu_ps(x + i + 64);
+            _mm256_storeu_ps(x + i, _mm256_add_ps(a, b));
+            _mm256_storeu_ps(x + i + 64, _mm256_sub_ps(a, b));
+        }
+        if (turn == 8) hadamard_part(x, 1, by);
+        else if (turn == 16) hadamard_part(x, 2, by);
+        else if (turn == 32) hadamard_part(x, 4, by);
+        else hadamard_part(x, 8, by);
+        if (turn == 128) hadamard_part(x + 64, 8, by);
+    }
+}
+_Static_assert(Q_KV_MOST_TURN == 128, "the longest turn");
+
+Q_ATTENTION(attn_paged__avx2, 8, 8, forms, Q_COUNT(forms), turn, q_hadamard__avx2, largest, weigh, exps, merge, finish)

@@ -191,4 +191,5 @@ Q_AVX512 static void finish(float *y, const float *acc, int64_t n, float a, floa
                          _mm512_mul_ps(_mm512_mul_ps(_mm512_loadu_ps(acc + i), _mm512_set1_ps(a)), _mm512_set1_ps(b)));
 }
 
-Q_ATTENTION(attn_paged__avx512, 16, 8, forms, Q_COUNT(forms), turn, largest, weigh, exps, merge, finish)
+Q_ATTENTION(attn_paged__avx512, 16, 8, forms, Q_COUNT(forms), turn, q_hadamard__avx2, largest, weigh, exps, merge,
+            finish)
