@@ -588,8 +588,9 @@ enum { LQ_ROW_LAST = -1 }; /* as a row: the last one */
 
 /* Choose a token from row `row` of the logits that the last lq_decode kept (LQ_ROW_LAST: the last one): as lq_sampler says
  * (NULL: the most likely one), with the tokens of the sequence up to the row's, whose number also keys the draws. It follows
- * from logits, sampler and tokens alone, mirostat_mu and the mask apart. LQ_E_ARG names a field out of its range; LQ_E_NUMERIC:
- * a mask left nothing to choose from, or wrote NaN or plus infinity. After a failure *id and *mirostat_mu are untouched. */
+ * from logits, sampler and tokens alone, mirostat_mu and the mask apart. LQ_E_ARG names a field out of its range, and with
+ * penalties, DRY or a mask says that the row's sequence has become another text since (a fork, a cut); LQ_E_NUMERIC: a mask
+ * left nothing to choose from, or wrote NaN or plus infinity. After a failure *id and *mirostat_mu are untouched. */
 LQ_API lq_status lq_sample(lq_session *session, uint32_t row, const lq_sampler *sampler, int32_t *id);
 
 /* The same from any row of `n` logits, after the `count` tokens `ids` (NULL, 0: none), with `position` in the place of the
