@@ -196,7 +196,7 @@ for d in $devices; do
     holds "$d: a plan that does not fit" "$(json device.fits)" = false
     exits 0 "$d: a plan that does not fit" "$LQ" info big.gguf --device "$d"
     says "$d: a plan that does not fit" ", too much)" "$out"
-    exits 5 "$d: too long a context" "$LQ" run big.gguf -p x -n 1 --device "$d" --gpu-layers "${fit:-1}" --json
+    exits 5 "$d: too long a context" "$LQ" run big.gguf -p x -n 1 --device "$d" --gpu-layers "${fit:-1}" --ctx 32768 --json
     says "$d: too long a context" "a session with context 32768 .* needs $figures"
     says "$d: too long a context: what next" "^--gpu-layers N .*--ctx N"
     holds "$d: too long a context" "$(json error.status)" = LQ_E_NOMEM
