@@ -204,6 +204,11 @@ typedef struct lq_model_info {
     uint32_t tensors;
     int32_t bos, eos;       /* token ids, -1 = none */
     uint32_t add_bos;       /* 1 = the model expects a BOS token first */
+    /* How its file stretches RoPE beyond the original training: "none", "linear", "dynamic", "yarn", "llama3", "longrope" */
+    const char *rope_scaling; /* static storage */
+    double rope_factor;     /* 1 = not stretched; of "llama3" as a tensor of GGUF files too */
+    uint32_t rope_original; /* context of that training; 0 = the file does not say */
+    uint32_t longest_context; /* that a session may have without a rope_scaling of its own: `context`, or more by the factor */
 } lq_model_info;
 
 LQ_API lq_status lq_model_info_get(const lq_model *model, lq_model_info *info);
@@ -356,6 +361,21 @@ typedef struct lq_session_options {
     uint32_t draft_tokens;   /* with either: at most so many guesses in one lq_step, shared by its items; 0 = 8, at most 64 */
     uint32_t embed;          /* 1 = a session for lq_embed: hidden rows come out of it, and no logits (max_logits counts for
                                 nothing, lq_step, lq_evaluate and lq_compare refuse it) */
+    /* Contexts beyond those of training take an explicit stretching of the rotations that mark positions: the model's own, or
+     * this one, which replaces it. A context longer than rope_factor * rope_original is LQ_E_CONTEXT.
+     *   "none"     the model's own is switched off
+     *   "linear"   all frequencies are divided by the factor
+     *   "ntk"      the base times factor^(d / (d - 2)): high frequencies stay nearly as they are, the lowest is divided by the factor
+     *   "dynamic"  the same by the factor that this session's whole context needs (as other libraries do at that length)
+     *   "yarn"     high ones stay, low ones are divided, a ramp between; cosines and sines times 0.1 ln(factor) + 1
+     *   "llama3"   likewise, by wavelengths of a quarter and of all of rope_original
+     * LQ_E_ARG for other names and for "longrope", whose factors only a model has (two sets: a sequence that crosses the original
+     * context is evaluated again, and lq_seq_info.why_again says so). NULL = as the model says, with the fields below 0. */
+    const char *rope_scaling;
+    double rope_factor;      /* 1 to 1e5; 0 = context / rope_original */
+    double rope_attention;   /* "yarn": the factor of cosines and sines; 0 = as above */
+    double rope_beta_fast, rope_beta_slow; /* "yarn": rotations within rope_original at the ends of the ramp; 0 = 32 and 1 */
+    uint32_t rope_original;  /* context of the training; 0 = what the model says it was, else its trained context */
 } lq_session_options;
 
 /* A session keeps sequences over a model: their tokens, keys and values, and logits. All its memory is allocated here. */
@@ -409,6 +429,9 @@ typedef struct lq_session_info {
     const char *overflow;        /* "error", "stop" or "slide"; static storage */
     uint32_t overflow_keep;
     const char *kv_k, *kv_v;     /* formats of keys and values; static storage */
+    const char *rope_scaling;    /* "none", "yarn", ...; static storage */
+    double rope_factor;
+    uint32_t rope_original;      /* 0 = not known */
 } lq_session_info;
 LQ_API lq_status lq_session_info_get(const lq_session *session, lq_session_info *info);
 
@@ -448,6 +471,7 @@ typedef struct lq_seq_info {
     uint64_t dropped; /* tokens that the last lq_decode, lq_sync or lq_step dropped to make room; of those left `again` were evaluated anew */
     uint64_t dropped_in_all; /* of this text so far; draws count them as tokens before */
     uint64_t refused; /* tokens of the last call that had no room and were not taken */
+    const char *why_again; /* why `again` were: a cut, a slide, or other factors of RoPE; "" = none were; static storage */
 } lq_seq_info;
 LQ_API lq_status lq_seq_info_get(const lq_session *session, uint32_t sequence, lq_seq_info *info);
 

@@ -163,6 +163,9 @@ lq_status lq_session_info_get(const lq_session *s, lq_session_info *info) {
     q_kv_tokens(&s->kv_book, &i.kv_tokens, &i.kv_free);
     i.overflow = q_overflow_name(s->shape.overflow);
     i.overflow_keep = s->shape.overflow_keep;
+    i.rope_scaling = q_rope_name(s->shape.rope.kind);
+    i.rope_factor = s->shape.rope.factor;
+    i.rope_original = (uint32_t)s->shape.rope.original;
     q_struct_out(info, &i, sizeof i);
     return LQ_OK;
 }

@@ -58,7 +58,7 @@ typedef enum { Q_MAP_SAME, Q_MAP_ROPE_PAIRS /* rows of each head: halves interle
 typedef struct q_weight_row {
     const char *role;   /* class name, as recipes and reports use it: "attn_q" */
     const char *gguf;   /* "blk.%d.attn_q.weight": %d = layer; without it, one per model */
-    const char *hf;     /* "model.layers.%d.self_attn.q_proj.weight" */
+    const char *hf;     /* "model.layers.%d.self_attn.q_proj.weight"; NULL = not there */
     q_map map;
     uint8_t k, rows, matrices; /* q_dim: shape [k, rows, matrices]; rows 0 = a vector of k; matrices 0 = one */
     bool optional;
@@ -118,6 +118,7 @@ typedef struct q_arch {
     /* Kind of layer i; NULL = always 0. The one function of an architecture, for patterns like "every fourth". */
     uint32_t (*layer_kind)(const q_hparams *hp, int32_t layer);
     q_layer_table last;       /* after them; steps with .out work on the wanted columns */
+    bool rope_scaling;        /* what files say of it is read (rope_scaling.h); else every such key is refused */
     uint8_t dim_kv_heads, dim_k, dim_v; /* q_dim: KV heads, key width, value width (0: prefix of the keys) of a page */
 } q_arch;
 extern const q_arch *const q_archs[]; /* from archs.def */

@@ -15,7 +15,7 @@ enum { STRIP_BYTES = 1 << 16 /* of the file at a time */ };
 static const char *const hf_common[] = {
     "architectures", "model_type", "torch_dtype", "dtype", "transformers_version", "use_cache", "initializer_range",
     "pretraining_tp", "bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id", "_name_or_path",
-    "tie_word_embeddings", "rope_scaling", "is_decoder", "is_encoder_decoder", "return_dict", "output_attentions",
+    "tie_word_embeddings", "is_decoder", "is_encoder_decoder", "return_dict", "output_attentions",
     "output_hidden_states", "torchscript", "use_bfloat16", "auto_map", "unsloth_version", "unsloth_fixed",
     /* wishes about generation, which older files keep here */
     "max_length", "max_sequence_length", "do_sample", "temperature", "top_p", "top_k",
@@ -150,7 +150,8 @@ static bool key_known(const q_binding *b, q_str key) {
         const char *k = row_key(b, a->fixed[i].gguf, a->fixed[i].hf, buf, sizeof buf);
         if (k && q_str_is(key, k)) return true;
     }
-    return false;
+    const char *prefix = b->dir->names == Q_NAMES_GGUF ? gguf_key(b, "", buf, sizeof buf) : "";
+    return a->rope_scaling && q_rope_key(b->dir, prefix, key);
 }
 
 /* A key of another prefix says nothing, unless it is ours with one bit flipped: its default would be taken instead. */
@@ -212,7 +213,10 @@ static lq_status read_hparams(q_binding *b) {
     if (v[Q_HP_ROT] > v[Q_HP_HEAD_K] || fmod(v[Q_HP_ROT], 2) != 0)
         return q_fail(LQ_E_INCONSISTENT, "%g rotary dimensions do not fit heads of %g", v[Q_HP_ROT], v[Q_HP_HEAD_K]);
     b->layers = (int32_t)v[Q_HP_LAYERS];
-    return LQ_OK;
+    char prefix[160];
+    if (!b->arch->rope_scaling) return LQ_OK;
+    return q_rope_read(b->dir, gguf_key(b, "", prefix, sizeof prefix), (uint32_t)v[Q_HP_CONTEXT], (int32_t)v[Q_HP_ROT],
+                       &b->arena, &b->rope);
 }
 
 /* ------------------------------------------------------------------------------------------- weights */
@@ -292,6 +296,7 @@ static lq_status bind_weight(q_binding *b, int32_t role, int32_t layer) {
     const q_weight_row *r = &b->arch->weights[role];
     const bool gguf = b->dir->names == Q_NAMES_GGUF;
     char name[256];
+    if (!gguf && !r->hf) return LQ_OK; /* optional */
     weight_name(gguf ? r->gguf : r->hf, layer, name, sizeof name);
     const q_tensor *t = q_directory_tensor(b->dir, q_str_of(name));
     int32_t *slot = &b->by_role[role * b->layers + (layer < 0 ? 0 : layer)];
@@ -502,7 +507,8 @@ static q_meta number_meta(const char *key, bool integer, double v) {
 lq_status q_bind_export(const q_binding *b, const char *model_name, uint32_t file_type, q_arena *arena, q_meta *out,
                         uint32_t cap, uint32_t *n) {
     const q_arch *a = b->arch;
-    if (cap < a->n_hparams + 3) return q_fail(LQ_E_INTERNAL, "%u keys do not hold the hyper-parameters", cap);
+    if (cap < a->n_hparams + 3 + Q_ROPE_KEYS)
+        return q_fail(LQ_E_INTERNAL, "%u keys do not hold the hyper-parameters", cap);
     uint32_t k = 0;
     char *name = q_arena_str(arena, q_str_of(model_name));
     if (!name) return LQ_E_NOMEM;
@@ -522,6 +528,8 @@ lq_status q_bind_export(const q_binding *b, const char *model_name, uint32_t fil
         if (!key) return LQ_E_NOMEM;
         out[k++] = number_meta(key, r->integer, v);
     }
-    *n = k;
+    uint32_t more = 0;
+    Q_TRY(q_rope_export(&b->rope, a->name, arena, out + k, &more));
+    *n = k + more;
     return LQ_OK;
 }

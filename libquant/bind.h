@@ -6,6 +6,7 @@
 #define Q_BIND_H
 
 #include "arch.h"
+#include "rope_scaling.h"
 
 struct q_lora_delta;
 /* One weight of the model under its GGUF name, wherever it comes from. */
@@ -25,6 +26,7 @@ typedef struct q_binding {
     const q_directory *dir;
     const q_arch *arch;
     q_hparams hp;
+    q_rope rope;          /* what the file says; its factors, where they are tensors, are not in it yet */
     int32_t layers;
     q_bind_item *items;   /* GGUF sources: file order; Hugging Face: the order of the architecture's table */
     uint32_t n_items;

@@ -95,7 +95,8 @@ static uint32_t fill(lq_session *s, uint32_t n_shares, q_batch *b) {
             s->rows[s->n_logits + n_out] = (q_row){h->seq, q->dropped + pos + 1};
             s->out[n_out++] = (int32_t)n;
         }
-        s->refs[b->n_seqs++] = (q_seq_ref){.pages = (const uint32_t *const *)q->tables, .state = h->seq};
+        s->refs[b->n_seqs++] = (q_seq_ref){.pages = (const uint32_t *const *)q->tables, .state = h->seq,
+                                           .freqs = q->freqs};
     }
     b->n = (int32_t)n;
     b->n_out = (int32_t)n_out;
@@ -198,6 +199,10 @@ static lq_status check_rows(const lq_session *s, uint64_t rows) {
                   (unsigned long long)rows, s->shape.max_logits);
 }
 
+uint32_t q_session_freqs(const lq_session *s, uint32_t length) {
+    return s->plan->freq_tables > 1 && length > s->shape.rope.original;
+}
+
 static lq_status check_item(const lq_session *s, const lq_item *t, q_share *h) {
     Q_TRY(q_session_has_seq(s, t->sequence));
     const q_kv_seq *q = &s->kv_book.seqs[t->sequence];
@@ -206,6 +211,8 @@ static lq_status check_item(const lq_session *s, const lq_item *t, q_share *h) {
         return q_fail(LQ_E_ARG, "lq_decode: logits from token %zu of %zu", t->logits_from, t->count);
     *h = (q_share){.seq = t->sequence, .old = q->length, .keep = q->length, .restore = q->restore};
     Q_TRY(q_overflow_fit(&s->shape, q->length, t, h));
+    h->freqs = q_session_freqs(s, h->end);
+    h->cut = h->freqs != q->freqs ? 0 : h->dropped ? q_overflow_same(&s->shape, q->length) : UINT32_MAX;
     return check_ids(s, t->ids, t->count);
 }
 
@@ -228,26 +235,33 @@ static lq_status check_items(lq_session *s, const lq_item *items, size_t n) {
  * knows more of what it is to become than the `same` tokens that it has. What it is to become is in q->ids. */
 static uint32_t cut_for_tree(lq_session *s, uint32_t seq, uint32_t same, uint32_t from) {
     q_kv *kv = &s->kv_book;
-    bool full = s->plan->states == 0 && kv->seqs[seq].root == -1; /* nothing is lost but the page */
+    const uint32_t freqs = kv->seqs[seq].freqs;
+    bool full = s->plan->states == 0 && kv->seqs[seq].root == q_kv_root(freqs); /* nothing is lost but the page */
     for (int32_t p = 0; p < s->plan->n_kv; p++) full = full && s->plan->kv[p].window <= 0;
-    if (!full || same % Q_KV_TOKENS == 0 || q_kv_known(kv, kv->seqs[seq].ids, from) <= same) return same;
+    if (!full || same % Q_KV_TOKENS == 0 || q_kv_known(kv, freqs, kv->seqs[seq].ids, from) <= same) return same;
     same -= same % Q_KV_TOKENS;
     q_kv_truncate(kv, seq, same);
     return same;
 }
 
-/* There is room: what slides out goes, and what follows the first tokens of the sequence is as new as the item's. */
-static void slide(lq_session *s, q_share *h, bool fresh) {
+static const char other_factors[] = "other factors of RoPE hold beyond the original context, and up to it";
+
+/* There is room: what slides out goes, and what follows the first tokens of the sequence is as new as the item's. Keys
+ * turned by another table are all new. */
+static void begin_anew(lq_session *s, q_share *h, bool fresh) {
     q_kv *kv = &s->kv_book;
     q_kv_seq *q = &kv->seqs[h->seq];
     const uint64_t dropped = q->dropped + h->dropped;
-    uint32_t same = q_overflow_same(&s->shape, h->old);
+    uint32_t same = h->cut;
+    q->why_again = h->freqs != q->freqs ? other_factors : "the text slid to other positions";
     q_kv_truncate(kv, h->seq, same);
-    q_overflow_join(&s->shape, q->ids, h->old, h);
+    if (h->freqs != q->freqs) q_kv_use_freqs(kv, h->seq, h->freqs);
+    if (h->dropped) q_overflow_join(&s->shape, q->ids, h->old, h);
+    else memmove(q->ids + h->old, h->ids, h->count * sizeof *q->ids);
     if (!fresh) same = cut_for_tree(s, h->seq, same, h->from);
     h->ids = q->ids + same;
     h->count = h->end - same;
-    h->old = q_overflow_left(&s->shape, h->old, h->dropped);
+    if (h->dropped) h->old = q_overflow_left(&s->shape, h->old, h->dropped);
     if (!fresh) q_kv_find(kv, h->seq, h->ids, h->from - Q_MIN(same, h->from));
     q->dropped = dropped;
     q->slid = h->dropped;
@@ -268,8 +282,9 @@ static lq_status admit(lq_session *s, uint32_t n, bool fresh) {
         q->again = q->kept = q->reused = 0;
         q->slid = q->refused = 0;
         s->of[i] = h->seq;
-        s->cut[i] = h->dropped ? q_overflow_same(&s->shape, h->old) : UINT32_MAX;
-        if (h->dropped) s->count[i] = h->end - s->cut[i];
+        q->why_again = "a cut had gone back behind what was kept";
+        s->cut[i] = h->cut;
+        if (h->cut < UINT32_MAX) s->count[i] = h->end - h->cut;
         else s->count[i] = (uint32_t)h->count - (fresh ? 0 : q_kv_find(kv, h->seq, h->ids, h->from - h->old));
     }
     uint64_t missing;
@@ -278,10 +293,10 @@ static lq_status admit(lq_session *s, uint32_t n, bool fresh) {
         q_share *h = &s->shares[i];
         q_kv_seq *q = &kv->seqs[h->seq];
         if (!room) {
-            if (!h->dropped) q_kv_unfind(kv, h->seq, h->old, h->restore);
+            if (h->cut == UINT32_MAX) q_kv_unfind(kv, h->seq, h->old, h->restore);
             continue;
         }
-        if (h->dropped) slide(s, h, fresh);
+        if (h->cut < UINT32_MAX) begin_anew(s, h, fresh);
         const uint64_t begin = h->end - h->count, had = q->length - begin;
         memmove(q->ids + q->length, h->ids + had, (h->count - had) * sizeof *q->ids);
         h->keep = Q_MAX(h->old, q->length);
@@ -355,6 +370,18 @@ lq_status q_session_decode(lq_session *s, const lq_item *items, size_t n, bool f
 lq_status q_session_add(lq_session *s, uint32_t n) {
     uint64_t missing;
     s->n_logits = 0;
+    for (uint32_t i = 0; i < n; i++) {
+        const uint32_t seq = s->shares[i].seq, freqs = q_session_freqs(s, s->shares[i].end);
+        q_kv_seq *q = &s->kv_book.seqs[seq];
+        const uint32_t length = q->length;
+        const uint64_t dropped = q->dropped;
+        q->why_again = freqs != q->freqs ? other_factors : "they waited since a cut, or since tokens were dropped";
+        if (freqs == q->freqs) continue;
+        q_kv_truncate(&s->kv_book, seq, 0); /* its text stays */
+        q_kv_use_freqs(&s->kv_book, seq, freqs);
+        q->length = length;
+        q->dropped = dropped;
+    }
     if (!q_kv_room(&s->kv_book, s->of, NULL, s->count, n, &missing)) return no_room(s, missing);
     for (uint32_t i = 0; i < n; i++) s->kv_book.seqs[s->shares[i].seq].length = s->shares[i].end;
     return run_shares(s, n);
@@ -391,12 +418,13 @@ lq_status q_session_sync(lq_session *s, uint32_t seq, const int32_t *ids, size_t
     s->n_logits = 0;
     q_session_changed(s, seq);
     lq_status st = LQ_OK;
+    const uint32_t freqs = q->freqs;
     q->dropped = h.dropped;
     if (same < h.end)
         st = q_session_decode(s, &(lq_item){.sequence = seq, .ids = q->ids + same, .count = h.end - same,
                                             .logits_from = h.from - same}, 1, false);
     if (st != LQ_OK && q->length < s->shape.overflow_keep) q->dropped = 0;
-    q->kept = same - Q_MIN(same, q->again);
+    q->kept = q->freqs == freqs ? same - Q_MIN(same, q->again) : 0;
     q->slid = q->dropped;
     q->refused = h.refused;
     return st == LQ_OK ? q_overflow_told(&s->shape, &h, 1) : st;
@@ -443,6 +471,7 @@ void q_session_seq_info(const lq_session *s, uint32_t seq, lq_seq_info *info) {
     info->cached = q->kept + q->reused;
     info->again = q->again;
     info->miss = why[q->miss];
+    info->why_again = q->again ? q->why_again : "";
     info->dropped = q->slid;
     info->dropped_in_all = q->dropped;
     info->refused = q->refused;

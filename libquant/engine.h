@@ -61,6 +61,7 @@ struct lq_model {
     q_binding *binding;
     q_text *text;
     q_weight *weights;   /* [binding->n_items]; vectors always as float32 */
+    q_rope rope;         /* the binding's, with the factors that are among them */
     void **owned;        /* [n_items] memory behind weights that the file's bytes could not serve; NULL = the file's */
     uint8_t *packed;     /* weights in the processor's own layouts; NULL = none */
     q_packing *packing;  /* what is packed while sessions run, and how far (pack.c); NULL = nothing is */
@@ -170,6 +171,7 @@ typedef struct q_session_shape {
     bool embed;             /* hidden rows come out, and no logits */
     uint32_t drafts, ngram; /* most guesses of a step; how they are made (draft.c) */
     lq_model *draft;
+    q_rope rope;
 } q_session_shape;
 /* Rows of logits that a session has room for. */
 static inline uint32_t q_session_rows(const q_session_shape *s) {
@@ -195,6 +197,8 @@ typedef struct q_share {
     uint32_t taken;      /* columns of the present pass */
     uint32_t keep;       /* length that it keeps if the call fails now */
     int32_t restore;     /* its q_kv_seq.restore before */
+    uint32_t freqs;      /* table of ROPE's frequencies that it needs */
+    uint32_t cut;        /* its text is made anew behind so many tokens; UINT32_MAX = it only grows */
     const int32_t *ids;  /* what comes behind its tokens */
     uint64_t count;
     uint64_t dropped, refused; /* as overflow.c decided */
@@ -302,6 +306,8 @@ lq_status q_session_fork(lq_session *s, uint32_t from, uint32_t to);
 lq_status q_session_save(lq_session *s, uint32_t seq, lq_write_bytes write, void *user);
 lq_status q_session_load(lq_session *s, uint32_t seq, lq_read_bytes read, void *user);
 lq_status q_session_has_seq(const lq_session *s, uint32_t seq);
+/* The table of RoPE's frequencies that a sequence of so many tokens needs. */
+uint32_t q_session_freqs(const lq_session *s, uint32_t length);
 /* overflow.c: the policy that options name, of a shape that has its context. */
 lq_status q_overflow_choose(const lq_model *m, const lq_session_options *o, q_session_shape *s);
 const char *q_overflow_name(q_overflow policy);

@@ -166,9 +166,10 @@ static lq_status check_sessions(const sweep *w) {
 
 static lq_status prepare(sweep *w, const int32_t *ids, size_t count, const lq_eval_options *o) {
     const uint32_t trained = (uint32_t)w->sessions[0]->model->binding->hp.v[Q_HP_CONTEXT];
+    const uint32_t most = Q_MAX(trained, w->sessions[0]->shape.context); /* RoPE scaling */
     w->window = o->window ? o->window : Q_MIN(trained, 512u);
-    if (w->window < 4 || w->window > trained)
-        return q_fail(LQ_E_ARG, "windows of %u tokens: must be 4 to %u, the trained context", w->window, trained);
+    if (w->window < 4 || w->window > most)
+        return q_fail(LQ_E_ARG, "windows of %u tokens: must be 4 to %u, the trained context", w->window, most);
     w->first = o->score_all ? 0 : w->window / 2;
     const uint64_t tokens = o->max_tokens ? Q_MIN((uint64_t)count, o->max_tokens) : count;
     w->chunks = tokens / w->window;

@@ -2,7 +2,8 @@
  * were made. Layer L3. */
 #include "file_keys.h"
 
-enum { EXTRA_KEYS = Q_TEXT_EXPORT_MAX + 12 /* the tokenizer's keys, names, file type, version, importance */ };
+/* The tokenizer's keys, RoPE's, names, file type, version, importance. */
+enum { EXTRA_KEYS = Q_TEXT_EXPORT_MAX + Q_ROPE_KEYS + 12 };
 
 static q_meta key_u32(const char *key, uint32_t v) {
     q_meta m;

@@ -173,7 +173,7 @@ lq_status q_kv_receive(q_kv *kv, uint32_t seq, uint32_t stored) {
             q_kv_hold(kv, p, (uint32_t)page);
             s->tables[p][s->top] = (uint32_t)page;
         }
-    if (stored > 0) s->root = -2 - (int32_t)(kv->loaded++ % INT32_MAX);
+    if (stored > 0) s->root = -3 - (int32_t)(kv->loaded++ % (INT32_MAX - 3));
     return LQ_OK;
 }
 
@@ -418,9 +418,14 @@ void q_kv_truncate(q_kv *kv, uint32_t seq, uint32_t length) {
         cut(kv, s, keeps(kv, s, length));
         restore_from(kv, s, s->stored / Q_KV_TOKENS);
     }
-    if (s->stored == 0) s->root = -1;
+    if (s->stored == 0) s->root = q_kv_root(s->freqs);
     if (length == 0) s->dropped = 0;
     s->length = length;
+}
+
+void q_kv_use_freqs(q_kv *kv, uint32_t seq, uint32_t freqs) {
+    kv->seqs[seq].freqs = freqs;
+    kv->seqs[seq].root = q_kv_root(freqs);
 }
 
 void q_kv_unfind(q_kv *kv, uint32_t seq, uint32_t length, int32_t restore) {
@@ -437,7 +442,7 @@ void q_kv_abandon(q_kv *kv, uint32_t seq) {
     const uint32_t length = s->length;
     shrink(kv, s, pages_of(s->stored));
     for (int32_t p = 0; p < kv->plan->n_kv && s->stored == 0; p++) s->low[p] = 0;
-    if (s->stored == 0) s->root = -1;
+    if (s->stored == 0) s->root = q_kv_root(s->freqs);
     if (kv->plan->states == 0 || s->stored == 0) return;
     /* its state went on: back to the last one that was kept */
     q_kv_miss why;
@@ -456,6 +461,7 @@ void q_kv_fork(q_kv *kv, uint32_t from, uint32_t to) {
     b->stored = a->stored;
     b->top = pages_of(a->stored);
     b->root = a->root;
+    b->freqs = a->freqs;
     b->dropped = a->dropped;
     memcpy(b->ids, a->ids, a->length * sizeof *a->ids);
     const uint32_t full = a->stored / Q_KV_TOKENS;

@@ -58,11 +58,13 @@ typedef struct q_kv_seq {
     uint32_t *low;        /* [n_kv] the first page that it holds: windows leave earlier ones behind */
     uint32_t kept, reused; /* in the last call: tokens that it had already; that were found in the tree */
     uint32_t again;        /* and that were evaluated anew after a cut */
+    const char *why_again; /* static storage */
     uint64_t slid, refused; /* in the last call: tokens that overflow.c dropped; that it did not take */
     uint64_t dropped;      /* of this text so far */
     q_kv_miss miss;
-    int32_t root;         /* what its first node has for a parent: -1, or a number of its own for a text that was
-                             loaded, whose pages no other text is to find */
+    uint32_t freqs;       /* the table of ROPE's frequencies that its keys are turned by: 0 or 1 */
+    int32_t root;         /* what its first node has for a parent: q_kv_root of that table, or a number of its own for
+                             a text that was loaded, whose pages no other text is to find */
     int32_t restore;      /* number of the state that its own must become before the next pass, -1 = it is right */
 } q_kv_seq;
 
@@ -108,8 +110,11 @@ void q_kv_init(q_kv *kv, const q_plan *plan, uint32_t seqs, bool reuse, void *bl
 uint32_t q_kv_find(q_kv *kv, uint32_t seq, const int32_t *ids, uint32_t n);
 /* Take back what was found, right behind it: `length` and `restore` are what they were. */
 void q_kv_unfind(q_kv *kv, uint32_t seq, uint32_t length, int32_t restore);
-/* How many of n tokens a new sequence would find. */
-uint32_t q_kv_known(q_kv *kv, const int32_t *ids, uint32_t n);
+/* How many of n tokens a new sequence would find, in the tree of texts whose keys are turned by this table. */
+uint32_t q_kv_known(q_kv *kv, uint32_t freqs, const int32_t *ids, uint32_t n);
+static inline int32_t q_kv_root(uint32_t freqs) { return -1 - (int32_t)freqs; }
+/* An empty sequence is to have keys of this table. */
+void q_kv_use_freqs(q_kv *kv, uint32_t seq, uint32_t freqs);
 
 /* Tokens that pools without a window keep, and those of them that no sequence holds: by the pool with the fewest. */
 void q_kv_tokens(const q_kv *kv, uint64_t *all, uint64_t *free);

@@ -128,9 +128,9 @@ int32_t q_kv_node_new(q_kv *kv, int32_t parent, const int32_t *ids) {
     return i;
 }
 
-uint32_t q_kv_known(q_kv *kv, const int32_t *ids, uint32_t n) {
+uint32_t q_kv_known(q_kv *kv, uint32_t freqs, const int32_t *ids, uint32_t n) {
     uint32_t full = 0;
-    for (int32_t at = -1; (full + 1) * Q_KV_TOKENS <= n; full++) {
+    for (int32_t at = q_kv_root(freqs); (full + 1) * Q_KV_TOKENS <= n; full++) {
         at = q_kv_child(kv, at, ids + (uint64_t)full * Q_KV_TOKENS);
         if (at < 0) break;
     }

@@ -50,7 +50,7 @@
  *             z' = clamp(z, -limit, limit), y = x' * sigmoid(alpha * x') * (z' + 1).                unit: column
  *   ROPE      rotates the first `rot` values of each head by the float32 product position * freqs[i], and multiplies
  *             them by mscale; the others are copied. PAIRS: (2i, 2i+1) together; HALVES: (i, i + rot/2). y may be x.
- *                                                                                                   unit: column
+ *             With two tables of frequencies a column's sequence says which (q_seq_ref).            unit: column
  *   KV_PUT    stores K = x and V = z (heads of the view = KV heads) at the column's position in the pages of its
  *             sequence, in the forms of their pool (kv_form.h). Without z the values are a prefix of the keys (latent
  *             attention).                                                                    unit: column * head
@@ -220,7 +220,8 @@ typedef struct q_inst {
     float eps, scale, softcap, limit, alpha, mscale, lora_scale;
     int32_t window;                        /* 0 = none */
     int32_t rot;                           /* ROPE: values rotated per head, even */
-    const float *freqs;                    /* ROPE: rot / 2 angular frequencies */
+    const float *freqs;                    /* ROPE: [freq_tables][rot / 2] angular frequencies */
+    int32_t freq_tables;                   /* ROPE: 0 counts as 1 */
     int32_t n_expert, n_used, n_groups, n_groups_used;
     int32_t taps;
     int32_t kv_group, kv_layer;            /* KV_PUT, ATTN: page pool, and the layer's ordinal in it */

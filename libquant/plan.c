@@ -125,12 +125,14 @@ static lq_status pool_of(builder *b, int32_t layer, int32_t window, int32_t *ord
 
 static lq_status rope_freqs(const builder *b, q_inst *t, const q_step *s, int32_t layer) {
     const double base = number(b, s->hp_base, layer, 10000.0);
+    const int32_t tables = b->plan->freq_tables;
     t->rot = dim(b, s->rot, layer);
-    float *f = (float *)q_arena_new(b->arena, (uint64_t)t->rot / 2, sizeof *f);
+    float *f = (float *)q_arena_new(b->arena, (uint64_t)tables * ((uint64_t)t->rot / 2), sizeof *f);
     if (!f) return LQ_E_NOMEM;
-    for (int32_t i = 0; i < t->rot / 2; i++) f[i] = (float)pow(base, -2.0 * i / t->rot);
+    for (int32_t i = 0; i < tables; i++)
+        t->mscale = q_rope_table(&b->shape->rope, base, t->rot, b->shape->context, i == 1, f + i * (t->rot / 2));
     t->freqs = f;
-    t->mscale = 1.0f;
+    t->freq_tables = tables;
     return LQ_OK;
 }
 
@@ -338,6 +340,7 @@ lq_status q_plan_build(const lq_model *model, const q_session_shape *shape, q_ar
     p->outs = (int32_t)Q_MIN(Q_MAX(q_session_rows(shape), 1u), shape->batch);
     p->vocab = (int32_t)bind->hp.v[Q_HP_VOCAB];
     p->context = (int32_t)shape->context;
+    p->freq_tables = q_rope_tables(&shape->rope, shape->context);
     p->f32_activations = shape->f32_activations;
     p->hidden = shape->embed;
     builder b = {.model = model, .arch = bind->arch, .hp = &bind->hp, .shape = shape, .arena = arena, .plan = p};

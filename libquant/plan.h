@@ -30,6 +30,7 @@ typedef struct q_plan {
     int32_t seqs;              /* most sequences of a batch */
     int32_t states;            /* recurrent states that are kept: one per sequence and checkpoints; 0 = no step has any */
     int32_t context;           /* most positions of a sequence */
+    int32_t freq_tables;       /* of steps ROPE, 1 or 2 */
     bool f32_activations;      /* never quantize activations */
     bool hidden;               /* there is no HEAD: what it would read is copied to slot 1 for all columns, as q_batch.y */
 } q_plan;
@@ -38,6 +39,7 @@ typedef struct q_plan {
 typedef struct q_seq_ref {
     const uint32_t *const *pages; /* [pool][position / Q_KV_TOKENS] -> page; covers all positions of the batch */
     uint32_t state;               /* number of its recurrent state, below q_plan.states */
+    uint32_t freqs;               /* which of two tables of ROPE's frequencies is its own: 0 or 1 */
 } q_seq_ref;
 
 typedef struct q_batch {

@@ -35,8 +35,11 @@ static uint64_t sum_of(const void *data, size_t n) {
 }
 
 /* Everything that gives a byte of a page its meaning. */
-static uint64_t shape_of(const lq_session *s) {
-    uint64_t h = Q_KV_TOKENS;
+static uint64_t shape_of(const lq_session *s, uint32_t freqs) {
+    const q_rope *rope = &s->shape.rope;
+    uint64_t h = q_rope_hash(rope, Q_KV_TOKENS);
+    if (freqs) h = q_fnv64_mix(h, &freqs, sizeof freqs);
+    if (rope->kind == Q_ROPE_DYNAMIC) h = q_fnv64_mix(h, &s->shape.context, sizeof s->shape.context);
     for (int32_t i = 0; i < s->plan->n_kv; i++) {
         const q_kv_pool *p = &s->plan->kv[i];
         const int32_t of[] = {p->layers, p->heads, p->k.width, p->v.width, p->window, p->k.turn, p->v.turn};
@@ -124,7 +127,7 @@ lq_status q_session_save(lq_session *s, uint32_t seq, lq_write_bytes write, void
     const q_kv_seq *q = &s->kv_book.seqs[seq];
     stream t = {.s = s, .seq = seq, .write = write, .user = user};
     header h = {.magic = "LQSEQ", .version = VERSION, .length = q->length, .stored = q->stored,
-                .dropped = (uint32_t)Q_MIN(q->dropped, (uint64_t)UINT32_MAX), .shape = shape_of(s),
+                .dropped = (uint32_t)Q_MIN(q->dropped, (uint64_t)UINT32_MAX), .shape = shape_of(s, q->freqs),
                 .bytes = bytes_of(s, q->length, q->stored)};
     Q_TRY(q_model_hash(s->model, &h.model));
     h.sum = sum_of(&h, offsetof(header, sum));
@@ -136,7 +139,7 @@ lq_status q_session_save(lq_session *s, uint32_t seq, lq_write_bytes write, void
     return give(&t, &sum, sizeof sum);
 }
 
-static lq_status check(const lq_session *s, const header *h) {
+static lq_status check(const lq_session *s, const header *h, uint32_t *freqs) {
     static const char magic[8] = "LQSEQ";
     uint64_t model;
     if (memcmp(h->magic, magic, sizeof magic) != 0)
@@ -148,9 +151,10 @@ static lq_status check(const lq_session *s, const header *h) {
         return q_fail(LQ_E_FORMAT, "lq_seq_load: the header is damaged");
     Q_TRY(q_model_hash(s->model, &model));
     if (h->model != model) return q_fail(LQ_E_INCONSISTENT, "lq_seq_load: the sequence is another model's");
-    if (h->shape != shape_of(s))
+    *freqs = s->plan->freq_tables > 1 && h->shape == shape_of(s, 1);
+    if (h->shape != shape_of(s, *freqs))
         return q_fail(LQ_E_INCONSISTENT, "lq_seq_load: the sequence's keys and values are kept in another way than "
-                                         "here (activations, format, or the layers of a page)");
+                                         "here (activations, format, RoPE scaling, or the layers of a page)");
     if (h->length > s->shape.context)
         return q_fail(LQ_E_CONTEXT, "the saved sequence has %u tokens, the context %u", h->length, s->shape.context);
     if (h->stored > h->length || h->bytes != bytes_of(s, h->length, h->stored))
@@ -165,8 +169,10 @@ static lq_status load(stream *t) {
     q_kv_seq *q = &kv->seqs[t->seq];
     header h;
     uint64_t missing, sum, want;
+    uint32_t freqs = 0;
     Q_TRY(get(t, &h, sizeof h));
-    Q_TRY(check(s, &h));
+    Q_TRY(check(s, &h, &freqs));
+    q_kv_use_freqs(kv, t->seq, freqs);
     t->sum = (q_checksum){{0}, 0, {0}};
     if (!q_kv_room(kv, &t->seq, NULL, &h.length, 1, &missing))
         return q_fail(LQ_E_CONTEXT,

@@ -35,19 +35,33 @@ static uint32_t trained_context(const lq_model *model) { return (uint32_t)model-
 
 lq_status q_session_shape_of(const lq_model *model, const lq_session_options *options, q_session_shape *out) {
     lq_session_options o;
+    q_rope rope;
     Q_TRY(q_struct_in(options, &o, sizeof o, "lq_session_options"));
-    return q_budget_shape(model, &o, trained_context(model), out);
+    Q_TRY(q_rope_choose(&model->rope, &o, trained_context(model), &rope));
+    const uint32_t usual = trained_context(model), longest = q_rope_longest(&rope, usual, o.rope_scaling != NULL);
+    return q_budget_shape(model, &o, o.rope_scaling ? longest : usual, out);
+}
+
+static lq_status check_context(const lq_model *model, const lq_session_options *o, const q_session_shape *s) {
+    const uint32_t trained = trained_context(model), longest = q_rope_longest(&s->rope, trained, o->rope_scaling != NULL);
+    if (s->context <= longest) return LQ_OK;
+    if (s->rope.kind != Q_ROPE_NONE && s->rope.original > 0)
+        return q_fail(LQ_E_CONTEXT,
+                      "a context of %u tokens was asked for; RoPE scaling '%s' by %g of the original %g tokens gives %u",
+                      s->context, q_rope_name(s->rope.kind), s->rope.factor, s->rope.original, longest);
+    return q_fail(LQ_E_CONTEXT,
+                  "a context of %u tokens was asked for; the model was trained for %u (rope_scaling goes beyond)",
+                  s->context, longest);
 }
 
 lq_status q_session_shape_with(const lq_model *model, const lq_session_options *o, uint32_t context,
                                q_session_shape *out) {
-    const uint32_t trained = trained_context(model);
     q_session_shape s = {.context = context, .batch = o->batch ? o->batch : DEFAULT_BATCH,
                          .max_logits = o->max_logits ? o->max_logits : 1,
                          .threads = o->threads ? o->threads : model->ctx->threads};
     s.threads_prefill = o->threads_prefill ? o->threads_prefill : o->threads ? o->threads : model->ctx->threads_prefill;
-    if (s.context > trained)
-        return q_fail(LQ_E_CONTEXT, "a context of %u tokens was asked for; the model was trained for %u", s.context, trained);
+    Q_TRY(q_rope_choose(&model->rope, o, trained_context(model), &s.rope));
+    Q_TRY(check_context(model, o, &s));
     const uint32_t threads = Q_MAX(s.threads, s.threads_prefill);
     if (s.context > MAX_CONTEXT || s.batch > MAX_BATCH || threads > MAX_THREADS)
         return q_fail(LQ_E_ARG, "context %u, batch %u or threads %u is out of range (at most %d, %d, %d)", s.context,

@@ -97,6 +97,8 @@ static lq_status guess(lq_session *s, lq_step_item *items, uint32_t n) {
         }
         const uint32_t room = s->shape.context - Q_MIN(length + 1, s->shape.context);
         uint32_t most = Q_MIN(Q_MIN(s->shape.drafts / n, a->ahead), room);
+        if (!q_session_freqs(s, length) && q_session_freqs(s, length + most)) /* a guess may be wrong: none crosses */
+            most = (uint32_t)s->shape.rope.original - length;
         if (o.max_tokens) most = (uint32_t)Q_MIN((uint64_t)most, o.max_tokens - a->made - 1);
         Q_TRY(q_draft_guess(s, t.sequence, &o, most, &s->count[k++]));
     }
@@ -210,7 +212,9 @@ static lq_status choose_all(lq_session *s, making *m) {
         next = st == LQ_OK && !t->end && hit;
     }
     const uint32_t now = q->length;
+    const uint32_t again = q->again;
     if (right < guesses) q_kv_truncate(&s->kv_book, t->sequence, length + right);
+    q->again = again; /* a cut forgets it */
     q->length = now;
     if (guesses) follow(a, guesses, right, s->shape.drafts);
     s->stats.drafted += guesses;

@@ -63,6 +63,10 @@ compare "slide" "$(json dropped)" ">" 60; compare "slide" "$(json evaluated_agai
 exits 0 "slide" r -p "$(head -c 3000 "$TEXT/prose.txt")" --ctx 64 -n 2 --overflow slide; says "slide" "to make room in the context of 64"
 exits 2 "--overflow" r -p "x" --overflow error; says "--overflow" "'stop' or 'slide', not 'error'"
 exits 2 "--keep" r -p "x" --keep 3; says "--keep" "goes with --overflow slide"
+exits 0 "--rope-scaling" r -p "The ship" -n 4 --ctx 512 --rope-scaling yarn --json; json_is "--rope-scaling"
+exits 2 "--rope-scaling" r -p "x" --ctx 512; says "--rope-scaling" "trained for 256"
+exits 2 "--rope-scaling" r -p "x" --ctx 1024 --rope-scaling ntk --rope-factor 2; says "--rope-scaling" "gives 512"
+exits 2 "--rope-scaling" r -p "x" --rope-scaling warp; says "--rope-scaling" "warp"
 exits 5 "--max-ram" r -p "x" --max-ram 2M; says "--max-ram" "the longest context that fits is [0-9][0-9]* tokens"
 fits=$(sed -n 's/.*that fits is \([0-9]*\) tokens.*/\1/p' "$err")
 exits 0 "--max-ram" r -p "x" -n 2 --max-ram 2M --ctx "$fits"

@@ -392,7 +392,7 @@ static void fill_sequences(const st *t, st_batch *b, int turn) {
         b->seq[c] = (part + 1) % parts;
         b->pos[c] = first[b->seq[c]] + c - from;
     }
-    for (int32_t s = 0; s < ST_SEQS; s++) b->seqs[s] = (q_seq_ref){b->tables[s], (uint32_t)(ST_SEQS - 1 - s)};
+    for (int32_t s = 0; s < ST_SEQS; s++) b->seqs[s] = (q_seq_ref){b->tables[s], (uint32_t)(ST_SEQS - 1 - s), s & 1};
 }
 
 void st_batch_open(st_batch *b, st *t, int32_t n, int32_t n_out, int turn) {

@@ -253,7 +253,8 @@ static void rope_cases(st *t, int variant) {
             static const int32_t heads[] = {1, 3, 2, 5, 8, 1}, width[] = {2, 20, 64, 128, 33, 80};
             static const int32_t rot[] = {2, 12, 64, 128, 32, 32};
             q_inst s = {.op = Q_OP_ROPE, .kind = (uint8_t)kind, .rot = rot[i], .mscale = i == 1 ? 1.19f : 0};
-            s.freqs = st_angles(t, rot[i], i % 2 ? 10000.0f : 500000.0f);
+            s.freqs = st_angles(t, variant == 2 ? 2 * rot[i] : rot[i], i % 2 ? 10000.0f : 500000.0f);
+            s.freq_tables = t->plan.freq_tables = variant == 2 ? 2 : 1; /* two halves of that */
             s.x = st_in(t, heads[i], width[i], width[i] + i % 3, ST_MILD);
             s.y = i & 1 ? st_out(t, heads[i], width[i], width[i] + 1) : s.x;
             s.out = i == 3;

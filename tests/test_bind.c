@@ -116,7 +116,7 @@ START_TEST(unknown_hyper_parameter_is_refused) {
 }
 END_TEST
 START_TEST(rope_scaling_is_refused) {
-    tiny_str(&t, "llama.rope.scaling.type", "yarn");
+    tiny_str(&t, "llama.rope.scaling.type", "warp");
     REFUSED(LQ_E_UNSUPPORTED, "rope.scaling.type");
 }
 END_TEST
@@ -243,7 +243,11 @@ static const struct {
     {CONFIG(",\"hidden_size\":256,\"sliding_window\":4096"), LQ_E_UNSUPPORTED, "sliding_window"},
     {CONFIG(",\"hidden_size\":256,\"rope_scaling\":{\"type\":\"warp\",\"factor\":2.0}"), LQ_E_UNSUPPORTED,
      "rope_scaling"},
-    {CONFIG(",\"hidden_size\":256,\"rope_scaling\":{\"rope_type\":\"yarn\"}"), LQ_E_UNSUPPORTED, "rope_scaling"},
+    {CONFIG(",\"hidden_size\":256,\"rope_scaling\":{\"rope_type\":\"yarn\"}"), LQ_E_INCONSISTENT, "rope_scaling"},
+    {CONFIG(",\"hidden_size\":256,\"rope_scaling\":{\"rope_type\":\"yarn\",\"factor\":2.0}"), LQ_OK, ""},
+    {CONFIG(",\"hidden_size\":256,\"rope_scaling\":\"yarn\""), LQ_E_UNSUPPORTED, "rope_scaling"},
+    {CONFIG(",\"hidden_size\":256,\"rope_scaling\":{\"type\":\"linear\",\"factor\":2,\"wobble\":1}"), LQ_E_UNSUPPORTED,
+     "wobble"},
     {CONFIG(",\"hidden_size\":256,\"quantization_config\":{\"quant_method\":\"hqq\"}"), LQ_E_UNSUPPORTED,
      "quantization_config"},
     {CONFIG(",\"hidden_size\":256,\"quantization_config\":{\"quant_method\":\"gptq\",\"bits\":4,\"group_size\":32}"),

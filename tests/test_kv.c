@@ -288,7 +288,7 @@ START_TEST(a_text_is_found_again) {
     some_ids(w, ids, CONTEXT);
     add(w, 0, ids, 333);
     ck_assert_uint_eq(w->found, 0);
-    ck_assert_uint_eq(q_kv_known(&w->kv, ids, CONTEXT), 320);
+    ck_assert_uint_eq(q_kv_known(&w->kv, 0, ids, CONTEXT), 320);
     q_kv_truncate(&w->kv, 0, w->length[0] = 0);
     add(w, 0, ids, 350);
     ck_assert_uint_eq(w->found, 320);
@@ -327,7 +327,7 @@ START_TEST(room_is_made) {
     add(w, 0, ids, 320);
     q_kv_truncate(&w->kv, 0, w->length[0] = 0);
     add(w, 1, other, 160);
-    ck_assert_uint_eq(q_kv_known(&w->kv, ids, CONTEXT), (13 - 5) * Q_KV_TOKENS);
+    ck_assert_uint_eq(q_kv_known(&w->kv, 0, ids, CONTEXT), (13 - 5) * Q_KV_TOKENS);
     uint64_t missing;
     ck_assert(!q_kv_room(&w->kv, (const uint32_t[]){2}, NULL, (const uint32_t[]){300}, 1, &missing));
     ck_assert_uint_eq(missing, 10 - (13 - 5));

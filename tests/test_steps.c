@@ -45,7 +45,7 @@ static void bed_open(bed *b, q_op op, int32_t width, int32_t past, int64_t state
     b->state_floats = state_floats;
     b->state = guarded(2 * state_floats);
     for (int64_t j = 0; j < 2 * state_floats; j++) b->state[j] = t_normal(&b->seed);
-    b->seqs[0].state = 1;
+    b->seqs[0].state = b->seqs[1].freqs = 1;
     b->batch = (q_batch){.n = COLUMNS, .ids = b->ids, .pos = b->pos, .seq = b->seq, .seqs = b->seqs, .n_seqs = 2,
                          .n_out = OUTS, .out = b->out};
     b->plan = (q_plan){.insts = &b->s, .n_insts = 1, .n_layers = 1, .slot_width = b->widths, .n_slots = SLOTS,
@@ -292,7 +292,8 @@ static void ropes(const q_cpu_kernel *k) {
                 bed_open(&b, k->op, (w + 3) * heads + 4, pasts[p], 1);
                 b.s.kind = (uint8_t)kind, b.s.rot = rot, b.s.freqs = b.freqs, b.s.out = p == 3;
                 b.s.mscale = p == 2 ? 1.3f : 0;
-                for (int32_t j = 0; j < rot / 2; j++) b.freqs[j] = (float)pow(10000.0, -2.0 * j / rot);
+                b.s.freq_tables = p == 1 ? 2 : 0;
+                for (int32_t j = 0; j < rot; j++) b.freqs[j] = (float)pow(10000.0, -2.0 * j / rot);
                 b.s.x = part(X, heads, w, w + 3), b.s.y = part(Y, heads, w, w + 1);
                 check_all(&b, k, 1e-13, true);
                 b.freqs[0] = INFINITY;

@@ -103,9 +103,11 @@ static int open_sessions(cli *c, bench *b, lq_model *const *models, size_t n, be
     lq_model_info info = {.size = sizeof info};
     const lq_status s = lq_model_info_get(models[0], &info);
     if (s != LQ_OK) return cli_fail(c, s, NULL);
-    const uint32_t left = info.context > o->context ? info.context - o->context : 0;
-    if (left == 0) return cli_usage(c, "the model was trained with a context of %u tokens", info.context);
-    const uint32_t prefill = o->prefill < info.context ? o->prefill : info.context,
+    const uint32_t longest = o->rope.type ? 1u << 28 : info.longest_context; /* then lq_session_open says what is */
+    const uint32_t left = longest > o->context ? longest - o->context : 0;
+    if (left == 0)
+        return cli_usage(c, "the model was trained with a context of %u tokens; see --rope-scaling", longest);
+    const uint32_t prefill = o->prefill < longest ? o->prefill : longest,
                    decode = o->decode < left ? o->decode : left;
     const uint32_t most = prefill > o->context + decode ? prefill : o->context + decode;
     b->ids = malloc(most * sizeof *b->ids);
@@ -115,6 +117,7 @@ static int open_sessions(cli *c, bench *b, lq_model *const *models, size_t n, be
         lq_session_options so = {.size = sizeof so, .context = most, .no_reuse = 1, .threads = o->threads,
                                        .threads_prefill = o->threads_prefill};
         cli_kv_set(&o->kv[i], &so);
+        cli_rope_set(&o->rope, &so);
         out[i] = (bench_speed){.prefill_tokens = prefill, .decode_tokens = decode};
         const lq_status planned = cli_plan(models[i], &so, true, &out[i].plan);
         if (planned != LQ_OK) return cli_fail(c, planned, NULL);

@@ -10,6 +10,7 @@ typedef struct bench_speed_options {
     uint32_t context;         /* tokens in the sequence before a decode begins */
     uint32_t threads, threads_prefill, repeat; /* repeat: at most BENCH_SAMPLES */
     cli_kv kv[2]; /* of each model */
+    cli_rope rope;
 } bench_speed_options;
 
 typedef struct bench_speed {

@@ -245,6 +245,38 @@ typedef struct cli_place {
      .help = "how many layers --device runs: the last N, and the output; the processor runs\n"                         \
              "the others (default: all of them, and the embedding)",                                                   \
      .also = "|ngl|n-gpu-layers|ngpu-layers|layers|offload|device-layers|"}
+/* How RoPE is stretched; NULL and 0 = nothing was said. */
+typedef struct cli_rope {
+    const char *type;
+    double factor;
+    uint64_t original;
+} cli_rope;
+#define CLI_OPT_ROPE(T)                                                                                                \
+    {.type = CLI_TEXT,                                                                                                 \
+     .name = "rope-scaling",                                                                                           \
+     .value = "TYPE",                                                                                                  \
+     .at = offsetof(T, rope.type),                                                                                     \
+     .help = "contexts beyond the trained one, by none, linear, ntk, dynamic, yarn or llama3\n"                        \
+             "(default: what the model says of itself)",                                                               \
+     .also = "|rope|",                                                                                                 \
+     .values = "none linear ntk dynamic yarn llama3"},                                                                 \
+    {.type = CLI_REAL,                                                                                                 \
+     .name = "rope-factor",                                                                                            \
+     .value = "F",                                                                                                     \
+     .at = offsetof(T, rope.factor),                                                                                   \
+     .min = 1,                                                                                                         \
+     .max = 1e5,                                                                                                       \
+     .help = "how many times the original context (default: the context over it)",                                     \
+     .also = "|rope-scale|rope-freq-scale|"},                                                                          \
+    {.type = CLI_UINT,                                                                                                 \
+     .name = "rope-original",                                                                                          \
+     .value = "N",                                                                                                     \
+     .at = offsetof(T, rope.original),                                                                                 \
+     .min = 1,                                                                                                         \
+     .max = 268435456,                                                                                                 \
+     .help = "the context that the model was trained for at first (default: as it says)",                             \
+     .also = "|yarn-orig-ctx|rope-orig|"}
+void cli_rope_set(const cli_rope *rope, lq_session_options *options);
 /* In which formats keys and values are kept; NULL = nothing was said. */
 typedef struct cli_kv {
     const char *both, *v;

@@ -134,6 +134,12 @@ int cli_check_activations(cli *c, const char *name) {
     return cli_usage(c, "--activations %s: only f32 can be asked for", name);
 }
 
+void cli_rope_set(const cli_rope *rope, lq_session_options *options) {
+    options->rope_scaling = rope->type;
+    options->rope_factor = rope->factor;
+    options->rope_original = (uint32_t)rope->original;
+}
+
 void cli_kv_set(const cli_kv *kv, lq_session_options *options) {
     options->kv_k = kv->both;
     options->kv_v = kv->v;

@@ -9,6 +9,7 @@ typedef struct args {
     cli_place place;
     cli_memory memory;
     cli_kv kv;
+    cli_rope rope;
     const char *model, *isa, *versus, *versus_kv, *csv;
     uint64_t prefill, decode, context, threads, threads_prefill, repeat;
 } args;
@@ -75,6 +76,7 @@ static const cli_option options[] = {
     CLI_OPT_LOAD_AS(args),
     CLI_OPT_RUN_LORA(args),
     CLI_OPT_KV(args),
+    CLI_OPT_ROPE(args),
     CLI_OPT_THREADS(args),
     CLI_OPT_THREADS_PREFILL(args),
     CLI_OPT_MEMORY(args),
@@ -278,12 +280,14 @@ static int measure(cli *c, state *s) {
     const args *a = s->a;
     const bench_speed_options o = {(uint32_t)a->prefill, (uint32_t)a->decode,          (uint32_t)a->context,
                                    (uint32_t)a->threads, (uint32_t)a->threads_prefill, (uint32_t)a->repeat,
-                                   {a->kv, {a->versus_kv ? a->versus_kv : a->kv.both, a->versus_kv ? NULL : a->kv.v}}};
+                                   {a->kv, {a->versus_kv ? a->versus_kv : a->kv.both, a->versus_kv ? NULL : a->kv.v}},
+                                   a->rope};
     lq_model *models[BENCH_MODELS] = {0};
     bench_speed speeds[BENCH_MODELS] = {0};
-    if (a->prefill > s->model.context || a->context + a->decode > s->model.context) {
+    const uint32_t longest = s->model.longest_context;
+    if (!a->rope.type && (a->prefill > longest || a->context + a->decode > longest)) {
         fprintf(stderr, "note: the model was trained with a context of %u tokens; longer runs are cut to that\n",
-                s->model.context);
+                longest);
     }
     for (size_t i = 0; i < s->n; i++) models[i] = s->sides[i].model;
     const int code = bench_speed_run(c, models, s->n, &o, speeds);

@@ -12,6 +12,7 @@ typedef struct args {
     cli_memory memory;
     const char *model, *text, *against, *activations, *isa;
     cli_kv kv;
+    cli_rope rope;
     uint64_t ctx, max_tokens, threads, threads_prefill;
     uint32_t score_all;
     cli_gate gate;
@@ -55,6 +56,7 @@ static const cli_option options[] = {
     CLI_OPT_LOAD_AS(args),
     CLI_OPT_RUN_LORA(args),
     CLI_OPT_KV(args),
+    CLI_OPT_ROPE(args),
     CLI_OPT_ACTIVATIONS(args),
     CLI_OPT_THREADS(args),
     CLI_OPT_THREADS_PREFILL(args),
@@ -149,9 +151,9 @@ static int evaluate(cli *c, const args *a, lq_model *const models[2]) {
     cli_progress progress;
     lq_status s = lq_model_info_get(models[0], &info);
     if (s != LQ_OK) return cli_fail(c, s, NULL);
-    if (a->ctx > info.context) {
-        return cli_usage(c, "--ctx %llu: %s was trained with a context of %u tokens", (unsigned long long)a->ctx,
-                         a->model, info.context);
+    if (a->ctx > info.longest_context && !a->rope.type) {
+        return cli_usage(c, "--ctx %llu: %s was trained with a context of %u tokens; see --rope-scaling",
+                         (unsigned long long)a->ctx, a->model, info.longest_context);
     }
     const uint32_t window = a->ctx ? (uint32_t)a->ctx : info.context < 512 ? info.context : 512;
     if (a->max_tokens && a->max_tokens < window) {
@@ -166,6 +168,7 @@ static int evaluate(cli *c, const args *a, lq_model *const models[2]) {
                                    .threads = (uint32_t)a->threads,
                                    .activations = a->activations,
                                    .threads_prefill = (uint32_t)a->threads_prefill};
+    cli_rope_set(&a->rope, &so);
     if (models[1]) code = cli_session(c, models[1], &so, &sessions[1]); /* the reference keeps what it would */
     cli_kv_set(&a->kv, &so);
     if (code == 0) code = cli_plan_tell(c, models[0], &so, &w.plan);

@@ -10,6 +10,7 @@ typedef struct args {
     cli_place place;
     cli_memory memory;
     cli_kv kv;
+    cli_rope rope;
     const char *model, *max_ram;
     uint64_t ctx, sequences;
     uint32_t tensors, meta, check, devices, formats, schemes;
@@ -41,6 +42,7 @@ static const cli_option options[] = {
      .help = "and for N sequences of that length, side by side (default 1)",
      .also = "|parallel|np|seqs|slots|"},
     CLI_OPT_KV(args),
+    CLI_OPT_ROPE(args),
     CLI_OPT_DEVICE(args),
     CLI_OPT_GPU_LAYERS(args),
     CLI_OPT_NO_PACK(args),
@@ -206,6 +208,11 @@ static void print_model(const char *path, const lq_model_info *m, const lq_plan_
            m->layers, m->embedding, m->feed_forward, m->heads, m->head_dim, m->heads_kv);
     printf("  vocabulary        %u tokens, BOS %d, EOS %d\n", m->vocabulary, m->bos, m->eos);
     printf("  trained context   %u tokens", m->context);
+    if (strcmp(m->rope_scaling, "none") != 0) {
+        printf(", RoPE scaling %s", m->rope_scaling);
+        if (m->rope_original) printf(" by %g of the original %u", m->rope_factor, m->rope_original);
+        if (m->longest_context > m->context) printf(", up to %u", m->longest_context);
+    }
     if (by_default && p->context < m->context) printf("; by default %u, which fit into memory", p->context);
     putchar('\n');
     printf("  weights           %llu in %u tensors, %s, %.3f bits per weight\n", (unsigned long long)m->parameters,
@@ -248,6 +255,10 @@ static json_t *model_json(const char *path, const lq_model_info *m, const lq_pla
     cli_set(o, "bos", json_integer(m->bos));
     cli_set(o, "eos", json_integer(m->eos));
     cli_set_int(o, "context", m->context);
+    cli_set_int(o, "longest_context", m->longest_context);
+    cli_set_text(o, "rope_scaling", m->rope_scaling);
+    cli_set_real(o, "rope_factor", m->rope_factor);
+    cli_set_int(o, "rope_original", m->rope_original);
     cli_set_int(o, "parameters", m->parameters);
     cli_set_int(o, "tensors", m->tensors);
     cli_set_int(o, "weight_bytes", m->weight_bytes);
@@ -327,6 +338,7 @@ static int show_model(cli *c, const args *a, lq_model *model) {
     lq_plan_info p;
     lq_session_options so = {.size = sizeof so, .context = (uint32_t)a->ctx, .sequences = (uint32_t)a->sequences};
     cli_kv_set(&a->kv, &so);
+    cli_rope_set(&a->rope, &so);
     const int wrong = cli_ram(c, a->max_ram, &so.max_bytes);
     if (wrong != 0) return wrong;
     lq_status s = lq_model_info_get(model, &m);

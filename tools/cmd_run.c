@@ -15,6 +15,7 @@ typedef struct args {
     const char *model, *prompt, *file, *isa, *activations, *overflow, *max_ram, *draft;
     cli_list stop;
     cli_kv kv;
+    cli_rope rope;
     cli_sampling sampling;
     uint64_t ngram, draft_tokens, keep, n, ctx, threads, threads_prefill;
     uint32_t special, ignore_eos, stats;
@@ -129,6 +130,7 @@ static const cli_option options[] = {
     CLI_OPT_LOAD_AS(args),
     CLI_OPT_RUN_LORA(args),
     CLI_OPT_KV(args),
+    CLI_OPT_ROPE(args),
     CLI_OPT_ACTIVATIONS(args),
     CLI_OPT_THREADS(args),
     CLI_OPT_THREADS_PREFILL(args),
@@ -329,6 +331,7 @@ static int with_model(cli *c, state *s, const char *text, size_t bytes) {
                              .ngram = (uint32_t)a->ngram, .draft = s->draft,
                              .draft_tokens = (uint32_t)a->draft_tokens, .max_bytes = s->max_ram};
     cli_kv_set(&a->kv, &so);
+    cli_rope_set(&a->rope, &so);
     int code = cli_sampler_open(c, &a->sampling, s->model, &s->how);
     const uint32_t flags = LQ_TOKENIZE_BOS | (a->special ? LQ_TOKENIZE_PARSE_SPECIAL : 0u);
     if (code == 0 && !(s->logprobs = json_array())) code = cli_nomem(c);

@@ -267,12 +267,12 @@ V_STEP(embed_any, q_ref_embed_scratch(s)) {
 /* Cosines and sines of one position, times mscale: [half] each; for PAIRS the cosine twice and the sine with both
  * signs, as the values lie. A column's table serves all its heads. Computed anew in each step: sharing it among the
  * steps of a batch would save less than a thousandth of a prompt's time (bench/SPEED.md). */
-V_FN static void v_rope_table(const q_inst *s, float pos, float *cosine, float *sine) {
+V_FN static void v_rope_table(const q_inst *s, const float *freqs, float pos, float *cosine, float *sine) {
     const int64_t half = s->rot / 2;
     const v_f scale = v_set(q_ref_or1(s->mscale));
     for (int64_t i = 0; i < half; i += V_N) {
         v_f si, co;
-        v_sincos(v_mul(v_set(pos), v_get(s->freqs + i, half - i)), &si, &co);
+        v_sincos(v_mul(v_set(pos), v_get(freqs + i, half - i)), &si, &co);
         si = v_mul(si, scale), co = v_mul(co, scale);
         if (s->kind != Q_ROPE_PAIRS) {
             v_put(sine + i, si, half - i);
@@ -314,7 +314,7 @@ V_STEP(rope_f32, 2 * q_round_up((uint64_t)s->rot * sizeof(float), Q_ALIGN)) {
     float *sine = (float *)q_ref_take(&carve, s->rot, sizeof(float));
     const int64_t rest = s->x.width - s->rot;
     for (int64_t c = begin; c < end; c++) {
-        v_rope_table(s, (float)e->batch->pos[q_ref_gather(s, e, c)], cosine, sine);
+        v_rope_table(s, q_ref_freqs(s, e, c), (float)e->batch->pos[q_ref_gather(s, e, c)], cosine, sine);
         for (int64_t h = 0; h < s->x.heads; h++) {
             const float *x = q_ref_at(e, &s->x, c, h);
             float *y = q_ref_at(e, &s->y, c, h);

@@ -70,6 +70,13 @@ static inline int64_t q_ref_gather(const q_inst *s, const q_exec *e, int64_t c) 
     return s->out ? e->batch->out[c] : c;
 }
 
+/* ROPE's frequencies for a column, which may be a wanted one. */
+static inline const float *q_ref_freqs(const q_inst *s, const q_exec *e, int64_t c) {
+    const q_batch *b = e->batch;
+    const bool second = s->freq_tables > 1 && b->seqs[b->seq[q_ref_gather(s, e, c)]].freqs == 1;
+    return s->freqs + (second ? s->rot / 2 : 0);
+}
+
 static inline float q_ref_or1(float scale) { return scale == 0 ? 1.0f : scale; }
 
 /* ------------------------------------------------------------------------------------------------------ functions */

@@ -72,9 +72,9 @@ void q_ref_rope(const q_inst *s, const q_exec *e, int64_t begin, int64_t end) {
     const bool pairs = s->kind == Q_ROPE_PAIRS;
     const float mscale = q_ref_or1(s->mscale);
     for (int64_t c = begin; c < end; c++) {
-        const float pos = (float)e->batch->pos[q_ref_gather(s, e, c)];
+        const float pos = (float)e->batch->pos[q_ref_gather(s, e, c)], *freqs = q_ref_freqs(s, e, c);
         for (int64_t i = 0; i < half; i++) { /* one angle for all heads */
-            const float angle = pos * s->freqs[i], co = cosf(angle) * mscale, si = sinf(angle) * mscale;
+            const float angle = pos * freqs[i], co = cosf(angle) * mscale, si = sinf(angle) * mscale;
             const int64_t i0 = pairs ? 2 * i : i, i1 = pairs ? 2 * i + 1 : i + half;
             for (int64_t h = 0; h < s->x.heads; h++) {
                 const float *x = q_ref_at(e, &s->x, c, h);

@@ -11,13 +11,14 @@ void main() {
     const bool pairs = st.kind == 0;
     if (c >= columns()) return;
     const float pos = float(param_int(pm.pos_at, column_of(c)));
+    const int freqs = half_rot * param_int(pm.freqs_at, param_int(pm.seq_at, column_of(c)));
     EACH_VALUE(t, n) {
         const int h = t / each, i = t % each, x = VIEW_AT(x, c, h), y = VIEW_AT(y, c, h);
         if (i >= half_rot) {
             SLOT(y)[y + half_rot + i] = SLOT(x)[x + half_rot + i];
             continue;
         }
-        precise float angle = pos * Floats(st.freqs).f[i];
+        precise float angle = pos * Floats(st.freqs).f[freqs + i];
         const vec2 turn = cos_sin(angle) * st.mscale;
         const int i0 = pairs ? 2 * i : i, i1 = pairs ? 2 * i + 1 : i + half_rot;
         const float a = SLOT(x)[x + i0], b = SLOT(x)[x + i1];

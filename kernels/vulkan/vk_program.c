@@ -55,7 +55,7 @@ static lq_status map_block(const q_plan *plan, q_vk_bucket *b) {
     } arrays[] = {
         {&b->map.state, (uint64_t)plan->seqs}, {&b->map.ids, (uint64_t)b->columns}, {&b->map.pos, (uint64_t)b->columns},
         {&b->map.seq, (uint64_t)b->columns},   {&b->map.out, (uint64_t)b->outs},    {&b->map.u, (uint64_t)b->outs},
-        {&b->map.pages, 0},
+        {&b->map.freqs, (uint64_t)plan->seqs}, {&b->map.pages, 0},
     };
     uint64_t at = q_round_up(sizeof(q_vk_params) / 4, 16), pages;
     for (size_t i = 0; i < Q_COUNT(arrays); i++) {
@@ -146,13 +146,18 @@ static void lay_out_slots(q_program *p, carve *c) {
             p->slots[i] = place(c, (uint64_t)plan->columns * (uint64_t)plan->slot_width[i], sizeof(float));
 }
 
+static size_t freqs_bytes(const q_inst *s) {
+    return (size_t)Q_MAX(s->freq_tables, 1) * (size_t)(s->rot / 2) * sizeof(float);
+}
+
 /* The frequencies of a ROPE step: those of an earlier one when they are the same numbers. */
 static void lay_out_freqs(q_program *p, int32_t i, carve *c) {
     const q_inst *s = step_of(p, i);
-    const size_t bytes = (size_t)(s->rot / 2) * sizeof(float);
+    const size_t bytes = freqs_bytes(s);
     for (int32_t j = 0; j < i; j++) {
         const q_inst *t = step_of(p, j);
-        if (!t->freqs || t->rot != s->rot || (t->freqs != s->freqs && memcmp(t->freqs, s->freqs, bytes) != 0)) continue;
+        if (!t->freqs || t->rot != s->rot || freqs_bytes(t) != bytes) continue;
+        if (t->freqs != s->freqs && memcmp(t->freqs, s->freqs, bytes) != 0) continue;
         p->freqs[i] = p->freqs[j];
         return;
     }
@@ -417,7 +422,7 @@ static lq_status upload_records(q_program *p, const q_buffer *kv, const q_buffer
         bool again = !s->freqs || s->rot < 2;
         for (int32_t j = 0; j < i && !again; j++) again = step_of(p, j)->freqs && p->freqs[j] == p->freqs[i];
         if (!again)
-            Q_TRY(q_vk_upload(p->dev, p->device.buffer, p->freqs[i], s->freqs, (uint64_t)(s->rot / 2) * sizeof(float)));
+            Q_TRY(q_vk_upload(p->dev, p->device.buffer, p->freqs[i], s->freqs, freqs_bytes(s)));
     }
     return LQ_OK;
 }

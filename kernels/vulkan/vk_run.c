@@ -75,6 +75,7 @@ static lq_status put_params(q_program *p, const q_vk_bucket *bucket) {
     const q_vk_block_map *m = &bucket->map;
     q_vk_params head = {.n = b->n, .n_out = b->n_out, .n_seqs = b->n_seqs, .ids_at = b->ids ? m->ids : 0,
                         .pos_at = m->pos, .seq_at = m->seq, .out_at = m->out, .state_at = m->state,
+                        .freqs_at = m->freqs,
                         .pages_at = m->pages, .pools = plan->n_kv,
                         .page_stride = (plan->context + Q_KV_TOKENS - 1) / Q_KV_TOKENS, .u_at = m->u};
     if (plan->n_slots > 1) {
@@ -86,7 +87,10 @@ static lq_status put_params(q_program *p, const q_vk_bucket *bucket) {
     memcpy(block + m->pos, b->pos, n);
     memcpy(block + m->seq, b->seq, n);
     if (b->n_out) memcpy(block + m->out, b->out, (size_t)b->n_out * sizeof(int32_t));
-    for (int32_t i = 0; i < b->n_seqs; i++) memcpy(block + m->state + i, &b->seqs[i].state, sizeof(int32_t));
+    for (int32_t i = 0; i < b->n_seqs; i++) {
+        memcpy(block + m->state + i, &b->seqs[i].state, sizeof(int32_t));
+        block[m->freqs + i] = plan->freq_tables > 1 ? (int32_t)b->seqs[i].freqs : 0;
+    }
     for (int32_t c = 0; c < b->n; c++)
         if (c + 1 == b->n || b->seq[c + 1] != b->seq[c]) Q_TRY(put_pages(p, block, &head, b->seq[c], b->pos[c]));
     put_sampler(p, block, &head);

@@ -202,7 +202,7 @@ typedef struct q_vk_push {
 
 /* Where the arrays of a parameter block lie, in words; `words` = the whole. */
 typedef struct q_vk_block_map {
-    int32_t ids, pos, seq, out, u, state, pages;
+    int32_t ids, pos, seq, out, u, state, freqs, pages;
     int32_t words;
 } q_vk_block_map;
 

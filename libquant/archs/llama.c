@@ -1,7 +1,7 @@
 /* llama.c: the Llama family as tables: RMS norm, rotary positions, grouped-query attention, SwiGLU; Mistral alike.
  *
  * Touvron et al., "LLaMA: Open and Efficient Foundation Language Models", arXiv:2302.13971; grouped queries: Ainslie et
- * al., arXiv:2305.13245. Refuses what would change the function: rope scaling, biases, experts, sliding windows.
+ * al., arXiv:2305.13245. Refuses what would change the function: biases, experts, sliding windows.
  * Layer L2. */
 #include "../arch.h"
 
@@ -33,9 +33,6 @@ static const q_hparam_row hparams[] = {
 
 static const q_fixed_row fixed[] = {
     {NULL, "model_type", "llama,mistral"}, /* says the same as the class's name, or the file contradicts itself */
-    {"rope.scaling.type", "rope_scaling.type", "none,default"},
-    {NULL, "rope_scaling.rope_type", "default"},
-    {NULL, "rope_parameters.rope_type", "default"},
     {NULL, "hidden_act", "silu"},
     {NULL, "attention_bias", "false"},
     {NULL, "mlp_bias", "false"},
@@ -49,7 +46,7 @@ static const q_fixed_row fixed[] = {
 
 enum {
     TOKEN_EMBD = 1, ATTN_NORM, ATTN_Q, ATTN_K, ATTN_V, ATTN_OUTPUT, FFN_NORM, FFN_GATE, FFN_UP, FFN_DOWN, OUTPUT_NORM,
-    OUTPUT
+    OUTPUT /* then what no step reads: factors of RoPE's frequencies (rope_scaling.h) */
 };
 
 #define BLK "model.layers.%d."
@@ -74,6 +71,9 @@ static const q_weight_row weights[] = {
     {.role = "output_norm", .gguf = "output_norm.weight", .hf = "model.norm.weight", .k = D(EMBD)},
     {.role = "output", .gguf = "output.weight", .hf = "lm_head.weight", .k = D(EMBD), .rows = D(VOCAB),
      .tied = TOKEN_EMBD},
+    {.role = "rope_freqs", .gguf = "rope_freqs.weight", .k = D(HALF_ROT), .optional = true},
+    {.role = "rope_factors_long", .gguf = "rope_factors_long.weight", .k = D(HALF_ROT), .optional = true},
+    {.role = "rope_factors_short", .gguf = "rope_factors_short.weight", .k = D(HALF_ROT), .optional = true},
 };
 
 enum { X = 1, H, Q, K, V, Y, G, U }; /* residual, normed, query, key, value, attention, gate, up */
@@ -124,5 +124,6 @@ const q_arch q_arch_llama = {
     .first = {first, Q_COUNT(first)},
     .layers = layers, .n_layer_kinds = Q_COUNT(layers),
     .last = {last, Q_COUNT(last)},
+    .rope_scaling = true,
     .dim_kv_heads = D(HEADS_KV), .dim_k = D(HEAD_K), .dim_v = D(HEAD_V),
 };

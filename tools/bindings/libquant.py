@@ -144,7 +144,8 @@ class ModelInfo(Record):
                 ("head_dim", c_uint32), ("embedding", c_uint32), ("feed_forward", c_uint32), ("vocabulary", c_uint32),
                 ("context", c_uint32), ("parameters", c_uint64), ("weight_bytes", c_uint64),
                 ("bytes_per_token", c_uint64), ("bits_per_weight", c_double), ("tensors", c_uint32), ("bos", c_int32),
-                ("eos", c_int32), ("add_bos", c_uint32)]
+                ("eos", c_int32), ("add_bos", c_uint32), ("rope_scaling", c_char_p), ("rope_factor", c_double),
+                ("rope_original", c_uint32), ("longest_context", c_uint32)]
 
 
 class TensorInfo(Record):
@@ -181,7 +182,10 @@ class _SessionOptions(Record):
                 ("sequences", c_uint32), ("no_reuse", c_uint32), ("kv_tokens", c_uint64), ("checkpoints", c_uint32),
                 ("overflow", c_char_p), ("overflow_keep", c_uint32),
                 ("kv_k", c_char_p), ("kv_v", c_char_p), ("max_bytes", c_uint64), ("ngram", c_uint32),
-                ("draft", c_void_p), ("draft_tokens", c_uint32), ("embed", c_uint32)]
+                ("draft", c_void_p), ("draft_tokens", c_uint32), ("embed", c_uint32), ("rope_scaling", c_char_p),
+                ("rope_factor", c_double), ("rope_attention", c_double), ("rope_beta_fast", c_double),
+                ("rope_beta_slow", c_double), ("rope_original", c_uint32)]
+
 
 class PlanInfo(Record):
     _fields_ = [("size", c_uint32), ("context", c_uint32), ("batch", c_uint32), ("threads", c_uint32),
@@ -200,7 +204,8 @@ class SessionInfo(Record):
                 ("activation_bytes", c_uint64), ("device_kv_bytes", c_uint64),
                 ("device_activation_bytes", c_uint64), ("threads_prefill", c_uint32), ("sequences", c_uint32),
                 ("kv_tokens", c_uint64), ("kv_free", c_uint64), ("overflow", c_char_p), ("overflow_keep", c_uint32),
-                ("kv_k", c_char_p), ("kv_v", c_char_p)]
+                ("kv_k", c_char_p), ("kv_v", c_char_p),
+                ("rope_scaling", c_char_p), ("rope_factor", c_double), ("rope_original", c_uint32)]
 
 
 class SeqInfo(Record):
@@ -210,7 +215,7 @@ class SeqInfo(Record):
 
     _fields_ = [("size", c_uint32), ("length", c_uint32), ("pending", c_uint32), ("cached", c_uint32),
                 ("again", c_uint32), ("miss", c_char_p), ("dropped", c_uint64), ("dropped_in_all", c_uint64),
-                ("refused", c_uint64)]
+                ("refused", c_uint64), ("why_again", c_char_p)]
 
 
 class _Item(ctypes.Structure):
@@ -731,7 +736,7 @@ class Model(_Handle):
     def session(self, **options: Any) -> "Session":
         """Open a session. Options: context, batch, max_logits, threads, activations, sequences, kv_tokens, overflow
         ("error", "stop", "slide"), overflow_keep, max_bytes, kv_k and kv_v ("f16", "q8_0", ...), ngram, draft (a Model),
-        draft_tokens, embed and the others of lq_session_options."""
+        draft_tokens, embed, rope_scaling, rope_factor and the others of lq_session_options."""
         out = c_void_p()
         _check(load().lq_session_open(self._handle, byref(_session_options(options)), byref(out)))
         return Session(out.value or 0, self, options.get("draft"))
