@@ -121,6 +121,7 @@ END_TEST
 START_TEST(the_default_fits_the_memory) {
     uint32_t before = TRAINED;
     if (q_address_space() != UINT64_MAX) T_SKIP("the address space is limited already");
+    if (t_emulated()) T_SKIP("a limit of the address space is the emulator's");
     for (uint32_t want = TRAINED / 2; want >= 4096; want /= 2) {
         const lq_plan_info p = plan_of((lq_session_options){.context = want});
         FILE *f = fopen("/proc/self/statm", "r");
