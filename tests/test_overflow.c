@@ -147,7 +147,7 @@ START_TEST(a_slid_text_has_the_bits_of_one_alone) {
         uint32_t keep, batch, no_reuse;
         uint64_t kv_tokens;
     } kinds[] = {{KEEP, 512, 0, 0}, {64, 7, 0, 0}, {CONTEXT - 1, 40, 0, 0}, {0, 512, 1, 0}, {KEEP, 48, 0, 2 * CONTEXT}};
-    const uint32_t rounds = t_emulated() || T_TSAN ? 20 : T_SLOW ? 100 : 400;
+    const uint32_t rounds = t_emulated() || T_TSAN ? 60 : T_SLOW ? 100 : 400;
     for (size_t k = 0; k < Q_COUNT(kinds); k++) {
         world w = {.seed = 5 + k, .keep = kinds[k].keep ? kinds[k].keep : 1}; /* the model wants a BOS token first */
         w.s = open_session((lq_session_options){.sequences = SEQS, .max_logits = SEQS, .overflow = "slide",
