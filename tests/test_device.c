@@ -1,8 +1,7 @@
 /* test_device.c: whole models on devices other than the processor, through the public API: the processor's logits, the
  * same bits run to run, layers shared between both, plans in bytes, and what is refused. Each test runs for every
  * device here; without one it is a skip that says so. Backends one operation at a time: test_backend.c. */
-#include "harness.h"
-#include "help_model.h"
+#include "help_session.h"
 
 #include "../include/libquant.h"
 
@@ -118,27 +117,6 @@ START_TEST(half_precision_cache_is_close) {
 }
 END_TEST
 
-/* A sequence that was saved. */
-typedef struct bytes {
-    uint8_t data[1 << 20];
-    size_t n, at;
-} bytes;
-static bytes saved;
-static int put_bytes(void *user, const void *data, size_t n) {
-    bytes *b = (bytes *)user;
-    if (n > sizeof b->data - b->n) return 1;
-    memcpy(b->data + b->n, data, n);
-    b->n += n;
-    return 0;
-}
-static int get_bytes(void *user, void *data, size_t n) {
-    bytes *b = (bytes *)user;
-    if (n > b->n - b->at) return 1;
-    memcpy(data, b->data + b->at, n);
-    b->at += n;
-    return 0;
-}
-
 /* In every form the processor's logits, but for numbers that fall to the other side of a border; and a sequence that
  * one saved goes on in the other, where pages lie alike. */
 START_TEST(keys_and_values_in_every_form) {
@@ -146,6 +124,7 @@ START_TEST(keys_and_values_in_every_form) {
     static const char *const forms[][2] = {{"bf16", NULL}, {"q8_0", NULL}, {"q5_1", "f32"}, {"q4_0", NULL},
                                            {"f16", "q4_0"}};
     lq_model *const m[2] = {pocket_on(NULL, 0), pocket_on(device, 0)};
+    t_saved saved = t_saved_new();
     for (size_t i = 0; i < Q_COUNT(forms); i++) {
         lq_session *s[2];
         for (int on = 0; on < 2; on++) {
@@ -158,8 +137,8 @@ START_TEST(keys_and_values_in_every_form) {
         ck_assert_msg(d > 0 && d <= 2e-3, "%s: %g", forms[i][0], d);
         for (int from = 0; from < 2; from++) {
             saved.n = saved.at = 0;
-            ck_assert_int_eq(lq_seq_save(s[from], 0, put_bytes, &saved), LQ_OK);
-            ck_assert_msg(lq_seq_load(s[!from], 0, get_bytes, &saved) == LQ_OK, "%s", lq_error_detail());
+            ck_assert_int_eq(lq_seq_save(s[from], 0, t_saved_put, &saved), LQ_OK);
+            ck_assert_msg(lq_seq_load(s[!from], 0, t_saved_get, &saved) == LQ_OK, "%s", lq_error_detail());
             for (int on = 0; on < 2; on++) {
                 const float *row;
                 ck_assert_msg(t_decode(s[on], ids, 1, 0) == LQ_OK, "%s", lq_error_detail());
@@ -172,6 +151,7 @@ START_TEST(keys_and_values_in_every_form) {
         for (int on = 0; on < 2; on++) lq_session_close(s[on]);
     }
     for (int on = 0; on < 2; on++) lq_model_close(m[on]);
+    free(saved.p);
 }
 END_TEST
 

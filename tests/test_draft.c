@@ -1,8 +1,7 @@
 /* test_draft.c: guessing tokens ahead changes no token, no byte of text and no logits, greedy or drawn, whoever guesses
  * and however many; what is guessed well is kept; the plan counts all of it, and nothing is allocated after open. */
 #include "../libquant/engine.h"
-#include "harness.h"
-#include "help_model.h"
+#include "help_session.h"
 
 #include <math.h>
 
@@ -41,20 +40,9 @@ static void teardown(void) {
     ck_assert_uint_eq(live_bytes, 0);
 }
 
-/* Opened, it holds what the plan says but for the handle and allocations' own ends. */
 static lq_session *open_session(lq_model *m, lq_session_options o) {
-    lq_session *s = NULL;
-    lq_plan_info plan = {.size = sizeof plan};
-    o.size = sizeof o;
-    o.threads = 1;
     if (!o.context) o.context = CONTEXT;
-    ck_assert_int_eq(lq_model_plan(m, &o, &plan), LQ_OK);
-    const size_t before = live_bytes;
-    ck_assert_msg(lq_session_open(m, &o, &s) == LQ_OK, "%s", lq_error_detail());
-    const size_t used = live_bytes - before, promised = plan.kv + plan.activations;
-    ck_assert_msg(used >= promised && used - promised < (o.draft ? 2 : 1) * 96 * 1024, "%zu used, %zu promised", used,
-                  promised);
-    return s;
+    return t_session(m, o);
 }
 
 typedef struct run {

@@ -1,7 +1,6 @@
 /* test_embed.c: embeddings are those of an independent program, and the same bits for any batch, company, number of
  * threads and what was known before; the plan counts the session, and nothing is allocated after open. */
-#include "harness.h"
-#include "help_model.h"
+#include "help_session.h"
 
 #include <jansson.h>
 #include <math.h>
@@ -33,17 +32,10 @@ static void teardown(void) {
 }
 
 static lq_session *open_session(lq_session_options o) {
-    lq_session *s = NULL;
-    lq_plan_info plan = {.size = sizeof plan};
-    o.size = sizeof o;
     o.embed = 1;
     if (!o.context) o.context = CONTEXT;
-    ck_assert_int_eq(lq_model_plan(model, &o, &plan), LQ_OK);
-    const size_t before = live_bytes;
-    ck_assert_msg(lq_session_open(model, &o, &s) == LQ_OK, "%s", lq_error_detail());
-    const size_t used = live_bytes - before, promised = plan.kv + plan.activations;
-    ck_assert_msg(used >= promised && used - promised < 96 * 1024, "%zu used, %zu promised", used, promised);
-    return s;
+    if (!o.threads) o.threads = 2;
+    return t_session(model, o);
 }
 
 static size_t ids_of(size_t i, int32_t *ids) {

@@ -4,7 +4,7 @@
 #include <math.h>
 
 #include "help_kv.h"
-#include "help_model.h"
+#include "help_session.h"
 
 enum { VOCAB = 262, CONTEXT = 256 };
 
@@ -246,31 +246,12 @@ START_TEST(refusals_say_what_to_do) {
 }
 END_TEST
 
-typedef struct bytes {
-    uint8_t *at;
-    size_t n, read;
-} bytes;
-static int keep(void *user, const void *data, size_t n) {
-    bytes *b = user;
-    b->at = realloc(b->at, b->n + n);
-    memcpy(b->at + b->n, data, n);
-    b->n += n;
-    return 0;
-}
-static int give(void *user, void *data, size_t n) {
-    bytes *b = user;
-    if (b->n - b->read < n) return 1;
-    memcpy(data, b->at + b->read, n);
-    b->read += n;
-    return 0;
-}
-
 START_TEST(saved_sequences_know_their_format) {
     lq_session *s = open_session(model, "q8_0", "q4_0", 0), *same = open_session(model, "q8_0", "q4_0", 0);
-    bytes b = {0};
+    t_saved b = t_saved_new();
     ck_assert_int_eq(t_decode(s, text(), 100, 99), LQ_OK);
-    ck_assert_int_eq(lq_seq_save(s, 0, keep, &b), LQ_OK);
-    ck_assert_msg(lq_seq_load(same, 0, give, &b) == LQ_OK, "%s", lq_error_detail());
+    ck_assert_int_eq(lq_seq_save(s, 0, t_saved_put, &b), LQ_OK);
+    ck_assert_msg(lq_seq_load(same, 0, t_saved_get, &b) == LQ_OK, "%s", lq_error_detail());
     const float *x, *y;
     ck_assert_int_eq(t_decode(s, text() + 100, 1, 0), LQ_OK);
     ck_assert_int_eq(t_decode(same, text() + 100, 1, 0), LQ_OK);
@@ -280,13 +261,13 @@ START_TEST(saved_sequences_know_their_format) {
     static const char *const other[][2] = {{"q4_0", "q8_0"}, {"q8_0", "q8_0"}, {"q4_0", "q4_0"}, {NULL, NULL}};
     for (size_t i = 0; i < Q_COUNT(other); i++) {
         lq_session *o = open_session(model, other[i][0], other[i][1], 0);
-        b.read = 0;
-        ck_assert_int_eq(lq_seq_load(o, 0, give, &b), LQ_E_INCONSISTENT);
+        b.at = 0;
+        ck_assert_int_eq(lq_seq_load(o, 0, t_saved_get, &b), LQ_E_INCONSISTENT);
         lq_session_close(o);
     }
     lq_session_close(s);
     lq_session_close(same);
-    free(b.at);
+    free(b.p);
 }
 END_TEST
 

@@ -1,37 +1,20 @@
 /* test_overflow.c: what happens when a sequence is to become longer than its context: refused, stopped, or slid, and
  * then the logits are those of the text that is left, evaluated alone, to the last bit. */
 #include "../libquant/engine.h"
-#include "harness.h"
-#include "help_model.h"
+#include "help_session.h"
 
 enum { CONTEXT = 150, KEEP = 37, SEQS = 3, VOCAB = 262 };
 
 static lq_ctx *ctx;
 static lq_model *model;
 
-static void setup(void) {
-    char path[4096];
-    static tiny t;
-    tiny_init(&t, "q8_0");
-    tiny_u32(&t, "llama.context_length", CONTEXT);
-    tiny_write(&t, t_path(path, sizeof path, t_tmp(), "overflow.gguf"));
-    static const lq_allocator alloc = {live_alloc, live_free, NULL};
-    const lq_options o = {.size = sizeof o, .threads = 2, .allocator = &alloc};
-    ck_assert_msg(lq_open(&o, &ctx) == LQ_OK, "%s", lq_error_detail());
-    ck_assert_msg(lq_model_open(ctx, path, NULL, &model) == LQ_OK, "%s", lq_error_detail());
-}
+static void setup(void) { t_tiny_open("overflow.gguf", CONTEXT, &ctx, &model); }
 static void teardown(void) {
     lq_model_close(model);
     lq_close(ctx);
 }
 
-static lq_session *open_session(lq_session_options o) {
-    lq_session *s = NULL;
-    o.size = sizeof o;
-    o.threads = 1;
-    ck_assert_msg(lq_session_open(model, &o, &s) == LQ_OK, "%s", lq_error_detail());
-    return s;
-}
+static lq_session *open_session(lq_session_options o) { return t_session(model, o); }
 
 /* A text by the rule: one token after the other. */
 typedef struct text {
@@ -197,28 +180,11 @@ START_TEST(sync_slides_too) {
 END_TEST
 
 /* Draws differ though positions come again; so they do after a sequence was saved and loaded. */
-typedef struct bytes {
-    uint8_t *p;
-    size_t n, at;
-} bytes;
-static int put(void *user, const void *data, size_t n) {
-    bytes *b = user;
-    memcpy(b->p + b->n, data, n);
-    b->n += n;
-    return 0;
-}
-static int get(void *user, void *data, size_t n) {
-    bytes *b = user;
-    memcpy(data, b->p + b->at, n);
-    b->at += n;
-    return 0;
-}
-
 START_TEST(draws_count_what_was_dropped) {
     lq_session *s = open_session((lq_session_options){.overflow = "slide", .overflow_keep = 8, .sequences = 2});
     const lq_sampler warm = {.size = sizeof warm, .temperature = 5.0f, .seed = 4};
     int32_t ids[CONTEXT + 1] = {3}, id, want;
-    bytes b = {.p = malloc(1 << 20)};
+    t_saved b = t_saved_new();
     for (uint32_t i = 1; i <= CONTEXT; i++) ids[i] = (int32_t)(i * 7 % VOCAB);
     ck_assert_int_eq(t_decode(s, ids, CONTEXT + 1, CONTEXT), LQ_OK);
     const float *row;
@@ -226,8 +192,8 @@ START_TEST(draws_count_what_was_dropped) {
     ck_assert_int_eq(lq_sample_logits(NULL, row, VOCAB, &warm, NULL, 0, CONTEXT + 1, &want), LQ_OK);
     ck_assert_int_eq(lq_sample(s, 0, &warm, &id), LQ_OK);
     ck_assert_int_eq(id, want);
-    ck_assert_int_eq(lq_seq_save(s, 0, put, &b), LQ_OK);
-    ck_assert_int_eq(lq_seq_load(s, 1, get, &b), LQ_OK);
+    ck_assert_int_eq(lq_seq_save(s, 0, t_saved_put, &b), LQ_OK);
+    ck_assert_int_eq(lq_seq_load(s, 1, t_saved_get, &b), LQ_OK);
     ck_assert_uint_eq(info_of(s, 1).dropped_in_all, 71);
     ck_assert_int_eq(lq_seq_fork(s, 1, 0), LQ_OK);
     ck_assert_uint_eq(info_of(s, 0).dropped_in_all, 71);

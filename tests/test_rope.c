@@ -6,8 +6,7 @@
 #include "../libquant/engine.h"
 #include "../libquant/json.h"
 #include "../libquant/loaders/safetensors.h"
-#include "harness.h"
-#include "help_model.h"
+#include "help_session.h"
 
 enum { TRAINED = 64, CONTEXT = 150, SEQS = 3, VOCAB = 262, LINE = 1 << 16 };
 
@@ -353,24 +352,8 @@ static void check_row(world *w, uint32_t row, uint32_t seq) {
     ck_assert_msg(memcmp(got, want, VOCAB * sizeof *got) == 0, "a text of %u tokens: other bits than alone",
                   w->n[seq]);
 }
-typedef struct bytes {
-    uint8_t *p;
-    size_t n, at;
-} bytes;
-static int put(void *user, const void *data, size_t n) {
-    bytes *b = user;
-    memcpy(b->p + b->n, data, n);
-    b->n += n;
-    return 0;
-}
-static int get(void *user, void *data, size_t n) {
-    bytes *b = user;
-    memcpy(data, b->p + b->at, n);
-    b->at += n;
-    return 0;
-}
 
-static void live(world *w, uint32_t rounds, bytes *b) {
+static void live(world *w, uint32_t rounds, t_saved *b) {
     for (uint32_t i = 0; i < rounds; i++) {
         const uint32_t seq = roll(w, SEQS), to = roll(w, SEQS), what = roll(w, 12);
         if (what < 7) {
@@ -399,8 +382,8 @@ static void live(world *w, uint32_t rounds, bytes *b) {
             memmove(w->ids[to], w->ids[seq], sizeof w->ids[to]);
         } else if (what == 8) {
             b->n = b->at = 0;
-            ck_assert_msg(lq_seq_save(w->s, seq, put, b) == LQ_OK, "%s", lq_error_detail());
-            ck_assert_msg(lq_seq_load(w->s, to, get, b) == LQ_OK, "%s", lq_error_detail());
+            ck_assert_msg(lq_seq_save(w->s, seq, t_saved_put, b) == LQ_OK, "%s", lq_error_detail());
+            ck_assert_msg(lq_seq_load(w->s, to, t_saved_get, b) == LQ_OK, "%s", lq_error_detail());
             w->n[to] = w->n[seq];
             memmove(w->ids[to], w->ids[seq], sizeof w->ids[to]);
         } else if (what == 9 && w->n[seq] > 1) {
@@ -430,7 +413,7 @@ static lq_model *longrope_model(void) {
 
 START_TEST(sequences_cross_between_factors) {
     lq_model *m = longrope_model(), *only[2];
-    bytes b = {.p = malloc(1 << 20)};
+    t_saved b = t_saved_new();
     world w = {.seed = 3};
     for (int k = 0; k < 2; k++) { /* a model that has one set alone */
         only[k] = longrope_model();
@@ -459,11 +442,11 @@ START_TEST(sequences_cross_between_factors) {
 
     /* what was saved goes on under the same scaling alone */
     b.n = b.at = 0;
-    ck_assert_int_eq(lq_seq_save(w.s, 0, put, &b), LQ_OK);
-    ck_assert_int_eq(lq_seq_load(w.alone[1], 0, get, &b), LQ_E_INCONSISTENT);
+    ck_assert_int_eq(lq_seq_save(w.s, 0, t_saved_put, &b), LQ_OK);
+    ck_assert_int_eq(lq_seq_load(w.alone[1], 0, t_saved_get, &b), LQ_E_INCONSISTENT);
     lq_session *none = session_of(m, (lq_session_options){.rope_scaling = "none", .context = TRAINED});
     b.at = 0;
-    ck_assert_int_eq(lq_seq_load(none, 0, get, &b), LQ_E_INCONSISTENT);
+    ck_assert_int_eq(lq_seq_load(none, 0, t_saved_get, &b), LQ_E_INCONSISTENT);
     ck_assert_ptr_nonnull(strstr(lq_error_detail(), "RoPE scaling"));
     lq_session_close(none);
     lq_session_close(w.s);

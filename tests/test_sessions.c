@@ -1,36 +1,19 @@
 /* test_sessions.c: many sequences in one session: what is reused, what forks share, what is saved, loaded, damaged and
  * cut, and what limits say. Random lives of sessions: test_session_life.c. */
-#include "harness.h"
-#include "help_model.h"
+#include "help_session.h"
 
 enum { CONTEXT = 300, VOCAB = 262 };
 
 static lq_ctx *ctx;
 static lq_model *model;
 
-static void setup(void) {
-    char path[4096];
-    static tiny t;
-    tiny_init(&t, "q8_0");
-    tiny_u32(&t, "llama.context_length", CONTEXT);
-    tiny_write(&t, t_path(path, sizeof path, t_tmp(), "sessions.gguf"));
-    static const lq_allocator alloc = {live_alloc, live_free, NULL};
-    const lq_options o = {.size = sizeof o, .threads = 2, .allocator = &alloc};
-    ck_assert_msg(lq_open(&o, &ctx) == LQ_OK, "%s", lq_error_detail());
-    ck_assert_msg(lq_model_open(ctx, path, NULL, &model) == LQ_OK, "%s", lq_error_detail());
-}
+static void setup(void) { t_tiny_open("sessions.gguf", CONTEXT, &ctx, &model); }
 static void teardown(void) {
     lq_model_close(model);
     lq_close(ctx);
 }
 
-static lq_session *open_session(lq_session_options o) {
-    lq_session *s = NULL;
-    o.size = sizeof o;
-    o.threads = 1;
-    ck_assert_msg(lq_session_open(model, &o, &s) == LQ_OK, "%s", lq_error_detail());
-    return s;
-}
+static lq_session *open_session(lq_session_options o) { return t_session(model, o); }
 
 typedef struct world {
     uint64_t seed;
@@ -47,32 +30,6 @@ static void some_ids(world *w, int32_t *ids, uint32_t n) {
         ids[i] = at;
         at = roll(w, 250) == 0 ? (int32_t)roll(w, VOCAB) : (at * 31 + (int32_t)i) % VOCAB;
     }
-}
-
-/* What is saved, and how much of it has been read. */
-typedef struct bytes {
-    uint8_t *p;
-    size_t n, at, most; /* most: writing fails behind so many */
-} bytes;
-static int put(void *user, const void *data, size_t n) {
-    bytes *b = user;
-    if (n > b->most - b->n) return 1;
-    memcpy(b->p + b->n, data, n);
-    b->n += n;
-    return 0;
-}
-static int get(void *user, void *data, size_t n) {
-    bytes *b = user;
-    if (n > b->n - b->at) return 1;
-    memcpy(data, b->p + b->at, n);
-    b->at += n;
-    return 0;
-}
-static bytes new_bytes(void) {
-    enum { MOST = 1 << 20 };
-    bytes b = {.p = malloc(MOST), .most = MOST};
-    ck_assert_ptr_nonnull(b.p);
-    return b;
 }
 
 /* A second turn evaluates what is new, and at most a page; a new sequence with the same beginning likewise. */
@@ -193,13 +150,13 @@ START_TEST(a_saved_text_goes_on) {
     world w = {.seed = 8};
     int32_t ids[CONTEXT];
     const float *want, *got;
-    bytes b = new_bytes();
+    t_saved b = t_saved_new();
     some_ids(&w, ids, CONTEXT);
     ck_assert_int_eq(t_decode(s, ids, 140, 140), LQ_OK);
-    ck_assert_int_eq(lq_seq_save(s, 0, put, &b), LQ_OK);
+    ck_assert_int_eq(lq_seq_save(s, 0, t_saved_put, &b), LQ_OK);
     ck_assert_int_eq(t_decode(s, ids + 140, 60, 59), LQ_OK);
     ck_assert_int_eq(lq_logits(s, 0, &want), LQ_OK);
-    ck_assert_int_eq(lq_seq_load(t, 1, get, &b), LQ_OK);
+    ck_assert_int_eq(lq_seq_load(t, 1, t_saved_get, &b), LQ_OK);
     ck_assert_uint_eq(lq_seq_length(t, 1), 140);
     ck_assert_int_eq(lq_seq_fork(t, 1, 2), LQ_OK);
     for (uint32_t seq = 1; seq < 3; seq++) {
@@ -226,19 +183,19 @@ START_TEST(damaged_sequences_are_refused) {
                *f32 = open_session((lq_session_options){.activations = "f32"});
     world w = {.seed = 9};
     int32_t ids[CONTEXT];
-    bytes b = new_bytes();
+    t_saved b = t_saved_new();
     some_ids(&w, ids, CONTEXT);
     ck_assert_int_eq(t_decode(s, ids, 70, 70), LQ_OK);
-    ck_assert_int_eq(lq_seq_save(s, 0, put, &b), LQ_OK);
-    ck_assert_int_eq(lq_seq_load(shorter, 0, get, &b), LQ_E_CONTEXT);
+    ck_assert_int_eq(lq_seq_save(s, 0, t_saved_put, &b), LQ_OK);
+    ck_assert_int_eq(lq_seq_load(shorter, 0, t_saved_get, &b), LQ_E_CONTEXT);
     b.at = 0;
-    ck_assert_int_eq(lq_seq_load(f32, 0, get, &b), LQ_E_INCONSISTENT);
+    ck_assert_int_eq(lq_seq_load(f32, 0, t_saved_get, &b), LQ_E_INCONSISTENT);
     for (size_t i = 0, at = 0; i < 400; i++, at += i < 80 ? 1 : 1 + roll(&w, (uint32_t)(b.n / 200))) {
         const size_t place = at % b.n;
         const uint8_t bit = (uint8_t)(1u << roll(&w, 8));
         b.p[place] ^= bit;
         b.at = 0;
-        const lq_status st = lq_seq_load(s, 0, get, &b);
+        const lq_status st = lq_seq_load(s, 0, t_saved_get, &b);
         ck_assert_msg(st == LQ_E_FORMAT || st == LQ_E_INCONSISTENT, "byte %zu: %s %s", place, lq_status_name(st),
                       lq_error_detail());
         ck_assert_uint_eq(lq_seq_length(s, 0), 0);
@@ -247,13 +204,13 @@ START_TEST(damaged_sequences_are_refused) {
     const size_t all = b.n;
     for (b.n = 0; b.n < all; b.n += b.n < 60 ? 1 : 997) {
         b.at = 0;
-        ck_assert_int_eq(lq_seq_load(s, 0, get, &b), LQ_E_TRUNCATED);
+        ck_assert_int_eq(lq_seq_load(s, 0, t_saved_get, &b), LQ_E_TRUNCATED);
     }
     b.n = all, b.at = 0;
-    ck_assert_int_eq(lq_seq_load(s, 0, get, &b), LQ_OK);
+    ck_assert_int_eq(lq_seq_load(s, 0, t_saved_get, &b), LQ_OK);
     ck_assert_uint_eq(lq_seq_length(s, 0), 70);
     b.n = 0, b.most = 5000;
-    ck_assert_int_eq(lq_seq_save(s, 0, put, &b), LQ_E_IO);
+    ck_assert_int_eq(lq_seq_save(s, 0, t_saved_put, &b), LQ_E_IO);
     ck_assert_uint_eq(lq_seq_length(s, 0), 70);
     lq_session_close(s);
     lq_session_close(shorter);

@@ -1,8 +1,7 @@
 /* test_step.c: lq_step: the tokens are those of a loop over lq_sample and lq_decode, for one sequence and for several
  * at once; texts end where a plain search says, whatever tokens a stop string lies across; nothing is allocated. */
 #include "../libquant/engine.h"
-#include "harness.h"
-#include "help_model.h"
+#include "help_session.h"
 
 enum { CONTEXT = 160, SEQS = 4, MOST = CONTEXT };
 
@@ -36,14 +35,6 @@ static void teardown(void) {
     lq_model_close(pocket);
     lq_close(ctx);
     ck_assert_uint_eq(live_bytes, 0);
-}
-
-static lq_session *open_session(lq_model *m, lq_session_options o) {
-    lq_session *s = NULL;
-    o.size = sizeof o;
-    o.threads = 1;
-    ck_assert_msg(lq_session_open(m, &o, &s) == LQ_OK, "%s", lq_error_detail());
-    return s;
 }
 
 static size_t prompt_of(lq_model *m, uint64_t seed, int32_t *ids) {
@@ -120,8 +111,8 @@ START_TEST(tokens_are_those_of_sample_and_decode) {
     lq_model *const models[] = {model, pocket};
     for (size_t m = 0; m < 2; m++)
         for (uint64_t seed = 0; seed < 4; seed++) {
-            lq_session *s = open_session(models[m], (lq_session_options){.context = CONTEXT});
-            lq_session *hand = open_session(models[m], (lq_session_options){.context = CONTEXT});
+            lq_session *s = t_session(models[m], (lq_session_options){.context = CONTEXT});
+            lq_session *hand = t_session(models[m], (lq_session_options){.context = CONTEXT});
             int32_t prompt[64], ids[40];
             static run r;
             const size_t n = prompt_of(models[m], seed, prompt);
@@ -149,9 +140,9 @@ END_TEST
 
 /* Several go on together as each does alone; forks, saved rows and rows that are gone make no difference. */
 START_TEST(sequences_go_on_together_as_alone) {
-    lq_session *s = open_session(pocket, (lq_session_options){.context = CONTEXT, .sequences = SEQS,
+    lq_session *s = t_session(pocket, (lq_session_options){.context = CONTEXT, .sequences = SEQS,
                                                               .max_logits = SEQS});
-    lq_session *alone = open_session(pocket, (lq_session_options){.context = CONTEXT});
+    lq_session *alone = t_session(pocket, (lq_session_options){.context = CONTEXT});
     lq_step_item items[SEQS];
     lq_sampler o[SEQS];
     static run want, got[SEQS];
@@ -195,7 +186,7 @@ END_TEST
 
 /* Forks in the middle of a text, cuts, other calls between two steps. */
 START_TEST(other_calls_between_steps) {
-    lq_session *s = open_session(pocket, (lq_session_options){.context = CONTEXT, .sequences = 2, .max_logits = 2});
+    lq_session *s = t_session(pocket, (lq_session_options){.context = CONTEXT, .sequences = 2, .max_logits = 2});
     int32_t prompt[64];
     const size_t n = prompt_of(pocket, 1, prompt);
     const lq_sampler o = warm(3, 24);
@@ -268,7 +259,7 @@ START_TEST(stop_strings_end_texts_wherever_they_lie) {
     uint32_t across = 0;
     for (uint32_t round = 0; round < (T_SLOW || t_emulated() ? 16 : 60); round++) {
         lq_model *m = models[round % 2];
-        lq_session *s = open_session(m, (lq_session_options){.context = CONTEXT});
+        lq_session *s = t_session(m, (lq_session_options){.context = CONTEXT});
         int32_t prompt[64];
         const size_t n = prompt_of(m, round, prompt);
         lq_sampler o = warm(round / 2, 50);
@@ -350,7 +341,7 @@ START_TEST(bytes_come_out_when_they_are_certain) {
 END_TEST
 
 START_TEST(the_other_ends) {
-    lq_session *s = open_session(model, (lq_session_options){.context = 40});
+    lq_session *s = t_session(model, (lq_session_options){.context = 40});
     int32_t prompt[64];
     static run r;
     const size_t n = prompt_of(model, 3, prompt);
@@ -366,7 +357,7 @@ START_TEST(the_other_ends) {
     /* the same model, whose fifth token now means the end */
     const int32_t fifth = r.ids[4];
     lq_model *other = open_tiny("eos.gguf", (uint32_t)fifth);
-    s = open_session(other, (lq_session_options){.context = 40});
+    s = t_session(other, (lq_session_options){.context = 40});
     o.ignore_eos = 0;
     uint32_t first = 0;
     while (r.ids[first] != fifth) first++;
@@ -392,7 +383,7 @@ static void refused(lq_session *s, lq_step_item *t, size_t n, const char *words)
 }
 
 START_TEST(errors_say_what) {
-    lq_session *s = open_session(model, (lq_session_options){.sequences = 3, .max_logits = 2});
+    lq_session *s = t_session(model, (lq_session_options){.sequences = 3, .max_logits = 2});
     int32_t prompt[64];
     const size_t n = prompt_of(model, 0, prompt);
     char huge[600];

@@ -41,6 +41,16 @@ typedef struct q_attn_row {
     float m, l;        /* out: the largest score, the sum of the weights */
 } q_attn_row;
 
+/* What the arithmetic of a form depends on: the numbers of single weights, and how blocks of 32 lie. */
+typedef enum { Q_CELLS_F32, Q_CELLS_F16, Q_CELLS_BF16 } q_attn_cells;
+typedef enum { Q_BLOCKS_Q8_0, Q_BLOCKS_Q5_1, Q_BLOCKS_Q4_0 } q_attn_blocks;
+static inline int64_t q_attn_cell_bytes(q_attn_cells f) { return f == Q_CELLS_F32 ? 4 : 2; }
+static inline int64_t q_attn_block_bytes(q_attn_blocks f) {
+    return f == Q_BLOCKS_Q8_0 ? 34 : f == Q_BLOCKS_Q5_1 ? 24 : 18;
+}
+/* Where in a block its codes begin. */
+static inline int64_t q_attn_block_codes(q_attn_blocks f) { return f == Q_BLOCKS_Q5_1 ? 8 : 2; }
+
 /* A form of keys and values that an instruction set reads in place. */
 typedef struct q_attn_form {
     const q_format *format;
@@ -105,12 +115,6 @@ void q_attn_split_run(const q_attn_isa *isa, const q_inst *s, const q_exec *e, c
 #define KV_FORM(name, turned, most) extern const q_format q_format_##name;
 #include "../../libquant/kv_forms.def"
 #undef KV_FORM
-
-/* Forms of an instruction set that has these functions. */
-#define Q_ATTN_CELLS(isa, name)                                                                                        \
-    {&q_format_##name, isa##_product_##name, isa##_product_##name, isa##_widen_keys_##name, isa##_widen_##name}
-#define Q_ATTN_BLOCKS(isa, name)                                                                                       \
-    {&q_format_##name, isa##_keys_##name, isa##_values_##name, isa##_widen_keys_##name, isa##_widen_values_##name}
 
 /* What a line ATTENTION of kernels.def promises; the rest are the members of q_attn_isa. */
 #define Q_ATTENTION(name, ...)                                                                       \

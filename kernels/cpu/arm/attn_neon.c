@@ -1,8 +1,12 @@
 /* attn_neon.c: attention's arithmetic in NEON: up to eight rows by eight values in registers, weights of rows as lanes;
  * four exponentials at a time; ../attn.c is the rest. Layer L2. */
-#include "attn_blocks_neon.h"
+#include "neon.h"
 
-typedef enum { CELLS_F32, CELLS_F16, CELLS_BF16 } cells;
+#include "../attn.h"
+
+#define FORM_ISA neon
+#define FORM_TARGET
+#include "attn_blocks_neon.h"
 
 /* A row of b times one lane of each row of a. */
 #define LANE(l)                                                                                          \
@@ -13,17 +17,17 @@ typedef enum { CELLS_F32, CELLS_F16, CELLS_BF16 } cells;
         }                                                                                                \
     } while (0)
 
-Q_NEON_INLINE float32x4_t load4(cells f, const uint8_t *p) {
-    if (f == CELLS_F32) return vreinterpretq_f32_u8(vld1q_u8(p));
-    if (f == CELLS_F16) return q_widen4(p);
+Q_NEON_INLINE float32x4_t load4(q_attn_cells f, const uint8_t *p) {
+    if (f == Q_CELLS_F32) return vreinterpretq_f32_u8(vld1q_u8(p));
+    if (f == Q_CELLS_F16) return q_widen4(p);
     return vreinterpretq_f32_u32(vshll_n_u16(vreinterpret_u16_u8(vld1_u8(p)), 16));
 }
 
 /* R rows and eight values from `at` on. */
-Q_NEON_INLINE void tile(int R, cells f, const q_attn_product *p, int64_t row, int64_t at) {
+Q_NEON_INLINE void tile(int R, q_attn_cells f, const q_attn_product *p, int64_t row, int64_t at) {
     const float *a = p->a + row * p->a_stride;
     float *c = p->c + row * p->c_stride + at;
-    const int64_t a_stride = p->a_stride, b_stride = p->b_stride, size = f == CELLS_F32 ? 4 : 2;
+    const int64_t a_stride = p->a_stride, b_stride = p->b_stride, size = q_attn_cell_bytes(f);
     const int64_t ahead_stride = p->ahead_stride, ahead_at = at * ahead_stride / p->width;
     float32x4_t acc[8][2];
     Q_UNROLL for (int i = 0; i < R; i++) {
@@ -56,11 +60,11 @@ Q_NEON_INLINE void tile(int R, cells f, const q_attn_product *p, int64_t row, in
 }
 
 /* All values of R rows. */
-Q_NEON_INLINE void some_rows(int R, cells f, const q_attn_product *p, int64_t row) {
+Q_NEON_INLINE void some_rows(int R, q_attn_cells f, const q_attn_product *p, int64_t row) {
     for (int64_t at = 0; at < p->width; at += 8) tile(R, f, p, row, at);
 }
 
-Q_NEON_INLINE void rows(cells f, const q_attn_product *p) {
+Q_NEON_INLINE void rows(q_attn_cells f, const q_attn_product *p) {
     int64_t row = 0;
     for (; row + 8 <= p->rows; row += 8) some_rows(8, f, p, row);
     for (; row + 4 <= p->rows; row += 4) some_rows(4, f, p, row);
@@ -71,25 +75,11 @@ Q_NEON_INLINE void rows(cells f, const q_attn_product *p) {
     if (p->rows - row >= 1) some_rows(1, f, p, row);
 }
 
-Q_NEON_INLINE void widen_cells(cells f, const uint8_t *from, int64_t n, float *to) {
-    for (int64_t i = 0; i < n; i += 4) vst1q_f32(to + i, load4(f, from + (f == CELLS_F32 ? 4 : 2) * i));
+Q_NEON_INLINE void widen_cells(q_attn_cells f, const uint8_t *from, int64_t n, float *to) {
+    for (int64_t i = 0; i < n; i += 4) vst1q_f32(to + i, load4(f, from + q_attn_cell_bytes(f) * i));
 }
 
-#define CELL_FORM(name, f) \
-    static void neon_product_##name(const q_attn_product *p) { rows(f, p); }                                       \
-    static void neon_widen_##name(const uint8_t *from, int64_t n, float *to) { widen_cells(f, from, n, to); }      \
-    static void neon_widen_keys_##name(const uint8_t *page, int64_t width, float *to) {                            \
-        widen_cells(f, page, Q_KV_TOKENS * width, to); \
-    }
-CELL_FORM(f32, CELLS_F32)
-CELL_FORM(f16, CELLS_F16)
-CELL_FORM(bf16, CELLS_BF16)
-#undef CELL_FORM
-
-static const q_attn_form forms[] = {
-    Q_ATTN_CELLS(neon, f32), Q_ATTN_CELLS(neon, f16), Q_ATTN_CELLS(neon, bf16),
-    Q_ATTN_BLOCKS(neon, q8_0), Q_ATTN_BLOCKS(neon, q5_1), Q_ATTN_BLOCKS(neon, q4_0),
-};
+#include "../attn_forms.h"
 
 static void turn(const float *from, int64_t n, float *to) {
     for (int64_t i = 0; i < n; i += 4)

@@ -1,21 +1,25 @@
 /* attn_avx2.c: attention's arithmetic in AVX2: up to three rows by 32 values in registers, eight exponentials at a
  * time; ../attn.c is the rest. Layer L2. */
+#include "avx2.h"
+
+#include "../attn.h"
+
+#define FORM_ISA avx2
+#define FORM_TARGET Q_AVX2
 #include "attn_blocks_avx2.h"
 
-typedef enum { CELLS_F32, CELLS_F16, CELLS_BF16 } cells;
-
-Q_AVX2_INLINE __m256 load8(cells f, const uint8_t *p) {
-    if (f == CELLS_F32) return _mm256_loadu_ps((const float *)(const void *)p);
+Q_AVX2_INLINE __m256 load8(q_attn_cells f, const uint8_t *p) {
+    if (f == Q_CELLS_F32) return _mm256_loadu_ps((const float *)(const void *)p);
     const __m128i h = _mm_loadu_si128((const __m128i *)(const void *)p);
-    if (f == CELLS_F16) return _mm256_cvtph_ps(h);
+    if (f == Q_CELLS_F16) return _mm256_cvtph_ps(h);
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(h), 16));
 }
 
 /* R rows and V registers of values from `at` on. */
-Q_AVX2_INLINE void tile(int R, int V, cells f, const q_attn_product *p, int64_t row, int64_t at) {
+Q_AVX2_INLINE void tile(int R, int V, q_attn_cells f, const q_attn_product *p, int64_t row, int64_t at) {
     const float *a = p->a + row * p->a_stride;
     float *c = p->c + row * p->c_stride + at;
-    const int64_t a_stride = p->a_stride, b_stride = p->b_stride, size = f == CELLS_F32 ? 4 : 2;
+    const int64_t a_stride = p->a_stride, b_stride = p->b_stride, size = q_attn_cell_bytes(f);
     const int64_t ahead_stride = p->ahead_stride, ahead_at = at * ahead_stride / p->width;
     __m256 acc[6][4];
     Q_UNROLL for (int i = 0; i < R; i++) {
@@ -42,38 +46,24 @@ Q_AVX2_INLINE void tile(int R, int V, cells f, const q_attn_product *p, int64_t 
 }
 
 /* All values of R rows. */
-Q_AVX2_INLINE void some_rows(int R, cells f, const q_attn_product *p, int64_t row) {
+Q_AVX2_INLINE void some_rows(int R, q_attn_cells f, const q_attn_product *p, int64_t row) {
     int64_t at = 0;
     for (; at + 32 <= p->width; at += 32) tile(R, 4, f, p, row, at);
     if (at < p->width) tile(R, 2, f, p, row, at);
 }
 
-Q_AVX2_INLINE void rows(cells f, const q_attn_product *p) {
+Q_AVX2_INLINE void rows(q_attn_cells f, const q_attn_product *p) {
     int64_t row = 0;
     for (; row + 3 <= p->rows; row += 3) some_rows(3, f, p, row);
     if (p->rows - row == 2) some_rows(2, f, p, row);
     if (p->rows - row == 1) some_rows(1, f, p, row);
 }
 
-Q_AVX2_INLINE void widen_cells(cells f, const uint8_t *from, int64_t n, float *to) {
-    for (int64_t i = 0; i < n; i += 8) _mm256_storeu_ps(to + i, load8(f, from + (f == CELLS_F32 ? 4 : 2) * i));
+Q_AVX2_INLINE void widen_cells(q_attn_cells f, const uint8_t *from, int64_t n, float *to) {
+    for (int64_t i = 0; i < n; i += 8) _mm256_storeu_ps(to + i, load8(f, from + q_attn_cell_bytes(f) * i));
 }
 
-#define CELL_FORM(name, f) \
-    Q_AVX2 static void avx2_product_##name(const q_attn_product *p) { rows(f, p); } \
-    Q_AVX2 static void avx2_widen_##name(const uint8_t *from, int64_t n, float *to) { widen_cells(f, from, n, to); } \
-    Q_AVX2 static void avx2_widen_keys_##name(const uint8_t *page, int64_t width, float *to) { \
-        widen_cells(f, page, Q_KV_TOKENS * width, to); \
-    }
-CELL_FORM(f32, CELLS_F32)
-CELL_FORM(f16, CELLS_F16)
-CELL_FORM(bf16, CELLS_BF16)
-#undef CELL_FORM
-
-static const q_attn_form forms[] = {
-    Q_ATTN_CELLS(avx2, f32), Q_ATTN_CELLS(avx2, f16), Q_ATTN_CELLS(avx2, bf16),
-    Q_ATTN_BLOCKS(avx2, q8_0), Q_ATTN_BLOCKS(avx2, q5_1), Q_ATTN_BLOCKS(avx2, q4_0),
-};
+#include "../attn_forms.h"
 
 Q_AVX2 static void turn(const float *from, int64_t n, float *to) {
     for (int64_t i = 0; i < n; i += 8)

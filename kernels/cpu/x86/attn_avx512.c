@@ -1,21 +1,25 @@
 /* attn_avx512.c: attention's arithmetic in AVX-512: up to eight rows by 32 values in registers, sixteen exponentials at
  * a time; ../attn.c is the rest. Layer L2. */
+#include "avx512.h"
+
+#include "../attn.h"
+
+#define FORM_ISA avx512
+#define FORM_TARGET Q_AVX512
 #include "attn_blocks_avx512.h"
 
-typedef enum { CELLS_F32, CELLS_F16, CELLS_BF16 } cells;
-
-Q_AVX512_INLINE __m512 load16(cells f, const uint8_t *p) {
-    if (f == CELLS_F32) return _mm512_loadu_ps(p);
+Q_AVX512_INLINE __m512 load16(q_attn_cells f, const uint8_t *p) {
+    if (f == Q_CELLS_F32) return _mm512_loadu_ps(p);
     const __m256i h = _mm256_loadu_si256((const __m256i *)(const void *)p);
-    if (f == CELLS_F16) return _mm512_cvtph_ps(h);
+    if (f == Q_CELLS_F16) return _mm512_cvtph_ps(h);
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(h), 16));
 }
 
 /* R rows and V registers of values from `at` on. */
-Q_AVX512_INLINE void tile(int R, int V, cells f, const q_attn_product *p, int64_t row, int64_t at) {
+Q_AVX512_INLINE void tile(int R, int V, q_attn_cells f, const q_attn_product *p, int64_t row, int64_t at) {
     const float *a = p->a + row * p->a_stride;
     float *c = p->c + row * p->c_stride + at;
-    const int64_t a_stride = p->a_stride, b_stride = p->b_stride, size = f == CELLS_F32 ? 4 : 2;
+    const int64_t a_stride = p->a_stride, b_stride = p->b_stride, size = q_attn_cell_bytes(f);
     const int64_t ahead_stride = p->ahead_stride, ahead_at = at * ahead_stride / p->width;
     const int64_t ahead_step = 16 * ahead_stride / p->width;
     __m512 acc[8][4];
@@ -44,7 +48,7 @@ Q_AVX512_INLINE void tile(int R, int V, cells f, const q_attn_product *p, int64_
 }
 
 /* All values of R rows. */
-Q_AVX512_INLINE void some_rows(int R, cells f, const q_attn_product *p, int64_t row) {
+Q_AVX512_INLINE void some_rows(int R, q_attn_cells f, const q_attn_product *p, int64_t row) {
     int64_t at = 0;
     if (R <= 4)
         for (; at + 64 <= p->width; at += 64) tile(R, 4, f, p, row, at);
@@ -52,7 +56,7 @@ Q_AVX512_INLINE void some_rows(int R, cells f, const q_attn_product *p, int64_t 
     if (at < p->width) tile(R, 1, f, p, row, at);
 }
 
-Q_AVX512_INLINE void rows(cells f, const q_attn_product *p) {
+Q_AVX512_INLINE void rows(q_attn_cells f, const q_attn_product *p) {
     int64_t row = 0;
     for (; row + 8 <= p->rows; row += 8) some_rows(8, f, p, row);
     switch (p->rows - row) {
@@ -67,27 +71,11 @@ Q_AVX512_INLINE void rows(cells f, const q_attn_product *p) {
     }
 }
 
-Q_AVX512_INLINE void widen_cells(cells f, const uint8_t *from, int64_t n, float *to) {
-    for (int64_t i = 0; i < n; i += 16) _mm512_storeu_ps(to + i, load16(f, from + (f == CELLS_F32 ? 4 : 2) * i));
+Q_AVX512_INLINE void widen_cells(q_attn_cells f, const uint8_t *from, int64_t n, float *to) {
+    for (int64_t i = 0; i < n; i += 16) _mm512_storeu_ps(to + i, load16(f, from + q_attn_cell_bytes(f) * i));
 }
 
-#define CELL_FORM(name, f) \
-    Q_AVX512 static void avx512_product_##name(const q_attn_product *p) { rows(f, p); } \
-    Q_AVX512 static void avx512_widen_##name(const uint8_t *from, int64_t n, float *to) { \
-        widen_cells(f, from, n, to); \
-    } \
-    Q_AVX512 static void avx512_widen_keys_##name(const uint8_t *page, int64_t width, float *to) { \
-        widen_cells(f, page, Q_KV_TOKENS * width, to); \
-    }
-CELL_FORM(f32, CELLS_F32)
-CELL_FORM(f16, CELLS_F16)
-CELL_FORM(bf16, CELLS_BF16)
-#undef CELL_FORM
-
-static const q_attn_form forms[] = {
-    Q_ATTN_CELLS(avx512, f32), Q_ATTN_CELLS(avx512, f16), Q_ATTN_CELLS(avx512, bf16),
-    Q_ATTN_BLOCKS(avx512, q8_0), Q_ATTN_BLOCKS(avx512, q5_1), Q_ATTN_BLOCKS(avx512, q4_0),
-};
+#include "../attn_forms.h"
 
 Q_AVX512 static void turn(const float *from, int64_t n, float *to) {
     for (int64_t i = 0; i < n; i += 16)
