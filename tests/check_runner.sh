@@ -44,7 +44,7 @@ run 2 60
 holds "a failure fails" $rc -eq 1
 holds "reports are whole and in order" "$(cat "$T_TMP/said")" = "SKIP: a reason|cli_a.sh 1 passed 0 failed 1 skipped|\
 words of b|3 passed, 1 failed|cli_b.sh 3 passed 1 failed 0 skipped|cli_c.sh 2 passed 0 failed 0 skipped|\
-6 passed, 1 failed, 1 skipped|"
+failed: cli_b.sh|6 passed, 1 failed, 1 skipped|"
 holds "nothing is left" -z "$(left)"
 
 # One that hangs, and has a child that hangs, is ended and has failed.
@@ -58,7 +58,8 @@ T
 run 1 1
 holds "a hung test fails" $rc -eq 1
 holds "a hung test is named" "$(cat "$T_TMP/said")" = "before|FAIL: cli_b.sh did not end within 1 s|\
-cli_b.sh 0 passed 1 failed 0 skipped|cli_d.sh 1 passed 0 failed 0 skipped|1 passed, 1 failed, 0 skipped|"
+cli_b.sh 0 passed 1 failed 0 skipped|cli_d.sh 1 passed 0 failed 0 skipped|failed: cli_b.sh| FAIL: cli_b.sh did not end within 1 s|\
+1 passed, 1 failed, 0 skipped|"
 # alive: whether the child of the hung test runs (a process that ended and was not waited for does not).
 alive() {
     sed -n 's/^State:[[:space:]]*\([^Z[:space:]]\).*/alive/p' "/proc/$(cat "$T_TMP/signs/child")/status" 2>/dev/null

@@ -128,5 +128,10 @@ wait
 for i in $order; do cat "$tmp/$i.done"; done >"$tmp/all"
 { awk '{ print $1, $5 }' "$tmp/all"; cat "$seen"; } | awk '!had[$1]++' >"$tmp/seconds"
 cp "$tmp/seconds" "$B/tests/seconds" 2>/dev/null
+# What failed once more, at the end, where a long log is looked at first.
+for i in $order; do
+    read -r name _ f _ <"$tmp/$i.done"
+    [ "$f" -eq 0 ] || { echo "failed: $name"; grep -E '^FAIL: |:[FE]:' "$tmp/$i.out" | head -n 5 | sed 's/^/    /'; }
+done
 awk '{ p += $2; f += $3; s += $4 }
      END { printf "%d passed, %d failed, %d skipped\n", p, f, s; exit f > 0 || p == 0 }' "$tmp/all"
