@@ -407,7 +407,7 @@ static void on_tap(void *user, const q_inst *s, const float *x, int32_t n, int32
     watch *w = (watch *)user;
     w->wrong |= s->op != Q_OP_MATMUL || n != w->n || stride != w->m->widths[s->x.slot] || !(x[0] == x[0]);
     w->last_layer = s->layer;
-    if (++w->taps == w->cancel_at) w->cancel = 1;
+    if (++w->taps == w->cancel_at) __atomic_store_n(&w->cancel, 1, __ATOMIC_RELAXED); /* other threads look */
 }
 
 START_TEST(tap_sees_the_input_of_every_product) {
