@@ -24,8 +24,17 @@ const q_alloc q_alloc_libc = {libc_alloc, libc_free, NULL};
 /* Blocks carry their size in front, so that the hook's free can be told it. The header keeps the alignment. */
 typedef struct header {
     uint64_t bytes;
+    uint32_t before; /* bytes from where the block begins to what is in it: the header is their end */
     bool locked;
 } header;
+
+static void fail_alloc(const q_alloc *a, uint64_t bytes) {
+    const uint64_t left = a->alloc == libc_alloc ? q_address_space() : UINT64_MAX;
+    q_fail(LQ_E_NOMEM,
+           left == UINT64_MAX ? "out of memory: %llu bytes wanted"
+                              : "out of memory: %llu bytes wanted; %llu bytes of address space are left",
+           (unsigned long long)bytes, (unsigned long long)left);
+}
 
 void *q_new_raw(const q_alloc *a, uint64_t count, uint64_t item) {
     uint64_t bytes;
@@ -36,14 +45,10 @@ void *q_new_raw(const q_alloc *a, uint64_t count, uint64_t item) {
     }
     uint8_t *p = (uint8_t *)a->alloc(a->user, (size_t)bytes, Q_ALIGN);
     if (!p) {
-        const uint64_t left = a->alloc == libc_alloc ? q_address_space() : UINT64_MAX;
-        q_fail(LQ_E_NOMEM,
-               left == UINT64_MAX ? "out of memory: %llu bytes wanted"
-                                  : "out of memory: %llu bytes wanted; %llu bytes of address space are left",
-               (unsigned long long)bytes, (unsigned long long)left);
+        fail_alloc(a, bytes);
         return NULL;
     }
-    *(header *)(void *)p = (header){bytes, false};
+    *(header *)(void *)p = (header){bytes, Q_ALIGN, false};
     return p + Q_ALIGN;
 }
 
@@ -64,8 +69,8 @@ void *q_grow(const q_alloc *a, void *p, uint64_t old_count, uint64_t count, uint
 
 void q_delete(const q_alloc *a, void *p) {
     if (!p) return;
-    uint8_t *block = (uint8_t *)p - Q_ALIGN;
-    const header h = *(header *)(void *)block;
+    const header h = *(header *)(void *)((uint8_t *)p - Q_ALIGN);
+    uint8_t *block = (uint8_t *)p - h.before;
     if (h.locked) munlock(block, (size_t)h.bytes);
     a->free(a->user, block, (size_t)h.bytes);
 }
@@ -107,9 +112,14 @@ static uint64_t page_bytes(void) { return (uint64_t)sysconf(_SC_PAGESIZE); }
 /* Locked and interleaved blocks share no page with others, whose life and place are not theirs. */
 static bool has_pages(const q_placing *how) { return how->lock || how->nodes; }
 
+enum { LARGE = 1 << 20, BOUNDARY = 4096 };
+
+/* What is large begins at a boundary of 4 KiB, at which processors' own reading ahead ends and small pages do. */
+static uint32_t before(uint64_t bytes) { return bytes < LARGE ? Q_ALIGN : BOUNDARY; }
+
 uint64_t q_placed_bytes(const q_placing *how, uint64_t bytes) {
     uint64_t all;
-    if (q_add_overflow(bytes, Q_ALIGN, &all) || all > UINT64_MAX / 2) return UINT64_MAX / 2;
+    if (q_add_overflow(bytes, before(bytes), &all) || all > UINT64_MAX / 2) return UINT64_MAX / 2;
     return has_pages(how) ? q_round_up(all, page_bytes()) : all;
 }
 
@@ -140,29 +150,23 @@ static void fail_lock(uint64_t bytes, const char *what) {
 }
 
 void *q_new_placed(const q_alloc *a, const q_placing *how, uint64_t bytes, bool zeroed) {
-    uint8_t *p;
-    if (!has_pages(how)) {
-        p = (uint8_t *)q_new_raw(a, bytes, 1);
-        if (p && how->huge) q_memory_huge(p, bytes);
-        if (p && zeroed) memset(p, 0, (size_t)bytes);
-        return p;
-    }
     const uint64_t all = q_placed_bytes(how, bytes);
-    p = (uint8_t *)a->alloc(a->user, (size_t)all, (size_t)page_bytes());
+    const uint32_t head = before(bytes);
+    const size_t align = has_pages(how) ? (size_t)Q_MAX(page_bytes(), (uint64_t)head) : head;
+    uint8_t *p = all > SIZE_MAX / 2 ? NULL : (uint8_t *)a->alloc(a->user, (size_t)all, align);
     if (!p) {
-        q_fail(LQ_E_NOMEM, "out of memory: %llu bytes wanted", (unsigned long long)all);
+        fail_alloc(a, all);
         return NULL;
     }
     if (how->huge) q_memory_huge(p, all);
-    const bool spread = !how->nodes || interleave(p, all, how->nodes); /* before anything is touched */
-    *(header *)(void *)p = (header){all, false};
-    if (!spread)
+    if (how->nodes && !interleave(p, all, how->nodes)) /* before anything is touched */
         q_fail(LQ_E_NOMEM, "the system does not interleave %llu bytes over NUMA nodes", (unsigned long long)all);
     else if (how->lock && mlock(p, (size_t)all) != 0) fail_lock(all, "a block");
     else {
-        *(header *)(void *)p = (header){all, how->lock};
-        if (zeroed) memset(p + Q_ALIGN, 0, (size_t)bytes);
-        return p + Q_ALIGN;
+        uint8_t *data = p + head;
+        *(header *)(void *)(data - Q_ALIGN) = (header){all, head, how->lock};
+        if (zeroed) memset(data, 0, (size_t)bytes);
+        return data;
     }
     a->free(a->user, p, (size_t)all);
     return NULL;
