@@ -5,7 +5,9 @@
 
 enum {
     MOST_QUERIES = 64,                 /* that go through a block together */
-    AHEAD = 3,                         /* pages that memory is asked for before their turn */
+    AHEAD = 4,                         /* pages that memory is asked for before their turn (bench/SPEED.md) */
+    VALUE_KEYS = 64,                   /* keys whose values go through at once as they come from memory: a value wider
+                                          than an instruction set's registers takes several passes */
     GROUP = 8,                         /* that go through a product together */
     PAGES = Q_ATTN_KEYS / Q_KV_TOKENS  /* of a block */
 };
@@ -80,7 +82,7 @@ typedef struct block {
     void (*values)(const q_attn_product *p);
     int64_t k_stride, v_stride;
     int64_t k_ahead_stride, v_ahead_stride;
-    const uint8_t *weigh_ahead; /* the page that is asked for while scores become weights; NULL: none */
+    int32_t value_keys; /* whose values go through at once */
 } block;
 
 static const q_kv_pool *pool_of(const source *o) { return &o->e->plan->kv[o->s->kv_group]; }
@@ -161,7 +163,7 @@ static void bring_block(const source *o, const tile *t, int64_t at, int64_t lo, 
 static void open_block(const source *o, const tile *t, int64_t at, int64_t lo, int64_t hi, block *b) {
     const q_kv_pool *pool = pool_of(o);
     const int64_t page = at / Q_KV_TOKENS, from = lo / Q_KV_TOKENS, to = (hi - 1) / Q_KV_TOKENS + 1;
-    b->weigh_ahead = NULL;
+    b->value_keys = o->widened ? Q_ATTN_KEYS : VALUE_KEYS;
     b->k_ahead_stride = o->pages ? Q_KV_TOKENS * pool->k.bytes / pool->k.width : 0;
     b->v_ahead_stride = o->pages ? pool->v.bytes : 0;
     if (o->widened) {
@@ -179,7 +181,6 @@ static void open_block(const source *o, const tile *t, int64_t at, int64_t lo, i
         b->k_ahead[i] = n < to ? b->k[n] : b->v[Q_MIN(from + over, to - 1)];
         b->v_ahead[i] = n < to ? b->v[n] : more ? k_of(o, page + n) : b->v[i];
     }
-    b->weigh_ahead = from + 1 < to ? b->v[from + 1] : NULL;
 }
 
 /* -------------------------------------------------------------------------------------------------------- blocks */
@@ -193,14 +194,19 @@ static void score_page(const q_inst *s, const tile *t, const block *b, int32_t g
     b->keys(&p);
 }
 
-/* Weighted values of keys [from, to), added to those of queries [g, g + n). */
+/* Weighted values of keys [from, to), of queries [g, g + n): beside what they have (more), or alone; of no keys: 0. */
 static void add_values(const q_inst *s, const tile *t, const block *b, int32_t g, int32_t n, int32_t from, int32_t to,
                        bool more) {
-    const q_attn_product p = {.a = t->score + (int64_t)g * Q_ATTN_KEYS, .rows = n, .a_stride = Q_ATTN_KEYS, .b = b->v,
-                              .per = Q_KV_TOKENS, .b_stride = b->v_stride, .ahead = g == 0 ? b->v_ahead : b->v,
-                              .ahead_stride = b->v_ahead_stride, .more = more, .from = from, .to = to,
-                              .width = s->y.width, .c = t->part + (int64_t)g * s->y.width, .c_stride = s->y.width};
-    b->values(&p);
+    q_attn_product p = {.a = t->score + (int64_t)g * Q_ATTN_KEYS, .rows = n, .a_stride = Q_ATTN_KEYS, .b = b->v,
+                        .per = Q_KV_TOKENS, .b_stride = b->v_stride, .ahead = g == 0 ? b->v_ahead : b->v,
+                        .ahead_stride = b->v_ahead_stride, .more = more, .width = s->y.width,
+                        .c = t->part + (int64_t)g * s->y.width, .c_stride = s->y.width};
+    do {
+        p.from = from;
+        p.to = from = Q_MIN(to, from / b->value_keys * b->value_keys + b->value_keys);
+        b->values(&p);
+        p.more = true;
+    } while (from < to);
 }
 
 /* Of queries [g, g + n): the keys that all see go together, and those before and behind by themselves. */
@@ -240,16 +246,13 @@ static bool look_at(const tile *t, int32_t n, int64_t at, int32_t *lo, int32_t *
 }
 
 /* Scores of queries [g, g + n) and the block at `at` become weights. */
-static void softmax(const q_attn_isa *isa, const q_inst *s, const tile *t, const block *b, int32_t g, int32_t n,
-                    int64_t at) {
+static void softmax(const q_attn_isa *isa, const q_inst *s, const tile *t, int32_t g, int32_t n, int64_t at) {
     q_attn_row rows[GROUP];
     for (int32_t i = 0; i < n; i++) {
         const query *q = &t->queries[g + i];
         rows[i] = (q_attn_row){.score = t->score + (int64_t)(g + i) * Q_ATTN_KEYS, .from = q->from, .to = q->to,
                                .key = (int32_t)(at - q->pos), .scale = q_ref_or1(s->scale), .softcap = s->softcap,
                                .slope = q->slope};
-        const int64_t line = (int64_t)(g + i) * Q_ATTN_KEYS * 2;
-        if (b->weigh_ahead && line < Q_KV_TOKENS * b->v_ahead_stride) rows[i].ahead = b->weigh_ahead + line;
         if (q->from < q->to) isa->largest(&rows[i]);
     }
     for (int32_t i = 0; i < n; i++) {
@@ -274,7 +277,7 @@ static void take_block(const q_attn_isa *isa, const q_inst *s, const tile *t, co
                 seen = seen || (t->queries[i].from < (page + 1) * Q_KV_TOKENS && t->queries[i].to > page * Q_KV_TOKENS);
             if (seen) score_page(s, t, &b, g, rows, page);
         }
-    for (int32_t g = 0; g < n; g += GROUP) softmax(isa, s, t, &b, g, Q_MIN((int32_t)GROUP, n - g), at);
+    for (int32_t g = 0; g < n; g += GROUP) softmax(isa, s, t, g, Q_MIN((int32_t)GROUP, n - g), at);
     for (int32_t g = 0; g < n; g += GROUP) values_of(s, t, &b, g, Q_MIN((int32_t)GROUP, n - g));
 }
 

@@ -37,7 +37,6 @@ typedef struct q_attn_row {
     int32_t from, to;  /* from < to */
     int32_t key;       /* position of score[0], less that of the query */
     float scale, softcap, slope; /* softcap, slope: 0 = none */
-    const uint8_t *ahead;        /* what to ask the memory for meanwhile, a cache line for 32 keys; NULL = nothing */
     float m, l;        /* out: the largest score, the sum of the weights */
 } q_attn_row;
 

@@ -148,7 +148,6 @@ Q_AVX2 static void weigh(q_attn_row *r) {
     const int32_t to = r->to;
     __m256 sum[2] = {_mm256_setzero_ps(), _mm256_setzero_ps()};
     for (int32_t j = r->from / 16 * 16; j < to; j += 16) {
-        if (r->ahead && j % 32 == 0) _mm_prefetch((const char *)r->ahead + 2 * j, _MM_HINT_T0);
         Q_UNROLL for (int i = 0; i < 2; i++) {
             const __m256 v = q_exp8(_mm256_sub_ps(_mm256_load_ps(score + j + 8 * i), m));
             sum[i] = _mm256_add_ps(sum[i], v);

@@ -33,8 +33,8 @@ Q_AVX512_INLINE void tile(int R, int V, q_attn_cells f, const q_attn_product *p,
         const uint8_t *ahead = p->ahead[page] + (k - first) * ahead_stride + ahead_at;
         for (; k < end; k++, b += b_stride, ahead += ahead_stride) {
             __m512 w[4];
-            Q_UNROLL for (int v = 0; v < V; v += 2)
-                _mm_prefetch((const char *)ahead + v * ahead_step, _MM_HINT_T0);
+            Q_UNROLL for (int v = 0; v < V; v += 2) /* the first cache has too few places for what is on its way */
+                _mm_prefetch((const char *)ahead + v * ahead_step, _MM_HINT_T1);
             Q_UNROLL for (int v = 0; v < V; v++) w[v] = load16(f, b + 16 * v * size);
             Q_UNROLL for (int i = 0; i < R; i++) {
                 const __m512 x = _mm512_set1_ps(a[i * a_stride + k]);
@@ -153,11 +153,7 @@ Q_AVX512 static void weigh(q_attn_row *r) {
     const __m512 m = _mm512_set1_ps(r->m);
     __m512 sum = _mm512_setzero_ps();
     int32_t j = r->from / 16 * 16;
-    for (; j + 48 < r->to; j += 64) {
-        for (int32_t i = 0; r->ahead && i < 64; i += 32)
-            _mm_prefetch((const char *)r->ahead + 2 * (j + i), _MM_HINT_T0);
-        sum = weights(4, r->score + j, m, sum);
-    }
+    for (; j + 48 < r->to; j += 64) sum = weights(4, r->score + j, m, sum);
     for (; j < r->to; j += 16) sum = weights(1, r->score + j, m, sum);
     r->l = q_fold1_512(sum);
 }

@@ -59,7 +59,7 @@ Q_AVX512_INLINE void keys_tile(q_attn_blocks f, int R, const q_attn_product *p, 
         Q_UNROLL for (int part = 0; part < 4; part++) {
             for (int i = 8 * part; i < 8 * part + 8; i++, ahead += ahead_stride) {
                 __m512 w[2];
-                _mm_prefetch((const char *)ahead, _MM_HINT_T0);
+                _mm_prefetch((const char *)ahead, _MM_HINT_T1);
                 Q_UNROLL for (int v = 0; v < 2; v++) w[v] = key16(f, b, i, part >= 2, v, d[v], m[v]);
                 Q_UNROLL for (int r = 0; r < R; r++) {
                     const __m512 x = _mm512_set1_ps(a[r * a_stride + k + i]);
@@ -91,7 +91,7 @@ Q_AVX512_INLINE void values_tile(q_attn_blocks f, int R, int V, const q_attn_pro
         for (; k < end; k++, b += p->b_stride, ahead += p->ahead_stride) {
             const __m512 d = one_half16(b), m = f == Q_BLOCKS_Q5_1 ? one_half16(b + 2) : _mm512_setzero_ps();
             const __m512 w[2] = {value16(f, b, 0, d, m), value16(f, b, 16, d, m)};
-            _mm_prefetch((const char *)ahead, _MM_HINT_T0);
+            _mm_prefetch((const char *)ahead, _MM_HINT_T1);
             Q_UNROLL for (int i = 0; i < R; i++) {
                 const __m512 x = _mm512_set1_ps(a[i * a_stride + k]);
                 Q_UNROLL for (int v = 0; v < V; v++) acc[i][v] = _mm512_fmadd_ps(x, w[v], acc[i][v]);
