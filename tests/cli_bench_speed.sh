@@ -94,9 +94,12 @@ interrupts INT 0.5 "$LQ" bench kernels
 bm() { "$LQ" bench model q4_k_m.gguf -p 16 -n 4 "$@"; }
 exits 0 "model" bm --repeat 3 --context 100 --csv a.csv
 says "model" "^decode .*(4 tokens after 100, .* to .* in 3 runs)" "$out"
+says "model: start" "^start .* empty sequence): decode is [0-9.]* of it (.* in 3 pairs)" "$out"
 exits 0 "model JSON" bm --repeat 2 --context 32 -t 1 --json; json_is "model JSON"
 has "model JSON" prefill.min prefill.max decode.min decode.max decode.bytes_per_s decode.roof_fraction roof.buffer_bytes
 holds "model JSON" "$(json decode.context)" -eq 32
+has "model JSON: start" decode.start_tokens_per_s decode.of_start.median
+holds "model JSON: pairs" "$(json decode.of_start.runs)" -eq 2
 compare "model: share" "$(json prefill.cpu_share)" ">" 0; has "model: by processor time" decode.tokens_per_cpu_s
 compare "model: share" "$(json decode.cpu_share)" "<" 1.1
 compare "model: order" "$(json decode.min)" "<=" "$(json decode.tokens_per_s)"
@@ -107,7 +110,8 @@ exits 0 "versus table" bm --repeat 1 --versus-isa scalar; says "versus table" "^
 says "model CSV" "^# " a.csv
 says "model CSV" "^model,tiny q4_k_m; decode 4 after 100,[a-z0-9_+]*,[0-9]*,tokens/s,3," a.csv
 says "model CSV" "^model,tiny q4_k_m; prefill 16; scalar,scalar," a.csv
-holds "model CSV" "$(grep -c '^model,.*,tokens/s,' a.csv)" -eq 6
+says "model CSV: start" "^model,tiny q4_k_m; decode 4,[a-z0-9_+]*,[0-9]*,tokens/s,3," a.csv
+holds "model CSV" "$(grep -c '^model,.*,tokens/s,' a.csv)" -eq 7
 holds "model CSV" "$(grep -c ',tokens/cpu-s,' a.csv)" -eq 6
 holds "model CSV: header" "$(grep -c '^bench,' a.csv)" -eq 1
 exits 2 "versus nothing" bm --versus-isa sse9

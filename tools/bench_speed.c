@@ -47,18 +47,22 @@ static lq_status time_prefill(bench *b, size_t i, uint32_t tokens, bench_speed *
     return s;
 }
 
+/* Sequences of a session. */
+enum { DEEP, START }; /* `context` tokens before a decode; none */
+
 /* Tokens before a decode: filled once, then the sequence is cut back to them. */
 static lq_status fill(const bench *b, size_t i) {
-    lq_status s = lq_seq_truncate(b->sessions[i], 0, 0);
+    lq_status s = lq_seq_truncate(b->sessions[i], DEEP, 0);
     const lq_item before = {.ids = b->ids, .count = b->o->context, .logits_from = b->o->context};
     if (s == LQ_OK && b->o->context) s = lq_decode(b->sessions[i], &before, 1);
     return s;
 }
 
+/* From `context` tokens on. */
 static lq_status time_decode(bench *b, size_t i, uint32_t tokens, bench_speed *out) {
     lq_session *session = b->sessions[i];
     lq_stats before = {.size = sizeof before}, after = {.size = sizeof after};
-    lq_status s = lq_seq_truncate(session, 0, b->o->context);
+    lq_status s = lq_seq_truncate(session, DEEP, b->o->context);
     if (s == LQ_OK) s = lq_session_stats(session, &before);
     const spent begin = {cli_clock(), cpu_clock()};
     for (uint32_t k = 0; k < tokens && s == LQ_OK; k++) {
@@ -67,6 +71,19 @@ static lq_status time_decode(bench *b, size_t i, uint32_t tokens, bench_speed *o
     if (s == LQ_OK && out) keep(&out->decode, &out->decode_cpu, &b->decode[i], tokens, b->threads, &begin);
     if (s == LQ_OK) s = lq_session_stats(session, &after);
     b->bytes[i] = (double)(after.decode_bytes - before.decode_bytes) / tokens;
+    return s;
+}
+
+/* The same from the start, before it. */
+static lq_status time_start(bench *b, size_t i, uint32_t tokens, bench_speed *out) {
+    if (b->o->context == 0) return LQ_OK;
+    lq_status s = lq_seq_truncate(b->sessions[i], START, 0);
+    const double begin = cli_clock();
+    for (uint32_t k = 0; k < tokens && s == LQ_OK; k++) {
+        const lq_item item = {.sequence = START, .ids = b->ids + k, .count = 1};
+        s = cli_interrupted() ? LQ_E_CANCELLED : lq_decode(b->sessions[i], &item, 1);
+    }
+    if (s == LQ_OK) bench_rate_add(&out->start, tokens / (cli_clock() - begin));
     return s;
 }
 
@@ -83,7 +100,10 @@ static lq_status repeat_runs(bench *b, bench_speed *out) {
         if (s == LQ_OK) s = time_decode(b, i, out[i].decode_tokens < 4 ? out[i].decode_tokens : 4, NULL);
     }
     for (uint32_t r = 0; r < b->o->repeat; r++) {
-        for (size_t i = 0; i < b->n && s == LQ_OK; i++) s = time_decode(b, i, out[i].decode_tokens, &out[i]);
+        for (size_t i = 0; i < b->n && s == LQ_OK; i++) {
+            s = time_start(b, i, out[i].decode_tokens, &out[i]);
+            if (s == LQ_OK) s = time_decode(b, i, out[i].decode_tokens, &out[i]);
+        }
     }
     for (size_t i = 0; i < b->n && s == LQ_OK; i++) {
         out[i].prefill_share = b->prefill[i].cpu / b->prefill[i].wall;
@@ -116,6 +136,10 @@ static int open_sessions(cli *c, bench *b, lq_model *const *models, size_t n, be
     for (size_t i = 0; i < n; i++) {
         lq_session_options so = {.size = sizeof so, .context = most, .no_reuse = 1, .threads = o->threads,
                                        .threads_prefill = o->threads_prefill};
+        if (o->context) { /* one from the start, too */
+            so.sequences = 2;
+            so.kv_tokens = (uint64_t)most + decode + 64; /* of each, a page may be filled in part */
+        }
         cli_kv_set(&o->kv[i], &so);
         cli_rope_set(&o->rope, &so);
         out[i] = (bench_speed){.prefill_tokens = prefill, .decode_tokens = decode};

@@ -16,6 +16,8 @@ typedef struct bench_speed_options {
 typedef struct bench_speed {
     uint32_t prefill_tokens, decode_tokens; /* after capping */
     bench_rate prefill, decode;             /* tokens per second of each run */
+    bench_rate start;                       /* of decodes from an empty sequence, each just before that one behind
+                                               `context` tokens; none where context is 0 */
     double prefill_per_s, decode_per_s;     /* their medians */
     double decode_bytes_per_s;              /* weight and KV bytes per second at that median */
     /* The same runs by processor time: tokens per second that the processors really ran the threads. What other
@@ -28,7 +30,8 @@ typedef struct bench_speed {
 
 /* On each of `n` models (at most BENCH_MODELS): a warm-up, then `repeat` prefills from an empty sequence, then as many
  * decodes from `context` tokens on. The models take turns run by run, so that what disturbs the machine meets all of
- * them: out[i].decode.sample[k] of all i are a pair. Tokens are arbitrary ids: speed does not depend on them. */
+ * them: out[i].decode.sample[k] of all i are a pair. So do decodes from the start: the ratio of .decode to .start is
+ * what a long context costs. Tokens are arbitrary ids: speed does not depend on them. */
 enum { BENCH_MODELS = 2 };
 int bench_speed_run(cli *c, lq_model *const *models, size_t n, const bench_speed_options *o, bench_speed *out);
 

@@ -45,7 +45,7 @@ static const cli_option options[] = {
      .at = offsetof(args, context),
      .min = 0,
      .max = 1 << 28,
-     .help = "tokens already in the sequence when decoding begins (default 0): attention reads them all",
+     .help = "tokens already in the sequence when decoding begins (default 0), and decoding from 0 in turn",
      .also = "|depth|ctx|past|"},
     {.type = CLI_UINT,
      .letter = 'r',
@@ -130,6 +130,11 @@ static void set_speed(json_t *o, const bench_speed *b, const state *s) {
                  b->stats.decode_tokens ? (double)b->stats.decode_barriers / (double)b->stats.decode_tokens : 0);
     cli_set(decode, "roof_fraction",
             s->roof.bytes_per_s > 0 ? json_real(b->decode_bytes_per_s / s->roof.bytes_per_s) : json_null());
+    if (b->start.n) {
+        const bench_rate of_start = bench_rate_ratio(&b->start, &b->decode);
+        cli_set_real(decode, "start_tokens_per_s", bench_rate_median(&b->start));
+        cli_set(decode, "of_start", bench_rate_json(&of_start));
+    }
     cli_set(o, "decode", decode);
 }
 
@@ -199,6 +204,13 @@ static void print_speed(const state *s, const side *x) {
     printf(", %.2f GB/s", b->decode_bytes_per_s * 1e-9);
     if (s->roof.bytes_per_s > 0) printf(", %.0f %% of the roof", b->decode_bytes_per_s / s->roof.bytes_per_s * 100);
     putchar('\n');
+    if (b->start.n) {
+        const bench_rate r = bench_rate_ratio(&b->start, &b->decode);
+        printf("start     %10.1f tokens/s  (%u tokens of an empty sequence): decode is %.3f of it (%.3f to %.3f in %u "
+               "pairs)\n",
+               bench_rate_median(&b->start), b->decode_tokens, bench_rate_median(&r), bench_rate_min(&r),
+               bench_rate_max(&r), r.n);
+    }
 }
 
 static void print_ratio(const char *what, const bench_rate *a, const bench_rate *b) {
@@ -247,6 +259,10 @@ static void add_csv(const state *s, const side *x, const char *isa) {
     snprintf(name, sizeof name, "%.100s %s; decode %u%s%s%s", base, s->model.file_scheme, x->speed.decode_tokens, depth,
              where, kv);
     add_row(s, x, s->roof.threads, name, &x->speed.decode, &x->speed.decode_cpu);
+    if (x->speed.start.n == 0) return;
+    snprintf(name, sizeof name, "%.100s %s; decode %u%s%s", base, s->model.file_scheme, x->speed.decode_tokens, where,
+             kv);
+    bench_csv_add(s->csv, "model", name, x->device.isa, s->roof.threads, "tokens/s", 1, &x->speed.start);
 }
 
 /* What the device of this name says of itself; the processor for "". */
@@ -340,6 +356,8 @@ const cli_command cli_command_bench_model = {
              "'of the CPUs' is how much of the threads' time the processors really ran them. Well below 100 % other\n"
              "programs are in the way; then the files of --csv have a second row, tokens/cpu-s, by processor time\n"
              "alone, which with --threads 1 is about what a quiet machine does.\n\n"
+             "With --context, decoding from an empty sequence is measured in turn, as 'start': what attention costs\n"
+             "over so many tokens is how much slower decode is than that.\n\n"
              "With --device there is no roof: it is of the processor's memory, and so is the second row.\n"
              "To compare two instruction sets: --versus-isa; two formats of keys and values: --versus-kv.\n"
              "To compare two programs or two machines, let each append to a file of its own\n"
