@@ -671,7 +671,8 @@ typedef struct lq_step_item {
  * out as soon as they are certain: a UTF-8 character when its last byte is there, and what could be the beginning of a stop
  * string when it is not. Stop strings are looked for in these bytes, one by one, whatever tokens they come from; the first
  * one that is complete ends the text before it (of several that end there the longest), and what its token has behind it is
- * dropped. At any other end everything that was held back comes out. Special tokens have no text.
+ * dropped. At any other end everything that was held back comes out: also of a text that is not to go on, by a call whose
+ * max_tokens is what it has made, which evaluates nothing. Special tokens have no text.
  * LQ_E_ARG: no tokens, twice the same sequence, a stop string that is empty or too long. LQ_E_CONTEXT: no room is left among
  * kv_tokens. Errors of lq_decode and lq_sample. After an error of evaluation sequences are as before; where choosing fails
  * (a mask that leaves nothing), items before that one have gone on, and their results say so. */

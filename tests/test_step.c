@@ -376,6 +376,41 @@ START_TEST(the_other_ends) {
 }
 END_TEST
 
+/* Who stops a text, by a request to cancel or by asking no further, can still have what was held back. */
+START_TEST(a_limit_that_is_reached_gives_what_was_held_back) {
+    lq_session *s = t_session(model, (lq_session_options){.context = CONTEXT});
+    int32_t prompt[64];
+    static run whole, r;
+    char string[64];
+    const size_t n = prompt_of(model, 0, prompt);
+    lq_sampler o = warm(11, 40);
+    by_steps(s, 0, prompt, n, &o, &whole);
+    ck_assert_uint_gt(whole.bytes, 20);
+    snprintf(string, sizeof string, "%.20s\x01\x01", whole.text); /* begins as the text does, which never has its end */
+    const char *const stops[] = {string};
+    o.stop = stops, o.n_stop = 1;
+    lq_step_item t = {.size = sizeof t, .sampler = &o};
+    memset(&r, 0, sizeof r);
+    ck_assert_int_eq(lq_sync(s, 0, prompt, n, n - 1), LQ_OK);
+    for (int i = 0; i < 3; i++) {
+        ck_assert_int_eq(lq_step(s, &t, 1), LQ_OK);
+        take(&r, &t);
+    }
+    ck_assert_uint_eq(r.bytes, 0);
+    lq_session_cancel(s);
+    ck_assert_int_eq(lq_step(s, &t, 1), LQ_E_CANCELLED);
+    o.max_tokens = r.n;
+    ck_assert_int_eq(lq_step(s, &t, 1), LQ_OK);
+    take(&r, &t);
+    ck_assert(t.end == LQ_END_LIMIT && t.n == 0);
+    char text[256];
+    size_t bytes = sizeof text;
+    ck_assert_int_eq(lq_detokenize(model, r.ids, r.n, LQ_DETOKENIZE_MIDDLE, text, &bytes), LQ_OK);
+    ck_assert(bytes > 0 && r.bytes == bytes && memcmp(r.text, text, bytes) == 0);
+    lq_session_close(s);
+}
+END_TEST
+
 static void refused(lq_session *s, lq_step_item *t, size_t n, const char *words) {
     const lq_status st = lq_step(s, t, n);
     ck_assert_msg(st == LQ_E_ARG, "%s: %s", words, lq_status_name(st));
@@ -435,6 +470,7 @@ static Suite *suite(void) {
     tcase_add_test(t, stop_strings_end_texts_wherever_they_lie);
     tcase_add_test(t, bytes_come_out_when_they_are_certain);
     tcase_add_test(t, the_other_ends);
+    tcase_add_test(t, a_limit_that_is_reached_gives_what_was_held_back);
     tcase_add_test(t, errors_say_what);
     suite_add_tcase(s, t);
     return s;

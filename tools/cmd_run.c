@@ -199,6 +199,15 @@ static int take(cli *c, state *s, const lq_step_item *t) {
     return put(c, s, t->text, t->bytes);
 }
 
+/* Of a text that was interrupted: what was held back, since a stop string could begin so. */
+static void finish_text(cli *c, state *s, lq_step_item *t) {
+    lq_sampler o = *t->sampler;
+    if (t->made == 0 || t->made > UINT32_MAX) return;
+    o.max_tokens = (uint32_t)t->made;
+    t->sampler = &o;
+    if (lq_step(s->session, t, 1) == LQ_OK) (void)take(c, s, t);
+}
+
 static int generate(cli *c, state *s) {
     const args *a = s->a;
     lq_sampler *o = &s->how.sampler;
@@ -210,7 +219,11 @@ static int generate(cli *c, state *s) {
     s->stop = "length";
     while (code == 0 && a->n > 0 && !t.end) {
         const lq_status status = cli_interrupted() ? LQ_E_CANCELLED : lq_step(s->session, &t, 1);
-        if (status != LQ_OK) return cli_fail(c, status, NULL);
+        if (status != LQ_OK) {
+            code = cli_fail(c, status, NULL);
+            if (status == LQ_E_CANCELLED) finish_text(c, s, &t);
+            return code;
+        }
         note_dropped(s);
         for (uint32_t i = 0; i < t.n && code == 0; i++)
             code = cli_logprobs_add(c, &a->sampling, s->model, s->session, t.row + i, t.ids[i], s->logprobs);
