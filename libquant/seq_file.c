@@ -3,7 +3,7 @@
  * Header, tokens, pages of each pool from the first that its window sees on, states, sum. A reader computes from its
  * own plan how many bytes there must be, and believes nothing before the sums are right. Pages go piece by piece, those
  * of a device through a buffer of the session's, and between two pieces stands a look at whether the session was
- * cancelled. Nothing is allocated but what q_model_hash says. Layer L3. */
+ * cancelled. Nothing is allocated. Layer L3. */
 #include "checksum.h"
 #include "engine.h"
 

@@ -252,11 +252,22 @@ static lq_status open_device_parts(lq_session *s) {
     return LQ_OK;
 }
 
+/* What tells the model from others goes with saved sequences. Where reading it allocates, since weights are decoded from
+ * what others quantized, it is read now: an open session allocates nothing. */
+static lq_status know_model(const lq_session *s) {
+    const q_directory *d = s->model->dir;
+    uint64_t hash;
+    for (uint32_t i = 0; i < d->n_tensors; i++)
+        if (d->tensors[i].view) return q_model_hash(s->model, &hash);
+    return LQ_OK;
+}
+
 static lq_status open_parts(lq_session *s) {
     Q_TRY(plan_parts(s));
     Q_TRY(check_memory(s));
     Q_TRY(new_blocks(s));
     Q_TRY(open_device_parts(s));
+    Q_TRY(know_model(s));
     return q_draft_open(s);
 }
 

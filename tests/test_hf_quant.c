@@ -673,23 +673,53 @@ static void add_pair(const q_tensor *t, box *gptq, box *plain, uint64_t *seed) {
         }
 }
 
-/* Logits of five tokens in float32, and of the model quantized anew with inputs in their own order. */
+/* An allocator that has so many blocks left, and knows how many are out. */
+typedef struct miser {
+    uint64_t left, held;
+} miser;
+static void *stingy(void *user, size_t n, size_t align) {
+    miser *m = user;
+    if (m->left == 0) return NULL;
+    m->left--;
+    m->held++;
+    return aligned_alloc(align, (n + align - 1) / align * align);
+}
+static void give(void *user, void *p, size_t n) {
+    miser *m = user;
+    Q_UNUSED(n);
+    if (p) m->held--;
+    free(p);
+}
+static int count_bytes(void *user, const void *data, size_t n) {
+    Q_UNUSED(data);
+    *(size_t *)user += n;
+    return 0;
+}
+
+/* Logits of five tokens in float32. An open session allocates nothing, also to save what it has. */
 static void logits_of(const char *path, float *out) {
     lq_ctx *ctx;
     lq_model *m = NULL;
     lq_session *s;
+    miser blocks = {.left = UINT64_MAX};
     const int32_t ids[5] = {1, 100, 261, 7, 30};
     const lq_session_options o = {.size = sizeof o, .activations = "f32"};
-    ck_assert_int_eq(lq_open(NULL, &ctx), LQ_OK);
+    const lq_allocator alloc = {stingy, give, &blocks};
+    ck_assert_int_eq(lq_open(&(lq_options){.size = sizeof(lq_options), .allocator = &alloc}, &ctx), LQ_OK);
     ck_assert_msg(lq_model_open(ctx, path, NULL, &m) == LQ_OK, "%s", lq_error_detail());
     ck_assert_msg(lq_session_open(m, &o, &s) == LQ_OK, "%s", lq_error_detail());
+    const uint64_t left = blocks.left;
+    size_t saved = 0;
     ck_assert_int_eq(t_decode(s, ids, 5, 4), LQ_OK);
+    ck_assert_int_eq(lq_seq_save(s, 0, count_bytes, &saved), LQ_OK);
+    ck_assert(saved > 0 && blocks.left == left);
     const float *l = NULL;
     ck_assert_int_eq(lq_logits(s, 0, &l), LQ_OK);
     memcpy(out, l, 262 * sizeof *out);
     lq_session_close(s);
     lq_model_close(m);
     lq_close(ctx);
+    ck_assert_uint_eq(blocks.held, 0);
 }
 
 START_TEST(test_whole_model) {
@@ -750,22 +780,6 @@ START_TEST(test_whole_model) {
 END_TEST
 
 /* Every allocation refused in turn: the same code, nothing left behind. */
-typedef struct miser {
-    uint64_t left, held;
-} miser;
-static void *stingy(void *user, size_t n, size_t align) {
-    miser *m = user;
-    if (m->left == 0) return NULL;
-    m->left--;
-    m->held++;
-    return aligned_alloc(align, (n + align - 1) / align * align);
-}
-static void give(void *user, void *p, size_t n) {
-    miser *m = user;
-    Q_UNUSED(n);
-    if (p) m->held--;
-    free(p);
-}
 static const char *const all_seeds[] = {"gptq4", "gptq2-act", "awq-g64", "awq-llm", "awq-gemv", "bnb-nf4-dq", "bnb-int8", "ct-int4-asym", "ct-w8a8", "fp8", "bnb-nf4-dq-cut", "ct-int8-asym-group"};
 START_TEST(test_memory) {
     uint64_t k = 0;
