@@ -35,6 +35,13 @@ exits 0 "--draft, drawn" r --temp 0.9 --seed 5 --draft q2.gguf --ngram 3 --stats
 says "--stats" "guesses: [1-9][0-9]* tokens, [0-9]* right"; says "--stats" "context: 4[0-9] of 256 tokens used, 2[0-9]* left"
 says "--stats" "of . of the prompt were known\|of [0-9]* of the prompt were known\|[0-9]* of [0-9]* of the prompt were known"
 exits 2 "--draft-tokens alone" r --draft-tokens 3; says "--draft-tokens alone" "--ngram or --draft"
+exits 0 "info" "$LQ" info q4.gguf --ctx 256 --json; total=$(json memory.total) kv=$(json memory.kv)
+exits 0 "info --draft" "$LQ" info q4.gguf --ctx 256 --draft q2.gguf --json; json_is "info --draft"
+holds "info --draft: KV of both" "$(json memory.kv)" -eq $((2 * kv))
+holds "info --draft: in all" "$(json memory.total)" -gt $((total + kv + $(stat -c %s q2.gguf) / 2))
+holds "info --draft: weights" "$(json memory.draft.bytes)" -gt $(($(stat -c %s q2.gguf) / 2))
+exits 0 "info --draft in words" "$LQ" info q4.gguf --draft q2.gguf; says "info --draft in words" "the draft model's .*(of both models)" "$out"
+exits 2 "info --draft alone" "$LQ" info --schemes --draft q2.gguf; says "info --draft alone" "plans a MODEL"
 exits 4 "--draft of no file" r --draft none.gguf; says "--draft of no file" "none.gguf"
 
 # Vectors: a line each, the same alone and together, of length 1 unless it is not asked for.

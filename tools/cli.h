@@ -235,6 +235,13 @@ typedef struct cli_place {
      .values = CLI_SCHEMES}
 #define CLI_OPT_RUN_LORA(T)                                                                                            \
     CLI_OPT_LORA(offsetof(T, place.lora), "run with an adapter (LoRA), unmerged and unrounded:\n")
+#define CLI_OPT_DRAFT(T)                                                                                               \
+    {.type = CLI_TEXT,                                                                                                 \
+     .name = "draft",                                                                                                  \
+     .value = "MODEL",                                                                                                 \
+     .at = offsetof(T, draft),                                                                                         \
+     .help = "let this smaller model of the same vocabulary guess tokens (speculative decoding)",                      \
+     .also = "|draft-model|model-draft|speculative|"}
 #define CLI_OPT_GPU_LAYERS(T)                                                                                          \
     {.type = CLI_UINT,                                                                                                 \
      .name = "gpu-layers",                                                                                             \
@@ -432,6 +439,9 @@ lq_model_options cli_model_options(const char *activations);
 /* Open a model where `place` says; `o` (may be NULL) has the other options. A failure says what to try next. */
 int cli_model(cli *c, lq_ctx *ctx, const char *path, const cli_place *place, const lq_model_options *o,
               lq_model **model);
+/* The draft model of one where `place` says: on the same device, with all its layers; path NULL = none. */
+int cli_draft(cli *c, lq_ctx *ctx, const char *path, const cli_place *place, const lq_model_options *o,
+              lq_model **draft);
 /* Open a session; out of memory reports what the plan needs. */
 int cli_session(cli *c, lq_model *model, const lq_session_options *options, lq_session **session);
 

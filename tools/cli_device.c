@@ -75,6 +75,14 @@ int cli_model(cli *c, lq_ctx *ctx, const char *path, const cli_place *place, con
     return cli_fail(c, s, mo.device ? device_hint(s, mo.device, hint, sizeof hint) : NULL);
 }
 
+int cli_draft(cli *c, lq_ctx *ctx, const char *path, const cli_place *place, const lq_model_options *o,
+              lq_model **draft) {
+    if (!path) return 0;
+    const cli_place at = {.device = place->device, .layers = place->layers ? CLI_ALL_LAYERS : 0,
+                          .no_pack = place->no_pack, .pack_at_open = place->pack_at_open};
+    return cli_model(c, ctx, path, &at, o, draft);
+}
+
 /* ------------------------------------------------------------------------------------------------ the plan */
 
 int cli_ram(cli *c, const char *text, uint64_t *out) {

@@ -11,7 +11,7 @@ typedef struct args {
     cli_memory memory;
     cli_kv kv;
     cli_rope rope;
-    const char *model, *max_ram;
+    const char *model, *draft, *max_ram;
     uint64_t ctx, sequences;
     uint32_t tensors, meta, check, devices, formats, schemes;
 } args;
@@ -48,6 +48,7 @@ static const cli_option options[] = {
     CLI_OPT_NO_PACK(args),
     CLI_OPT_LOAD_AS(args),
     CLI_OPT_RUN_LORA(args),
+    CLI_OPT_DRAFT(args),
     CLI_OPT_MAX_RAM(args),
     CLI_OPT_MEMORY(args),
     {.type = CLI_FLAG, .name = "tensors", .at = offsetof(args, tensors), .help = "list every tensor, in file order"},
@@ -196,10 +197,25 @@ static tensor_class *classify(const lq_model *model, uint32_t tensors, size_t *c
     return list;
 }
 
+/* A draft model beside the model: its session is part of the model's plan, the rest is not. */
+typedef struct beside {
+    const char *path; /* NULL = none */
+    uint64_t bytes, device_bytes;
+} beside;
+
+static lq_status plan_draft(const lq_model *draft, beside *b) {
+    lq_plan_info p;
+    if (!draft) return LQ_OK;
+    const lq_status s = cli_plan(draft, NULL, false, &p);
+    b->bytes = p.total - p.kv - p.activations;
+    b->device_bytes = p.device_weights;
+    return s;
+}
+
 static const char *role_of(const char *role) { return role[0] ? role : "(unused)"; }
 
 static void print_model(const char *path, const lq_model_info *m, const lq_plan_info *p, bool by_default,
-                        const tensor_class *k, size_t n) {
+                        const beside *draft, const tensor_class *k, size_t n) {
     printf("%s\n", cli_safe(path).s);
     if (m->name[0]) printf("  name              %s\n", cli_safe(m->name).s);
     printf("  architecture      %s, in %s%s%s\n", cli_safe(m->architecture).s, cli_safe(m->container).s,
@@ -223,10 +239,13 @@ static void print_model(const char *path, const lq_model_info *m, const lq_plan_
     else printf("a context of %u tokens: ", p->context);
     printf("weights %s, ", cli_bytes(p->weights).s);
     if (p->packed) printf("packed copies in their place %s, ", cli_bytes(p->packed).s);
+    if (draft->path) printf("the draft model's %s, ", cli_bytes(draft->bytes).s);
     printf("KV cache %s in %s, activations %s", cli_bytes(p->kv).s, cli_kv_text(p).s,
            cli_bytes(p->activations).s);
+    if (draft->path) printf(" (of both models)");
     if (p->locked) printf("; %s of it locked", cli_bytes(p->locked).s);
     putchar('\n');
+    if (draft->device_bytes) printf("  draft model       %s of the device\n", cli_bytes(draft->device_bytes).s);
     if (p->device[0]) printf("  device            ");
     cli_plan_print(stdout, p);
     putchar('\n');
@@ -238,7 +257,8 @@ static void print_model(const char *path, const lq_model_info *m, const lq_plan_
     }
 }
 
-static json_t *model_json(const char *path, const lq_model_info *m, const lq_plan_info *p, const tensor_class *k, size_t n) {
+static json_t *model_json(const char *path, const lq_model_info *m, const lq_plan_info *p, const beside *draft,
+                          const tensor_class *k, size_t n) {
     json_t *o = json_object(), *memory = json_object(), *classes = json_array();
     cli_set_text(o, "path", path);
     cli_set_text(o, "name", m->name);
@@ -274,6 +294,13 @@ static json_t *model_json(const char *path, const lq_model_info *m, const lq_pla
     cli_set_int(memory, "activations", p->activations);
     cli_set_int(memory, "total", p->total);
     cli_set_int(memory, "locked", p->locked);
+    if (draft->path) {
+        json_t *d = json_object();
+        cli_set_text(d, "path", draft->path);
+        cli_set_int(d, "bytes", draft->bytes);
+        cli_set_int(d, "device_bytes", draft->device_bytes);
+        cli_set(memory, "draft", d);
+    }
     cli_set(o, "memory", memory);
     if (p->device[0]) cli_set(o, "device", cli_plan_json(p));
     for (size_t i = 0; i < n; i++) {
@@ -333,22 +360,26 @@ static void list_meta(const lq_model *model, json_t *object) {
     }
 }
 
-static int show_model(cli *c, const args *a, lq_model *model) {
+static int show_model(cli *c, const args *a, lq_model *model, lq_model *draft) {
     lq_model_info m = {.size = sizeof m};
     lq_plan_info p;
-    lq_session_options so = {.size = sizeof so, .context = (uint32_t)a->ctx, .sequences = (uint32_t)a->sequences};
+    beside b = {.path = a->draft};
+    lq_session_options so = {.size = sizeof so, .context = (uint32_t)a->ctx, .sequences = (uint32_t)a->sequences,
+                             .draft = draft};
     cli_kv_set(&a->kv, &so);
     cli_rope_set(&a->rope, &so);
     const int wrong = cli_ram(c, a->max_ram, &so.max_bytes);
     if (wrong != 0) return wrong;
     lq_status s = lq_model_info_get(model, &m);
     if (s == LQ_OK) s = cli_plan(model, &so, false, &p);
+    if (s == LQ_OK) s = plan_draft(draft, &b);
     if (s != LQ_OK) return cli_fail(c, s, NULL);
+    p.total += b.bytes;
     size_t n = 0;
     tensor_class *k = classify(model, m.tensors, &n);
     int code = 0;
     if (c->json) {
-        json_t *o = model_json(a->model, &m, &p, k, n);
+        json_t *o = model_json(a->model, &m, &p, &b, k, n);
         json_t *list = a->tensors ? json_array() : NULL, *meta = a->meta ? json_object() : NULL;
         if (list) list_tensors(model, m.tensors, list);
         if (list) cli_set(o, "tensor_list", list);
@@ -356,7 +387,7 @@ static int show_model(cli *c, const args *a, lq_model *model) {
         if (meta) cli_set(o, "meta", meta);
         code = cli_json_print(c, o, 0);
     } else {
-        print_model(a->model, &m, &p, a->ctx == 0, k, n);
+        print_model(a->model, &m, &p, a->ctx == 0, &b, k, n);
         if (a->tensors) list_tensors(model, m.tensors, NULL);
         if (a->meta) list_meta(model, NULL);
     }
@@ -371,6 +402,7 @@ static int run(cli *c, const void *arguments) {
     }
     if (!a->model && a->place.load_as) return cli_usage(c, "--load-as plans a MODEL");
     if (!a->model && a->max_ram) return cli_usage(c, "--max-ram plans a MODEL");
+    if (!a->model && a->draft) return cli_usage(c, "--draft plans a MODEL");
     if (!a->model && a->place.lora.count) return cli_usage(c, "--lora plans a MODEL");
     if (!a->model && (a->place.device || a->place.layers != CLI_ALL_LAYERS)) {
         return cli_usage(c, "--device and --gpu-layers plan a MODEL; --devices lists the devices");
@@ -379,12 +411,14 @@ static int run(cli *c, const void *arguments) {
     if (a->formats) return show_formats(c);
     if (a->schemes) return show_schemes(c);
     lq_ctx *ctx;
-    lq_model *model = NULL;
+    lq_model *model = NULL, *draft = NULL;
     const lq_model_options mo = {.size = sizeof mo, .check_tensors = a->check, .plan_only = 1};
     int code = cli_open(c, 0, NULL, &a->memory, &ctx);
     if (code != 0) return code;
     code = cli_model(c, ctx, a->model, &a->place, &mo, &model);
-    if (code == 0) code = show_model(c, a, model);
+    if (code == 0) code = cli_draft(c, ctx, a->draft, &a->place, &mo, &draft);
+    if (code == 0) code = show_model(c, a, model, draft);
+    lq_model_close(draft);
     lq_model_close(model);
     lq_close(ctx);
     return code;
@@ -402,6 +436,7 @@ const cli_command cli_command_info = {
                 "  lq info my-model/ --ctx 4096 --json\n"
                 "  lq info my-model.gguf --tensors --meta\n"
                 "  lq info my-model.gguf --device vulkan:0 --gpu-layers 20\n"
+                "  lq info my-model.gguf --draft my-small-model.gguf --ctx 8192 --sequences 4 --kv q8_0\n"
                 "  lq info --schemes\n",
     .args_size = sizeof(args),
     .defaults = &defaults,

@@ -103,12 +103,7 @@ static const cli_option options[] = {
      .help = "where the last N tokens, or at least 2, occurred before, guess what followed there: for\n"
              "texts that repeat themselves or their prompt (3 is good; default 0: do not)",
      .also = "|lookup|prompt-lookup|"},
-    {.type = CLI_TEXT,
-     .name = "draft",
-     .value = "MODEL",
-     .at = offsetof(args, draft),
-     .help = "else let this smaller model of the same vocabulary guess",
-     .also = "|draft-model|model-draft|speculative|"},
+    CLI_OPT_DRAFT(args),
     {.type = CLI_UINT,
      .name = "draft-tokens",
      .value = "N",
@@ -386,14 +381,6 @@ static int check_text(cli *c, const args *a) {
     return 0;
 }
 
-/* The draft model lies on the device where the model does, with all its layers. */
-static int open_draft(cli *c, lq_ctx *ctx, const args *a, const lq_model_options *mo, lq_model **draft) {
-    if (!a->draft) return 0;
-    cli_place place = {.device = a->place.device, .layers = a->place.layers ? CLI_ALL_LAYERS : 0,
-                       .no_pack = a->place.no_pack, .pack_at_open = a->place.pack_at_open};
-    return cli_model(c, ctx, a->draft, &place, mo, draft);
-}
-
 static int run(cli *c, const void *arguments) {
     const args *a = arguments;
     state s = {.a = a, .info = {.size = sizeof s.info}};
@@ -411,7 +398,7 @@ static int run(cli *c, const void *arguments) {
     if (code == 0) code = cli_open(c, a->threads, a->isa, &a->memory, &ctx);
     if (code == 0) {
         code = cli_model(c, ctx, a->model, &a->place, &mo, &s.model);
-        if (code == 0) code = open_draft(c, ctx, a, &mo, &s.draft);
+        if (code == 0) code = cli_draft(c, ctx, a->draft, &a->place, &mo, &s.draft);
         if (code == 0) code = with_model(c, &s, text ? text : a->prompt, text ? bytes : strlen(a->prompt));
         lq_model_close(s.draft);
         lq_model_close(s.model);
