@@ -1,13 +1,14 @@
 /* kernel_steps.c: timing kernels of steps other than products: norms, attention and the like. See kernels.h.
  *
- * A step is laid out over slots and pages as a plan would, with the sizes of an 8-billion parameter Llama, and run by
- * one thread over all its units. An operation without a case here is refused by name. */
+ * A step is laid out over slots and pages as a plan would, with the sizes of an 8-billion parameter Llama (attention's
+ * are asked for), and run by one thread over all its units. An operation without a case here is refused by name. */
 #include "kernels.h"
 
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
-enum { EMBD = 4096, FF = 14336, HEADS = 32, KV_HEADS = 8, HEAD = 128, EXPERTS = 8, USED = 2, TAPS = 4, SLOTS = 6 };
+enum { EMBD = BENCH_KERNEL_VALUES, FF = 14336, HEADS = 32, HEAD = 128, EXPERTS = 8, USED = 2, TAPS = 4, SLOTS = 6 };
 
 typedef struct bed {
     const q_cpu_kernel *k;
@@ -20,6 +21,7 @@ typedef struct bed {
     const uint32_t *tables[1];
     uint32_t *pages;
     int32_t context;
+    int32_t head, heads, kv_heads; /* of attention */
     int32_t widths[SLOTS];
     float *slots[SLOTS];
     uint8_t *pool[1];
@@ -113,15 +115,16 @@ static void lay_combine(bed *b, int32_t n) { /* the sum of MOE_DOWN alone; its p
     b->ops = 2.0 * USED * EMBD * n;
     b->bytes = 4.0 * (USED + 1) * EMBD * n;
 }
+static double token_bytes(const bed *b) { return (double)(b->kv_heads * (b->kv.k.bytes + b->kv.v.bytes)); }
 static void lay_kv_put(bed *b, int32_t n) {
-    b->s.x = view(2, KV_HEADS, HEAD), b->s.z = view(3, KV_HEADS, HEAD);
-    b->bytes = 2.0 * (4 + 2) * KV_HEADS * HEAD * n;
+    b->s.x = view(2, b->kv_heads, b->head), b->s.z = view(3, b->kv_heads, b->head);
+    b->bytes = (2.0 * 4 * b->kv_heads * b->head + token_bytes(b)) * n;
 }
 static void lay_attn(bed *b, int32_t n) {
-    b->s.y = view(1, HEADS, HEAD), b->s.x = view(2, HEADS, HEAD);
-    b->s.scale = 0.08838835f;
-    for (int32_t c = 0; c < n; c++) b->ops += 2.0 * HEADS * (b->pos[c] + 1) * (HEAD + HEAD);
-    b->bytes = 2.0 * KV_HEADS * (double)(b->pos[n - 1] + 1) * (HEAD + HEAD); /* each key and value once */
+    b->s.y = view(1, b->heads, b->head), b->s.x = view(2, b->heads, b->head);
+    b->s.scale = 1 / sqrtf((float)b->head);
+    for (int32_t c = 0; c < n; c++) b->ops += 2.0 * b->heads * (b->pos[c] + 1) * (b->head + b->head);
+    b->bytes = token_bytes(b) * (b->pos[n - 1] + 1); /* each key and value once */
 }
 
 static const struct { q_op op; void (*lay)(bed *b, int32_t n); } cases[] = {
@@ -131,20 +134,35 @@ static const struct { q_op op; void (*lay)(bed *b, int32_t n); } cases[] = {
     {Q_OP_MOE_DOWN, lay_combine},
 };
 
+/* All pages are one, of keys and values that their format holds. */
+static void fill_pages(bed *b) {
+    float row[BENCH_KERNEL_VALUES];
+    bench_kernel_fill(row, b->head);
+    for (int64_t j = 0; j < Q_KV_TOKENS; j++)
+        for (int32_t h = 0; h < b->kv_heads; h++)
+            q_ref_kv_put_row(&b->kv.k, &b->kv.v, j, row, row, q_kv_k(&b->kv, b->pool[0], 0, 0, h),
+                             q_kv_v(&b->kv, b->pool[0], 0, 0, h));
+    for (uint32_t i = 1; i < b->kv.pages; i++)
+        memcpy(b->pool[0] + i * b->kv.page_bytes, b->pool[0], (size_t)b->kv.page_bytes);
+}
+
 /* Slots and pages for n columns at the end of the context. */
-static lq_status lay_memory(bed *b, int32_t n) {
-    const q_kv_kind *kind = q_kv_kind_find("f16");
-    b->kv = (q_kv_pool){.layers = 1, .heads = KV_HEADS, .pages = (uint32_t)((b->context - 1) / Q_KV_TOKENS + 1)};
-    if (!q_kv_form_make(kind, HEAD, &b->kv.k) || !q_kv_form_make(kind, HEAD, &b->kv.v)) return LQ_E_INTERNAL;
+static lq_status lay_memory(bed *b, const bench_kernel_how *how, int32_t n) {
+    const q_kv_kind *kind = q_kv_kind_find(how->kv);
+    b->head = how->head;
+    b->heads = EMBD / how->head;
+    b->kv_heads = b->heads / how->share;
+    b->kv = (q_kv_pool){.layers = 1, .heads = b->kv_heads, .pages = (uint32_t)((b->context - 1) / Q_KV_TOKENS + 1)};
+    if (!kind || !q_kv_form_make(kind, b->head, &b->kv.k) || !q_kv_form_make(kind, b->head, &b->kv.v))
+        return q_fail(LQ_E_ARG, "heads of %d numbers cannot be kept in '%s'", b->head, how->kv);
     q_kv_pool_lay(&b->kv);
     const q_placing placing = {.huge = q_memory_has_huge("")}; /* as a session's pages lie */
-    b->pool[0] = (uint8_t *)q_new_placed(&q_alloc_libc, &placing, b->kv.pages * b->kv.page_bytes, false);
+    b->pool[0] = (uint8_t *)q_new_placed(&q_alloc_libc, &placing, b->kv.pages * b->kv.page_bytes, true);
     b->pos = Q_NEW(&q_alloc_libc, int32_t, n);
     b->which = Q_NEW(&q_alloc_libc, int32_t, n);
     b->pages = Q_NEW(&q_alloc_libc, uint32_t, b->kv.pages);
     if (!b->pool[0] || !b->pos || !b->which || !b->pages) return LQ_E_NOMEM;
-    for (uint64_t i = 0; i < b->kv.pages * b->kv.page_bytes / 2; i++)
-        q_store16(b->pool[0] + 2 * i, (uint16_t)(0x3000 + i % 997)); /* halves between 1/8 and 1/4 */
+    fill_pages(b);
     for (int i = 1; i < SLOTS; i++) {
         b->slots[i] = Q_NEW(&q_alloc_libc, float, (int64_t)FF * n);
         if (!b->slots[i]) return LQ_E_NOMEM;
@@ -192,7 +210,7 @@ static lq_status time_step(bed *b, const bench_kernel_how *how, bench_kernel_tim
     if (i == Q_COUNT(cases))
         return q_fail(LQ_E_UNSUPPORTED, "%s: there is no case for its operation yet (bench/kernel_steps.c)",
                       b->k->name);
-    Q_TRY(lay_memory(b, how->columns));
+    Q_TRY(lay_memory(b, how, how->columns));
     b->s.op = (uint8_t)b->k->op;
     cases[i].lay(b, how->columns);
     /* columns as far apart as in a model's slots: it matters to caches */
@@ -221,16 +239,18 @@ lq_status bench_kernel_step(const q_cpu_kernel *k, const bench_kernel_how *how, 
     b->k = k;
     b->calls = 1;
     b->context = how->context;
-    const bench_kernel_how capped = {how->depth, Q_MIN(how->columns, how->context), how->context, how->passes,
-                                     how->hot};
+    bench_kernel_how capped = *how;
+    capped.columns = Q_MIN(how->columns, how->context);
     const lq_status s = time_step(b, &capped, out);
     const double steps = b->units ? (double)(b->part * b->calls) / (double)b->units : 0; /* in a pass */
     out->ops = b->ops * steps;
     out->bytes = b->bytes * steps;
-    const int at =
-        snprintf(out->shape, sizeof out->shape, "%d column%s", capped.columns, capped.columns == 1 ? "" : "s");
+    int at = snprintf(out->shape, sizeof out->shape, "%d column%s", capped.columns, capped.columns == 1 ? "" : "s");
     if (k->op == Q_OP_ATTN)
-        snprintf(out->shape + at, sizeof out->shape - (size_t)at, "; context %d", capped.context);
+        at += snprintf(out->shape + at, sizeof out->shape - (size_t)at, "; context %d", capped.context);
+    const bool usual = strcmp(how->kv, "f16") == 0 && how->head == 128 && how->share == 4;
+    if (!usual && (k->op == Q_OP_ATTN || k->op == Q_OP_KV_PUT))
+        snprintf(out->shape + at, sizeof out->shape - (size_t)at, "; %d of %d to %s", how->share, how->head, how->kv);
     for (int i = 1; i < SLOTS; i++) q_delete(&q_alloc_libc, b->slots[i]);
     q_delete(&q_alloc_libc, b->pool[0]);
     q_delete(&q_alloc_libc, b->state);

@@ -19,7 +19,12 @@ typedef struct bench_kernel_how {
     int32_t context;  /* attention: keys that the last column sees */
     uint32_t passes;
     bool hot;         /* products: weights that stay in the caches, instead of many that come from memory */
+    /* attention and storing: the format of keys and values (kv_forms.def), numbers of a head, query heads that share
+     * one of keys */
+    const char *kv;
+    int32_t head, share;
 } bench_kernel_how;
+enum { BENCH_KERNEL_VALUES = 4096 /* of all query heads of a token */ };
 
 typedef struct bench_kernel_time {
     double ops;        /* per pass; 0 = what bounds it is bytes */

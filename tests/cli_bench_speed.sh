@@ -84,6 +84,10 @@ compare "kernels: of peak" "$(json rows.0.best_ops_per_s) / $(json roofs.0.ops_p
 compare "kernels: of read" "$(json rows.0.best_bytes_per_s) / $(json roofs.1.bytes_per_s) / $(json rows.0.read_fraction)" "<" 1.001
 # Often around the weights: reading past them is a crash.
 for i in 1 2 3; do exits 0 "kernels: around" bk --op matmul --format f32 --isa scalar --columns 1 -r 100; done
+exits 0 "kernels: --kv" bk --op attn --columns 3 --context 100 --kv q5_1 --head-dim 64 --share 8
+says "kernels: --kv" "^attn_paged__[a-z0-9]* *3 columns; context 100; 8 of 64 to q5_1 " "$out"
+exits 2 "kernels: head" bk --op attn --head-dim 96; says "kernels: head" "no whole number of such heads"
+exits 2 "kernels: --kv q6" bk --op attn --kv q6_k; says "kernels: --kv q6" "q6_k"
 exits 2 "kernels: format" bk --format q4_9; says "kernels: format" "nearest is q4_"
 exits 2 "kernels: isa" bk --isa sse9; says "kernels: isa" "no such instruction set"
 exits 2 "kernels: none" bk --op moe_glu; says "kernels: none" "no kernel"

@@ -13,12 +13,13 @@
 #include "../bench/peak.h"
 
 typedef struct args {
-    const char *op, *format, *isa, *csv;
-    uint64_t threads, repeat, columns, depth, context;
+    const char *op, *format, *isa, *csv, *kv;
+    uint64_t threads, repeat, columns, depth, context, head, share;
     uint32_t hot;
 } args;
 
-static const args defaults = {.threads = 1, .repeat = 15, .depth = 4096, .context = 2048};
+static const args defaults = {.threads = 1, .repeat = 15, .depth = 4096, .context = 2048, .kv = "f16", .head = 128,
+                              .share = 4};
 
 static const cli_operand operands[] = {{0}};
 
@@ -68,6 +69,29 @@ static const cli_option options[] = {
      .max = 131072,
      .help = "keys that attention's last column sees (default 2048); the columns are its last ones",
      .also = "|keys|length|"},
+    {.type = CLI_TEXT,
+     .name = "kv",
+     .value = "FORMAT",
+     .at = offsetof(args, kv),
+     .help = "how attention's keys and values are kept (default f16)",
+     .also = "|cache-type|kv-type|kv-cache|",
+     .values = CLI_KV_FORMS},
+    {.type = CLI_UINT,
+     .name = "head-dim",
+     .value = "N",
+     .at = offsetof(args, head),
+     .min = 32,
+     .max = 512,
+     .help = "numbers of a head (default 128); 4096 are those of all query heads",
+     .also = "|head|head-size|head-width|"},
+    {.type = CLI_UINT,
+     .name = "share",
+     .value = "N",
+     .at = offsetof(args, share),
+     .min = 1,
+     .max = 128,
+     .help = "query heads that share a head of keys and values (default 4)",
+     .also = "|gqa|group|queries|"},
     {.type = CLI_FLAG,
      .name = "hot",
      .at = offsetof(args, hot),
@@ -298,7 +322,7 @@ static int run_kernel(state *s, const q_cpu_kernel *k, const q_format *f) {
     for (size_t i = 0; i < n; i++) {
         const int32_t columns = k->wide ? (int32_t)i : s->a->columns ? (int32_t)s->a->columns : usual[i];
         const bench_kernel_how how = {(int64_t)s->a->depth, columns, (int32_t)s->a->context, (uint32_t)s->a->repeat,
-                                      s->a->hot != 0};
+                                      s->a->hot != 0, s->a->kv, (int32_t)s->a->head, (int32_t)s->a->share};
         const int code = run_case(s, k, f, &how);
         if (code != 0) return code;
     }
@@ -341,6 +365,10 @@ static int check_names(cli *c, const args *a) {
         return cli_usage(c, "--format %s: there is no such format; the nearest is %s", a->format,
                          cli_nearest(a->format, format_name, q_format_count()));
     }
+    if (!q_kv_kind_find(a->kv)) return cli_usage(c, "--kv %s: there is no such format", a->kv);
+    if (BENCH_KERNEL_VALUES % a->head || BENCH_KERNEL_VALUES / a->head % a->share)
+        return cli_usage(c, "--head-dim %llu --share %llu: %d numbers are no whole number of such heads",
+                         (unsigned long long)a->head, (unsigned long long)a->share, BENCH_KERNEL_VALUES);
     if (!a->isa) return 0;
     while (named < Q_ISA_COUNT && strcmp(q_isa_names[named], a->isa) != 0) named++;
     if (named == Q_ISA_COUNT) {
@@ -417,13 +445,15 @@ const cli_command cli_command_bench_kernels = {
              "of read   bytes of weights, beside reading memory with as many threads: what decoding is bound by\n"
              "OpenBLAS  for prompts with weights in floats: how many times as fast as its product of float32 matrices\n"
              "          of the same depth and columns, which has a row of its own; where the library is installed\n\n"
+             "\"8 of 64 to q8_0\" are 8 query heads of 64 numbers to one of keys and values in q8_0; the\n"
+             "usual shape, 4 of 128 to f16, is not told.\n\n"
              "GB/s of kernels without weights are the values that they read and write; of sampling the logits: 262144\n"
              "of them in 0.3 ms are 3.5 GB/s. On a machine that others use\n"
              "too, best figures come near to the machine and medians do not.\n",
     .operands = operands,
     .options = options,
     .examples = "  lq bench kernels --format q4_k\n"
-                "  lq bench kernels --op attn\n"
+                "  lq bench kernels --op attn --context 16384 --kv q8_0 --head-dim 64 --share 8\n"
                 "  lq bench kernels --isa avx2 --columns 1 --hot\n"
                 "  lq bench kernels --csv kernels.csv --threads 2\n",
     .args_size = sizeof(args),
