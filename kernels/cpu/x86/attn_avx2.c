@@ -6,7 +6,6 @@
 
 #define FORM_ISA avx2
 #define FORM_TARGET Q_AVX2
-#include "attn_blocks_avx2.h"
 
 Q_AVX2_INLINE __m256 load8(q_attn_cells f, const uint8_t *p) {
     if (f == Q_CELLS_F32) return _mm256_loadu_ps((const float *)(const void *)p);
@@ -62,6 +61,8 @@ Q_AVX2_INLINE void rows(q_attn_cells f, const q_attn_product *p) {
 Q_AVX2_INLINE void widen_cells(q_attn_cells f, const uint8_t *from, int64_t n, float *to) {
     for (int64_t i = 0; i < n; i += 8) _mm256_storeu_ps(to + i, load8(f, from + q_attn_cell_bytes(f) * i));
 }
+
+#include "attn_blocks_avx2.h"
 
 #include "../attn_forms.h"
 
