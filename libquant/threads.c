@@ -227,6 +227,18 @@ bool q_pool_claim(q_pool *p, int64_t total, int64_t step, int64_t *begin, int64_
     return true;
 }
 
+bool q_pool_claim_some(q_pool *p, int64_t total, int64_t most, int64_t least, int64_t *begin, int64_t *end) {
+    int64_t at = atomic_load_explicit(&p->next, memory_order_relaxed), n;
+    do {
+        const int64_t left = total - at, share = Q_MIN(most, left / (2 * (int64_t)p->running)) / least * least;
+        if (left <= 0) return false;
+        n = Q_MIN(Q_MAX(share, least), left);
+    } while (!atomic_compare_exchange_weak_explicit(&p->next, &at, at + n, memory_order_relaxed, memory_order_relaxed));
+    *begin = at;
+    *end = at + n;
+    return true;
+}
+
 typedef struct for_job {
     q_pool *pool;
     int64_t total, step;

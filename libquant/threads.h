@@ -34,6 +34,9 @@ void q_pool_barrier(q_pool *pool);
 /* Inside a run: claim the next `step` of [0, total) from the shared counter; returns false when none is left.
  * Every thread calls it with the same numbers between two barriers; the barrier resets the counter. */
 bool q_pool_claim(q_pool *pool, int64_t total, int64_t step, int64_t *begin, int64_t *end);
+/* The same by claims that shrink towards the end, so that threads end together: `most`, and less where what is left is
+ * fewer than two such claims for each thread; in multiples of `least` but for the last. */
+bool q_pool_claim_some(q_pool *pool, int64_t total, int64_t most, int64_t least, int64_t *begin, int64_t *end);
 
 /* Outside a run: fn(arg, begin, end, thread) over chunks of [0, total). */
 void q_pool_for(q_pool *pool, int64_t total, int64_t step,

@@ -96,16 +96,30 @@ START_TEST(a_run_may_have_fewer_threads) {
 END_TEST
 
 /* Several claim phases in one run, with different totals and steps: each unit is done exactly once. */
-static const struct { int64_t total, step; } phases[] = {{1, 1}, {7, 3}, {0, 4}, {100, 1}, {33, 64}, {257, 16}};
+static const struct { int64_t total, step, least; } phases[] = { /* least 0: claims of one size */
+    {1, 1, 0}, {7, 3, 0}, {0, 4, 0}, {100, 1, 0}, {33, 64, 0}, {257, 16, 0},
+    {1, 1, 1}, {0, 8, 4}, {299, 64, 16}, {40, 64, 16}, {300, 12, 1}};
 typedef struct claims {
     q_pool *pool;
     atomic_int done[Q_COUNT(phases)][300];
+    atomic_int wrong; /* sizes that were not promised */
 } claims;
+static bool next(claims *c, size_t i, int64_t *b, int64_t *e) {
+    const int64_t total = phases[i].total, most = phases[i].step, least = phases[i].least;
+    if (!least) return q_pool_claim(c->pool, total, most, b, e);
+    if (!q_pool_claim_some(c->pool, total, most, least, b, e)) return false;
+    const int64_t n = *e - *b, left = total - *b, many = 2 * (int64_t)q_pool_running(c->pool);
+    bool ok = n > 0 && n <= left && *b % least == 0 && (n % least == 0 || n == left);
+    ok = ok && n <= Q_MAX(Q_MIN(most, left / many), least); /* neither more than a share of what is left */
+    ok = ok && (n == left || n + least > Q_MIN(most, left / many)); /* nor less */
+    if (!ok) atomic_fetch_add(&c->wrong, 1);
+    return true;
+}
 static void take(void *arg, uint32_t thread) {
     claims *c = (claims *)arg;
     Q_UNUSED(thread);
     for (size_t i = 0; i < Q_COUNT(phases); i++) {
-        for (int64_t b, e; q_pool_claim(c->pool, phases[i].total, phases[i].step, &b, &e);)
+        for (int64_t b, e; next(c, i, &b, &e);)
             for (int64_t u = b; u < e; u++) atomic_fetch_add(&c->done[i][u], 1);
         q_pool_barrier(c->pool);
     }
@@ -120,6 +134,7 @@ START_TEST(claims_cover_each_unit_once) {
                 for (int64_t u = 0; u < 300; u++)
                     ck_assert_int_eq(atomic_load(&c->done[i][u]), u < phases[i].total ? again : 0);
         }
+        ck_assert_int_eq(atomic_load(&c->wrong), 0);
         q_pool_close(c->pool);
         free(c);
     }

@@ -11,7 +11,7 @@
 #include <fenv.h>
 
 enum {
-    CHUNKS = 8,        /* claims that each thread makes of a phase, about: fewer wait less, more balance better */
+    CHUNKS = 4,        /* claims that each thread makes of most of a phase: memory is asked anew at each (SPEED.md) */
     CHAIN_COLUMNS = 16 /* most columns that are taken through a chain at a time: their slots stay in the cache */
 };
 
@@ -36,6 +36,10 @@ static bool stops(const lane *l) {
 
 static bool claim(const lane *l, int64_t total, int64_t step, int64_t *begin, int64_t *end) {
     return !stops(l) && q_pool_claim(l->p->pool, total, step, begin, end);
+}
+
+static bool claim_some(const lane *l, int64_t total, int64_t most, int64_t least, int64_t *begin, int64_t *end) {
+    return !stops(l) && q_pool_claim_some(l->p->pool, total, most, least, begin, end);
 }
 
 /* All threads wait for one another; false = they end here. Who is ahead may have named the next barrier already. */
@@ -187,33 +191,35 @@ static int64_t units_of(const lane *l, int32_t stage) {
     return t->uses >= 0 ? q_cpu_experts_units(l, t) : q_op_units(t->inst, l->e.batch->n, l->e.batch->n_out);
 }
 
-/* Units that a claim takes: a multiple of the tiles of products. */
-static int64_t chunk_of(const lane *l, const q_cpu_phase *f) {
-    int64_t total = 0, tile = 1;
+/* Units of a phase's steps, and the least that a claim takes: tiles of all its products. */
+static int64_t tile_of(const lane *l, const q_cpu_phase *f) {
+    int64_t tile = 1;
     for (int32_t i = f->from; i < f->to; i++) {
         const q_cpu_stage *t = &l->stages[i];
-        total += units_of(l, i);
         if (t->kernel && t->kernel->mm) tile = Q_MAX(tile, (int64_t)t->kernel->rows);
         if (t->kernel2) tile = Q_MAX(tile, (int64_t)t->kernel2->rows);
     }
+    return tile;
+}
+
+/* A claim of most of a phase's units. */
+static int64_t chunk_of(const lane *l, int64_t total, int64_t tile) {
     const int64_t chunk = Q_MAX(div_up(total, (int64_t)q_pool_running(l->p->pool) * CHUNKS), (int64_t)1);
     return div_up(chunk, tile) * tile;
 }
 
-/* Independent steps: their units one after the other, each step's rounded up to whole chunks. */
+/* Independent steps: their units one after the other, each step's rounded up to whole tiles. */
 static void run_group(const lane *l, const q_cpu_phase *f) {
-    const int64_t chunk = chunk_of(l, f);
+    const int64_t tile = tile_of(l, f);
     int64_t total = 0;
-    for (int32_t i = f->from; i < f->to; i++) total += div_up(units_of(l, i), chunk) * chunk;
-    for (int64_t b, end; claim(l, total, chunk, &b, &end);) {
+    for (int32_t i = f->from; i < f->to; i++) total += div_up(units_of(l, i), tile) * tile;
+    const int64_t most = chunk_of(l, total, tile);
+    for (int64_t b, end; claim_some(l, total, most, tile, &b, &end);) {
         int64_t base = 0;
-        for (int32_t i = f->from; i < f->to; i++) {
-            const int64_t units = units_of(l, i), padded = div_up(units, chunk) * chunk;
-            if (b < base + padded) {
-                run_units(l, &l->stages[i], b - base, Q_MIN(end - base, units));
-                break;
-            }
-            base += padded;
+        for (int32_t i = f->from; i < f->to && base < end; i++) {
+            const int64_t units = units_of(l, i), from = Q_MAX(b - base, (int64_t)0), to = Q_MIN(end - base, units);
+            if (from < to) run_units(l, &l->stages[i], from, to);
+            base += div_up(units, tile) * tile;
         }
     }
 }
@@ -234,8 +240,7 @@ static void run_blocks(const lane *l, const q_cpu_phase *f) {
     const q_attn_split w = {.parts = l->p->attn_parts, .done = l->p->attn_done, .put = put ? put->inst : NULL,
                             .store = put ? put->fn : NULL};
     const int64_t total = q_attn_split_units(attn->inst, &l->e);
-    const int64_t chunk = Q_MAX(total / ((int64_t)q_pool_running(l->p->pool) * CHUNKS), (int64_t)1);
-    for (int64_t b, end; claim(l, total, chunk, &b, &end);)
+    for (int64_t b, end; claim_some(l, total, chunk_of(l, total, 1), 1, &b, &end);)
         q_attn_split_run(attn->kernel->attn, attn->inst, &l->e, &w, b, end);
 }
 
