@@ -206,7 +206,7 @@ typedef struct lq_model_info {
     uint32_t add_bos;       /* 1 = the model expects a BOS token first */
     /* How its file stretches RoPE beyond the original training: "none", "linear", "dynamic", "yarn", "llama3", "longrope" */
     const char *rope_scaling; /* static storage */
-    double rope_factor;     /* 1 = not stretched; of "llama3" as a tensor of GGUF files too */
+    double rope_factor;     /* 1 = not stretched; of "llama3" as GGUF files have it, a tensor of factors: the largest */
     uint32_t rope_original; /* context of that training; 0 = the file does not say */
     uint32_t longest_context; /* that a session may have without a rope_scaling of its own: `context`, or more by the factor */
 } lq_model_info;
@@ -295,7 +295,9 @@ typedef struct lq_quantize_result {
  * "nf4-dq", "int8", "gptq-4bit-g128", ...; f16, bf16 and f32 where dst ends in '/' or is a directory) a Hugging Face
  * directory. Streams tensor by tensor. What is written appears under its name only when it is complete and was read back; on
  * any failure nothing is left behind, and a directory that `force` replaces stays as it was. LQ_E_UNSUPPORTED: a scheme of
- * directories with a dst that ends in ".gguf" (names the nearest GGUF scheme) or from a GGUF file.
+ * directories with a dst that ends in ".gguf" (names the nearest GGUF scheme) or from a GGUF file; RoPE scaling that GGUF has no
+ * form for. (config.json's goes into keys and tensors of factors, as other engines read them; "dynamic", which has none but does
+ * nothing up to the trained context, is left out, and the log says so.)
  * LQ_E_ARG: dst is src, or exists without `force`, or src is quantized without `requantize`; LQ_E_IO: too little space;
  * LQ_E_BUSY: another process writes dst. `result` may be NULL.
  * An importance file is validated whole before anything is written. LQ_E_INCONSISTENT: an entry has another number of

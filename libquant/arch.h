@@ -55,15 +55,21 @@ typedef struct q_fixed_row {
 /* How a Hugging Face tensor becomes the GGUF one; each has an inverse. */
 typedef enum { Q_MAP_SAME, Q_MAP_ROPE_PAIRS /* rows of each head: halves interleaved */, Q_MAP_PLUS_ONE } q_map;
 
+/* A tensor of GGUF files that Hugging Face has in config.json instead: bind.c makes it of that, so that models from
+ * both have the same weights, and files that are written have it. Those there are: rot / 2 factors of RoPE's
+ * frequencies, float32 in every file. */
+typedef enum { Q_MADE_NOT, Q_MADE_ROPE_FREQS, Q_MADE_ROPE_SHORT, Q_MADE_ROPE_LONG, Q_MADE_KINDS } q_made;
+
 typedef struct q_weight_row {
     const char *role;   /* class name, as recipes and reports use it: "attn_q" */
     const char *gguf;   /* "blk.%d.attn_q.weight": %d = layer; without it, one per model */
-    const char *hf;     /* "model.layers.%d.self_attn.q_proj.weight"; NULL = not there */
+    const char *hf;     /* "model.layers.%d.self_attn.q_proj.weight"; NULL = not there: `made` */
     q_map map;
     uint8_t k, rows, matrices; /* q_dim: shape [k, rows, matrices]; rows 0 = a vector of k; matrices 0 = one */
     bool optional;
     uint8_t tied;       /* when absent use this role (its index + 1): output -> token_embd */
     uint8_t map_heads;  /* q_dim: ROPE_PAIRS: number of heads in the rows */
+    q_made made;        /* such a row is one per model, and optional */
 } q_weight_row;
 
 typedef struct q_slot_row {

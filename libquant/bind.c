@@ -1,6 +1,7 @@
 /* bind.c: resolves an architecture's tables against a directory: hyper-parameters, weights, nothing missing, nothing
- * left over. Reads no tensor data except to compare tied weights. Fails closed: an unknown architecture, configuration
- * field or tensor is refused by name. Layer L3. */
+ * left over. What GGUF files have as tensors and config.json in words becomes tensors here. Reads no tensor data except
+ * to compare tied weights, and RoPE's factors. Fails closed: an unknown architecture, configuration field or tensor is
+ * refused by name. Layer L3. */
 #include "bind.h"
 
 #include <math.h>
@@ -214,9 +215,11 @@ static lq_status read_hparams(q_binding *b) {
         return q_fail(LQ_E_INCONSISTENT, "%g rotary dimensions do not fit heads of %g", v[Q_HP_ROT], v[Q_HP_HEAD_K]);
     b->layers = (int32_t)v[Q_HP_LAYERS];
     char prefix[160];
+    const int32_t rot = (int32_t)v[Q_HP_ROT];
     if (!b->arch->rope_scaling) return LQ_OK;
-    return q_rope_read(b->dir, gguf_key(b, "", prefix, sizeof prefix), (uint32_t)v[Q_HP_CONTEXT], (int32_t)v[Q_HP_ROT],
-                       &b->arena, &b->rope);
+    Q_TRY(q_rope_read(b->dir, gguf_key(b, "", prefix, sizeof prefix), (uint32_t)v[Q_HP_CONTEXT], rot, &b->arena,
+                      &b->rope));
+    return b->dir->names == Q_NAMES_HF ? q_rope_make(&b->rope, v[Q_HP_ROPE_BASE], rot, &b->arena) : LQ_OK;
 }
 
 /* ------------------------------------------------------------------------------------------- weights */
@@ -292,36 +295,42 @@ static lq_status check_tied(const q_binding *b, const q_weight_row *r, const q_t
                   r->hf);
 }
 
+/* The next item, under its GGUF name. */
+static lq_status add_item(q_binding *b, int32_t role, int32_t layer, const q_tensor *t) {
+    const q_weight_row *r = &b->arch->weights[role];
+    char canonical[256];
+    weight_name(r->gguf, layer, canonical, sizeof canonical);
+    char *copy = q_arena_str(&b->arena, q_str_of(canonical));
+    if (!copy) return LQ_E_NOMEM;
+    b->items[b->n_items] =
+        (q_bind_item){.name = q_str_of(copy), .role = role, .layer = layer, .src = t,
+                      .map = b->dir->names == Q_NAMES_GGUF ? Q_MAP_SAME : r->map,
+                      .map_heads = r->map_heads ? (int32_t)q_dim_value(&b->hp, (q_dim)r->map_heads, layer) : 1};
+    b->by_role[role * b->layers + (layer < 0 ? 0 : layer)] = (int32_t)b->n_items++;
+    return LQ_OK;
+}
+
 static lq_status bind_weight(q_binding *b, int32_t role, int32_t layer) {
     const q_weight_row *r = &b->arch->weights[role];
     const bool gguf = b->dir->names == Q_NAMES_GGUF;
     char name[256];
-    if (!gguf && !r->hf) return LQ_OK; /* optional */
+    if (!gguf && !r->hf) return LQ_OK; /* make_weights has its turn */
     weight_name(gguf ? r->gguf : r->hf, layer, name, sizeof name);
     const q_tensor *t = q_directory_tensor(b->dir, q_str_of(name));
-    int32_t *slot = &b->by_role[role * b->layers + (layer < 0 ? 0 : layer)];
     if (r->tied) {
         const int32_t shared = b->by_role[(r->tied - 1) * b->layers];
         Q_TRY(check_tied(b, r, t, shared < 0 ? NULL : b->items[shared].src));
         const q_meta *m = gguf ? NULL : q_directory_meta(b->dir, "tie_word_embeddings");
         if (!t || (m && m->i)) {
             if (t) b->tensor_item[t - b->dir->tensors] = shared;
-            *slot = shared;
+            b->by_role[role * b->layers + (layer < 0 ? 0 : layer)] = shared;
             return LQ_OK;
         }
     }
     if (!t) return r->optional ? LQ_OK : missing(b, name);
     Q_TRY(check_shape(b, r, layer, t));
-    q_bind_item *item = &b->items[b->n_items];
-    char canonical[256];
-    weight_name(r->gguf, layer, canonical, sizeof canonical);
-    char *copy = q_arena_str(&b->arena, q_str_of(canonical));
-    if (!copy) return LQ_E_NOMEM;
-    *item = (q_bind_item){.name = q_str_of(copy), .role = role, .layer = layer, .src = t,
-                          .map = gguf ? Q_MAP_SAME : r->map,
-                          .map_heads = r->map_heads ? (int32_t)q_dim_value(&b->hp, (q_dim)r->map_heads, layer) : 1};
-    *slot = (int32_t)b->n_items;
-    b->tensor_item[t - b->dir->tensors] = (int32_t)b->n_items++;
+    Q_TRY(add_item(b, role, layer, t));
+    b->tensor_item[t - b->dir->tensors] = (int32_t)b->n_items - 1;
     return LQ_OK;
 }
 
@@ -336,7 +345,42 @@ static lq_status bind_weights(q_binding *b) {
     for (int32_t l = 0; l < b->layers; l++)
         for (int32_t r = first; r < last; r++) Q_TRY(bind_weight(b, r, l));
     for (int32_t r = last; r < end; r++) Q_TRY(bind_weight(b, r, -1));
+    b->n_stored = b->n_items;
     return LQ_OK;
+}
+
+/* What config.json says and GGUF files have as tensors: float32 vectors that lie in memory. */
+static lq_status make_weights(q_binding *b) {
+    for (uint32_t r = 0; r < b->arch->n_weights && b->dir->names == Q_NAMES_HF; r++) {
+        const q_weight_row *row = &b->arch->weights[r];
+        const float *f = q_rope_made(&b->rope, row->made);
+        if (!f) continue;
+        q_tensor *t = (q_tensor *)q_arena_new(&b->arena, 1, sizeof *t);
+        if (!t) return LQ_E_NOMEM;
+        *t = (q_tensor){.format = q_format_find("f32"), .type_name = "f32", .rank = 1, .rows = 1, .file = UINT32_MAX,
+                        .data = (const uint8_t *)f};
+        for (size_t i = 0; i < Q_COUNT(t->shape); i++) t->shape[i] = i ? 1 : b->rope.n_factors;
+        t->bytes = t->row_bytes = t->shape[0] * sizeof(float);
+        Q_TRY(add_item(b, (int32_t)r, -1, t));
+        t->name = b->items[b->n_items - 1].name;
+        Q_TRY(check_shape(b, row, -1, t));
+    }
+    return LQ_OK;
+}
+
+/* The same tensors of a GGUF file go where the keys are. */
+static lq_status take_factors(q_binding *b) {
+    const float *tensors[Q_MADE_KINDS] = {NULL};
+    if (!b->arch->rope_scaling || b->dir->names != Q_NAMES_GGUF) return LQ_OK;
+    for (uint32_t i = 0; i < b->n_items; i++) {
+        const q_made made = b->arch->weights[b->items[i].role].made;
+        if (made == Q_MADE_NOT) continue;
+        float *f = (float *)q_arena_new(&b->arena, b->items[i].src->shape[0], sizeof *f);
+        if (!f) return LQ_E_NOMEM;
+        Q_TRY(q_bind_read(b->arena.alloc, b, &b->items[i], 0, 1, f));
+        tensors[made] = f;
+    }
+    return q_rope_take(&b->rope, tensors, (int32_t)b->hp.v[Q_HP_ROT]);
 }
 
 static lq_status check_extra(const q_binding *b) {
@@ -380,7 +424,7 @@ lq_status q_bind(const q_alloc *a, const q_log *log, const q_directory *dir, q_b
         s = q_fail(LQ_E_INCONSISTENT, "%d layers cannot be made of %u tensors", b->layers, dir->n_tensors);
     if (s == LQ_OK) {
         const uint64_t cells = (uint64_t)b->arch->n_weights * (uint64_t)b->layers;
-        b->items = (q_bind_item *)q_arena_new(&b->arena, (uint64_t)dir->n_tensors + 1, sizeof *b->items);
+        b->items = (q_bind_item *)q_arena_new(&b->arena, (uint64_t)dir->n_tensors + Q_MADE_KINDS, sizeof *b->items);
         b->tensor_item = (int32_t *)q_arena_new(&b->arena, dir->n_tensors, sizeof *b->tensor_item);
         b->by_role = (int32_t *)q_arena_new(&b->arena, cells, sizeof *b->by_role);
         if (!b->items || !b->tensor_item || !b->by_role) s = LQ_E_NOMEM;
@@ -392,6 +436,8 @@ lq_status q_bind(const q_alloc *a, const q_log *log, const q_directory *dir, q_b
     if (s == LQ_OK) s = bind_weights(b);
     if (s == LQ_OK) s = check_extra(b);
     if (s == LQ_OK) s = file_order(b);
+    if (s == LQ_OK) s = make_weights(b);
+    if (s == LQ_OK) s = take_factors(b);
     if (s != LQ_OK) {
         q_binding_close(b);
         return s;
@@ -504,8 +550,8 @@ static q_meta number_meta(const char *key, bool integer, double v) {
     return m;
 }
 
-lq_status q_bind_export(const q_binding *b, const char *model_name, uint32_t file_type, q_arena *arena, q_meta *out,
-                        uint32_t cap, uint32_t *n) {
+lq_status q_bind_export(const q_binding *b, const q_log *log, const char *model_name, uint32_t file_type,
+                        q_arena *arena, q_meta *out, uint32_t cap, uint32_t *n) {
     const q_arch *a = b->arch;
     if (cap < a->n_hparams + 3 + Q_ROPE_KEYS)
         return q_fail(LQ_E_INTERNAL, "%u keys do not hold the hyper-parameters", cap);
@@ -529,7 +575,7 @@ lq_status q_bind_export(const q_binding *b, const char *model_name, uint32_t fil
         out[k++] = number_meta(key, r->integer, v);
     }
     uint32_t more = 0;
-    Q_TRY(q_rope_export(&b->rope, a->name, arena, out + k, &more));
+    Q_TRY(q_rope_export(&b->rope, a->name, (uint32_t)b->hp.v[Q_HP_CONTEXT], log, arena, out + k, &more));
     *n = k + more;
     return LQ_OK;
 }

@@ -14,7 +14,7 @@ typedef struct q_bind_item {
     q_str name;           /* GGUF name, "blk.3.attn_q.weight" */
     int32_t role;         /* index into arch->weights */
     int32_t layer;        /* -1 = one per model */
-    const q_tensor *src;  /* shape and bytes in the source */
+    const q_tensor *src;  /* shape and bytes in the source; in memory, if it was made of the configuration */
     q_map map;            /* what makes the source's rows the GGUF ones; Q_MAP_SAME for GGUF sources */
     int32_t map_heads;
     struct q_lora_delta *delta; /* what adapters add to its rows (lora.h), before the factors below; NULL = nothing */
@@ -26,10 +26,12 @@ typedef struct q_binding {
     const q_directory *dir;
     const q_arch *arch;
     q_hparams hp;
-    q_rope rope;          /* what the file says; its factors, where they are tensors, are not in it yet */
+    q_rope rope;          /* what the file says, tensors of factors included */
     int32_t layers;
     q_bind_item *items;   /* GGUF sources: file order; Hugging Face: the order of the architecture's table */
     uint32_t n_items;
+    uint32_t n_stored;    /* the first items are tensors of the directory; the others were made of its configuration
+                             (q_weight_row.made): GGUF files have them as tensors, Hugging Face's do not */
     int32_t *tensor_item; /* [dir->n_tensors] index into items, -1 = none */
     /* [arch->n_weights * layers] index into items or -1; layer 0 for one-per-model roles. Tied roles point at the
      * tensor they share. */
@@ -60,8 +62,8 @@ uint64_t q_bind_read_bytes(const q_bind_item *item, uint64_t n);
 
 /* The GGUF keys that describe this model's hyper-parameters, from general.architecture to <arch>.vocab_size, in the
  * standard order and types; `file_type` is general.file_type. For sources that are not GGUF: a GGUF source's own keys
- * are passed through by the caller. */
-lq_status q_bind_export(const q_binding *b, const char *model_name, uint32_t file_type, q_arena *arena, q_meta *out,
-                        uint32_t cap, uint32_t *n);
+ * are passed through by the caller. The log is told what of RoPE's scaling they do not say (rope_scaling.h). */
+lq_status q_bind_export(const q_binding *b, const q_log *log, const char *model_name, uint32_t file_type,
+                        q_arena *arena, q_meta *out, uint32_t cap, uint32_t *n);
 
 #endif

@@ -58,7 +58,7 @@ static lq_status model_keys(const q_file_keys *k, q_arena *arena, q_meta *out, u
     }
     const char *name = q_last_name(arena, k->src, "model");
     if (!name) return LQ_E_NOMEM;
-    Q_TRY(q_bind_export(k->binding, name, k->file_type < 0 ? 0 : (uint32_t)k->file_type, arena, out, cap, n));
+    Q_TRY(q_bind_export(k->binding, k->log, name, k->file_type < 0 ? 0 : (uint32_t)k->file_type, arena, out, cap, n));
     Q_TRY(q_text_export(k->text, arena, out + *n, cap - *n, &more));
     *n += more;
     return LQ_OK;

@@ -13,6 +13,7 @@
 
 typedef struct q_file_keys {
     const q_binding *binding;
+    const q_log *log;       /* is told what they cannot say */
     q_text *text;           /* of a source that is not GGUF */
     const char *src;        /* path */
     int32_t file_type;      /* general.file_type; -1 = none */

@@ -169,30 +169,6 @@ static lq_status resolve_weight(lq_model *m, q_pool *pool, uint32_t i, bool chec
     return m->plan_only && t->view && !check ? LQ_OK : read_all(m, pool, item, copy);
 }
 
-/* Factors of RoPE's frequencies that are tensors, as GGUF files have them. */
-static lq_status rope_factors(lq_model *m) {
-    static const char *const roles[] = {"rope_factors_short", "rope_factors_long", "rope_freqs"};
-    const q_binding *b = m->binding;
-    const float *f[3] = {NULL, NULL, NULL};
-    m->rope = b->rope;
-    for (uint32_t i = 0; i < b->n_items; i++)
-        for (int k = 0; k < 3; k++)
-            if (strcmp(b->arch->weights[b->items[i].role].role, roles[k]) == 0)
-                f[k] = (const float *)(const void *)m->weights[i].data;
-    const bool longrope = m->rope.kind == Q_ROPE_LONGROPE && b->dir->names == Q_NAMES_GGUF;
-    const bool plain = m->rope.kind == Q_ROPE_NONE || m->rope.kind == Q_ROPE_LINEAR;
-    for (int k = 0; k < 3; k++)
-        if (longrope && k < 2 && !f[k])
-            return q_fail(LQ_E_INCONSISTENT, "tensor '%s.weight' is missing: rope.scaling.type is longrope", roles[k]);
-        else if (f[k] && (k < 2 ? !longrope : !plain))
-            return q_fail(LQ_E_UNSUPPORTED, "tensor '%s.weight' does not go with rope.scaling.type '%s'", roles[k],
-                          q_rope_name(m->rope.kind));
-    if (longrope) m->rope.factors[0] = f[0], m->rope.factors[1] = f[1];
-    else if (f[2]) m->rope.factors[0] = f[2];
-    m->rope.n_factors = m->rope.factors[0] ? (uint32_t)b->hp.v[Q_HP_ROT] / 2 : 0;
-    return q_rope_check_factors(&m->rope, (int32_t)b->hp.v[Q_HP_ROT], "RoPE's factors");
-}
-
 /* Every value finite: a damaged scale would otherwise surface as a strange answer. */
 static lq_status check_values(const lq_model *m, uint32_t i) {
     const q_weight *w = &m->weights[i];
@@ -316,7 +292,7 @@ static lq_status open_parts(lq_model *m, const char *path, const lq_model_option
     Q_TRY(q_adapters_open(m, o));
     Q_TRY(q_load_as_choose(m, o->load_as));
     Q_TRY(resolve_weights(m, o));
-    Q_TRY(rope_factors(m));
+    m->rope = m->binding->rope;
     m->bytes_per_token = bytes_per_token(m);
     return copy_names(m);
 }
@@ -366,9 +342,7 @@ void q_model_info(const lq_model *m, lq_model_info *info) {
                             .heads_kv = (uint32_t)hp[Q_HP_HEADS_KV], .head_dim = (uint32_t)hp[Q_HP_HEAD_K],
                             .embedding = (uint32_t)hp[Q_HP_EMBD], .feed_forward = (uint32_t)hp[Q_HP_FF],
                             .vocabulary = (uint32_t)hp[Q_HP_VOCAB], .context = (uint32_t)hp[Q_HP_CONTEXT],
-                            .rope_scaling = q_rope_name(m->rope.factors[0] && m->rope.kind == Q_ROPE_NONE
-                                                            ? Q_ROPE_LLAMA3 /* its factors as a tensor */
-                                                            : m->rope.kind),
+                            .rope_scaling = q_rope_name(m->rope.kind),
                             .rope_factor = m->rope.factor, .rope_original = (uint32_t)m->rope.original,
                             .longest_context = q_rope_longest(&m->rope, (uint32_t)hp[Q_HP_CONTEXT], false),
                             .tensors = m->dir->n_tensors, .bos = v->bos, .eos = v->eos, .add_bos = v->add_bos};

@@ -50,6 +50,7 @@ typedef struct work {
     const q_writer_kind *kind;
     const q_method *method; /* how a directory stores the matrices of the layers; NULL = as floats */
     const q_format *dtype;    /* of a directory's other tensors */
+    uint32_t n_items;         /* the binding's; for a directory, whose config.json says the rest, those that are stored */
     q_bind_item *items;       /* [n_items] the binding's; for a directory under the source's names, rows as there */
     q_recipe_choice *choices; /* [n_items] */
     const q_importance_entry **entries; /* [n_items] what weighs the errors of a tensor; NULL = nothing does */
@@ -118,7 +119,7 @@ static lq_status check_destination(const work *w) {
 
 static lq_status check_source(const work *w) {
     if (w->options->requantize) return LQ_OK;
-    for (uint32_t i = 0; i < w->binding->n_items; i++) {
+    for (uint32_t i = 0; i < w->n_items; i++) {
         const q_bind_item *item = &w->binding->items[i];
         if (item->src->format->weights > 1 || item->src->view) /* a view of floats: FP8 */
             return q_fail(LQ_E_ARG, "%s is already quantized (tensor %.*s is %s), and quantizing again adds to its "
@@ -187,7 +188,9 @@ lq_status q_quantize_choose(const q_recipe *recipe, const q_binding *b, uint32_t
         .name = item->name, .role = b->arch->weights[item->role].role, .layer = item->layer, .layers = b->layers,
         .gqa = kv >= 1 && heads >= kv ? (int32_t)(heads / kv) : 1, .rank = item->src->rank, .k = item->src->shape[0],
         .tied = tied, .importance = importance};
-    return q_recipe_choose(recipe, &about, out);
+    Q_TRY(q_recipe_choose(recipe, &about, out));
+    if (b->arch->weights[item->role].made) out->wanted = out->format = q_format_find("f32"); /* what every reader takes */
+    return LQ_OK;
 }
 
 static q_packed_matrix matrix_of(work *w, uint32_t i) {
@@ -274,7 +277,7 @@ static lq_status check_importance(const work *w) {
 static lq_status choose_dtype(work *w) {
     const q_binding *b = w->binding;
     w->dtype = q_format_find("f16");
-    for (uint32_t i = 0; i < b->n_items; i++) {
+    for (uint32_t i = 0; i < w->n_items; i++) {
         const q_tensor *t = b->items[i].src;
         if (t->rank == 1) continue;
         q_recipe_choice c;
@@ -309,19 +312,19 @@ static lq_status choose_formats(work *w) {
     w->items = Q_NEW(w->alloc, q_bind_item, b->n_items);
     if (!w->choices || !w->entries || !w->clips || !w->outs || !w->first_out || !w->items) return LQ_E_NOMEM;
     memcpy(w->items, b->items, b->n_items * sizeof *w->items);
-    for (uint32_t i = 0; i < b->n_items && w->directory; i++) {
+    for (uint32_t i = 0; i < w->n_items && w->directory; i++) {
         w->items[i].name = b->items[i].src->name;
         w->items[i].map = Q_MAP_SAME;
     }
     if (w->directory) Q_TRY(choose_dtype(w));
-    for (uint32_t i = 0; i < b->n_items; i++) {
+    for (uint32_t i = 0; i < w->n_items; i++) {
         Q_TRY(q_quantize_choose(w->recipe, b, i, w->importance != NULL, &w->choices[i]));
         if (w->directory) Q_TRY(choose_in_directory(w, i));
     }
     Q_TRY(fold(w));
-    for (uint32_t i = 0; i < b->n_items; i++) Q_TRY(settle_one(w, i));
+    for (uint32_t i = 0; i < w->n_items; i++) Q_TRY(settle_one(w, i));
     if (w->importance) Q_TRY(check_importance(w));
-    w->result.tensors = b->n_items;
+    w->result.tensors = w->n_items;
     w->result.bits_per_weight = w->result.weights ? 8.0 * (double)w->tensor_bytes / (double)w->result.weights : 0;
     return LQ_OK;
 }
@@ -330,7 +333,7 @@ static lq_status choose_formats(work *w) {
 
 static lq_status directory_keys(work *w) {
     q_packed_matrix m = {.dtype = w->dtype, .alloc = w->alloc};
-    for (uint32_t i = 0; i < w->binding->n_items; i++) {
+    for (uint32_t i = 0; i < w->n_items; i++) {
         if (!is_packed(w, i)) continue;
         if (m.format && m.format != w->choices[i].format)
             return q_fail(LQ_E_UNSUPPORTED, "tensor %.*s is %s, others are %s: method %s has one format for all",
@@ -344,9 +347,9 @@ static lq_status directory_keys(work *w) {
 
 static lq_status collect_keys(work *w) {
     if (w->directory) return directory_keys(w);
-    q_file_keys k = {.binding = w->binding, .text = w->text, .src = w->src, .file_type = q_recipe_file_type(w->recipe),
+    q_file_keys k = {.binding = w->binding, .log = w->log, .text = w->text, .src = w->src, .file_type = q_recipe_file_type(w->recipe),
                      .loras = w->loras};
-    for (uint32_t i = 0; i < w->binding->n_items; i++) k.quantized |= w->choices[i].format->weights > 1;
+    for (uint32_t i = 0; i < w->n_items; i++) k.quantized |= w->choices[i].format->weights > 1;
     if (w->result.with_importance || q_recipe_transform(w->recipe)) {
         k.importance = w->importance;
         k.importance_path = w->options->importance;
@@ -492,7 +495,7 @@ static lq_status prepare_hessian(work *w, uint32_t i) {
 
 static lq_status make_buffers(work *w) {
     uint64_t out = 0, rows = 0, hessian = 0, limits = 0, part = 0, scratch = 0;
-    for (uint32_t i = 0; i < w->binding->n_items; i++) {
+    for (uint32_t i = 0; i < w->n_items; i++) {
         const q_tensor *t = w->items[i].src;
         uint64_t row_bytes;
         if (!q_row_bytes(w->choices[i].format, t->shape[0], &row_bytes)) return LQ_E_INTERNAL;
@@ -545,7 +548,7 @@ static lq_status report(const work *w, uint32_t i, const q_row_sums *sums) {
     const uint64_t k = item->src->shape[0];
     const q_recipe_choice *c = &w->choices[i];
     uint64_t bytes = 0;
-    for (uint32_t p = w->first_out[i], end = i + 1 < w->binding->n_items ? w->first_out[i + 1] : w->n_outs; p < end; p++)
+    for (uint32_t p = w->first_out[i], end = i + 1 < w->n_items ? w->first_out[i + 1] : w->n_outs; p < end; p++)
         bytes += q_export_bytes(&w->outs[p]);
     const double rel_error = relative(sums->error, sums->norm);
     const lq_tensor_report r = {
@@ -633,7 +636,7 @@ static lq_status write_file(work *w) {
     w->passing = source + w->result.bytes > q_memory_available();
     Q_TRY(q_pool_open(w->alloc, w->threads, &w->pool));
     Q_TRY(w->kind->open(w->alloc, w->dst, w->options->force != 0, w->meta, w->n_meta, w->outs, w->n_outs, &w->writer));
-    for (uint32_t i = 0; i < w->binding->n_items; i++) Q_TRY(write_tensor(w, i));
+    for (uint32_t i = 0; i < w->n_items; i++) Q_TRY(write_tensor(w, i));
     Q_TRY(write_late(w));
     Q_TRY(progress(w));
     for (uint32_t i = 0; i < w->dir->n_files; i++)
@@ -646,7 +649,7 @@ static lq_status write_file(work *w) {
 /* What a Hessian needs is there, or is missed before the first weight is read. */
 static lq_status check_dense(work *w) {
     bool wanted = false;
-    for (uint32_t i = 0; i < w->binding->n_items; i++)
+    for (uint32_t i = 0; i < w->n_items; i++)
         wanted |= w->choices[i].quantizer->prepare && w->entries[i] && !copies(w, i);
     return wanted ? q_dense_open(w->alloc, &w->dense) : LQ_OK;
 }
@@ -672,6 +675,7 @@ static lq_status run(work *w) {
     if (w->dst) Q_TRY(check_destination(w));
     Q_TRY(q_bind(w->alloc, w->log, w->dir, &w->binding));
     w->binding->wide = w->wide;
+    w->n_items = w->directory ? w->binding->n_stored : w->binding->n_items;
     Q_TRY(check_source(w));
     Q_TRY(q_loras_bind(w->loras, w->binding, &w->result.adapted));
     if (o->importance) Q_TRY(q_importance_open(w->alloc, w->log, o->importance, &w->importance));
@@ -681,7 +685,7 @@ static lq_status run(work *w) {
     Q_TRY(collect_keys(w));
     Q_TRY(w->kind->measure(w->meta, w->n_meta, w->outs, w->n_outs, &w->result.bytes));
     if (!o->dry_run) return write_file(w);
-    for (uint32_t i = 0; i < w->binding->n_items; i++) Q_TRY(report(w, i, &(q_row_sums){0}));
+    for (uint32_t i = 0; i < w->n_items; i++) Q_TRY(report(w, i, &(q_row_sums){0}));
     return LQ_OK;
 }
 

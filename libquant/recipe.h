@@ -5,7 +5,8 @@
  *
  *   # 4.5 bits, half of attn_v and ffn_down at 6: the usual choice
  *   file_type 15                     general.file_type of the GGUF file; without it the file carries no such key
- *   vector f32                       format of tensors of rank 1 and of norms; f32 when the line is absent
+ *   vector f32                       format of tensors of rank 1 and of norms; f32 when the line is absent (factors of
+ *                                    RoPE's frequencies are f32 whatever it says)
  *   method gptq                      a Hugging Face directory, its layers' matrices stored by this method
  *                                    (methods.def); everything else is in the model's 16-bit type, whatever the rules
  *                                    say

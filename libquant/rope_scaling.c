@@ -1,8 +1,10 @@
-/* rope_scaling.c: rotations of positions stretched beyond the trained context: keys, options, tables.
+/* rope_scaling.c: rotations of positions stretched beyond the trained context: keys, options, tensors of factors,
+ * tables.
  *
  * Keys of GGUF files and of config.json, in the spellings of all versions; every key under rope.scaling, rope_scaling
  * and rope_parameters is either read here or refused by name. A key that the type does not use is refused, since the
- * file then means something else than it says. Tables are computed in double and rounded once. Layer L3. */
+ * file then means something else than it says. Tables are computed in double and rounded once, but for factors, which
+ * are float32 wherever they come from. Layer L3. */
 #include "rope_scaling.h"
 
 #include <math.h>
@@ -92,6 +94,14 @@ static double number_of(const q_meta *m, uint64_t i) {
     return m->item == Q_META_F64 ? f : m->item == Q_META_I64 ? (double)v : (double)u;
 }
 
+/* Of a key or tensor, `what`. */
+static lq_status check_factors(const float *f, uint32_t n, const char *what) {
+    for (uint32_t i = 0; i < n; i++)
+        if (!(f[i] >= 1e-3f && f[i] <= 1e6f))
+            return q_fail(LQ_E_INCONSISTENT, "the %s: factor %u is %g, outside 0.001 to 1e6", what, i, (double)f[i]);
+    return LQ_OK;
+}
+
 static lq_status read_numbers(const q_meta *m, const char *key, int32_t rot, q_arena *arena, q_rope *r,
                               const float **out) {
     const bool numbers =
@@ -104,7 +114,9 @@ static lq_status read_numbers(const q_meta *m, const char *key, int32_t rot, q_a
     for (uint64_t i = 0; i < m->count; i++) f[i] = (float)number_of(m, i);
     *out = f;
     r->n_factors = (uint32_t)m->count;
-    return LQ_OK;
+    char what[176];
+    snprintf(what, sizeof what, "key '%s'", key);
+    return check_factors(f, r->n_factors, what);
 }
 
 static lq_status read_field(const field *f, const q_meta *m, const char *key, int32_t rot, q_arena *arena, q_rope *r) {
@@ -170,8 +182,10 @@ static lq_status read_kind(const q_directory *dir, const char *prefix, q_rope *r
             if (m) Q_TRY(find_kind(m, key, gguf, &found, &r->kind));
         }
     if (found) return LQ_OK;
+    /* What GGUF files mean that name no type; those of Phi-3 have LongRoPE's tensors alone. */
     key = gguf ? key_in(dir, prefix, 0, "factor", buf, sizeof buf) : NULL;
-    if (key && q_directory_meta(dir, key)) r->kind = Q_ROPE_LINEAR; /* what files mean that name no type */
+    if (key && q_directory_meta(dir, key)) r->kind = Q_ROPE_LINEAR;
+    else if (key && q_directory_tensor(dir, q_str_of("rope_factors_long.weight"))) r->kind = Q_ROPE_LONGROPE;
     return LQ_OK;
 }
 
@@ -223,21 +237,67 @@ lq_status q_rope_read(const q_directory *dir, const char *prefix, uint32_t conte
         if (m) Q_TRY(read_field(&fields[i], m, outside, rot, arena, &r));
     }
     Q_TRY(complete(dir, context, &r));
-    if (r.kind == Q_ROPE_LONGROPE && !gguf) {
-        if (!r.factors[0] || !r.factors[1])
-            return q_fail(LQ_E_INCONSISTENT, "rope_scaling of the type 'longrope' needs short_factor and long_factor");
-        Q_TRY(q_rope_check_factors(&r, rot, "rope_scaling"));
-    }
+    if (r.kind == Q_ROPE_LONGROPE && !gguf && !(r.factors[0] && r.factors[1]))
+        return q_fail(LQ_E_INCONSISTENT, "rope_scaling of the type 'longrope' needs short_factor and long_factor");
     *out = r;
     return LQ_OK;
 }
 
-lq_status q_rope_check_factors(const q_rope *r, int32_t rot, const char *what) {
-    for (int k = 0; k < 2; k++)
-        for (uint32_t i = 0; r->factors[k] && i < (uint32_t)rot / 2; i++)
-            if (!(r->factors[k][i] >= 1e-3f && r->factors[k][i] <= 1e6f))
-                return q_fail(LQ_E_INCONSISTENT, "%s: factor %u of the %s ones is %g, outside 0.001 to 1e6", what, i,
-                              k ? "long" : "short", (double)r->factors[k][i]);
+/* ------------------------------------------------------------------------------------------------ tensors */
+
+static double frequency(double base, int32_t rot, int32_t i) { return pow(base, -2.0 * i / rot); }
+
+/* LLAMA3: what a frequency is divided by, as a file would have it. */
+static float by_wavelength(const q_rope *r, double f) {
+    const double length = 2 * acos(-1.0) / f;
+    if (length < r->original / r->high) return 1;
+    if (length > r->original / r->low) return (float)r->factor;
+    const double smooth = (r->original / length - r->low) / (r->high - r->low);
+    return (float)(1 / ((1 - smooth) / r->factor + smooth));
+}
+
+lq_status q_rope_make(q_rope *r, double base, int32_t rot, q_arena *arena) {
+    if (r->kind != Q_ROPE_LLAMA3) return LQ_OK; /* LONGROPE's are there */
+    const int32_t n = rot / 2;
+    float *f = (float *)q_arena_new(arena, (uint64_t)n, sizeof *f);
+    if (!f) return LQ_E_NOMEM;
+    for (int32_t i = 0; i < n; i++) f[i] = by_wavelength(r, frequency(base, rot, i));
+    r->factors[0] = f;
+    r->n_factors = (uint32_t)n;
+    return LQ_OK;
+}
+
+const float *q_rope_made(const q_rope *r, q_made what) {
+    switch (what) {
+    case Q_MADE_ROPE_FREQS: return r->kind == Q_ROPE_LLAMA3 ? r->factors[0] : NULL;
+    case Q_MADE_ROPE_SHORT: return r->kind == Q_ROPE_LONGROPE ? r->factors[0] : NULL;
+    case Q_MADE_ROPE_LONG: return r->kind == Q_ROPE_LONGROPE ? r->factors[1] : NULL;
+    default: return NULL;
+    }
+}
+
+lq_status q_rope_take(q_rope *r, const float *const tensors[Q_MADE_KINDS], int32_t rot) {
+    static const char *const names[Q_MADE_KINDS] = {
+        [Q_MADE_ROPE_FREQS] = "tensor 'rope_freqs.weight'",
+        [Q_MADE_ROPE_SHORT] = "tensor 'rope_factors_short.weight'",
+        [Q_MADE_ROPE_LONG] = "tensor 'rope_factors_long.weight'"};
+    const uint32_t n = (uint32_t)rot / 2;
+    const bool longrope = r->kind == Q_ROPE_LONGROPE, plain = r->kind == Q_ROPE_NONE || r->kind == Q_ROPE_LINEAR;
+    for (int k = Q_MADE_ROPE_FREQS; k < Q_MADE_KINDS; k++) {
+        const bool all = k == Q_MADE_ROPE_FREQS;
+        if (longrope && !all && !tensors[k])
+            return q_fail(LQ_E_INCONSISTENT, "the %s is missing: RoPE scaling of the type 'longrope' needs it",
+                          names[k]);
+        if (tensors[k] && (all ? !plain : !longrope))
+            return q_fail(LQ_E_UNSUPPORTED, "the %s does not go with rope.scaling.type '%s'", names[k], kinds[r->kind]);
+        if (tensors[k]) Q_TRY(check_factors(tensors[k], n, names[k]));
+    }
+    r->factors[0] = tensors[longrope ? Q_MADE_ROPE_SHORT : Q_MADE_ROPE_FREQS];
+    r->factors[1] = longrope ? tensors[Q_MADE_ROPE_LONG] : NULL;
+    r->n_factors = r->factors[0] ? n : 0;
+    if (r->kind != Q_ROPE_NONE || !r->factors[0]) return LQ_OK;
+    r->kind = Q_ROPE_LLAMA3; /* the one that is written so: its factor is that of the slowest */
+    for (uint32_t i = 0; i < n; i++) r->factor = Q_MAX(r->factor, (double)r->factors[0][i]);
     return LQ_OK;
 }
 
@@ -293,6 +353,7 @@ uint32_t q_rope_longest(const q_rope *r, uint32_t trained, bool chosen) {
     const uint32_t least = chosen && r->original > 0 ? (uint32_t)Q_MIN(r->original, (double)trained) : trained;
     if (r->kind == Q_ROPE_NONE) return least;
     if (r->original == 0) return trained; /* linear, from a file: whether it is in that number nobody says */
+    if (r->kind == Q_ROPE_LLAMA3 && !chosen && trained > r->original) return trained; /* it is */
     return Q_MAX(least, (uint32_t)Q_MIN(floor(r->factor * r->original + 1e-6), (double)(1 << 28)));
 }
 
@@ -313,15 +374,6 @@ static double ramp(const q_rope *r, double base, int32_t rot, int32_t i) {
     low = Q_MAX(low, 0.0);
     high = Q_MIN(high, rot - 1.0);
     return Q_MIN(Q_MAX((i - low) / Q_MAX(high - low, 0.001), 0.0), 1.0);
-}
-
-/* LLAMA3: of a frequency. */
-static double by_wavelength(const q_rope *r, double f) {
-    const double length = 2 * acos(-1.0) / f;
-    if (length < r->original / r->high) return f;
-    if (length > r->original / r->low) return f / r->factor;
-    const double smooth = (r->original / length - r->low) / (r->high - r->low);
-    return (1 - smooth) * f / r->factor + smooth * f;
 }
 
 static double yarn_scale(double factor, double by) { return factor <= 1 ? 1 : 0.1 * by * log(factor) + 1; }
@@ -346,13 +398,13 @@ float q_rope_table(const q_rope *r, double base, int32_t rot, uint32_t context, 
         base *= pow(factor, (double)rot / (rot - 2));
     const float *factors = r->factors[r->kind == Q_ROPE_LONGROPE && beyond];
     for (int32_t i = 0; i < rot / 2; i++) {
-        double f = pow(base, -2.0 * i / rot);
+        double f = frequency(base, rot, i);
         if (r->kind == Q_ROPE_LINEAR) f /= factor;
         if (r->kind == Q_ROPE_YARN) {
             const double slow = ramp(r, base, rot, i);
             f = f / factor * slow + f * (1 - slow);
         }
-        if (r->kind == Q_ROPE_LLAMA3) f = by_wavelength(r, f);
+        if (r->kind == Q_ROPE_LLAMA3 && !factors) f /= (double)by_wavelength(r, f);
         freqs[i] = (float)(factors ? f / (double)factors[i] : f);
     }
     return (float)attention_of(r);
@@ -372,20 +424,49 @@ static lq_status put_key(q_arena *arena, const char *arch, const char *name, q_m
 }
 static q_meta real(double v) { return (q_meta){.type = Q_META_F32, .f = v}; }
 
-lq_status q_rope_export(const q_rope *r, const char *arch, q_arena *arena, q_meta *out, uint32_t *n) {
+/* GGUF has no form for DYNAMIC: what is written then is the model without it, the same as long as it does nothing. */
+static lq_status leave_out_dynamic(const q_rope *r, uint32_t context, const q_log *log) {
+    if (r->original < context)
+        return q_fail(LQ_E_UNSUPPORTED,
+                      "RoPE scaling of the type 'dynamic' from %g tokens on, within the trained context of %u, has no "
+                      "form in GGUF files: a scheme of Hugging Face directories (gptq-4bit-g128, nf4) keeps it",
+                      r->original, context);
+    char original[64] = "";
+    if (r->original > context) snprintf(original, sizeof original, ", rope_original %.0f", r->original);
+    q_log_write(log, LQ_LOG_WARN,
+                "RoPE scaling of the type 'dynamic' by %g has no form in GGUF files and is left out: up to the trained "
+                "context of %u tokens it does nothing; a longer one takes the options rope_scaling dynamic, "
+                "rope_factor %g%s",
+                r->factor, context, r->factor, original);
+    return LQ_OK;
+}
+
+/* A file with factors and no `factor` (which would divide positions too) gives the trained context and no more. */
+static void tell_shorter(const q_rope *r, uint32_t context, const q_log *log) {
+    const uint32_t longest = q_rope_longest(r, context, false);
+    if (longest > context)
+        q_log_write(log, LQ_LOG_WARN,
+                    "RoPE scaling of the type '%s' by %g of %g tokens gives contexts up to %u; in a GGUF file, which "
+                    "has its factors and not that number, up to the trained %u",
+                    kinds[r->kind], r->factor, r->original, longest, context);
+}
+
+lq_status q_rope_export(const q_rope *r, const char *arch, uint32_t context, const q_log *log, q_arena *arena,
+                        q_meta *out, uint32_t *n) {
     uint32_t k = 0;
     *n = 0;
-    if (r->kind == Q_ROPE_NONE) return LQ_OK;
-    if (r->kind != Q_ROPE_LINEAR && r->kind != Q_ROPE_YARN)
-        return q_fail(LQ_E_UNSUPPORTED,
-                      "RoPE scaling of the type '%s' cannot be written to GGUF files yet: a scheme of Hugging Face "
-                      "directories keeps it",
-                      kinds[r->kind]);
+    if (r->kind == Q_ROPE_DYNAMIC) return leave_out_dynamic(r, context, log);
+    const bool by_tensors = r->kind == Q_ROPE_LLAMA3 || r->kind == Q_ROPE_LONGROPE;
+    if (by_tensors) tell_shorter(r, context, log);
+    if (r->kind == Q_ROPE_NONE || r->kind == Q_ROPE_LLAMA3) return LQ_OK; /* all of it is a tensor */
     if (r->exact_ramp)
-        return q_fail(LQ_E_UNSUPPORTED, "GGUF files have no key for rope_scaling.truncate = false");
+        return q_fail(LQ_E_UNSUPPORTED,
+                      "GGUF files have no key for rope_scaling.truncate = false: a scheme of Hugging Face directories "
+                      "(gptq-4bit-g128, nf4) keeps it");
     const q_meta type = {.type = Q_META_STRING, .s = q_str_of(kinds[r->kind])};
     Q_TRY(put_key(arena, arch, "type", type, &out[k++]));
-    Q_TRY(put_key(arena, arch, "factor", real(r->factor), &out[k++]));
+    if (!by_tensors) Q_TRY(put_key(arena, arch, "factor", real(r->factor), &out[k++]));
+    if (r->kind == Q_ROPE_LONGROPE) Q_TRY(put_key(arena, arch, "attn_factor", real(attention_of(r)), &out[k++]));
     if (r->original > 0) {
         const q_meta whole = {.type = Q_META_U32, .f = r->original, .u = (uint64_t)r->original,
                               .i = (int64_t)r->original};

@@ -233,8 +233,9 @@ void tiny_write_hf(tiny *t, const char *dir) {
     fprintf(f, "{\"architectures\":[\"LlamaForCausalLM\"],\"model_type\":\"llama\",\"hidden_size\":64,"
                "\"intermediate_size\":96,\"num_hidden_layers\":2,\"num_attention_heads\":4,"
                "\"num_key_value_heads\":2,\"head_dim\":16,\"hidden_act\":\"silu\",\"rms_norm_eps\":1e-05,"
-               "\"rope_theta\":10000.0,\"max_position_embeddings\":64,\"vocab_size\":262,\"bos_token_id\":1,"
-               "\"eos_token_id\":2,\"tie_word_embeddings\":false,\"torch_dtype\":\"float16\"}\n");
+               "\"rope_theta\":10000.0,\"max_position_embeddings\":%u,\"vocab_size\":262,\"bos_token_id\":1,"
+               "\"eos_token_id\":2,\"tie_word_embeddings\":false,\"torch_dtype\":\"float16\"%s}\n",
+            (unsigned)tiny_key(t, "llama.context_length")->u, t->config ? t->config : "");
     ck_assert_int_eq(fclose(f), 0);
     f = create(dir, "tokenizer_config.json");
     fprintf(f, "{\"add_bos_token\":true,\"add_eos_token\":false,\"bos_token\":\"<s>\",\"eos_token\":\"</s>\","

@@ -18,6 +18,7 @@ typedef struct tiny {
     uint64_t seed;
     float poison; /* non-zero: written as the first value of `poison_tensor` */
     const char *poison_tensor;
+    const char *config; /* further members of config.json: ",\"rope_scaling\":{...}"; NULL = none */
 } tiny;
 
 /* 2 layers, width 64, 4 heads and 2 KV heads of 16, FFN 96, vocabulary 262 (specials, bytes, 3 letters), context 64. */
@@ -33,7 +34,7 @@ void tiny_drop_tensor(tiny *t, const char *name);
 /* Aborts the test when it cannot be written. */
 void tiny_write(tiny *t, const char *path);
 /* The same model as a Hugging Face directory that exists: f16 tensors, tokenizer.model and both configurations. The
- * shapes of tiny_init are assumed. */
+ * shapes of tiny_init are assumed; its context is the key's. */
 void tiny_write_hf(tiny *t, const char *dir);
 
 /* Another width (a multiple of 4, for as many heads), width of the feed-forward and number of layers, at least 2. After

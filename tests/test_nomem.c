@@ -483,6 +483,8 @@ static void write_hf(char *dir, const char *name, bool sharded) {
              "\"intermediate_size\":96,\"num_hidden_layers\":1,\"num_attention_heads\":4,\"num_key_value_heads\":2,"
              "\"hidden_act\":\"silu\",\"rms_norm_eps\":1e-5,\"rope_theta\":1e4,\"max_position_embeddings\":64,"
              "\"vocab_size\":%d,\"bos_token_id\":1,\"eos_token_id\":2,\"tie_word_embeddings\":false,"
+             "\"rope_scaling\":{\"rope_type\":\"llama3\",\"factor\":8.0,\"low_freq_factor\":1.0,"
+             "\"high_freq_factor\":4.0,\"original_max_position_embeddings\":32},"
              "\"torch_dtype\":\"float\\u00316\"}", HF_VOCAB);
     write_text(dir, "config.json", path);
     write_text(dir, "tokenizer_config.json", "{\"add_bos_token\":true,\"add_eos_token\":false,\"legacy\":false,"

@@ -226,7 +226,8 @@ static void print_model(const char *path, const lq_model_info *m, const lq_plan_
     printf("  trained context   %u tokens", m->context);
     if (strcmp(m->rope_scaling, "none") != 0) {
         printf(", RoPE scaling %s", m->rope_scaling);
-        if (m->rope_original) printf(" by %g of the original %u", m->rope_factor, m->rope_original);
+        if (m->rope_original || m->rope_factor != 1) printf(" by %g", m->rope_factor);
+        if (m->rope_original) printf(" of the original %u", m->rope_original);
         if (m->longest_context > m->context) printf(", up to %u", m->longest_context);
     }
     if (by_default && p->context < m->context) printf("; by default %u, which fit into memory", p->context);

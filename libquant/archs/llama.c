@@ -71,9 +71,12 @@ static const q_weight_row weights[] = {
     {.role = "output_norm", .gguf = "output_norm.weight", .hf = "model.norm.weight", .k = D(EMBD)},
     {.role = "output", .gguf = "output.weight", .hf = "lm_head.weight", .k = D(EMBD), .rows = D(VOCAB),
      .tied = TOKEN_EMBD},
-    {.role = "rope_freqs", .gguf = "rope_freqs.weight", .k = D(HALF_ROT), .optional = true},
-    {.role = "rope_factors_long", .gguf = "rope_factors_long.weight", .k = D(HALF_ROT), .optional = true},
-    {.role = "rope_factors_short", .gguf = "rope_factors_short.weight", .k = D(HALF_ROT), .optional = true},
+    {.role = "rope_freqs", .gguf = "rope_freqs.weight", .k = D(HALF_ROT), .optional = true,
+     .made = Q_MADE_ROPE_FREQS},
+    {.role = "rope_factors_long", .gguf = "rope_factors_long.weight", .k = D(HALF_ROT), .optional = true,
+     .made = Q_MADE_ROPE_LONG},
+    {.role = "rope_factors_short", .gguf = "rope_factors_short.weight", .k = D(HALF_ROT), .optional = true,
+     .made = Q_MADE_ROPE_SHORT},
 };
 
 enum { X = 1, H, Q, K, V, Y, G, U }; /* residual, normed, query, key, value, attention, gate, up */
