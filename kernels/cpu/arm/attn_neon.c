@@ -6,6 +6,8 @@
 
 #define FORM_ISA neon
 #define FORM_TARGET
+#define FORM_INLINE Q_NEON_INLINE
+#define FORM_AT_ONCE(rows) (((rows) & ((rows) - 1)) == 0)
 #include "attn_blocks_neon.h"
 
 /* A row of b times one lane of each row of a. */

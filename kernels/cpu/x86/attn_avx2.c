@@ -6,6 +6,8 @@
 
 #define FORM_ISA avx2
 #define FORM_TARGET Q_AVX2
+#define FORM_INLINE Q_AVX2_INLINE
+#define FORM_AT_ONCE(rows) ((rows) <= 3)
 
 Q_AVX2_INLINE __m256 load8(q_attn_cells f, const uint8_t *p) {
     if (f == Q_CELLS_F32) return _mm256_loadu_ps((const float *)(const void *)p);

@@ -6,6 +6,8 @@
 
 #define FORM_ISA avx512
 #define FORM_TARGET Q_AVX512
+#define FORM_INLINE Q_AVX512_INLINE
+#define FORM_AT_ONCE(rows) (((rows) & ((rows) - 1)) == 0)
 #include "attn_blocks_avx512.h"
 
 Q_AVX512_INLINE __m512 load16(q_attn_cells f, const uint8_t *p) {
@@ -56,19 +58,30 @@ Q_AVX512_INLINE void some_rows(int R, q_attn_cells f, const q_attn_product *p, i
     if (at < p->width) tile(R, 1, f, p, row, at);
 }
 
-Q_AVX512_INLINE void rows(q_attn_cells f, const q_attn_product *p) {
-    int64_t row = 0;
-    for (; row + 8 <= p->rows; row += 8) some_rows(8, f, p, row);
-    switch (p->rows - row) {
-    case 7: some_rows(7, f, p, row); break;
-    case 6: some_rows(6, f, p, row); break;
-    case 5: some_rows(5, f, p, row); break;
-    case 4: some_rows(4, f, p, row); break;
-    case 3: some_rows(3, f, p, row); break;
-    case 2: some_rows(2, f, p, row); break;
-    case 1: some_rows(1, f, p, row); break;
-    default: break;
+/* A function for each form and R: of all together gcc 12 keeps addresses in vectors' registers, and fetches them from
+ * there in each turn of a loop (bench/SPEED.md). */
+typedef void (*some_rows_fn)(const q_attn_product *p, int64_t row);
+#define SOME_ROWS(name, f, R)                                                                                    \
+    Q_AVX512 __attribute__((noinline)) static void avx512_##name##_##R(const q_attn_product *p, int64_t row) {   \
+        some_rows(R, f, p, row);                                                                                 \
     }
+#define ALL_ROWS(name, f)                                                                                        \
+    SOME_ROWS(name, f, 1) SOME_ROWS(name, f, 2) SOME_ROWS(name, f, 3) SOME_ROWS(name, f, 4)                      \
+    SOME_ROWS(name, f, 5) SOME_ROWS(name, f, 6) SOME_ROWS(name, f, 7) SOME_ROWS(name, f, 8)                      \
+    static const some_rows_fn avx512_##name##_rows[] = {                                                         \
+        avx512_##name##_1, avx512_##name##_2, avx512_##name##_3, avx512_##name##_4,                              \
+        avx512_##name##_5, avx512_##name##_6, avx512_##name##_7, avx512_##name##_8};
+ALL_ROWS(f32, Q_CELLS_F32)
+ALL_ROWS(f16, Q_CELLS_F16)
+ALL_ROWS(bf16, Q_CELLS_BF16)
+
+Q_AVX512_INLINE void rows(q_attn_cells f, const q_attn_product *p) {
+    const some_rows_fn *some = f == Q_CELLS_F32   ? avx512_f32_rows
+                               : f == Q_CELLS_F16 ? avx512_f16_rows
+                                                  : avx512_bf16_rows;
+    int64_t row = 0;
+    for (; row + 8 <= p->rows; row += 8) some[7](p, row);
+    if (row < p->rows) some[p->rows - row - 1](p, row);
 }
 
 Q_AVX512_INLINE void widen_cells(q_attn_cells f, const uint8_t *from, int64_t n, float *to) {

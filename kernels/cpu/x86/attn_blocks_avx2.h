@@ -139,39 +139,8 @@ Q_AVX2_INLINE void widen_block_values(q_attn_blocks f, const uint8_t *from, int6
     }
 }
 
-/* The same through a page of floats in the first cache, which all rows share: three at a time would each time make the
- * numbers anew. */
-enum { AVX2_WIDEST = 128 /* numbers of a key or value */ };
-Q_AVX2_INLINE void through_floats(bool keys, q_attn_blocks f, const q_attn_product *p) {
-    _Alignas(64) float page[Q_KV_TOKENS * AVX2_WIDEST];
-    const uint8_t *floats = (const uint8_t *)page;
-    q_attn_product w = *p;
-    w.b = &floats;
-    w.b_stride = (int64_t)sizeof(float) * p->width;
-    if (keys) {
-        widen_block_keys(f, p->b[0], p->to, page);
-        rows(Q_CELLS_F32, &w);
-        return;
-    }
-    for (int64_t at = p->from; at < p->to; at += w.to - w.from, w.more = true) {
-        const int64_t i = at / p->per, first = i * p->per;
-        w.from = at - first;
-        w.to = Q_MIN(p->to - first, p->per);
-        w.a = p->a + first;
-        w.ahead = p->ahead + i;
-        widen_block_values(f, p->b[i] + w.from * p->b_stride, (w.to - w.from) * p->width, page + w.from * p->width);
-        rows(Q_CELLS_F32, &w);
-    }
-}
-
 Q_AVX2_INLINE void block_product(bool keys, q_attn_blocks f, const q_attn_product *p) {
     int64_t row = 0;
-    const int64_t width = keys ? p->to : p->width;
-    if (p->rows > 3 && p->from < p->to && width <= AVX2_WIDEST &&
-        (keys || p->b_stride * 32 == width * q_attn_block_bytes(f))) { /* values without gaps */
-        through_floats(keys, f, p);
-        return;
-    }
     for (; row + 3 <= p->rows; row += 3) block_rows(keys, f, 3, p, row);
     if (p->rows - row == 2) block_rows(keys, f, 2, p, row);
     if (p->rows - row == 1) block_rows(keys, f, 1, p, row);
