@@ -55,20 +55,27 @@
  *             sequence, in the forms of their pool (kv_form.h). Without z the values are a prefix of the keys (latent
  *             attention).                                                                    unit: column * head
  *   ATTN      y[h] = softmax(scale * q[h] . K + mask) V, over the pages of the column's sequence, positions <= its own
- *             and > own - window; query head h reads KV head h / (heads / kv_heads). softcap s: s * tanh(score / s).
+ *             and > own - window, or < sink_tokens: the first tokens of a sequence stay in sight behind a window, with
+ *             the positions that they have in it (attention sinks that are tokens; Xiao et al., Efficient Streaming
+ *             Language Models with Attention Sinks, arXiv:2309.17453). Without a window sink_tokens says nothing.
+ *             Query head h reads KV head h / (heads / kv_heads). softcap s: s * tanh(score / s).
  *             ALIBI then adds -slope(h) * |key - query|; slope(h) = 2^(-a (h+1) / n) for the largest power of two
  *             n <= heads, heads from n on take 2^(-a (2 (h - n) + 1) / 2n); a = alpha, 0 = 8.
  *             K and V are what their pages decode to; where keys are turned so is q before, where values are so is y
  *             after.
- *             w = learned sinks: one more score per head without a value. Value width = y's width.
+ *             w = learned sinks: one more score per head without a token and a value. Value width = y's width.
  *             With z and v (K and V views; no v: prefix of K): no pages, no causal mask, no window, all columns of the
  *             sequence, their positions in the place of those in pages.
  *             Order: keys in blocks of Q_ATTN_KEYS at absolute positions, ascending. In a block: scores by fma from 0
  *             over the width, their maximum, exp of the difference; the exps are summed in 16 lanes, lane l those of
  *             positions l, l+16, ... in ascending order, which are then added pairwise as those of dot; weighted values
  *             by fma from 0 over the keys. Blocks merge in ascending order: with M = max(m, m'),
- *             l = fma(l', exp(m' - M), l * exp(m - M)), and so each value; a sink merges last, as a block of sum 1;
- *             then values times 1 / l.                                                      unit: column * head
+ *             l = fma(l', exp(m' - M), l * exp(m - M)), and so each value; a learned sink merges last, as a block of
+ *             sum 1; then values times 1 / l. A query that does not see some position between the first sink_tokens and
+ *             its window has the blocks of the former, then those of the latter: one that holds keys of both is two,
+ *             each with its own keys alone. Where the window reaches them there is nothing to tell apart: the keys from
+ *             position 0 on are blocks as without a window. That depends on the query's position and nothing else.
+ *                                                                                           unit: column * head
  *   ROUTE     logits = w . x + b; chooses n_used of n_expert; y = n_used ids as floats, then n_used weights.
  *             SOFTMAX: softmax over all, then choose; SOFTMAX_TOP: softmax over the chosen; SIGMOID: sigmoid, chosen by
  *             value + b2. renorm: weights divided by their sum; then times scale. Ties: the lower id. Chosen in
@@ -219,6 +226,7 @@ typedef struct q_inst {
     const q_weight *lora_a, *lora_b;
     float eps, scale, softcap, limit, alpha, mscale, lora_scale;
     int32_t window;                        /* 0 = none */
+    int32_t sink_tokens;                   /* the first so many of a sequence are seen behind the window, too */
     int32_t rot;                           /* ROPE: values rotated per head, even */
     const float *freqs;                    /* ROPE: [freq_tables][rot / 2] angular frequencies */
     int32_t freq_tables;                   /* ROPE: 0 counts as 1 */

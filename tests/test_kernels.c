@@ -473,7 +473,7 @@ static void check_chunks(bed *b, const q_cpu_kernel *k) {
 
 static void check_attn_pages(const q_cpu_kernel *k) {
     static const int32_t pasts[] = {0, 1, 31, 60, 140, 249, 256, 620};
-    static const int32_t windows[] = {0, 1, 5, 70, 300, 0};
+    static const int32_t windows[] = {0, 1, 5, 70, 300, 0, 1, 70, 300}, sink_tokens[] = {0, 0, 0, 0, 0, 7, 33, 4, 280};
     uint32_t turn = 0; /* every format of keys with every one of values */
     for (size_t i = 0; i < Q_COUNT(pasts); i++)
         for (size_t j = 0; j < Q_COUNT(windows); j++) {
@@ -484,6 +484,7 @@ static void check_attn_pages(const q_cpu_kernel *k) {
             const q_weight w = vector_of(sinks, HEADS, &b.seed);
             attn_step(&b, j == 1 ? KV_HEADS : HEADS, 64, j == 3 && !b.pool.v.turn ? 48 : 64);
             b.s.window = windows[j];
+            b.s.sink_tokens = sink_tokens[j];
             b.s.softcap = j == 2 ? 3.0f : 0;
             b.s.w = j == 3 ? &w : NULL;
             if (j == 5) b.s.kind = Q_ATTN_ALIBI, b.pool.v.width = i & 2 ? 0 : 64; /* values: a prefix of the keys */
@@ -520,7 +521,7 @@ static void check_attn_columns(const q_cpu_kernel *k) {
 }
 
 /* Queries give the same bits together and one by one, and nothing of a key that they may not see: the last key of the
- * first sequence is no number. */
+ * first sequence is no number. Of some of those with sinks before their window the window reaches them. */
 static void check_attn_company(const q_cpu_kernel *k) {
     for (int variant = 0; variant < 24; variant++) {
         enum { LAST = 6, PAST = 252 };
@@ -528,6 +529,7 @@ static void check_attn_company(const q_cpu_kernel *k) {
         bed_open(&b, HEADS * 64, PAST, (uint32_t)variant / 4, variant & 1 ? (uint32_t)variant / 4 : 1);
         attn_step(&b, variant & 2 ? KV_HEADS : HEADS, 64, 64);
         b.s.window = variant & 4 ? 3 : 0;
+        b.s.sink_tokens = variant & 1 ? PAST - 1 : 0;
         for (int i = 0; i < 64 * HEADS; i++) b.slots[3][LAST * b.widths[3] + i] = NAN;
         const q_inst attn = b.s, put = {.op = Q_OP_KV_PUT, .kv_layer = 1, .x = {3, 0, KV_HEADS, 64, 64},
                                         .z = {3, KV_HEADS * 64, KV_HEADS, 64, 64}};
@@ -551,10 +553,11 @@ static void check_attn_company(const q_cpu_kernel *k) {
     }
 }
 
-/* A window leaves keys out and changes nothing else: the same bits as without one when every key before it has a score
- * so low that its exponential is zero. So blocks of keys begin at multiples of their length, whatever a query sees. */
+/* A window leaves keys out and changes nothing else: the same bits as without one when every key before it, but for the
+ * sinks, has a score so low that its exponential is zero. So blocks of keys begin at multiples of their length,
+ * whatever a query sees, and those of sinks come first. */
 static void check_attn_window(const q_cpu_kernel *k) {
-    enum { PAST = 620, WINDOW = 300 };
+    enum { PAST = 620, WINDOW = 300, SINKS = 35 };
     for (uint32_t kind = 0; kind < q_kv_kind_count(); kind++) {
         bed b;
         const float far[64] = {-6e4f};
@@ -567,7 +570,7 @@ static void check_attn_window(const q_cpu_kernel *k) {
         q_exec e = {.plan = &b.plan, .batch = &b.batch, .slots = b.slots, .kv = b.kv};
         e.scratch = q_new(&q_alloc_libc, (size_t)k->scratch(&b.s, COLUMNS), 1);
         for (int c = 0; c < 7; c++) {
-            for (int32_t j = 0; j <= b.pos[c] - WINDOW; j++)
+            for (int32_t j = kind % 2 ? SINKS : 0; j <= b.pos[c] - WINDOW; j++)
                 for (int h = 0; h < KV_HEADS; h++) {
                     const uint32_t page = b.pages[0][j / Q_KV_TOKENS];
                     q_ref_kv_put_row(&b.pool.k, &b.pool.v, j % Q_KV_TOKENS, far, far,
@@ -575,6 +578,7 @@ static void check_attn_window(const q_cpu_kernel *k) {
                                      q_kv_v(&b.pool, b.kv[0], page, b.s.kv_layer, h));
                 }
             b.s.window = WINDOW;
+            b.s.sink_tokens = kind % 2 ? SINKS : 0;
             k->fn(&b.s, &e, 0, COLUMNS * HEADS);
             memcpy(want, b.slots[1], (size_t)n * sizeof(float));
             b.s.window = 0;

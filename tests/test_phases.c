@@ -26,7 +26,11 @@ enum {
     WINDOW = 512,   /* a query sees the last SEEN positions */
     ALIBI = 1024,
     CAPPED = 2048,
-    SINKS = 4096
+    SINKS = 4096,       /* learned ones */
+    /* The first tokens stay in sight: */
+    FEW_FIRST = 8192,   /* in a block that no window reaches */
+    MANY_FIRST = 16384, /* up to one that windows begin in; those of the first 900 positions reach them */
+    ALL_FIRST = 32768   /* those of the prompt, behind which each token sees itself alone */
 };
 enum { SEEN = 300, LONG = 1100, PROMPT = 1001 }; /* the fifth block begins behind the prompt */
 
@@ -95,7 +99,8 @@ static void add_attention(model *m, int32_t l, int shape) {
     s->z = v, s->kv_layer = l;
     s = step(m, Q_OP_ATTN, l, y, q);
     s->scale = 0.25f, s->kv_layer = l;
-    if (shape & WINDOW) s->window = SEEN;
+    if (shape & WINDOW) s->window = shape & ALL_FIRST ? 1 : SEEN;
+    s->sink_tokens = shape & FEW_FIRST ? 70 : shape & MANY_FIRST ? 600 : shape & ALL_FIRST ? PROMPT + 2 : 0;
     if (shape & ALIBI) s->kind = Q_ATTN_ALIBI;
     if (shape & CAPPED) s->softcap = 2.0f;
     if (shape & SINKS) s->w = matrix(m, "f32", 1, HEADS, 1);
@@ -231,9 +236,11 @@ END_TEST
 
 /* Decoding behind a prompt of several blocks, one to four columns at a time into the fifth block: who takes which block
  * of keys, and who finishes last, changes no bit. */
+enum { BLOCK_SHAPES = 11 };
 START_TEST(blocks_of_keys_have_the_bits_of_one_thread) {
-    static const int of[] = {
-        0, ONE_KV, OWN_KV, WINDOW, WINDOW | ONE_KV | SINKS, ALIBI | CAPPED, ALIBI | WINDOW | OWN_KV, SINKS};
+    static const int of[BLOCK_SHAPES] = {
+        0, ONE_KV, OWN_KV, WINDOW, WINDOW | ONE_KV | SINKS, ALIBI | CAPPED, ALIBI | WINDOW | OWN_KV, SINKS,
+        WINDOW | FEW_FIRST, WINDOW | MANY_FIRST | ALIBI, WINDOW | ALL_FIRST | SINKS};
     static float want[LONG * VOCAB], got[LONG * VOCAB];
     enum { TOTAL = PROMPT + 40 };
     model m;
@@ -258,7 +265,7 @@ static Suite *suite(void) {
     TCase *t = tcase_create("phases");
     tcase_set_timeout(t, 120);
     tcase_add_test(t, few_columns_have_the_bits_of_many_and_fewer_barriers);
-    tcase_add_loop_test(t, blocks_of_keys_have_the_bits_of_one_thread, 0, 8);
+    tcase_add_loop_test(t, blocks_of_keys_have_the_bits_of_one_thread, 0, BLOCK_SHAPES);
     suite_add_tcase(s, t);
     return s;
 }

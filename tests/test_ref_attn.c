@@ -62,14 +62,16 @@ static double slope_want(int h, int heads, double a) {
     return h < n ? pow(2, -a * (h + 1) / n) : pow(2, -a * (2 * (h - n) + 1) / (2 * n));
 }
 
-/* softmax over keys [from, to] of one query; half = K and V went through pages. */
+/* softmax over keys [from, to] of one query, and those before that are sinks; half = K and V went through pages. */
 static void attn_want(attn_fx *a, const q_inst *s, const float *q, int h, int pos, int from, int to, bool half,
                       bool prefix, double *y) {
+    const int begin = half ? 0 : from;
     double score[PAST + FRESH], sum = 0;
     const int kv = h / (a->heads / KV_HEADS);
     const double sink = s->w ? fx_row(&a->t, s->w, 0, 0)[h] : -INFINITY;
     double top = sink;
-    for (int p = from; p <= to; p++) {
+    for (int p = begin; p <= to; p++) {
+        if (p < from && p >= s->sink_tokens) continue;
         score[p] = 0;
         for (int i = 0; i < a->kw; i++) {
             const float k = a->k[p * KV_HEADS * a->kw + kv * a->kw + i];
@@ -81,7 +83,8 @@ static void attn_want(attn_fx *a, const q_inst *s, const float *q, int h, int po
         top = fmax(top, score[p]);
     }
     for (int i = 0; i < a->vw; i++) y[i] = 0;
-    for (int p = from; p <= to; p++) {
+    for (int p = begin; p <= to; p++) {
+        if (p < from && p >= s->sink_tokens) continue;
         const double e = exp(score[p] - top);
         sum += e;
         for (int i = 0; i < a->vw; i++) {
@@ -110,7 +113,8 @@ START_TEST(kv_pages) {
 }
 END_TEST
 
-/* Every combination of window, soft cap, ALiBi, sinks and latent values, with grouped heads. */
+/* Every combination of window, soft cap, ALiBi, learned sinks and latent values, with grouped heads, and of the windows
+ * with sinks before them: in the same page, in another one, and such that some queries' windows reach them. */
 START_TEST(attn_options) {
     for (int mask = 0; mask < 32; mask++)
         for (int heads = 4; heads <= 6; heads += 2) {
@@ -119,6 +123,7 @@ START_TEST(attn_options) {
             q_inst s = {.op = Q_OP_ATTN, .x = {1, 0, heads, a.kw, a.kw}, .y = {2, 0, heads, a.vw, a.vw}, .kv_layer = 1,
                         .scale = 0.3f};
             if (mask & 1) s.window = 37;
+            s.sink_tokens = (int32_t[]){0, 5, 34, 43}[(mask / 2 + mask / 8 + heads / 2) % 4];
             if (mask & 2) s.softcap = 2.0f;
             if (mask & 4) s.kind = Q_ATTN_ALIBI, s.alpha = heads == 6 ? 4.0f : 0;
             if (mask & 8) s.w = fx_weight(&a.t, "f32", 1, heads, 1);

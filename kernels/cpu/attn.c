@@ -22,8 +22,9 @@ typedef struct query {
     float m, l;               /* of the blocks so far: the largest score, the sum of exp(score - m) */
     float slope;
     int32_t head, pos;
-    int32_t first, last;      /* positions of the keys that it sees */
-    int32_t from, to;         /* those of them in the present block */
+    int32_t sinks;            /* positions [0, sinks) of the keys that it sees apart from the others */
+    int32_t first, last;      /* and of the others */
+    int32_t from, to;         /* those of either in the present block */
 } query;
 
 typedef struct tile {
@@ -73,6 +74,7 @@ typedef struct source {
     int32_t kv, last;      /* last: no position that any query sees lies behind it */
     int64_t column, base;
     bool widened;          /* a block is brought into the tile first */
+    bool sinks;            /* of what queries see, those that are apart are read at present */
 } source;
 
 /* A block as products read it, and what they ask for meanwhile: its next page, or what the next block is made of. */
@@ -230,14 +232,15 @@ static void values_of(const q_inst *s, const tile *t, const block *b, int32_t g,
         if (t->queries[i].to > to) add_values(s, t, b, i, 1, to, t->queries[i].to, true);
 }
 
-/* Which keys of the block at `at` each of n queries sees, and [*lo, *hi) those that any sees; false: none. */
-static bool look_at(const tile *t, int32_t n, int64_t at, int32_t *lo, int32_t *hi) {
+/* Which keys of the block at `at` each of n queries sees, of its sinks or of the others, and [*lo, *hi) those that any
+ * sees; false: none. */
+static bool look_at(const tile *t, int32_t n, int64_t at, bool sinks, int32_t *lo, int32_t *hi) {
     *lo = Q_ATTN_KEYS;
     *hi = 0;
     for (int32_t i = 0; i < n; i++) {
         query *q = &t->queries[i];
-        q->from = (int32_t)Q_MAX(q->first - at, (int64_t)0);
-        q->to = (int32_t)Q_MIN(q->last + 1 - at, (int64_t)Q_ATTN_KEYS);
+        q->from = (int32_t)Q_MAX((sinks ? 0 : q->first) - at, (int64_t)0);
+        q->to = (int32_t)Q_MIN((sinks ? q->sinks : q->last + 1) - at, (int64_t)Q_ATTN_KEYS);
         if (q->from >= q->to) continue;
         *lo = Q_MIN(*lo, q->from);
         *hi = Q_MAX(*hi, q->to);
@@ -267,7 +270,7 @@ static void softmax(const q_attn_isa *isa, const q_inst *s, const tile *t, int32
 static void take_block(const q_attn_isa *isa, const q_inst *s, const tile *t, const source *o, int32_t n, int64_t at) {
     int32_t lo, hi;
     block b;
-    if (!look_at(t, n, at, &lo, &hi)) return;
+    if (!look_at(t, n, at, o->sinks, &lo, &hi)) return;
     open_block(o, t, at, lo, hi, &b);
     for (int64_t page = lo / Q_KV_TOKENS; page * Q_KV_TOKENS < hi; page++)
         for (int32_t g = 0; g < n; g += GROUP) {
@@ -325,15 +328,17 @@ static void finish(const source *o, const tile *t, int32_t n) {
 
 /* ------------------------------------------------------------------------------------------------------- queries */
 
-/* What the n queries of the tile, all of one KV head and sequence, read from: positions [*first, o->last]. */
-static void aim(const q_attn_isa *isa, const tile *t, source *o, int32_t n, int64_t *first) {
-    int64_t from = t->queries[0].first, last = t->queries[0].last;
-    for (int32_t i = 1; i < n; i++) {
-        from = Q_MIN(from, (int64_t)t->queries[i].first);
-        last = Q_MAX(last, (int64_t)t->queries[i].last);
+/* What the n queries of the tile, all of one KV head and sequence, read from, their sinks or the others: positions
+ * [*first, o->last]. */
+static void aim(const q_attn_isa *isa, const tile *t, source *o, int32_t n, bool sinks, int64_t *first) {
+    *first = INT64_MAX;
+    o->last = -1;
+    o->sinks = sinks;
+    for (int32_t i = 0; i < n; i++) {
+        const query *q = &t->queries[i];
+        *first = Q_MIN(*first, (int64_t)(sinks ? 0 : q->first));
+        o->last = Q_MAX(o->last, sinks ? q->sinks - 1 : q->last);
     }
-    *first = from;
-    o->last = (int32_t)last;
     o->widened = !o->pages || pool_of(o)->v.width == 0 || !o->k || !o->v;
     if (n > isa->direct && (o->k != isa->forms || o->v != isa->forms)) o->widened = true;
 }
@@ -345,23 +350,23 @@ static void start(const q_inst *s, const tile *t, int32_t n) {
     memset(t->acc, 0, (size_t)(n * s->y.width) * sizeof(float));
 }
 
-static void attend(const q_attn_isa *isa, const q_inst *s, const tile *t, source *o, int32_t n) {
+static void attend_to(const q_attn_isa *isa, const q_inst *s, const tile *t, source *o, int32_t n, bool sinks) {
     int64_t first;
-    aim(isa, t, o, n, &first);
-    start(s, t, n);
+    aim(isa, t, o, n, sinks, &first);
     for (int64_t at = first / Q_ATTN_KEYS * Q_ATTN_KEYS; at <= o->last; at += Q_ATTN_KEYS) {
         take_block(isa, s, t, o, n, at);
         merge(isa, s, t, n);
     }
+}
+
+static void attend(const q_attn_isa *isa, const q_inst *s, const tile *t, source *o, int32_t n) {
+    start(s, t, n);
+    if (s->sink_tokens > 0) attend_to(isa, s, t, o, n, true);
+    attend_to(isa, s, t, o, n, false);
     finish(o, t, n);
 }
 
-/* The first position that a query at `pos` sees. */
-static int32_t first_seen(const q_inst *s, int32_t pos) {
-    return s->window > 0 && pos >= s->window ? pos - s->window + 1 : 0;
-}
-
-/* Query i of the tile: head h of column c, which sees positions [first, last], or by its own position what op.h
+/* Query i of the tile: head h of column c, which sees all columns of its sequence, or by its own position what op.h
  * says. */
 static void add_query(const source *o, const tile *t, int32_t i, int64_t c, int32_t h) {
     const q_inst *s = o->s;
@@ -372,7 +377,9 @@ static void add_query(const source *o, const tile *t, int32_t i, int64_t c, int3
                  .last = o->last, .slope = s->kind == Q_ATTN_ALIBI ? q_ref_alibi_slope(s, h) : 0};
     if (!o->pages) return;
     if (pool_of(o)->k.turn) o->isa->hadamard(t->q + (int64_t)i * s->x.width, s->x.width, pool_of(o)->k.turn);
-    q->first = first_seen(s, pos);
+    const q_ref_sight sees = q_ref_sees(s, pos);
+    q->sinks = (int32_t)sees.sinks;
+    q->first = (int32_t)sees.first;
     q->last = pos;
 }
 
@@ -458,12 +465,13 @@ void q_attn_head(const q_attn_isa *isa, const q_inst *s, const q_exec *e, int64_
 
 /* ------------------------------------------------------------------------------------------- shared out by blocks */
 
-/* Columns [c0, c1) of one sequence. For each KV head every block that one of them sees is a unit of work, from block
- * number `at` on. What a unit finds, of all queries of the KV head, is a record: the weighted values [rows][v width],
- * then the largest scores and the sums of weights [rows] each. Records lie KV head after KV head. */
+/* Columns [c0, c1) of one sequence. For each KV head every block that one of them sees is a unit of work: `sinks` of
+ * them from the beginning on, as far as they are seen apart from the others, then those from block number `at` on. What
+ * a unit finds, of all queries of the KV head, is a record: the weighted values [rows][v width], then the largest
+ * scores and the sums of weights [rows] each. Records lie KV head after KV head. */
 typedef struct run {
     int64_t c0, c1, at, rows;
-    int32_t blocks; /* 1: there are no records, whoever takes the unit finishes it */
+    int32_t sinks, blocks; /* blocks: all of them; 1: there are no records, whoever takes the unit finishes it */
     int64_t record; /* floats */
     int64_t parts, done; /* where its records begin, and its counts of units done, DONE_STEP apart (q_attn_split) */
 } run;
@@ -474,11 +482,19 @@ static int64_t record_floats(const q_inst *s, int64_t rows) {
     return (int64_t)q_round_up((uint64_t)rows * (uint64_t)(s->y.width + 2), 16);
 }
 
+/* Position of the first key of unit i. */
+static int64_t block_at(const run *r, int64_t i) { return (i < r->sinks ? i : r->at + i - r->sinks) * Q_ATTN_KEYS; }
+
+static int64_t blocks_of(int64_t positions) { return (positions + Q_ATTN_KEYS - 1) / Q_ATTN_KEYS; }
+
 /* Most blocks that so many columns in a row see. */
 static int64_t most_blocks(const q_inst *s, const q_plan *plan, int64_t columns) {
-    const int64_t all = ((int64_t)plan->context + Q_ATTN_KEYS - 1) / Q_ATTN_KEYS;
+    const int64_t all = blocks_of(plan->context), row = s->window + columns - 1;
     if (s->window <= 0) return all;
-    return Q_MIN(all, (s->window + columns - 1 + Q_ATTN_KEYS - 2) / Q_ATTN_KEYS + 1);
+    const int64_t seen = blocks_of(row - 1) + 1, sinks = Q_MAX((int64_t)s->sink_tokens, (int64_t)0);
+    if (sinks == 0) return Q_MIN(all, seen);
+    /* where the first column's window reaches the sinks, it begins with them, and the last ones see them apart */
+    return Q_MIN(all, blocks_of(sinks)) + Q_MIN(all, Q_MAX(seen, blocks_of(sinks + row)));
 }
 
 bool q_attn_splits(const q_inst *s) { return !s->z.slot; }
@@ -501,11 +517,14 @@ static bool next_run(const q_inst *s, const q_exec *e, run *r) {
     if (r->c1) r->parts += kv * r->blocks * r->record, r->done += kv * DONE_STEP;
     r->c0 = r->c1++;
     while (r->c1 < b->n && b->seq[r->c1] == b->seq[r->c0]) r->c1++;
-    r->at = first_seen(s, b->pos[r->c0]) / Q_ATTN_KEYS;
+    const int64_t sinks = q_ref_sees(s, b->pos[r->c1 - 1]).sinks;
+    r->sinks = (int32_t)blocks_of(sinks);
+    r->at = q_ref_sees(s, b->pos[r->c0]).first / Q_ATTN_KEYS;
     r->rows = (r->c1 - r->c0) * (s->x.heads / kv);
     r->record = record_floats(s, r->rows);
-    const int64_t blocks = b->pos[r->c1 - 1] / Q_ATTN_KEYS - r->at + 1;
+    const int64_t blocks = r->sinks + b->pos[r->c1 - 1] / Q_ATTN_KEYS - r->at + 1;
     r->blocks = blocks <= most_blocks(s, e->plan, r->c1 - r->c0) ? (int32_t)blocks : 1; /* more: positions have gaps */
+    if (b->pos[r->c0] < sinks) r->blocks = 1; /* who reads sinks does not wait for who stores them */
     return true;
 }
 
@@ -537,11 +556,14 @@ static void take_blocks(const q_attn_isa *isa, const q_inst *s, tile *t, source 
     for (int64_t row = 0, first; row < r->rows; row += MOST_QUERIES) {
         const int32_t n = (int32_t)Q_MIN(r->rows - row, (int64_t)MOST_QUERIES);
         load_rows(o, t, r, row, n);
-        aim(isa, t, o, n, &first);
-        o->last = (int32_t)Q_MIN((int64_t)o->last, (r->at + end) * Q_ATTN_KEYS - 1); /* the next block is another's */
-        for (int64_t i = begin; i < end; i++) {
-            to_record(s, t, w, r, o->kv, i, row);
-            take_block(isa, s, t, o, n, (r->at + i) * Q_ATTN_KEYS);
+        for (int64_t i = begin, to; i < end;) {
+            to = i < r->sinks ? Q_MIN(end, (int64_t)r->sinks) : end;
+            aim(isa, t, o, n, i < r->sinks, &first);
+            o->last = Q_MIN(o->last, (int32_t)block_at(r, to - 1) + Q_ATTN_KEYS - 1); /* the next block is another's */
+            for (; i < to; i++) {
+                to_record(s, t, w, r, o->kv, i, row);
+                take_block(isa, s, t, o, n, block_at(r, i));
+            }
         }
     }
 }
@@ -555,7 +577,7 @@ static void merge_records(const q_attn_isa *isa, const q_inst *s, tile *t, const
         start(s, t, n);
         for (int64_t i = 0; i < r->blocks; i++) {
             int32_t lo, hi;
-            if (!look_at(t, n, (r->at + i) * Q_ATTN_KEYS, &lo, &hi)) continue;
+            if (!look_at(t, n, block_at(r, i), i < r->sinks, &lo, &hi)) continue;
             to_record(s, t, w, r, o->kv, i, row);
             merge(isa, s, t, n);
         }
@@ -571,7 +593,7 @@ static void run_blocks(const q_attn_isa *isa, const q_inst *s, const q_exec *e, 
     lay_out(&t, s, &carve);
     const int64_t kv_heads = q_attn_kv_heads(s, e->plan), share = s->x.heads / kv_heads;
     for (int64_t c = r->c0; w->put && c < r->c1; c++) {
-        const int64_t i = e->batch->pos[c] / Q_ATTN_KEYS - r->at;
+        const int64_t i = e->batch->pos[c] / Q_ATTN_KEYS - r->at + r->sinks;
         if (r->blocks == 1 || (i >= begin && i < end))
             w->store(w->put, e, c * kv_heads + kv, c * kv_heads + kv + 1);
     }

@@ -108,6 +108,15 @@ static inline float q_ref_glu1(const q_inst *s, float x, float z) {
 
 /* The slope of ALiBi for query head h of an ATTN. */
 float q_ref_alibi_slope(const q_inst *s, int64_t h);
+/* What a query at `pos` of an ATTN over pages sees: positions [0, sinks), then [first, pos]. Between them is a gap, or
+ * sinks is 0. */
+typedef struct q_ref_sight {
+    int64_t sinks, first;
+} q_ref_sight;
+static inline q_ref_sight q_ref_sees(const q_inst *s, int64_t pos) {
+    const int64_t first = s->window > 0 && pos >= s->window ? pos - s->window + 1 : 0, sinks = s->sink_tokens;
+    return sinks < first ? (q_ref_sight){Q_MAX(sinks, (int64_t)0), first} : (q_ref_sight){0, 0};
+}
 
 /* The draw of SAMPLE: a uniform number in [0, 1) from (seed, position) alone. */
 double q_ref_uniform(uint64_t seed, uint64_t position);

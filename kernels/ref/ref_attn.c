@@ -169,20 +169,27 @@ static void load_key(attn_state *t, const q_inst *s, const q_exec *e, const uint
     else q_ref_kv_value(&pool->v, v, row, s->y.width, t->v + j * s->y.width);
 }
 
-static void over_pages(attn_state *t, const q_inst *s, const q_exec *e, const float *q, int64_t c, int64_t h) {
-    memcpy(t->q, q, sizeof(float) * (size_t)s->x.width);
-    q_ref_turn(t->q, s->x.width, e->plan->kv[s->kv_group].k.turn);
-    const int64_t pos = e->batch->pos[c], first = s->window > 0 && pos >= s->window ? pos - s->window + 1 : 0;
+/* The keys at positions [from, to), for head h of column c, whose query is in t->q. */
+static void over_span(attn_state *t, const q_inst *s, const q_exec *e, int64_t c, int64_t h, int64_t from, int64_t to) {
     const int32_t kv = (int32_t)(h / (s->x.heads / e->plan->kv[s->kv_group].heads));
     const uint32_t *pages = e->batch->seqs[e->batch->seq[c]].pages[s->kv_group];
-    for (int64_t at = first / Q_ATTN_KEYS * Q_ATTN_KEYS; at <= pos; at += Q_ATTN_KEYS) {
+    for (int64_t at = from / Q_ATTN_KEYS * Q_ATTN_KEYS; at < to; at += Q_ATTN_KEYS) {
         bool in[Q_ATTN_KEYS] = {false};
-        for (int64_t p = Q_MAX(at, first); p <= pos && p < at + Q_ATTN_KEYS; p++) {
+        for (int64_t p = Q_MAX(at, from); p < to && p < at + Q_ATTN_KEYS; p++) {
             load_key(t, s, e, pages, p, kv);
             in[p - at] = true;
         }
-        block(t, s, in, t->q, h, at, pos);
+        block(t, s, in, t->q, h, at, e->batch->pos[c]);
     }
+}
+
+static void over_pages(attn_state *t, const q_inst *s, const q_exec *e, const float *q, int64_t c, int64_t h) {
+    const int64_t pos = e->batch->pos[c];
+    const q_ref_sight sees = q_ref_sees(s, pos);
+    memcpy(t->q, q, sizeof(float) * (size_t)s->x.width);
+    q_ref_turn(t->q, s->x.width, e->plan->kv[s->kv_group].k.turn);
+    over_span(t, s, e, c, h, 0, sees.sinks);
+    over_span(t, s, e, c, h, sees.first, pos + 1);
 }
 
 static void over_columns(attn_state *t, const q_inst *s, const q_exec *e, const float *q, int64_t c, int64_t h) {

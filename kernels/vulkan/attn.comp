@@ -150,14 +150,18 @@ void main() {
     for (int i = tid; i < vw; i += 64) acc[i] = 0.0;
     if (paged) turn_query(kw, st.kv_k_turn, st.kv_k_by);
 
-    /* at: the next key, a position or a column; end: behind the last. */
-    int at = st.window > 0 && pos >= st.window ? pos - st.window + 1 : 0, end = pos + 1;
+    /* at: the next key, a position or a column; end: behind the last. [0, sinks): those that are apart from the others,
+     * which begin at first. */
+    int first = st.window > 0 && pos >= st.window ? pos - st.window + 1 : 0, sinks = min(st.sink_tokens, first);
+    if (sinks == first) first = sinks = 0;
+    int at = sinks > 0 ? 0 : first, end = pos + 1;
     if (!paged) {
+        sinks = 0;
         for (at = c; at > 0 && param_int(pm.seq_at, at - 1) == seq;) at--;
         for (end = c + 1; end < pm.n && param_int(pm.seq_at, end) == seq;) end++;
     }
     while (at < end) {
-        int n = min(32 - at % 32, end - at), key = at;
+        int n = min(32 - at % 32, (at < sinks ? sinks : end) - at), key = at;
         uvec2 keys = st.z_base, values = present(st.v_base) ? st.v_base : st.z_base;
         if (paged) {
             keys = page_of(seq, at);
@@ -188,6 +192,7 @@ void main() {
         m = now;
         weigh(values, kv, at, n, a, b, my, own);
         at += n;
+        if (at == sinks) at = first;
     }
     if (blocks) add_shares(my, own);
     float scale = 1.0;

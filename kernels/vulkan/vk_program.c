@@ -349,6 +349,7 @@ static void put_numbers(const q_program *p, const q_inst *s, q_vk_step *r) {
     r->mscale = or1(s->mscale);
     r->lora_scale = s->lora_scale;
     r->window = s->window;
+    r->sink_tokens = s->sink_tokens;
     r->rot = s->rot;
     r->n_expert = s->n_expert;
     r->n_used = s->n_used;
