@@ -92,7 +92,7 @@ typedef struct q_step {
     uint8_t add : 1, opt : 1 /* a weight or bias that the file lacks: no step, no bias */, out : 1, renorm : 1;
     q_part yp, xp, zp, vp, up;
     uint8_t w_row;      /* q_dim: first row of w (and bias) used; the number is y's heads * width */
-    uint8_t hp_eps, hp_scale, hp_softcap, hp_limit, hp_alpha, hp_window, hp_base;
+    uint8_t hp_eps, hp_scale, hp_softcap, hp_limit, hp_alpha, hp_window, hp_sink_tokens, hp_base;
     uint8_t rot;        /* ROPE: q_dim of values rotated per head */
     float scale;        /* constant factor; 0 = 1 */
     float scale_pow;    /* hp_scale is raised to this: -0.5 = one over its square root; 0 = taken as it is */

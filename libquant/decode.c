@@ -45,7 +45,8 @@ static uint64_t kv_read(const lq_session *s, uint32_t length) {
     uint64_t n = 0;
     for (int32_t i = 0; i < s->plan->n_kv; i++) {
         const q_kv_pool *p = &s->plan->kv[i];
-        const uint64_t tokens = p->window ? Q_MIN(length, (uint32_t)p->window) : length;
+        const uint64_t seen = (uint64_t)p->window + (uint64_t)p->sink_tokens;
+        const uint64_t tokens = p->window ? Q_MIN(length, seen) : length;
         n += tokens * (p->page_bytes / Q_KV_TOKENS);
     }
     return n;

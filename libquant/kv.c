@@ -3,7 +3,13 @@
  * The tree of prefixes is kv_tree.c's. Layer L3. */
 #include "kv_tree.h"
 
-uint64_t q_kv_pool_pages(int32_t window, uint64_t seqs, uint64_t context, uint64_t tokens, uint64_t batch) {
+/* Pages that the first tokens of a sequence lie in which windows do not leave behind. */
+static uint64_t sink_pages(int32_t window, int32_t sink_tokens) {
+    return window > 0 && sink_tokens > 0 ? ((uint64_t)sink_tokens + Q_KV_TOKENS - 1) / Q_KV_TOKENS : 0;
+}
+
+uint64_t q_kv_pool_pages(int32_t window, int32_t sink_tokens, uint64_t seqs, uint64_t context, uint64_t tokens,
+                         uint64_t batch) {
     enum { BEHIND = 512 / Q_KV_TOKENS };
     const uint64_t each = (context + Q_KV_TOKENS - 1) / Q_KV_TOKENS;
     const uint64_t some = tokens / Q_KV_TOKENS + (tokens % Q_KV_TOKENS != 0);
@@ -11,7 +17,7 @@ uint64_t q_kv_pool_pages(int32_t window, uint64_t seqs, uint64_t context, uint64
     if (window <= 0) return all;
     /* of window + n - 1 positions in a row, n of a pass, and n adds up to a batch over all sequences */
     const uint64_t seen = ((uint64_t)window + Q_KV_TOKENS - 2) / Q_KV_TOKENS + 2 + BEHIND;
-    return Q_MIN(all, seqs * Q_MIN(seen, each) + batch / Q_KV_TOKENS);
+    return Q_MIN(all, seqs * Q_MIN(seen + sink_pages(window, sink_tokens), each) + batch / Q_KV_TOKENS);
 }
 
 /* ------------------------------------------------------------------------------------------------ the block */
@@ -78,28 +84,39 @@ uint64_t q_kv_bytes(const q_plan *plan, uint32_t seqs) {
 void q_kv_init(q_kv *kv, const q_plan *plan, uint32_t seqs, bool reuse, void *block) {
     *kv = (q_kv){.reuse = reuse};
     (void)lay_out(kv, plan, seqs, block);
-    for (uint32_t i = 0; i < seqs; i++) kv->seqs[i].restore = kv->seqs[i].root = -1;
     for (int32_t p = 0; p < plan->n_kv; p++) {
         q_kv_book *b = &kv->books[p];
         b->n = b->n_free = plan->kv[p].pages;
         b->window = plan->kv[p].window;
+        b->sinks = (uint32_t)Q_MIN(sink_pages(b->window, plan->kv[p].sink_tokens), (uint64_t)kv->pages);
         b->idle.oldest = b->idle.newest = -1;
         for (uint32_t i = 0; i < b->n; i++) {
             b->free[i] = b->n - 1 - i; /* page 0 goes first */
             b->pages[i] = (q_kv_page){.node = -1};
         }
     }
+    for (uint32_t i = 0; i < seqs; i++) {
+        kv->seqs[i].restore = kv->seqs[i].root = -1;
+        for (int32_t p = 0; p < plan->n_kv; p++) kv->seqs[i].low[p] = kv->books[p].sinks;
+    }
     q_kv_tree_init(kv);
 }
 
 /* ------------------------------------------------------------------------------------------------ pages */
 
-/* The first page that a token after `stored` others sees. */
+/* The first page behind the sinks that a token after `stored` others sees. */
 static uint32_t first_seen(const q_kv_book *b, uint32_t stored) {
-    if (b->window <= 0 || stored < (uint32_t)b->window) return 0;
-    return (stored - (uint32_t)b->window + 1) / Q_KV_TOKENS;
+    if (b->window <= 0 || stored < (uint32_t)b->window) return b->sinks;
+    return Q_MAX(b->sinks, (stored - (uint32_t)b->window + 1) / Q_KV_TOKENS);
 }
-uint32_t q_kv_first_page(const q_kv *kv, int32_t pool, uint32_t stored) { return first_seen(&kv->books[pool], stored); }
+bool q_kv_sees(const q_kv *kv, int32_t pool, uint32_t stored, uint32_t page) {
+    const q_kv_book *b = &kv->books[pool];
+    return page < b->sinks || page >= first_seen(b, stored);
+}
+/* Of the pages before s->top. */
+static bool holds(const q_kv *kv, const q_kv_seq *s, int32_t pool, uint32_t at) {
+    return at < kv->books[pool].sinks || at >= s->low[pool];
+}
 static uint32_t pages_of(uint32_t tokens) { return (tokens + Q_KV_TOKENS - 1) / Q_KV_TOKENS; }
 
 static void release(q_kv *kv, q_kv_seq *s, int32_t pool, uint32_t at) { q_kv_unhold(kv, pool, s->tables[pool][at]); }
@@ -114,7 +131,7 @@ static void slide(q_kv *kv, q_kv_seq *s, int32_t pool, uint32_t to) {
 static void shrink(q_kv *kv, q_kv_seq *s, uint32_t to) {
     for (; s->top > to; s->top--)
         for (int32_t p = 0; p < kv->plan->n_kv; p++)
-            if (s->top - 1 >= s->low[p]) release(kv, s, p, s->top - 1);
+            if (holds(kv, s, p, s->top - 1)) release(kv, s, p, s->top - 1);
 }
 
 /* Nobody else reads this page of the sequence afterwards. */
@@ -162,11 +179,11 @@ lq_status q_kv_receive(q_kv *kv, uint32_t seq, uint32_t stored) {
     for (int32_t p = 0; p < kv->plan->n_kv; p++) s->low[p] = first_seen(&kv->books[p], stored);
     for (const uint32_t to = pages_of(stored); s->top < to; s->top++)
         for (int32_t p = 0; p < kv->plan->n_kv; p++) {
-            if (s->top < s->low[p]) continue;
+            if (!holds(kv, s, p, s->top)) continue;
             const int32_t page = q_kv_take(kv, p);
             if (page < 0) {
                 while (p-- > 0)
-                    if (s->top >= s->low[p]) release(kv, s, p, s->top);
+                    if (holds(kv, s, p, s->top)) release(kv, s, p, s->top);
                 shrink(kv, s, 0);
                 return q_fail(LQ_E_INTERNAL, "no page is left for token %u of sequence %u", s->top * Q_KV_TOKENS, seq);
             }
@@ -196,7 +213,7 @@ static const uint32_t *cut_of(const uint32_t *cuts, uint32_t i) { return cuts ? 
 
 /* A page that a window had left behind is its node's, as long as nothing took it. */
 static uint32_t page_at(q_kv *kv, const q_kv_seq *s, int32_t pool, uint32_t at) {
-    return at < s->low[pool] ? (uint32_t)*q_kv_page_of(kv, s->nodes[at], pool) : s->tables[pool][at];
+    return holds(kv, s, pool, at) ? s->tables[pool][at] : (uint32_t)*q_kv_page_of(kv, s->nodes[at], pool);
 }
 
 static void count_holder(q_kv_book *b, uint32_t page, bool more) {
@@ -208,7 +225,8 @@ static void count_holder(q_kv_book *b, uint32_t page, bool more) {
 static void pretend(q_kv *kv, int32_t pool, const q_kv_seq *s, const shortened *c, bool undo) {
     q_kv_book *b = &kv->books[pool];
     if (c->stored == s->stored) return;
-    for (uint32_t j = Q_MAX(c->top, s->low[pool]); j < s->top; j++) count_holder(b, s->tables[pool][j], undo);
+    for (uint32_t j = c->top; j < s->top; j++)
+        if (holds(kv, s, pool, j)) count_holder(b, s->tables[pool][j], undo);
     for (uint32_t j = first_seen(b, c->stored); j < Q_MIN(s->low[pool], c->top); j++)
         count_holder(b, page_at(kv, s, pool, j), !undo);
 }
@@ -230,7 +248,7 @@ static uint64_t copies(q_kv *kv, int32_t pool, const uint32_t *seqs, const uint3
     return made;
 }
 
-/* Pages that nobody else holds: a window that moves on gives them back. */
+/* Pages behind the sinks that nobody else holds: a window that moves on gives them back. */
 static uint32_t own_pages(q_kv *kv, const q_kv_seq *s, int32_t pool, const shortened *c) {
     const q_kv_book *b = &kv->books[pool];
     uint32_t n = 0, low = s->low[pool];
@@ -240,7 +258,7 @@ static uint32_t own_pages(q_kv *kv, const q_kv_seq *s, int32_t pool, const short
 }
 
 /* Pages of a pool that n sequences take, at most, when so many tokens are added to each: one for each new page of
- * tokens; with a window no more than that shows of each, and a pass. */
+ * tokens; with a window no more than that shows of each, its sinks, and a pass. */
 static uint64_t wanted(q_kv *kv, int32_t pool, const uint32_t *seqs, const uint32_t *cuts, const uint32_t *counts,
                        uint32_t n) {
     const q_kv_book *b = &kv->books[pool];
@@ -251,8 +269,9 @@ static uint64_t wanted(q_kv *kv, int32_t pool, const uint32_t *seqs, const uint3
         const uint32_t to = pages_of(c.length + counts[i]);
         fresh += to - Q_MIN(to, c.top);
         if (b->window <= 0) continue;
-        const uint32_t shown = Q_MIN(to, (uint32_t)b->window / Q_KV_TOKENS + 3), held = own_pages(kv, s, pool, &c);
-        seen += shown - Q_MIN(shown, held);
+        const uint32_t sinks = Q_MIN(to, b->sinks), held = own_pages(kv, s, pool, &c);
+        const uint32_t shown = Q_MIN(to - sinks, (uint32_t)b->window / Q_KV_TOKENS + 3);
+        seen += shown - Q_MIN(shown, held) + sinks - Q_MIN(sinks, c.top);
     }
     return copies(kv, pool, seqs, cuts, counts, n) + (b->window > 0 ? Q_MIN(fresh, seen) : fresh);
 }
@@ -296,7 +315,7 @@ static void publish(q_kv *kv, q_kv_seq *s, uint32_t at) {
     q_kv_ref(kv, node);
     s->nodes[at] = node;
     for (int32_t p = 0; p < kv->plan->n_kv; p++) {
-        if (at < s->low[p]) continue; /* a window had left it behind before the text was loaded */
+        if (!holds(kv, s, p, at)) continue; /* a window had left it behind before the text was loaded */
         const uint32_t mine = s->tables[p][at];
         int32_t *theirs = q_kv_page_of(kv, node, p);
         if (*theirs < 0) {
@@ -319,6 +338,12 @@ void q_kv_commit(q_kv *kv, uint32_t seq, uint32_t n) {
     for (int32_t p = 0; p < kv->plan->n_kv; p++) slide(kv, s, p, first_seen(&kv->books[p], s->stored));
 }
 
+/* Are pages [from, to) of these nodes still theirs? */
+static bool have_pages(const q_kv *kv, const int32_t *nodes, int32_t pool, uint32_t from, uint32_t to) {
+    while (from < to && *q_kv_page_of(kv, nodes[from], pool) >= 0) from++;
+    return from >= to;
+}
+
 /* Of the first `n` nodes of a sequence: how many pages, at most, may be the whole of it. */
 static uint32_t usable(q_kv *kv, const int32_t *nodes, uint32_t n, q_kv_miss *miss) {
     const bool recurrent = kv->plan->states > 0;
@@ -326,8 +351,9 @@ static uint32_t usable(q_kv *kv, const int32_t *nodes, uint32_t n, q_kv_miss *mi
         bool good = true;
         for (int32_t p = 0; p < kv->plan->n_kv && good; p++) {
             if (kv->books[p].window <= 0) continue; /* whoever is in the tree has its page of a full pool */
-            for (uint32_t j = first_seen(&kv->books[p], m * Q_KV_TOKENS); j < m && good; j++)
-                good = *q_kv_page_of(kv, nodes[j], p) >= 0;
+            const q_kv_book *b = &kv->books[p];
+            good = have_pages(kv, nodes, p, 0, Q_MIN(b->sinks, m)) &&
+                   have_pages(kv, nodes, p, first_seen(b, m * Q_KV_TOKENS), m);
             if (!good) *miss = Q_KV_WINDOW;
         }
         if (good && (!recurrent || kv->nodes[nodes[m - 1]].state >= 0)) return m;
@@ -336,7 +362,7 @@ static uint32_t usable(q_kv *kv, const int32_t *nodes, uint32_t n, q_kv_miss *mi
     return 0;
 }
 
-/* Hold pages [from, to) of its nodes, as far as windows see them from `stored` on. */
+/* Hold pages [from, to) of its nodes. */
 static void hold_nodes(q_kv *kv, q_kv_seq *s, int32_t pool, uint32_t from, uint32_t to) {
     for (uint32_t j = from; j < to; j++) {
         s->tables[pool][j] = (uint32_t)*q_kv_page_of(kv, s->nodes[j], pool);
@@ -374,6 +400,7 @@ uint32_t q_kv_find(q_kv *kv, uint32_t seq, const int32_t *ids, uint32_t n) {
     for (int32_t p = 0; p < kv->plan->n_kv; p++) {
         const uint32_t from = first_seen(&kv->books[p], m * Q_KV_TOKENS);
         slide(kv, s, p, from);
+        hold_nodes(kv, s, p, base, Q_MIN(kv->books[p].sinks, m));
         hold_nodes(kv, s, p, Q_MAX(from, base), m);
     }
     s->top = m;
@@ -392,7 +419,7 @@ static uint32_t keeps(q_kv *kv, const q_kv_seq *s, uint32_t length) {
     for (int32_t p = 0; p < kv->plan->n_kv && all; p++) {
         const q_kv_book *b = &kv->books[p];
         const uint32_t end = Q_MIN(s->low[p], pages_of(length)); /* pages that it left behind, and would need again */
-        for (uint32_t j = first_seen(b, length); j < end && all; j++) all = *q_kv_page_of(kv, s->nodes[j], p) >= 0;
+        all = have_pages(kv, s->nodes, p, first_seen(b, length), end);
     }
     return all ? length : usable(kv, s->nodes, full, &why) * Q_KV_TOKENS;
 }
@@ -441,7 +468,7 @@ void q_kv_abandon(q_kv *kv, uint32_t seq) {
     q_kv_seq *s = &kv->seqs[seq];
     const uint32_t length = s->length;
     shrink(kv, s, pages_of(s->stored));
-    for (int32_t p = 0; p < kv->plan->n_kv && s->stored == 0; p++) s->low[p] = 0;
+    for (int32_t p = 0; p < kv->plan->n_kv && s->stored == 0; p++) s->low[p] = first_seen(&kv->books[p], 0);
     if (s->stored == 0) s->root = q_kv_root(s->freqs);
     if (kv->plan->states == 0 || s->stored == 0) return;
     /* its state went on: back to the last one that was kept */
@@ -471,7 +498,8 @@ void q_kv_fork(q_kv *kv, uint32_t from, uint32_t to) {
     }
     for (int32_t p = 0; p < kv->plan->n_kv; p++) {
         b->low[p] = a->low[p];
-        for (uint32_t j = b->low[p]; j < b->top; j++) {
+        for (uint32_t j = 0; j < b->top; j++) {
+            if (!holds(kv, b, p, j)) continue;
             b->tables[p][j] = a->tables[p][j];
             q_kv_hold(kv, p, b->tables[p][j]);
         }

@@ -32,6 +32,7 @@ typedef struct q_kv_book {
     uint32_t *free;
     uint32_t n, n_free, held; /* held: with a holder */
     int32_t window;
+    uint32_t sinks;      /* pages at the beginning of a sequence that a window does not leave behind */
     q_kv_order idle; /* of a windowed pool: pages that are in a node and have no holder */
 } q_kv_book;
 
@@ -55,7 +56,7 @@ typedef struct q_kv_seq {
     int32_t *ids;         /* [context] */
     int32_t *nodes;       /* [pages of a sequence]: of its full pages */
     uint32_t **tables;    /* [n_kv][pages of a sequence] */
-    uint32_t *low;        /* [n_kv] the first page that it holds: windows leave earlier ones behind */
+    uint32_t *low;        /* [n_kv] the first page behind the sinks that it holds: windows leave earlier ones behind */
     uint32_t kept, reused; /* in the last call: tokens that it had already; that were found in the tree */
     uint32_t again;        /* and that were evaluated anew after a cut */
     const char *why_again; /* static storage */
@@ -94,12 +95,13 @@ typedef struct q_kv {
     uint32_t loaded;      /* texts so far */
 } q_kv;
 
-/* Pages of a pool for these numbers of sequences, tokens and columns of a pass: with a window what lies in it, and some
- * behind so that a text may be cut back a little. */
-uint64_t q_kv_pool_pages(int32_t window, uint64_t seqs, uint64_t context, uint64_t tokens, uint64_t batch);
+/* Pages of a pool for these numbers of sequences, tokens and columns of a pass: with a window what lies in it, the
+ * sinks, and some more so that a text may be cut back a little. */
+uint64_t q_kv_pool_pages(int32_t window, int32_t sink_tokens, uint64_t seqs, uint64_t context, uint64_t tokens,
+                         uint64_t batch);
 
-/* The first page that a token after `stored` others sees in a pool. */
-uint32_t q_kv_first_page(const q_kv *kv, int32_t pool, uint32_t stored);
+/* Does a token after `stored` others see anything of this page in a pool? What sinks lie in is always seen. */
+bool q_kv_sees(const q_kv *kv, int32_t pool, uint32_t stored, uint32_t page);
 
 /* Bytes of the book-keeping for a plan; make it in a zeroed block of so many. */
 uint64_t q_kv_bytes(const q_plan *plan, uint32_t seqs);

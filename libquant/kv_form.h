@@ -52,11 +52,12 @@ typedef struct q_kv_form {
 bool q_kv_form_make(const q_kv_kind *kind, int32_t width, q_kv_form *out);
 static inline int32_t q_kv_cell(const q_kv_form *f) { return f->format->weights == 1 ? f->format->bytes : 1; }
 
-/* Pages for layers that share window, heads and forms. */
+/* Pages for layers that share window, sinks, heads and forms. */
 typedef struct q_kv_pool {
     int32_t layers, heads;
     q_kv_form k, v;
     int32_t window;        /* 0 = none */
+    int32_t sink_tokens;   /* seen behind the window, as op.h says; 0 without one */
     uint64_t layer_bytes;  /* K and V of one layer in a page */
     uint64_t page_bytes;   /* layers * layer_bytes */
     uint32_t pages;        /* pages in the pool */

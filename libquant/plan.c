@@ -96,21 +96,23 @@ static lq_status form_of(const q_kv_kind *kind, const char *what, int32_t width,
                   what, kind->format->name, kind->format->weights, width);
 }
 
-/* Page pool for a layer's keys and values: shared by layers of the same shape and window on one device. */
-static lq_status pool_of(builder *b, int32_t layer, int32_t window, int32_t *ordinal, int32_t *number) {
+/* Page pool for the keys and values that `put` stores: shared by layers of the same shape that see the same positions on
+ * one device. */
+static lq_status pool_of(builder *b, int32_t layer, q_inst *put) {
     const int32_t heads = dim(b, b->arch->dim_kv_heads, layer), k = dim(b, b->arch->dim_k, layer),
                   v = dim(b, b->arch->dim_v, layer);
     int32_t i = 0;
     for (; i < b->plan->n_kv; i++) {
         const q_kv_pool *p = &b->pools[i];
-        if (p->heads == heads && p->k.width == k && p->v.width == v && p->window == window &&
-            p->segment == b->plan->n_segments - 1)
+        if (p->heads == heads && p->k.width == k && p->v.width == v && p->window == put->window &&
+            p->sink_tokens == put->sink_tokens && p->segment == b->plan->n_segments - 1)
             break;
     }
     q_kv_pool *p = &b->pools[i];
     if (i == b->plan->n_kv) {
         b->plan->n_kv++;
-        *p = (q_kv_pool){.heads = heads, .window = window, .segment = b->plan->n_segments - 1};
+        *p = (q_kv_pool){.heads = heads, .window = put->window, .sink_tokens = put->sink_tokens,
+                         .segment = b->plan->n_segments - 1};
         Q_TRY(form_of(b->shape->kv_k, "keys", k, &p->k));
         if (v == 0 && b->shape->kv_v != b->shape->kv_k)
             return q_fail(LQ_E_UNSUPPORTED,
@@ -118,8 +120,8 @@ static lq_status pool_of(builder *b, int32_t layer, int32_t window, int32_t *ord
                           b->shape->kv_k->format->name, b->shape->kv_v->format->name);
         Q_TRY(form_of(b->shape->kv_v, "values", v, &p->v));
     }
-    *ordinal = p->layers++;
-    *number = i;
+    put->kv_layer = p->layers++;
+    put->kv_group = i;
     return LQ_OK;
 }
 
@@ -252,13 +254,14 @@ static lq_status add_step(builder *b, const q_step *s, int32_t layer) {
     t.limit = (float)number(b, s->hp_limit, L, 0);
     t.alpha = (float)number(b, s->hp_alpha, L, 0);
     t.window = (int32_t)number(b, s->hp_window, L, 0);
+    t.sink_tokens = t.window > 0 ? (int32_t)number(b, s->hp_sink_tokens, L, 0) : 0;
     t.n_expert = (int32_t)number(b, Q_HP_EXPERTS, L, 0);
     t.n_used = (int32_t)number(b, Q_HP_EXPERTS_USED, L, 0);
     t.n_groups = (int32_t)number(b, Q_HP_EXPERT_GROUPS, L, 0);
     t.n_groups_used = (int32_t)number(b, Q_HP_EXPERT_GROUPS_USED, L, 0);
     if (s->op == Q_OP_CONV || s->op == Q_OP_SCAN) recurrent_state(b, &t);
     if (s->op == Q_OP_ROPE) Q_TRY(rope_freqs(b, &t, s, L));
-    if (s->op == Q_OP_KV_PUT) Q_TRY(pool_of(b, L, t.window, &t.kv_layer, &t.kv_group));
+    if (s->op == Q_OP_KV_PUT) Q_TRY(pool_of(b, L, &t));
     if (s->op == Q_OP_ATTN && !s->z) { /* reads what this layer's KV_PUT stored */
         const q_inst *put = NULL;
         for (int32_t i = b->plan->n_insts - 1; i >= 0 && !put && b->insts[i].layer == layer; i--)
@@ -267,6 +270,7 @@ static lq_status add_step(builder *b, const q_step *s, int32_t layer) {
         t.kv_group = put->kv_group;
         t.kv_layer = put->kv_layer;
         t.window = put->window;
+        t.sink_tokens = put->sink_tokens;
         const int32_t turn = q_kv_v_form(&b->pools[t.kv_group])->turn;
         if (turn && t.y.width % turn)
             return q_fail(LQ_E_UNSUPPORTED, "values of %d are stored turned by %d, which does not divide them: keep them as f16",
@@ -317,8 +321,8 @@ static lq_status build(builder *b) {
     Q_TRY(add_table(b, &a->last, p->n_layers));
     for (int32_t i = 0; i < p->n_kv; i++) {
         q_kv_pool_lay(&b->pools[i]);
-        b->pools[i].pages = (uint32_t)q_kv_pool_pages(b->pools[i].window, shape->seqs, shape->context, shape->kv_tokens,
-                                                      shape->batch);
+        b->pools[i].pages = (uint32_t)q_kv_pool_pages(b->pools[i].window, b->pools[i].sink_tokens, shape->seqs,
+                                                      shape->context, shape->kv_tokens, shape->batch);
     }
     for (int32_t i = 0; i < p->n_segments; i++)
         if (b->segments[i].state_floats) p->states = (int32_t)(shape->seqs + shape->checkpoints);

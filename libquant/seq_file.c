@@ -1,6 +1,6 @@
 /* seq_file.c: a sequence as bytes: its tokens, the pages that it holds, its state.
  *
- * Header, tokens, pages of each pool from the first that its window sees on, states, sum. A reader computes from its
+ * Header, tokens, those pages of each pool that the next token sees, states, sum. A reader computes from its
  * own plan how many bytes there must be, and believes nothing before the sums are right. Pages go piece by piece, those
  * of a device through a buffer of the session's, and between two pieces stands a look at whether the session was
  * cancelled. Nothing is allocated. Layer L3. */
@@ -45,6 +45,7 @@ static uint64_t shape_of(const lq_session *s, uint32_t freqs) {
         const int32_t of[] = {p->layers, p->heads, p->k.width, p->v.width, p->window, p->k.turn, p->v.turn};
         const q_kv_form *const forms[] = {&p->k, &p->v};
         h = q_fnv64_mix(h, of, sizeof of);
+        if (p->sink_tokens) h = q_fnv64_mix(h, &p->sink_tokens, sizeof p->sink_tokens);
         for (size_t j = 0; j < Q_COUNT(forms); j++)
             h = q_fnv64_mix(h, forms[j]->format->name, strlen(forms[j]->format->name));
     }
@@ -64,8 +65,9 @@ static uint64_t states_of(const lq_session *s) {
 static uint64_t bytes_of(const lq_session *s, uint32_t length, uint32_t stored) {
     uint64_t n = length * sizeof(int32_t);
     for (int32_t i = 0; i < s->plan->n_kv; i++) {
-        const uint32_t low = q_kv_first_page(&s->kv_book, i, stored), top = (stored + Q_KV_TOKENS - 1) / Q_KV_TOKENS;
-        n += (top - low) * s->plan->kv[i].page_bytes;
+        const uint32_t top = (stored + Q_KV_TOKENS - 1) / Q_KV_TOKENS;
+        for (uint32_t j = 0; j < top; j++)
+            if (q_kv_sees(&s->kv_book, i, stored, j)) n += s->plan->kv[i].page_bytes;
     }
     return n + (stored ? states_of(s) * sizeof(float) : 0);
 }
@@ -105,8 +107,9 @@ static lq_status contents(stream *t, uint32_t stored, uint32_t state) {
     for (int32_t i = 0; i < s->plan->n_kv; i++) {
         const q_kv_pool *p = &s->plan->kv[i];
         const q_place *place = &s->model->places[s->plan->segments[p->segment].device];
-        for (uint32_t j = q_kv_first_page(&s->kv_book, i, stored); j < top; j++)
-            Q_TRY(piece_by_piece(t, place, &s->kv[i], q->tables[i][j] * p->page_bytes, p->page_bytes));
+        for (uint32_t j = 0; j < top; j++)
+            if (q_kv_sees(&s->kv_book, i, stored, j))
+                Q_TRY(piece_by_piece(t, place, &s->kv[i], q->tables[i][j] * p->page_bytes, p->page_bytes));
     }
     for (int32_t i = 0; i < s->plan->n_segments && stored > 0; i++) {
         const uint64_t bytes = s->plan->segments[i].state_floats * sizeof(float);

@@ -19,7 +19,7 @@ static lq_status sequences_of(const lq_session_options *o, q_session_shape *s) {
     if (o->kv_tokens && o->kv_tokens < s->context)
         return q_fail(LQ_E_ARG, "kv_tokens %llu is less than the context of %u tokens: no sequence could be as long",
                       (unsigned long long)o->kv_tokens, s->context);
-    if (q_kv_pool_pages(0, s->seqs, s->context, 0, s->batch) > INT32_MAX / 2)
+    if (q_kv_pool_pages(0, 0, s->seqs, s->context, 0, s->batch) > INT32_MAX / 2)
         return q_fail(LQ_E_ARG, "%u sequences of %u tokens have more than %d pages of keys and values", s->seqs,
                       s->context, INT32_MAX / 2);
     return LQ_OK;

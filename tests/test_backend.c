@@ -287,16 +287,17 @@ enum { PAGED_VARIANTS = 6 };
 static void paged_cases(st *t, int variant) {
     static const int32_t pasts[PAGED_VARIANTS] = {0, 31, 140, 31, 140, 62};
     static const struct {
-        int32_t layers, heads, k, v, window, prefix;
+        int32_t layers, heads, k, v, window, sinks, prefix;
         const char *k_form, *v_form;
     } sets[][ST_POOLS] = {
-        {{2, 2, 40, 24, 0, 0, "f16", "f16"}, {1, 3, 64, 64, 0, 0, "f32", "f32"}, {2, 1, 70, 0, 20, 51, "f16", "f16"}},
-        {{2, 2, 64, 96, 0, 0, "q8_0", "q8_0"}, {1, 3, 128, 64, 0, 0, "q4_0", "q4_0"},
-         {2, 1, 96, 0, 20, 51, "q5_1", "q5_1"}},
-        {{2, 2, 37, 24, 9, 0, "bf16", "f32"}, {1, 2, 160, 32, 0, 0, "f16", "q4_0"},
-         {2, 1, 96, 0, 0, 64, "q4_0", "q4_0"}},
-        {{2, 2, 32, 64, 0, 0, "q5_1", "q8_0"}, {1, 2, 96, 33, 40, 0, "q4_0", "bf16"},
-         {1, 1, 576, 0, 0, 512, "q8_0", "q8_0"}},
+        {{2, 2, 40, 24, 0, 0, 0, "f16", "f16"}, {1, 3, 64, 64, 0, 7, 0, "f32", "f32"},
+         {2, 1, 70, 0, 20, 5, 51, "f16", "f16"}},
+        {{2, 2, 64, 96, 0, 0, 0, "q8_0", "q8_0"}, {1, 3, 128, 64, 0, 0, 0, "q4_0", "q4_0"},
+         {2, 1, 96, 0, 20, 33, 51, "q5_1", "q5_1"}},
+        {{2, 2, 37, 24, 9, 1, 0, "bf16", "f32"}, {1, 2, 160, 32, 0, 0, 0, "f16", "q4_0"},
+         {2, 1, 96, 0, 0, 0, 64, "q4_0", "q4_0"}},
+        {{2, 2, 32, 64, 0, 0, 0, "q5_1", "q8_0"}, {1, 2, 96, 33, 40, 9, 0, "q4_0", "bf16"},
+         {1, 1, 576, 0, 0, 0, 512, "q8_0", "q8_0"}},
     };
     const int set = Q_MAX(variant - 2, 0);
     _Static_assert(Q_COUNT(sets) == PAGED_VARIANTS - 2, "the first three pasts share a set");
@@ -304,6 +305,7 @@ static void paged_cases(st *t, int variant) {
     for (int32_t p = 0; p < ST_POOLS; p++) {
         const int32_t heads = sets[set][p].heads, k = sets[set][p].k, v = sets[set][p].v, window = sets[set][p].window;
         st_pool(t, sets[set][p].layers, heads, k, v, sets[set][p].k_form, sets[set][p].v_form, window);
+        t->pools[p].sink_tokens = window ? sets[set][p].sinks : 0;
         for (int32_t layer = sets[set][p].layers - 1; layer >= 0; layer--) {
             const st_fill fill = layer == 1 ? ST_BITS : ST_PLAIN;
             q_inst s = {.op = Q_OP_KV_PUT, .kv_group = p, .kv_layer = layer, .x = st_in(t, heads, k, k + 1, fill)};
@@ -313,6 +315,7 @@ static void paged_cases(st *t, int variant) {
         for (int i = 0; i < 6; i++) {
             const int32_t queries = heads * (1 + (i + p) % 4), width = v ? v : i % 2 ? k : sets[set][p].prefix;
             q_inst s = {.op = Q_OP_ATTN, .kv_group = p, .window = window, .scale = 1.0f / sqrtf((float)k)};
+            s.sink_tokens = sets[set][p].sinks;
             s.x = st_in(t, queries, k, k + i % 2, ST_PLAIN), s.y = st_out(t, queries, width, width + i % 3);
             if (i == 1 || i == 4) s.kind = Q_ATTN_ALIBI;
             if (i == 4) s.alpha = 4, s.softcap = 2.0f;

@@ -33,30 +33,44 @@ static void hashes(const int32_t *ids, uint32_t n, uint64_t *h) {
     for (uint32_t i = 0; i < n; i++) h[i + 1] = step(h[i], ids[i]);
 }
 
+/* Its pages: the first ones, as far as sinks go, and those from low on. */
+static bool has_page(const world *w, uint32_t seq, int32_t pool, uint32_t page) {
+    const q_kv_seq *s = &w->kv.seqs[seq];
+    const uint32_t sinks = ((uint32_t)w->pools[pool].sink_tokens + Q_KV_TOKENS - 1) / Q_KV_TOKENS;
+    return page < s->top && (page < sinks || page >= s->low[pool]);
+}
+
 /* A token at `pos` finds its state, and keys at all the positions that it sees, its own among them. */
 static void check_seen(const world *w, uint32_t seq, uint32_t pos, const uint64_t *h) {
     const q_kv_seq *s = &w->kv.seqs[seq];
     if (w->plan.states && pos > 0) ck_assert_uint_eq(w->state[seq], h[pos]);
     for (int32_t p = 0; p < w->plan.n_kv; p++) {
         const uint32_t window = (uint32_t)w->pools[p].window, from = window && pos >= window ? pos - window + 1 : 0;
-        ck_assert_uint_le(s->low[p], from / Q_KV_TOKENS);
+        const uint32_t sinks = (uint32_t)w->pools[p].sink_tokens;
         bool right = true;
-        for (uint32_t i = from; i <= pos; i++)
+        for (uint32_t i = 0; i <= pos; i++) {
+            if (i >= sinks && i < from) continue;
+            right = right && has_page(w, seq, p, i / Q_KV_TOKENS);
             right = right && w->page[p][s->tables[p][i / Q_KV_TOKENS]][i % Q_KV_TOKENS] == h[i + 1];
+        }
         ck_assert_msg(right, "pool %d: a token at %u does not find what it sees", p, pos);
     }
 }
 
-/* Windows by pool; -1 = no such pool. */
-static world *open_world(const int32_t *windows, uint64_t tokens, bool recurrent, uint64_t seed) {
+/* The windows of a pool, and tokens that stay in sight before them; -1 = no such pool. */
+typedef struct sight {
+    int32_t window, sink_tokens;
+} sight;
+static world *open_world(const sight *pools, uint64_t tokens, bool recurrent, uint64_t seed) {
     world *w = calloc(1, sizeof *w);
     ck_assert_ptr_nonnull(w);
     w->seed = seed;
-    for (; w->plan.n_kv < POOLS && windows[w->plan.n_kv] >= 0; w->plan.n_kv++) {
-        const int32_t window = windows[w->plan.n_kv];
-        const uint64_t pages = q_kv_pool_pages(window, SEQS, CONTEXT, tokens, BATCH);
+    for (; w->plan.n_kv < POOLS && pools[w->plan.n_kv].window >= 0; w->plan.n_kv++) {
+        const sight p = pools[w->plan.n_kv];
+        const uint64_t pages = q_kv_pool_pages(p.window, p.sink_tokens, SEQS, CONTEXT, tokens, BATCH);
         ck_assert_uint_le(pages, MOST_PAGES);
-        w->pools[w->plan.n_kv] = (q_kv_pool){.window = window, .pages = (uint32_t)pages};
+        w->pools[w->plan.n_kv] = (q_kv_pool){.window = p.window, .sink_tokens = p.sink_tokens,
+                                             .pages = (uint32_t)pages};
     }
     w->plan.kv = w->pools;
     w->plan.context = CONTEXT;
@@ -80,7 +94,8 @@ static void check_books(const world *w) {
         const q_kv_book *b = &kv->books[p];
         uint32_t holders[MOST_PAGES] = {0}, held = 0, idle = 0;
         for (uint32_t i = 0; i < SEQS; i++)
-            for (uint32_t j = kv->seqs[i].low[p]; j < kv->seqs[i].top; j++) holders[kv->seqs[i].tables[p][j]]++;
+            for (uint32_t j = 0; j < kv->seqs[i].top; j++)
+                if (has_page(w, i, p, j)) holders[kv->seqs[i].tables[p][j]]++;
         for (uint32_t i = 0; i < b->n; i++) {
             ck_assert_uint_eq(b->pages[i].holders, holders[i]);
             held += holders[i] > 0;
@@ -175,8 +190,9 @@ static void move(world *w, uint32_t from, uint32_t to) {
     memcpy(b->ids, a->ids, sizeof *a->ids * a->length);
     ck_assert_msg(q_kv_receive(&w->kv, to, a->stored) == LQ_OK, "%s", lq_error_detail());
     for (int32_t p = 0; p < w->plan.n_kv; p++)
-        for (uint32_t j = q_kv_first_page(&w->kv, p, a->stored); j < b->top; j++) {
-            ck_assert_uint_ge(j, a->low[p]);
+        for (uint32_t j = 0; j < b->top; j++) {
+            if (!q_kv_sees(&w->kv, p, a->stored, j)) continue;
+            ck_assert(has_page(w, from, p, j) && has_page(w, to, p, j));
             memcpy(w->page[p][b->tables[p][j]], w->page[p][a->tables[p][j]], sizeof w->page[0][0]);
         }
     if (roll(w, 3) == 0) {
@@ -267,13 +283,18 @@ static void live(world *w, uint32_t operations) {
     ck_assert_uint_gt(w->found, w->evaluated / 150); /* beginnings were found again */
 }
 
+#define NONE {-1, 0}
+static const sight full[POOLS] = {{0, 0}, NONE};
+
 START_TEST(any_order) {
-    static const int32_t windows[][POOLS] = {{0, -1}, {0, 40, -1}, {33, 100, -1}, {0, 0, 64}, {-1}};
+    static const sight pools[][POOLS] = {{{0, 0}, NONE}, {{0, 0}, {40, 0}, NONE}, {{33, 0}, {100, 0}, NONE},
+                                         {{0, 0}, {0, 0}, {64, 0}}, {NONE}, {{0, 0}, {40, 70}, NONE},
+                                         {{33, 5}, {100, 64}, {20, 0}}, {{20, 250}, NONE}};
     enum { ROUNDS = T_SLOW ? 500 : 700 };
-    for (size_t i = 0; i < Q_COUNT(windows); i++)
+    for (size_t i = 0; i < Q_COUNT(pools); i++)
         for (int kind = 0; kind < 4; kind++) {
-            if (windows[i][0] < 0 && kind < 2) continue; /* a plan has one or the other */
-            world *w = open_world(windows[i], kind % 2 ? CONTEXT + 100 : 0, kind >= 2, 77 * i + (uint64_t)kind);
+            if (pools[i][0].window < 0 && kind < 2) continue; /* a plan has one or the other */
+            world *w = open_world(pools[i], kind % 2 ? CONTEXT + 100 : 0, kind >= 2, 77 * i + (uint64_t)kind);
             w->fails = true;
             live(w, ROUNDS);
             close_world(w);
@@ -283,7 +304,7 @@ END_TEST
 
 /* A chat goes on: all that was there is found, and a text that was cut is known until its room is needed. */
 START_TEST(a_text_is_found_again) {
-    world *w = open_world((const int32_t[]){0, -1}, 0, false, 1);
+    world *w = open_world(full, 0, false, 1);
     int32_t ids[CONTEXT];
     some_ids(w, ids, CONTEXT);
     add(w, 0, ids, 333);
@@ -303,7 +324,7 @@ START_TEST(a_text_is_found_again) {
 END_TEST
 
 START_TEST(a_fork_takes_no_page) {
-    world *w = open_world((const int32_t[]){0, -1}, 0, false, 2);
+    world *w = open_world(full, 0, false, 2);
     int32_t ids[CONTEXT];
     some_ids(w, ids, CONTEXT);
     add(w, 0, ids, 300);
@@ -321,7 +342,7 @@ END_TEST
 
 /* What no sequence holds makes room, the ends of texts before their beginnings. */
 START_TEST(room_is_made) {
-    world *w = open_world((const int32_t[]){0, -1}, CONTEXT, false, 3);
+    world *w = open_world(full, CONTEXT, false, 3);
     int32_t ids[CONTEXT], other[CONTEXT];
     for (uint32_t i = 0; i < CONTEXT; i++) ids[i] = (int32_t)i, other[i] = (int32_t)(i + 500);
     add(w, 0, ids, 320);
@@ -335,6 +356,65 @@ START_TEST(room_is_made) {
 }
 END_TEST
 
+/* The first tokens stay, whatever a window leaves behind; their pages count once for those who share them, and come
+ * back with a text that is found. */
+START_TEST(sinks_stay) {
+    enum { SINKS = 2, WINDOW = 3 }; /* pages */
+    static const sight pools[POOLS] = {{2 * Q_KV_TOKENS + 1, SINKS * Q_KV_TOKENS - 9}, NONE};
+    world *w = open_world(pools, 0, false, 4);
+    int32_t ids[CONTEXT];
+    for (uint32_t i = 0; i < CONTEXT; i++) ids[i] = (int32_t)i;
+    for (uint32_t n = 0; n < 320; n += 32) add(w, 0, ids + n, 32);
+    const q_kv_book *b = &w->kv.books[0];
+    ck_assert_uint_eq(b->held, SINKS + WINDOW - 1); /* the next token's page is not there yet */
+    ck_assert_uint_eq(w->kv.seqs[0].low[0], 320 / Q_KV_TOKENS - (WINDOW - 1));
+    q_kv_fork(&w->kv, 0, 1);
+    ck_assert_uint_eq(b->held, SINKS + WINDOW - 1);
+    memcpy(w->ids[1], ids, sizeof ids), w->length[1] = 320;
+    add(w, 1, ids + 100, 33); /* its window moves on by a page, its sinks are the other's too */
+    ck_assert_uint_eq(b->held, SINKS + WINDOW - 1 + 2);
+    q_kv_truncate(&w->kv, 0, w->length[0] = 0);
+    q_kv_truncate(&w->kv, 1, w->length[1] = 0);
+    ck_assert_uint_eq(b->held, 0);
+    add(w, 2, ids, 320);
+    ck_assert_uint_eq(w->found, 320);
+    ck_assert_uint_eq(b->held, SINKS + WINDOW - 1);
+    q_kv_truncate(&w->kv, 2, w->length[2] = 40); /* into its sinks, which are still there */
+    ck_assert_uint_eq(w->kv.seqs[2].stored, 40);
+    ck_assert_uint_eq(b->held, 2);
+    add(w, 2, ids + 40, 1);
+    close_world(w);
+}
+END_TEST
+
+/* Sequences that are all as long as the context have room in a pool with a window, which holds far less; they need all
+ * of what they are promised beside what is there for cuts. */
+START_TEST(windows_have_room) {
+    enum { LONG = 4000, N = 3, SINKS = 1000, WINDOW = 64, PIECE = 50 };
+    const uint64_t pages = q_kv_pool_pages(WINDOW, SINKS, N, LONG, 0, PIECE);
+    ck_assert_uint_eq(pages, q_kv_pool_pages(WINDOW, 0, N, LONG, 0, PIECE) + N * 32);
+    ck_assert_uint_eq(q_kv_pool_pages(WINDOW, INT32_MAX, N, LONG, 0, PIECE), N * 125);
+    const q_kv_pool pool = {.window = WINDOW, .sink_tokens = SINKS, .pages = (uint32_t)pages};
+    const q_plan plan = {.kv = &pool, .n_kv = 1, .context = LONG, .seqs = N, .columns = PIECE};
+    void *block = calloc(1, q_kv_bytes(&plan, N));
+    q_kv kv;
+    uint32_t most = 0;
+    q_kv_init(&kv, &plan, N, true, block);
+    for (uint32_t at = 0; at < LONG; at += PIECE)
+        for (uint32_t i = 0; i < N; i++) {
+            uint64_t missing;
+            const uint32_t count = LONG - at;
+            ck_assert(q_kv_room(&kv, &i, NULL, &count, 1, &missing)); /* all that may come yet */
+            for (uint32_t j = at; j < at + PIECE; j++) kv.seqs[i].ids[j] = (int32_t)(j * N + i);
+            ck_assert_msg(q_kv_reserve(&kv, i, PIECE) == LQ_OK, "%s", lq_error_detail());
+            most = Q_MAX(most, kv.books[0].held);
+            q_kv_commit(&kv, i, PIECE);
+        }
+    ck_assert_uint_gt(most, N * 32 + N * 2);
+    free(block);
+}
+END_TEST
+
 static Suite *suite(void) {
     Suite *s = suite_create("kv");
     TCase *t = tcase_create("pages");
@@ -342,6 +422,8 @@ static Suite *suite(void) {
     tcase_add_test(t, a_text_is_found_again);
     tcase_add_test(t, a_fork_takes_no_page);
     tcase_add_test(t, room_is_made);
+    tcase_add_test(t, sinks_stay);
+    tcase_add_test(t, windows_have_room);
     suite_add_tcase(s, t);
     return s;
 }

@@ -16,34 +16,37 @@ enum { CONTEXT = 300, SEQS = 6, VOCAB = 262, SAVED = 1 << 22 };
 
 /* ------------------------------------------------------------------------------------------------ models */
 
-/* The tiny model, and with its tables changed by hand: a window in the second layer, a recurrence over values, both. */
-enum { PLAIN, WINDOW, RECURRENT, BOTH, KINDS };
+/* The tiny model, and with its tables changed by hand: a window in the second layer, windows in both and sinks before
+ * that of the second, a recurrence over values, this and a window. */
+enum { PLAIN, WINDOW, SINKS, RECURRENT, BOTH, KINDS };
 
 static lq_ctx *ctx;
 static lq_model *models[KINDS];
 static q_arch archs[KINDS];
 static q_step steps[KINDS][64];
 static q_layer_table tables[KINDS];
-static double windows[2] = {0, 45};
+static double windows[2] = {0, 45}, both_windows[2] = {45, 45}, sinks[2] = {0, 37};
 
 static void change(lq_model *m, int kind) {
     const q_arch *a = m->binding->arch;
     uint32_t n = 0;
     for (uint32_t i = 0; i < a->layers[0].n; i++) {
         q_step s = a->layers[0].steps[i];
-        if (s.op == Q_OP_KV_PUT && kind != WINDOW) { /* the matrix of values stands in for 64 taps of each channel */
+        if (s.op == Q_OP_KV_PUT && kind >= RECURRENT) { /* the matrix of values stands in for 64 taps of each channel */
             uint32_t v = 0;
             while (!a->weights[v].role || strcmp(a->weights[v].role, "attn_v") != 0) v++;
             steps[kind][n++] = (q_step){.op = Q_OP_CONV, .y = s.z, .x = s.z, .w = (uint8_t)(v + 1)};
         }
         if (s.op == Q_OP_KV_PUT && kind != RECURRENT) s.hp_window = Q_HP_WINDOW;
+        if (s.op == Q_OP_KV_PUT && kind == SINKS) s.hp_sink_tokens = Q_HP_SINK_TOKENS;
         steps[kind][n++] = s;
     }
     tables[kind] = (q_layer_table){steps[kind], n};
     archs[kind] = *a;
     archs[kind].layers = &tables[kind];
     m->binding->arch = &archs[kind];
-    m->binding->hp.per_layer[Q_HP_WINDOW] = windows;
+    m->binding->hp.per_layer[Q_HP_WINDOW] = kind == SINKS ? both_windows : windows;
+    m->binding->hp.per_layer[Q_HP_SINK_TOKENS] = kind == SINKS ? sinks : NULL;
 }
 
 static void setup(void) {
@@ -65,7 +68,7 @@ static void setup(void) {
 }
 static void teardown(void) {
     for (int i = 0; i < KINDS; i++) {
-        models[i]->binding->hp.per_layer[Q_HP_WINDOW] = NULL;
+        models[i]->binding->hp.per_layer[Q_HP_WINDOW] = models[i]->binding->hp.per_layer[Q_HP_SINK_TOKENS] = NULL;
         lq_model_close(models[i]);
     }
     lq_close(ctx);
@@ -448,11 +451,45 @@ START_TEST(any_life_has_the_bits_of_texts_alone) {
 }
 END_TEST
 
+/* Logits behind 120 tokens, with these sinks and windows of the second layer. */
+static void logits_of(double sink_tokens, double window, float *to) {
+    lq_session *s;
+    const float *row;
+    int32_t ids[120];
+    sinks[1] = sink_tokens;
+    both_windows[1] = window;
+    for (int i = 0; i < 120; i++) ids[i] = 3 + i * 7 % 250;
+    ck_assert_msg(lq_session_open(models[SINKS], NULL, &s) == LQ_OK, "%s", lq_error_detail());
+    ck_assert_int_eq(s->plan->n_kv, sink_tokens != 0 || window != 45 ? 2 : 1);
+    ck_assert_int_eq(s->plan->kv[s->plan->n_kv - 1].sink_tokens, window != 0 ? (int)sink_tokens : 0);
+    ck_assert_int_eq(t_decode(s, ids, 120, 119), LQ_OK);
+    ck_assert_int_eq(lq_logits(s, 0, &row), LQ_OK);
+    memcpy(to, row, VOCAB * sizeof *row);
+    lq_session_close(s);
+    sinks[1] = 37;
+    both_windows[1] = 45;
+}
+
+/* A table's sinks make pools of their own and reach attention: as many as there are tokens are a layer without a
+ * window, which has no use for any. */
+START_TEST(sinks_are_seen) {
+    float none[VOCAB], some[VOCAB], all[VOCAB], full[VOCAB];
+    logits_of(0, 45, none);
+    logits_of(4, 45, some);
+    logits_of(CONTEXT, 45, all);
+    logits_of(4, 0, full);
+    ck_assert_mem_ne(some, none, sizeof none);
+    ck_assert_mem_ne(some, all, sizeof all);
+    ck_assert_mem_eq(all, full, sizeof full);
+}
+END_TEST
+
 static Suite *suite(void) {
     Suite *s = suite_create("session life");
     TCase *t = tcase_create("lives");
     tcase_add_checked_fixture(t, setup, teardown);
     tcase_set_timeout(t, 3600);
+    tcase_add_test(t, sinks_are_seen);
     tcase_add_test(t, any_life_has_the_bits_of_texts_alone);
     suite_add_tcase(s, t);
     return s;
