@@ -305,6 +305,7 @@ static void lay_out_attention(q_program *p, carve *c) {
     }
     p->attn_parts = take(c, floats, sizeof *p->attn_parts);
     p->attn_done = take(c, counts, sizeof *p->attn_done);
+    p->attn_counts = counts;
 }
 
 /* Slots, copies and scratch. The tables of p are complete. */

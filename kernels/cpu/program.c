@@ -361,7 +361,10 @@ lq_status q_cpu_run(q_program *p, const q_batch *batch) {
     if (batch->x) border(p, batch, p->slots[1], batch->x, NULL);
     q_pool_run_on(p->pool, threads, run_thread, p);
     p->batch = NULL;
-    if (p->stop != Q_CPU_GOES_ON) return q_fail(LQ_E_CANCELLED, "cancelled: the pass was not finished");
+    if (p->stop != Q_CPU_GOES_ON) { /* attention may have counted blocks of a head whose last nobody took */
+        memset(p->attn_done, 0, (size_t)p->attn_counts * sizeof *p->attn_done);
+        return q_fail(LQ_E_CANCELLED, "cancelled: the pass was not finished");
+    }
     if (batch->y) border(p, batch, p->slots[1], NULL, batch->y);
     return LQ_OK;
 }

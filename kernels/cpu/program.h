@@ -124,7 +124,8 @@ struct q_program {
     q_cpu_thread *own;    /* [threads] */
     uint64_t scratch_bytes; /* of one thread */
     float *attn_parts;    /* of Q_CPU_BLOCKS (attn.h) */
-    uint32_t *attn_done;
+    uint32_t *attn_done;  /* [attn_counts] zero between runs */
+    uint64_t attn_counts;
     /* The run in progress. */
     const q_batch *batch;
     const q_cpu_way *way;
