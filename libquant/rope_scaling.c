@@ -447,7 +447,8 @@ static void tell_shorter(const q_rope *r, uint32_t context, const q_log *log) {
     if (longest > context)
         q_log_write(log, LQ_LOG_WARN,
                     "RoPE scaling of the type '%s' by %g of %g tokens gives contexts up to %u; in a GGUF file, which "
-                    "has its factors and not that number, up to the trained %u",
+                    "has its factors and not that number, up to the trained %u: longer ones need the directory, or a "
+                    "scheme that writes one (gptq-4bit-g128, nf4)",
                     kinds[r->kind], r->factor, r->original, longest, context);
 }
 

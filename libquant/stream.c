@@ -375,7 +375,7 @@ static lq_status segment_bytes(q_stream *s, int32_t first, int32_t last, uint64_
     plan_segment(s, first, last, &g);
     Q_TRY(here->backend->measure(here->device, &g.plan, 0, s->o.threads, &need));
     *bytes = need.host + need.device;
-    if (g.plan.n_kv) *bytes += q_new_bytes(here->backend->alloc_bytes(here->device, g.pool.page_bytes * g.pool.pages));
+    if (g.plan.n_kv) *bytes += q_placed_bytes(&s->model->ctx->placing, g.pool.page_bytes * g.pool.pages);
     return LQ_OK;
 }
 

@@ -35,7 +35,7 @@ static void check_products(const q_cpu_kernel *k, const q_attn_form *form, int32
     if (!kind || !q_kv_form_make(kind, width, &f)) return;
     const int64_t page_bytes = T * f.bytes, kept = Q_MAX((int64_t)width, (int64_t)2 * T);
     uint8_t *keys = malloc((size_t)(2 * page_bytes)), *values = malloc((size_t)(2 * page_bytes));
-    float *a = guarded(rows * kept), *c = guarded(rows * kept), row[128], want;
+    float *a = guarded(rows * kept), *c = guarded(rows * kept), row[256], want;
     for (int64_t j = 0; j < 2 * T; j++) {
         for (int32_t i = 0; i < width; i++) row[i] = t_normal(seed);
         q_ref_kv_put_row(&f, &f, j % T, row, row, keys + j / T * page_bytes, values + j / T * page_bytes);
@@ -89,7 +89,7 @@ START_TEST(attention_products_are_sums_in_order) {
         if (!k->attn || !q_isa_present(k->isa)) continue;
         for (int32_t j = 0; j < k->attn->n_forms; j++)
             for (int64_t rows = 1; rows <= 8; rows++)
-                for (int32_t width = 32; width <= 128; width += 32)
+                for (int32_t width = 16; width <= 256; width += width < 128 ? 16 : 64)
                     check_products(k, &k->attn->forms[j], width, rows, &seed);
     }
 }

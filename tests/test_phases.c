@@ -294,8 +294,8 @@ START_TEST(what_was_cancelled_in_attention_changes_no_later_bit) {
         for (uint32_t threads = 1; threads <= 4; threads++) {
             memset(got, 0, sizeof got);
             evaluate_or_cancel(&m, threads, TOTAL, PROMPT, 1, true, got);
-            ck_assert_msg(memcmp(want, got, TOTAL * VOCAB * sizeof *want) == 0, "shape %d, %u threads: other bits", of[i],
-                          threads);
+            ck_assert_msg(memcmp(want, got, TOTAL * VOCAB * sizeof *want) == 0, "shape %d, %u threads: other bits",
+                          of[i], threads);
         }
         model_close(&m);
     }

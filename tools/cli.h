@@ -240,7 +240,8 @@ typedef struct cli_place {
      .name = "draft",                                                                                                  \
      .value = "MODEL",                                                                                                 \
      .at = offsetof(T, draft),                                                                                         \
-     .help = "let this smaller model of the same vocabulary guess tokens (speculative decoding)",                      \
+     .help = "let this smaller model of the same vocabulary guess tokens (speculative decoding);\n"                    \
+             "where --ngram is given too, what that does not find",                                                    \
      .also = "|draft-model|model-draft|speculative|"}
 #define CLI_OPT_GPU_LAYERS(T)                                                                                          \
     {.type = CLI_UINT,                                                                                                 \

@@ -356,6 +356,7 @@ static int count(state *s, const q_cpu_kernel *k, const q_format *f) {
 }
 
 static const char *format_name(size_t i) { return q_formats[i]->name; }
+static const char *kv_name(size_t i) { return q_kv_kinds[i].format->name; }
 static const char *isa_name(size_t i) { return q_isa_names[i]; }
 
 static int check_names(cli *c, const args *a) {
@@ -365,7 +366,9 @@ static int check_names(cli *c, const args *a) {
         return cli_usage(c, "--format %s: there is no such format; the nearest is %s", a->format,
                          cli_nearest(a->format, format_name, q_format_count()));
     }
-    if (!q_kv_kind_find(a->kv)) return cli_usage(c, "--kv %s: there is no such format", a->kv);
+    if (!q_kv_kind_find(a->kv))
+        return cli_usage(c, "--kv %s: there is no such format; the nearest is %s", a->kv,
+                         cli_nearest(a->kv, kv_name, q_kv_kind_count()));
     if (BENCH_KERNEL_VALUES % a->head || BENCH_KERNEL_VALUES / a->head % a->share)
         return cli_usage(c, "--head-dim %llu --share %llu: %d numbers are no whole number of such heads",
                          (unsigned long long)a->head, (unsigned long long)a->share, BENCH_KERNEL_VALUES);

@@ -244,7 +244,8 @@ static void print_model(const char *path, const lq_model_info *m, const lq_plan_
     printf("KV cache %s in %s, activations %s", cli_bytes(p->kv).s, cli_kv_text(p).s,
            cli_bytes(p->activations).s);
     if (draft->path) printf(" (of both models)");
-    if (p->locked) printf("; %s of it locked", cli_bytes(p->locked).s);
+    if (p->locked)
+        printf("; %s of it locked%s", cli_bytes(p->locked).s, draft->path ? ", without the draft model's weights" : "");
     putchar('\n');
     if (draft->device_bytes) printf("  draft model       %s of the device\n", cli_bytes(draft->device_bytes).s);
     if (p->device[0]) printf("  device            ");
@@ -376,6 +377,7 @@ static int show_model(cli *c, const args *a, lq_model *model, lq_model *draft) {
     if (s == LQ_OK) s = plan_draft(draft, &b);
     if (s != LQ_OK) return cli_fail(c, s, NULL);
     p.total += b.bytes;
+    p.device_total += b.device_bytes;
     size_t n = 0;
     tensor_class *k = classify(model, m.tensors, &n);
     int code = 0;

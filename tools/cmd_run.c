@@ -200,7 +200,9 @@ static void finish_text(cli *c, state *s, lq_step_item *t) {
     if (t->made == 0 || t->made > UINT32_MAX) return;
     o.max_tokens = (uint32_t)t->made;
     t->sampler = &o;
-    if (lq_step(s->session, t, 1) == LQ_OK) (void)take(c, s, t);
+    lq_status status = lq_step(s->session, t, 1);
+    if (status == LQ_E_CANCELLED) status = lq_step(s->session, t, 1); /* a request that came between two steps */
+    if (status == LQ_OK) (void)take(c, s, t);
 }
 
 static int generate(cli *c, state *s) {

@@ -12,6 +12,7 @@
 
 enum {
     CHUNKS = 4,        /* claims that each thread makes of most of a phase: memory is asked anew at each (SPEED.md) */
+    TILES = 8,         /* of attention to a prompt, for each thread, at least: they do not shrink towards the end */
     CHAIN_COLUMNS = 16 /* most columns that are taken through a chain at a time: their slots stay in the cache */
 };
 
@@ -191,7 +192,7 @@ static int64_t units_of(const lane *l, int32_t stage) {
     return t->uses >= 0 ? q_cpu_experts_units(l, t) : q_op_units(t->inst, l->e.batch->n, l->e.batch->n_out);
 }
 
-/* Units of a phase's steps, and the least that a claim takes: tiles of all its products. */
+/* The least that a claim of a phase takes: a tile of any of its products. */
 static int64_t tile_of(const lane *l, const q_cpu_phase *f) {
     int64_t tile = 1;
     for (int32_t i = f->from; i < f->to; i++) {
@@ -251,7 +252,7 @@ static void run_tiles(const lane *l, const q_cpu_phase *f) {
     const q_inst *s = t->inst;
     const int64_t n = l->e.batch->n, kv = q_attn_kv_heads(s, l->e.plan), threads = q_pool_running(l->p->pool);
     const int64_t most = q_attn_columns((int32_t)(s->x.heads / kv));
-    const int64_t columns = threads > 1 ? Q_MIN(div_up(n * kv, threads * CHUNKS), most) : most,
+    const int64_t columns = threads > 1 ? Q_MIN(div_up(n * kv, threads * TILES), most) : most,
                   tiles = div_up(n, columns);
     for (int64_t u, end; claim(l, tiles * kv, 1, &u, &end);) {
         const int64_t c = (tiles - 1 - u % tiles) * columns;

@@ -120,6 +120,13 @@ Q_AVX2_INLINE void block_rows(bool keys, q_attn_blocks f, int R, const q_attn_pr
     if (at < p->width) values_tile(f, R, 2, p, row, at);
 }
 
+Q_AVX2_INLINE void block_product(bool keys, q_attn_blocks f, const q_attn_product *p) {
+    int64_t row = 0;
+    for (; row + 3 <= p->rows; row += 3) block_rows(keys, f, 3, p, row);
+    if (p->rows - row == 2) block_rows(keys, f, 2, p, row);
+    if (p->rows - row == 1) block_rows(keys, f, 1, p, row);
+}
+
 Q_AVX2_INLINE void widen_block_keys(q_attn_blocks f, const uint8_t *page, int64_t width, float *to) {
     for (int64_t k = 0; k < width; k += 32, page += q_attn_block_bytes(f) * Q_KV_TOKENS)
         Q_UNROLL for (int v = 0; v < 4; v++) {
@@ -137,11 +144,4 @@ Q_AVX2_INLINE void widen_block_values(q_attn_blocks f, const uint8_t *from, int6
         Q_UNROLL for (int at = 0; at < 32; at += 8)
             if (i + at < n) _mm256_storeu_ps(to + i + at, value8(f, from, at, d, m));
     }
-}
-
-Q_AVX2_INLINE void block_product(bool keys, q_attn_blocks f, const q_attn_product *p) {
-    int64_t row = 0;
-    for (; row + 3 <= p->rows; row += 3) block_rows(keys, f, 3, p, row);
-    if (p->rows - row == 2) block_rows(keys, f, 2, p, row);
-    if (p->rows - row == 1) block_rows(keys, f, 1, p, row);
 }
