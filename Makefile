@@ -41,7 +41,7 @@ endif
 # damaged files, kernels called by one thread, file calls, kills and devices through drivers, which it does not see into;
 # test_threads, test_cpu, test_engine, test_moe, test_pack, test_quantize and the other cli_* run the same threads.
 ifeq ($(SAN),thread)
-export WITHOUT ?= check_* test_quality test_corrupt test_determinism test_kernels test_products test_steps test_io test_kill* \
+export WITHOUT ?= check_* test_quality test_corrupt test_determinism test_attention test_kernels test_products test_steps test_io test_kill* \
     test_nomem test_backend* test_device test_vulkan cli_bench* cli_calibrate.sh cli_completion.sh cli_device.sh cli_man.sh cli_quantize.sh
 else ifneq (,$(SAN)) # the first compiles the library as one file, which no sanitizer sees; the others compare bits and figures
 # of quality for many minutes, by ways that test_kernels, test_products and test_quantize go

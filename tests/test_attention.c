@@ -46,9 +46,9 @@ static void check_products(const q_cpu_kernel *k, const q_attn_form *form, int32
                         .b_stride = page_bytes / width, .ahead = pages, .ahead_stride = page_bytes / width,
                         .to = width, .width = T, .c = c, .c_stride = T};
     form->keys(&p);
-    for (int64_t r = 0; r < rows; r++)
-        for (int64_t j = 0; j < T; j++) {
-            q_ref_kv_key(&f, keys, j, width, row);
+    for (int64_t j = 0; j < T; j++)
+        for (int64_t r = 0; r < rows; r++) {
+            if (r == 0) q_ref_kv_key(&f, keys, j, width, row);
             want = 0;
             for (int32_t i = 0; i < width; i++) want = fmaf(a[r * width + i], row[i], want);
             NEED_THAT(memcmp(&want, &c[r * T + j], sizeof want) == 0,
@@ -65,13 +65,15 @@ static void check_products(const q_cpu_kernel *k, const q_attn_form *form, int32
                          .ahead = pages, .ahead_stride = f.bytes, .more = more, .from = from, .to = to,
                          .width = width, .c = c, .c_stride = width};
     form->values(&p);
+    for (int64_t i = 0; i < rows * width && !more; i++) before[i] = 0;
+    for (int64_t j = from; j < to; j++) { /* `before` becomes what is wanted */
+        q_ref_kv_value(&f, values + j / T * page_bytes, j % T, width, row);
+        for (int64_t i = 0; i < rows * width; i++)
+            before[i] = fmaf(a[i / width * 2 * T + j], row[i % width], before[i]);
+    }
     for (int64_t r = 0; r < rows; r++)
         for (int32_t i = 0; i < width; i++) {
-            want = more ? before[r * width + i] : 0;
-            for (int64_t j = from; j < to; j++) {
-                q_ref_kv_value(&f, values + j / T * page_bytes, j % T, width, row);
-                want = fmaf(a[r * 2 * T + j], row[i], want);
-            }
+            want = before[r * width + i];
             NEED_THAT(memcmp(&want, &c[r * width + i], sizeof want) == 0,
                       "%s, %s: row %d of %d, values %d to %d, number %d of %d: %.9g, not %.9g", k->name,
                       f.format->name, (int)r, (int)rows, (int)from, (int)to, i, width, (double)c[r * width + i],
