@@ -524,7 +524,8 @@ static bool next_run(const q_inst *s, const q_exec *e, run *r) {
     r->record = record_floats(s, r->rows);
     const int64_t blocks = r->sinks + b->pos[r->c1 - 1] / Q_ATTN_KEYS - r->at + 1;
     r->blocks = blocks <= most_blocks(s, e->plan, r->c1 - r->c0) ? (int32_t)blocks : 1; /* more: positions have gaps */
-    if (b->pos[r->c0] < sinks) r->blocks = 1; /* who reads sinks does not wait for who stores them */
+    /* who reads sinks, with their pages' other keys, does not wait for who stores there */
+    if (b->pos[r->c0] / Q_KV_TOKENS * Q_KV_TOKENS < sinks) r->blocks = 1;
     return true;
 }
 
