@@ -217,16 +217,6 @@ void q_pool_barrier(q_pool *p) {
     wake(p, &p->sleepers, &p->woken);
 }
 
-bool q_pool_claim(q_pool *p, int64_t total, int64_t step, int64_t *begin, int64_t *end) {
-    /* The look before the claim keeps the counter within threads * step of the total. */
-    if (atomic_load_explicit(&p->next, memory_order_relaxed) >= total) return false;
-    const int64_t at = atomic_fetch_add_explicit(&p->next, step, memory_order_relaxed);
-    if (at >= total) return false;
-    *begin = at;
-    *end = Q_MIN(total - at, step) + at;
-    return true;
-}
-
 bool q_pool_claim_some(q_pool *p, int64_t total, int64_t most, int64_t least, int64_t *begin, int64_t *end) {
     int64_t at = atomic_load_explicit(&p->next, memory_order_relaxed), n;
     do {
@@ -237,6 +227,10 @@ bool q_pool_claim_some(q_pool *p, int64_t total, int64_t most, int64_t least, in
     *begin = at;
     *end = at + n;
     return true;
+}
+
+bool q_pool_claim(q_pool *p, int64_t total, int64_t step, int64_t *begin, int64_t *end) {
+    return q_pool_claim_some(p, total, step, step, begin, end);
 }
 
 typedef struct for_job {

@@ -58,6 +58,16 @@ static lq_status fill(const bench *b, size_t i) {
     return s;
 }
 
+/* Tokens one by one behind what a sequence has. */
+static lq_status decode(const bench *b, size_t i, uint32_t sequence, uint32_t tokens) {
+    lq_status s = LQ_OK;
+    for (uint32_t k = 0; k < tokens && s == LQ_OK; k++) {
+        const lq_item item = {.sequence = sequence, .ids = b->ids + k, .count = 1};
+        s = cli_interrupted() ? LQ_E_CANCELLED : lq_decode(b->sessions[i], &item, 1);
+    }
+    return s;
+}
+
 /* From `context` tokens on. */
 static lq_status time_decode(bench *b, size_t i, uint32_t tokens, bench_speed *out) {
     lq_session *session = b->sessions[i];
@@ -65,24 +75,19 @@ static lq_status time_decode(bench *b, size_t i, uint32_t tokens, bench_speed *o
     lq_status s = lq_seq_truncate(session, DEEP, b->o->context);
     if (s == LQ_OK) s = lq_session_stats(session, &before);
     const spent begin = {cli_clock(), cpu_clock()};
-    for (uint32_t k = 0; k < tokens && s == LQ_OK; k++) {
-        s = cli_interrupted() ? LQ_E_CANCELLED : lq_decode(session, &(lq_item){.ids = b->ids + k, .count = 1}, 1);
-    }
+    if (s == LQ_OK) s = decode(b, i, DEEP, tokens);
     if (s == LQ_OK && out) keep(&out->decode, &out->decode_cpu, &b->decode[i], tokens, b->threads, &begin);
     if (s == LQ_OK) s = lq_session_stats(session, &after);
     b->bytes[i] = (double)(after.decode_bytes - before.decode_bytes) / tokens;
     return s;
 }
 
-/* The same from the start, before it. */
+/* From the start, before it. */
 static lq_status time_start(bench *b, size_t i, uint32_t tokens, bench_speed *out) {
     if (b->o->context == 0) return LQ_OK;
     lq_status s = lq_seq_truncate(b->sessions[i], START, 0);
     const double begin = cli_clock();
-    for (uint32_t k = 0; k < tokens && s == LQ_OK; k++) {
-        const lq_item item = {.sequence = START, .ids = b->ids + k, .count = 1};
-        s = cli_interrupted() ? LQ_E_CANCELLED : lq_decode(b->sessions[i], &item, 1);
-    }
+    if (s == LQ_OK) s = decode(b, i, START, tokens);
     if (s == LQ_OK) bench_rate_add(&out->start, tokens / (cli_clock() - begin));
     return s;
 }
