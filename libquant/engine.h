@@ -61,7 +61,6 @@ struct lq_model {
     q_binding *binding;
     q_text *text;
     q_weight *weights;   /* [binding->n_items]; vectors always as float32 */
-    q_rope rope;         /* the binding's */
     void **owned;        /* [n_items] memory behind weights that the file's bytes could not serve; NULL = the file's */
     uint8_t *packed;     /* weights in the processor's own layouts; NULL = none */
     q_packing *packing;  /* what is packed while sessions run, and how far (pack.c); NULL = nothing is */

@@ -292,7 +292,6 @@ static lq_status open_parts(lq_model *m, const char *path, const lq_model_option
     Q_TRY(q_adapters_open(m, o));
     Q_TRY(q_load_as_choose(m, o->load_as));
     Q_TRY(resolve_weights(m, o));
-    m->rope = m->binding->rope;
     m->bytes_per_token = bytes_per_token(m);
     return copy_names(m);
 }
@@ -337,14 +336,15 @@ void q_model_close(lq_model *m) {
 void q_model_info(const lq_model *m, lq_model_info *info) {
     const q_binding *b = m->binding;
     const double *hp = b->hp.v;
+    const q_rope *rope = &b->rope;
     const q_vocab *v = q_text_vocab(m->text);
     *info = (lq_model_info){.layers = (uint32_t)hp[Q_HP_LAYERS], .heads = (uint32_t)hp[Q_HP_HEADS],
                             .heads_kv = (uint32_t)hp[Q_HP_HEADS_KV], .head_dim = (uint32_t)hp[Q_HP_HEAD_K],
                             .embedding = (uint32_t)hp[Q_HP_EMBD], .feed_forward = (uint32_t)hp[Q_HP_FF],
                             .vocabulary = (uint32_t)hp[Q_HP_VOCAB], .context = (uint32_t)hp[Q_HP_CONTEXT],
-                            .rope_scaling = q_rope_name(m->rope.kind),
-                            .rope_factor = m->rope.factor, .rope_original = (uint32_t)m->rope.original,
-                            .longest_context = q_rope_longest(&m->rope, (uint32_t)hp[Q_HP_CONTEXT], false),
+                            .rope_scaling = q_rope_name(rope->kind),
+                            .rope_factor = rope->factor, .rope_original = (uint32_t)rope->original,
+                            .longest_context = q_rope_longest(rope, (uint32_t)hp[Q_HP_CONTEXT], false),
                             .tensors = m->dir->n_tensors, .bos = v->bos, .eos = v->eos, .add_bos = v->add_bos};
     snprintf(info->architecture, sizeof info->architecture, "%s", b->arch->name);
     snprintf(info->container, sizeof info->container, "%s", m->dir->container);
@@ -415,7 +415,7 @@ lq_status q_model_hash(lq_model *m, uint64_t *hash) {
     if (*hash) return LQ_OK;
     const q_directory *d = m->dir;
     uint8_t sample[4096];
-    uint64_t h = q_rope_hash(&m->rope, q_fnv64(m->binding->hp.v, sizeof m->binding->hp.v));
+    uint64_t h = q_rope_hash(&m->binding->rope, q_fnv64(m->binding->hp.v, sizeof m->binding->hp.v));
     for (uint32_t i = 0; i < d->n_tensors; i++) {
         const q_tensor *t = &d->tensors[i];
         h = q_fnv64_mix(h, t->name.p, (size_t)t->name.n);

@@ -37,7 +37,7 @@ lq_status q_session_shape_of(const lq_model *model, const lq_session_options *op
     lq_session_options o;
     q_rope rope;
     Q_TRY(q_struct_in(options, &o, sizeof o, "lq_session_options"));
-    Q_TRY(q_rope_choose(&model->rope, &o, trained_context(model), &rope));
+    Q_TRY(q_rope_choose(&model->binding->rope, &o, trained_context(model), &rope));
     const uint32_t usual = trained_context(model), longest = q_rope_longest(&rope, usual, o.rope_scaling != NULL);
     return q_budget_shape(model, &o, o.rope_scaling ? longest : usual, out);
 }
@@ -60,7 +60,7 @@ lq_status q_session_shape_with(const lq_model *model, const lq_session_options *
                          .max_logits = o->max_logits ? o->max_logits : 1,
                          .threads = o->threads ? o->threads : model->ctx->threads};
     s.threads_prefill = o->threads_prefill ? o->threads_prefill : o->threads ? o->threads : model->ctx->threads_prefill;
-    Q_TRY(q_rope_choose(&model->rope, o, trained_context(model), &s.rope));
+    Q_TRY(q_rope_choose(&model->binding->rope, o, trained_context(model), &s.rope));
     Q_TRY(check_context(model, o, &s));
     const uint32_t threads = Q_MAX(s.threads, s.threads_prefill);
     if (s.context > MAX_CONTEXT || s.batch > MAX_BATCH || threads > MAX_THREADS)

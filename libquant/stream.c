@@ -191,7 +191,7 @@ static lq_status open_parts(q_stream *s) {
     const q_kv_kind *exact = q_kv_kind_find("f32");
     const q_session_shape shape = {.context = s->o.window, .batch = s->o.window, .max_logits = 1, .seqs = 1,
                                    .threads = s->o.threads, .threads_prefill = s->o.threads, .f32_activations = true,
-                                   .kv_k = exact, .kv_v = exact, .rope = s->model->rope};
+                                   .kv_k = exact, .kv_v = exact, .rope = s->model->binding->rope};
     if (s->model->n_places > 1)
         return q_fail(LQ_E_UNSUPPORTED, "a model on %s cannot be calibrated: open it without a device",
                       s->model->places[1].name);

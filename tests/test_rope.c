@@ -320,7 +320,7 @@ START_TEST(a_tensor_of_factors_is_used) {
     while (step->op != Q_OP_ROPE) step++;
     for (int32_t i = 0; i < 8; i++) {
         const float f = step->freqs[i];
-        ck_assert(f == (float)(pow(10000, -i / 8.0) / (double)other->rope.factors[0][i]));
+        ck_assert(f == (float)(pow(10000, -i / 8.0) / (double)other->binding->rope.factors[0][i]));
     }
     lq_session_close(a);
     lq_session_close(b);
@@ -417,8 +417,8 @@ START_TEST(sequences_cross_between_factors) {
     world w = {.seed = 3};
     for (int k = 0; k < 2; k++) { /* a model that has one set alone */
         only[k] = longrope_model();
-        only[k]->rope.kind = Q_ROPE_NONE;
-        only[k]->rope.factors[0] = only[k]->rope.factors[k];
+        only[k]->binding->rope.kind = Q_ROPE_NONE;
+        only[k]->binding->rope.factors[0] = only[k]->binding->rope.factors[k];
         w.alone[k] = session_of(only[k], (lq_session_options){.no_reuse = 1});
     }
     w.s = session_of(m, (lq_session_options){.sequences = SEQS, .max_logits = SEQS, .batch = 40});

@@ -264,7 +264,7 @@ START_TEST(made_tensors_are_written_like_others) {
     ck_assert_msg(lq_quantize(ctx, gguf, again, &o, &r) == LQ_OK, "%s", lq_error_detail());
     factors_are(again, "rope_freqs.weight", want, 1e-6);
     lq_model *a = model_of(dir), *b = model_of(again);
-    for (int i = 0; i < PAIRS; i++) ck_assert(a->rope.factors[0][i] == b->rope.factors[0][i]);
+    for (int i = 0; i < PAIRS; i++) ck_assert(a->binding->rope.factors[0][i] == b->binding->rope.factors[0][i]);
     lq_model_close(b);
 
     r = quantized(dir, other, "int8");
@@ -275,8 +275,8 @@ START_TEST(made_tensors_are_written_like_others) {
     ck_assert_ptr_null(tensor_of(d, "rope_freqs.weight"));
     q_directory_close(d);
     b = model_of(other);
-    ck_assert_int_eq(b->rope.kind, Q_ROPE_LLAMA3);
-    for (int i = 0; i < PAIRS; i++) ck_assert(a->rope.factors[0][i] == b->rope.factors[0][i]);
+    ck_assert_int_eq(b->binding->rope.kind, Q_ROPE_LLAMA3);
+    for (int i = 0; i < PAIRS; i++) ck_assert(a->binding->rope.factors[0][i] == b->binding->rope.factors[0][i]);
     lq_model_close(a);
     lq_model_close(b);
     remove(recipe), remove(again);
@@ -313,9 +313,9 @@ START_TEST(longrope_is_two_tensors) {
 
     /* which set it is matters, on both sides of the limit */
     lq_model *a = model_of(dir), *b = model_of(gguf);
-    const float *swapped = b->rope.factors[0];
-    b->rope.factors[0] = b->rope.factors[1];
-    b->rope.factors[1] = swapped;
+    const float *swapped = b->binding->rope.factors[0];
+    b->binding->rope.factors[0] = b->binding->rope.factors[1];
+    b->binding->rope.factors[1] = swapped;
     compare(a, b, (lq_session_options){.context = CONTEXT}, false);
     lq_model_close(b);
     /* files of Phi-3 do not name the type */
@@ -325,7 +325,7 @@ START_TEST(longrope_is_two_tensors) {
     tiny_add(&t, "rope_factors_short.weight", "f32", PAIRS, 0);
     tiny_write(&t, gguf);
     b = model_of(gguf);
-    ck_assert_int_eq(b->rope.kind, Q_ROPE_LONGROPE);
+    ck_assert_int_eq(b->binding->rope.kind, Q_ROPE_LONGROPE);
     tiny_str(&t, "llama.rope.scaling.type", "longrope");
     tiny_write(&t, other);
     lq_model *c = model_of(other);
